@@ -1,0 +1,42 @@
+# The only place that spells the commands. Every target sets up .venv by itself.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test check format bench models world-quality setup help
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+setup: $(STAMP)  ## Create .venv with the exact versions of constraints.txt
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else f"Python 3.11 or 3.12 is needed, found {sys.version.split()[0]}; set PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[pipeline,dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP)  ## Edit the embedded photographs by text and show the page
+	$(BIN)/styleclip demo
+
+test: $(STAMP)  ## All tests
+	$(BIN)/pytest
+
+check: $(STAMP)  ## Format, lint, types, layer rule
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## Format and fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP)  ## Benchmarks, as ratios measured in one run
+	$(BIN)/python -m benchmarks
+
+models: $(STAMP)  ## Rebuild the embedded models from their seeds (over an hour on 2 cores)
+	$(BIN)/python -m data.world.build
+
+world-quality: $(STAMP)  ## Measure the embedded models and what edits do in their world
+	$(BIN)/python -m data.world.quality

@@ -1,0 +1,44 @@
+"""Edit the images under a prefix by text: the whole chain.
+
+seeds ----> style codes, statistics -> relevance table --+
+prompts ----------------------------------------------> style directions --+
+bucket prefix -> index -> latents ----------------------------------------> edited images,
+                                                                manifest, contact sheet, page
+"""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from flows import steps
+from tasks.settings import Edit, Execution, Inversion, Models, Relevance, Sampling
+
+
+@flow(name="edit-images", task_runner=steps.task_runner(), persist_result=True)
+def edit_images(
+    models: Models,
+    photos: str,
+    out: str,
+    edits: list[Edit],
+    workspace: str = "",
+    sampling: Sampling = Sampling(),
+    relevance: Relevance = Relevance(),
+    inversion: Inversion = Inversion(),
+    execution: Execution = Execution(),
+) -> steps.RunResult:
+    """Edit every image with every edit; what an earlier run finished is found and kept."""
+    place = workspace or f"{out.rstrip('/')}/workspace"
+    hashes, device = steps.begin(models, execution)
+    styles, table, done = steps.table_for(models, hashes, sampling, relevance, place, device)
+    directions = steps.directions(edits, table, models, hashes, place, device)
+    index, inverted, summary = steps.invert(photos, place, models, hashes, inversion, execution, device)
+    done.append(steps.counts(summary))
+    plans, edited = steps.edit(directions, index, inverted, out, place, device)
+    done.append(steps.counts(edited))
+    return steps.RunResult(
+        steps=done,
+        styles=styles,
+        table=table,
+        latents=inverted.folder,
+        report=steps.report(plans, index, done),
+    )

@@ -1,0 +1,25 @@
+"""Invert the images under a prefix.
+
+bucket prefix -> index in shards -> latents (a row per image, with its error if it is broken)
+"""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from flows import steps
+from tasks.settings import Execution, Inversion, Models
+
+
+@flow(name="invert-images", task_runner=steps.task_runner(), persist_result=True)
+def invert_images(
+    models: Models,
+    photos: str,
+    workspace: str,
+    inversion: Inversion = Inversion(),
+    execution: Execution = Execution(),
+) -> steps.RunResult:
+    """Find the latent of every image; a broken image is a row, not a failed run."""
+    hashes, device = steps.begin(models, execution)
+    _, planned, summary = steps.invert(photos, workspace, models, hashes, inversion, execution, device)
+    return steps.RunResult(steps=[steps.counts(summary)], latents=planned.folder)

@@ -1,0 +1,168 @@
+"""The steps that flows are made of: each submits its tasks, waits for all, and says where the result is.
+
+A step is a plain function, so one flow run holds all task runs of a chain, and Retry sees them.
+"""
+
+from __future__ import annotations
+
+from prefect.logging import get_run_logger
+from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import BaseModel, ConfigDict
+
+from tasks import editing, images, inversion, models, relevance, reports, sampling
+from tasks.caching import probe_result_storage
+from tasks.directions import DirectionRef, TableRef, compute_direction
+from tasks.identity import ModelHashes, identify_models
+from tasks.images import ImageIndex
+from tasks.inversion import InversionPlan
+from tasks.progress import ShardResult, StepSummary, gather
+from tasks.relevance import RelevancePlan
+from tasks.reports import ReportRef
+from tasks.sampling import SampledStyles
+from tasks.settings import Edit, Execution, Inversion, Models, Relevance, Sampling, all_variants
+
+
+class StepCounts(BaseModel):
+    """How much of a step this run did."""
+
+    model_config = ConfigDict(frozen=True)
+
+    step: str
+    shards: int
+    computed: int
+    rows: int
+    failed: int
+    seconds: float
+
+
+class RunResult(BaseModel):
+    """What a flow returns: where its results lie and what it did."""
+
+    model_config = ConfigDict(frozen=True)
+
+    steps: list[StepCounts] = []
+    styles: SampledStyles | None = None
+    table: TableRef | None = None
+    latents: str = ""
+    report: ReportRef | None = None
+
+
+def task_runner() -> ThreadPoolTaskRunner:
+    """Return the runner that works on as many shards at once as this machine should."""
+    return ThreadPoolTaskRunner(max_workers=models.worker_count())
+
+
+def begin(chosen: Models, execution: Execution) -> tuple[ModelHashes, str]:
+    """Check result storage, load the networks, and return their hashes and the device."""
+    device = models.pick_device(execution)
+    models.share_cores(device)
+    probe_result_storage()
+    hashes = identify_models(chosen, device)
+    get_run_logger().info("generator %s, CLIP %s, on %s", hashes.generator[:12], hashes.clip[:12], device)
+    return hashes, device
+
+
+def sample(
+    chosen: Models, hashes: ModelHashes, settings: Sampling, workspace: str, device: str
+) -> tuple[SampledStyles, StepSummary[ShardResult]]:
+    """Seeds -> style codes and the statistics of style space."""
+    planned = sampling.plan(hashes.generator, settings, workspace)
+    shared = (planned, chosen.generator, settings)
+    codes = sampling.sample_codes.submit(*shared, device)
+    parts = [
+        sampling.sample_shard.submit(*shared, number, device)
+        for number in range(sampling.shard_count(settings))
+    ]
+    summary = gather("sample-styles", [codes, *parts])
+    uris = [result.uri for result in summary.results[1:]]
+    sampling.merge_statistics(*shared, uris, device)
+    return planned, summary
+
+
+def measure(planned: RelevancePlan, device: str) -> tuple[TableRef, StepSummary[ShardResult]]:
+    """Channel shards -> one relevance table."""
+    layout = models.generator(planned.models.generator, device).layout
+    shards = relevance.shards(layout, planned.settings)
+    futures = [relevance.measure_shard.submit(planned, shard, device) for shard in shards]
+    summary = gather("build-relevance", futures)
+    relevance.merge_relevance(planned, [result.uri for result in summary.results], device)
+    table = TableRef(
+        relevance=planned.table, statistics=planned.styles.statistics, fingerprint=planned.fingerprint
+    )
+    return table, summary
+
+
+def invert(
+    photos: str,
+    workspace: str,
+    chosen: Models,
+    hashes: ModelHashes,
+    settings: Inversion,
+    execution: Execution,
+    device: str,
+) -> tuple[ImageIndex, InversionPlan, StepSummary[ShardResult]]:
+    """A prefix of images -> an index in shards -> latents."""
+    index = images.index_images(photos, workspace, execution.shard_size)
+    planned = inversion.plan(photos, workspace, chosen, hashes, settings)
+    futures = [inversion.invert_shard.submit(planned, shard, device) for shard in index.shards]
+    return index, planned, gather("invert-images", futures)
+
+
+def edit(
+    directions: list[DirectionRef],
+    index: ImageIndex,
+    inverted: InversionPlan,
+    out: str,
+    workspace: str,
+    device: str,
+) -> tuple[list[editing.EditPlan], StepSummary[ShardResult]]:
+    """Latents + style directions -> edited images and their rows."""
+    plans = [editing.plan(out, workspace, direction, inverted) for direction in directions]
+    futures = [editing.edit_shard.submit(plans, shard, device) for shard in index.shards]
+    return plans, gather("edit-images", futures)
+
+
+def directions(
+    edits: list[Edit], table: TableRef, chosen: Models, hashes: ModelHashes, workspace: str, device: str
+) -> list[DirectionRef]:
+    """Prompts -> style directions; a prompt that names no direction stops the run here, at once."""
+    return [
+        compute_direction(variant, table, chosen, hashes, workspace, device)
+        for variant in all_variants(edits)
+    ]
+
+
+def table_for(
+    chosen: Models,
+    hashes: ModelHashes,
+    sampling_settings: Sampling,
+    relevance_settings: Relevance,
+    workspace: str,
+    device: str,
+) -> tuple[SampledStyles, TableRef, list[StepCounts]]:
+    """Style codes, then the relevance table on them."""
+    enough = max(sampling_settings.codes, relevance_settings.samples)
+    settings = sampling_settings.model_copy(update={"codes": enough})
+    styles, sampled = sample(chosen, hashes, settings, workspace, device)
+    planned = relevance.plan(workspace, chosen, hashes, styles, relevance_settings)
+    table, measured = measure(planned, device)
+    return styles, table, [counts(sampled), counts(measured)]
+
+
+def report(plans: list[editing.EditPlan], index: ImageIndex, steps: list[StepCounts]) -> ReportRef:
+    """Rows of all edits -> manifest, contact sheet and page."""
+    written = reports.write_report(plans, index)
+    reports.publish(written, [step.model_dump() for step in steps])
+    return written
+
+
+def counts(summary: StepSummary[ShardResult]) -> StepCounts:
+    """Return a summary without its results."""
+    return StepCounts(
+        step=summary.step,
+        shards=len(summary.results),
+        computed=summary.computed,
+        rows=summary.rows,
+        failed=summary.failed,
+        seconds=summary.seconds,
+    )

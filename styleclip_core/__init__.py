@@ -1,0 +1,18 @@
+"""StyleCLIP as a library: StyleGAN2, CLIP, channel relevance, style directions, inversion.
+
+    G = load_generator("ffhq.safetensors")
+    w_plus = G.map(z, truncation_psi=0.7)
+    image = G.synthesize(G.styles(w_plus))
+
+One letter per axis, everywhere: B batch, L rows of w_plus, N editable style channels, M all style
+channels, C channels of one layer, D width of the CLIP embedding, H W pixels. Images are
+``[B, 3, H, W]`` float32 in -1..1. Knows nothing of Prefect, storage or Parquet.
+"""
+
+from styleclip_core.models.checkpoints import load_generator, save_generator
+from styleclip_core.models.clip import load_clip
+from styleclip_core.models.encoder import load_encoder
+
+__version__ = "0.1.0"
+
+__all__ = ["__version__", "load_clip", "load_encoder", "load_generator", "save_generator"]

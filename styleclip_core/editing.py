@@ -1,0 +1,128 @@
+"""From a text direction to a style direction, and from there to an edited style code.
+
+StyleCLIP's global directions (section 6): channels whose relevance reaches beta take part in
+proportion to it. As in the published code, relevance is divided by the largest one and multiplied
+by the channel's standard deviation. So alpha is in standard deviations of the most relevant channel.
+
+Shapes: N editable style channels, D width of the CLIP embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+
+from styleclip_core.errors import LayoutMismatchError, NoRelevantChannelError
+from styleclip_core.relevance import RelevanceTable
+from styleclip_core.style_space import StyleLayout
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelSelection:
+    """Which channels take part in an edit.
+
+    Attributes:
+        beta: Threshold on |relevance|, 0..1; lower values edit more channels. None to use ``top_k``.
+        top_k: Number of most relevant channels. None to use ``beta``.
+        include: Patterns of layer names that may be edited, e.g. ``("b4.*", "b8.*")``; empty for all.
+        exclude: Patterns of layer names that stay, e.g. ``("b64.*",)`` to leave fine colours alone.
+    """
+
+    beta: float | None = None
+    top_k: int | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.beta is None) == (self.top_k is None):
+            raise ValueError(f"give beta or top_k, one of them; got beta={self.beta}, top_k={self.top_k}")
+        if self.beta is not None and not 0 <= self.beta <= 1:
+            raise ValueError(f"beta is a threshold on |relevance| from 0 to 1, got {self.beta}")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k is a number of channels from 1, got {self.top_k}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StyleDirection:
+    """A direction in style space.
+
+    Attributes:
+        delta: Change of the editable channels at alpha = 1, ``[N]`` float32.
+        relevance: Relevance of all channels, ``[N]`` float32, before selection.
+        channels: Number of channels that take part.
+        layers: Layers they lie in, in the layout's order.
+    """
+
+    delta: Tensor
+    relevance: Tensor
+    channels: int
+    layers: tuple[str, ...]
+
+
+def editable_mask(layout: StyleLayout, include: Sequence[str], exclude: Sequence[str]) -> Tensor:
+    """Return which editable channels the layer patterns allow, ``[N]`` bool.
+
+    Raises:
+        LayoutMismatchError: If a pattern matches no layer: a misspelt mask must not pass for an edit.
+    """
+    names = [layer.name for layer in layout.editable]
+    for pattern in (*include, *exclude):
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise LayoutMismatchError(
+                f"layer pattern {pattern!r} matches no editable layer; there are {', '.join(names)}"
+            )
+    mask = torch.zeros(layout.num_editable, dtype=torch.bool)
+    for name, part in layout.editable_slices.items():
+        wanted = not include or any(fnmatchcase(name, pattern) for pattern in include)
+        mask[part] = wanted and not any(fnmatchcase(name, pattern) for pattern in exclude)
+    return mask
+
+
+def style_direction(
+    table: RelevanceTable, text_direction: Tensor, std: Tensor, selection: ChannelSelection
+) -> StyleDirection:
+    """Turn a text direction into a direction in style space (StyleCLIP, section 6).
+
+    Args:
+        table: CLIP direction of every editable style channel.
+        text_direction: Unit vector from the neutral to the target prompt, ``[D]``.
+        std: Standard deviation of every editable channel, ``[N]``.
+        selection: Which channels take part.
+
+    Returns:
+        The direction; the edit is ``s + alpha * delta``.
+
+    Raises:
+        NoRelevantChannelError: If no channel reaches beta; the message has the nearest beta that works.
+        LayoutMismatchError: If ``std`` or a layer pattern does not fit the table's layout.
+        ValueError: If ``text_direction`` is not ``[D]``.
+    """
+    if std.shape != (table.layout.num_editable,):
+        raise LayoutMismatchError(
+            f"the table has {table.layout.num_editable} channels, their deviations {list(std.shape)}"
+        )
+    relevance = table.relevance(text_direction)
+    allowed = editable_mask(table.layout, selection.include, selection.exclude)
+    size = torch.where(allowed, relevance.abs(), torch.zeros_like(relevance))
+    strongest = size.max().item()
+    if selection.beta is not None:
+        kept = (size >= selection.beta) & (size > 0)
+    else:
+        ranked = size.argsort(descending=True, stable=True)[: selection.top_k]
+        kept = torch.zeros_like(allowed)
+        kept[ranked] = size[ranked] > 0
+    if not kept.any():
+        layer, channel = table.layout.channel_of(int(size.argmax()))
+        wanted = f"beta={selection.beta:g}" if selection.beta is not None else "a relevance above 0"
+        raise NoRelevantChannelError(
+            f"no style channel reaches {wanted}: the largest |relevance| is {strongest:.3f}, at "
+            f"{layer}[{channel}]; give beta <= {strongest:.3f} or prompts that differ more"
+        )
+    delta = torch.where(kept, relevance / strongest * std.to(relevance), torch.zeros_like(relevance))
+    slices = table.layout.editable_slices
+    layers = tuple(name for name, part in slices.items() if kept[part].any())
+    return StyleDirection(delta, relevance, int(kept.sum()), layers)

@@ -1,0 +1,50 @@
+"""Errors a caller can act on.
+
+StyleCLIPError
+├── ArtifactConflictError    two artifacts that do not belong together, or other content in the same place
+├── CheckpointError          a weights file is missing, damaged or of another architecture
+├── ImageError               an input image cannot be used
+│   ├── ImageDecodeError     it is not an image, or its bytes are damaged
+│   └── ImageSizeError       it is too small to be a portrait or too large to be decoded safely
+├── LayoutMismatchError      two style codes or tables do not describe the same generator
+├── NoRelevantChannelError   no style channel reaches the threshold
+└── PromptError              two prompts that name no direction
+
+Wrong arguments (a negative beta, a wrong shape) raise ValueError, as everywhere in Python.
+"""
+
+
+class StyleCLIPError(Exception):
+    """Base class of every error raised by this project."""
+
+
+class ArtifactConflictError(StyleCLIPError):
+    """Two artifacts do not belong together, or other content lies in the same place."""
+
+
+class CheckpointError(StyleCLIPError):
+    """A weights file is missing, damaged or of another architecture."""
+
+
+class ImageError(StyleCLIPError):
+    """An input image cannot be used."""
+
+
+class ImageDecodeError(ImageError):
+    """The bytes are not an image that can be decoded."""
+
+
+class ImageSizeError(ImageError):
+    """The image is too small to be a portrait or too large to be decoded safely."""
+
+
+class LayoutMismatchError(StyleCLIPError):
+    """Two style codes or tables do not describe the same generator."""
+
+
+class NoRelevantChannelError(StyleCLIPError):
+    """No style channel reaches the relevance threshold."""
+
+
+class PromptError(StyleCLIPError):
+    """Two prompts name no direction, because CLIP cannot tell them apart."""

@@ -1,0 +1,109 @@
+"""Image files <-> tensors, and nothing that a hostile file could make of it.
+
+Inside the project images are ``[B, 3, H, W]`` float32 in -1..1; 8-bit pixels exist only here, at
+the boundary. Decoding looks at the declared size before it touches a pixel.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from styleclip_core.errors import ImageDecodeError, ImageSizeError
+
+_SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+_DECODING_ERRORS = (OSError, SyntaxError, ValueError, struct.error, zlib.error, EOFError, IndexError)
+
+
+def to_uint8(image: Tensor) -> np.ndarray:
+    """Round images in -1..1 to pixels, ``[B, H, W, 3]`` uint8; values outside are clamped."""
+    pixels = ((image.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def from_uint8(pixels: np.ndarray) -> Tensor:
+    """Return pixels ``[B, H, W, 3]`` uint8 as images ``[B, 3, H, W]`` in -1..1."""
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def decode_image(data: bytes, *, min_side: int = 16, max_pixels: int = 64_000_000) -> Image.Image:
+    """Decode an image file to upright RGB.
+
+    EXIF orientation is applied, 16-bit grey is scaled to 8 bits, CMYK is converted, transparency
+    is laid over white.
+
+    Args:
+        data: Content of the file.
+        min_side: Smallest side in pixels that makes sense as a photograph.
+        max_pixels: Largest width times height to decode; checked on the declared size.
+
+    Raises:
+        ImageDecodeError: If the bytes are no image, or are truncated or damaged.
+        ImageSizeError: If the image is smaller than ``min_side`` or larger than ``max_pixels``.
+    """
+    if not data:
+        raise ImageDecodeError("the file is empty (0 bytes); upload it again")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            _check_size(image.size, min_side, max_pixels)
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except Image.DecompressionBombError as error:
+        raise ImageSizeError(f"the image is too large to decode safely: {error}") from error
+    except Image.UnidentifiedImageError as error:
+        raise ImageDecodeError(
+            f"not an image in a known format (the file begins with {data[:8]!r})"
+        ) from error
+    except _DECODING_ERRORS as error:
+        raise ImageDecodeError(f"damaged or truncated image: {error}; upload it again") from error
+
+
+def _check_size(size: tuple[int, int], min_side: int, max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise ImageSizeError(
+            f"the image declares {width} x {height} pixels, more than the {max_pixels:,} that are "
+            "decoded; scale it down"
+        )
+    if min(width, height) < min_side:
+        raise ImageSizeError(f"the image is {width} x {height} pixels, smaller than {min_side} on a side")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in _SIXTEEN_BIT:
+        levels = np.asarray(image).astype(np.float64) / 257  # 65535 -> 255
+        return Image.fromarray(levels.round().clip(0, 255).astype(np.uint8), "L").convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def fit_square(image: Image.Image, size: int) -> Tensor:
+    """Crop an RGB image to its central square and scale it, ``[3, size, size]`` in -1..1."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = image.crop((left, top, left + side, top + side))
+    if side != size:
+        square = square.resize((size, size), Image.Resampling.LANCZOS)
+    return from_uint8(np.asarray(square)[None])[0]
+
+
+def encode_png(image: Tensor) -> bytes:
+    """Encode one image ``[3, H, W]`` in -1..1 as PNG; the same image gives the same bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(to_uint8(image[None])[0], "RGB").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def psnr(image: Tensor, target: Tensor) -> Tensor:
+    """Return the peak signal-to-noise ratio in dB of images in -1..1, ``[B]``; infinite if equal."""
+    error = (image.clamp(-1, 1) - target.clamp(-1, 1)).square().mean(dim=(1, 2, 3)) / 4
+    return -10 * torch.log10(error)

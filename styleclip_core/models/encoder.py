@@ -1,0 +1,137 @@
+"""Image -> w_plus in one pass: an encoder that predicts how far an image is from the average latent.
+
+As in e4e (Tov et al. 2021): one code for all rows plus a small offset per row, added to the
+generator's average w. This compact convolutional encoder suits small generators; it is read from
+our own safetensors files.
+
+Shapes: B batch, L rows of w_plus, W w_dim, H side in pixels. Images are in -1..1.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from styleclip_core.errors import CheckpointError
+from styleclip_core.models.checkpoints import file_sha256, read_state, write_state
+from styleclip_core.models.stylegan2 import load_exactly
+
+_FORMAT = "styleclip-encoder-1"
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderConfig:
+    """What fixes the architecture of an encoder.
+
+    Attributes:
+        resolution: Side of the images it reads, a multiple of 16.
+        num_ws: Rows of w_plus it writes.
+        w_dim: Width of w.
+        widths: Channels of its four stages, each of half the side of the one before.
+        hidden: Width of the layer before the heads.
+    """
+
+    resolution: int
+    num_ws: int
+    w_dim: int
+    widths: tuple[int, int, int, int] = (32, 64, 96, 160)
+    hidden: int = 512
+
+
+class Encoder(nn.Module):
+    """Predicts w_plus; weights are random until a state is loaded."""
+
+    latent_avg: Tensor
+    latent_std: Tensor
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.fingerprint = ""
+        stages: list[nn.Module] = []
+        for before, after in zip((3, *config.widths), config.widths, strict=False):
+            stages.append(_conv(before, after, stride=2))
+            if before != 3:
+                stages.append(_conv(after, after, stride=1))
+        self.stages = nn.Sequential(*stages)
+        features = config.widths[-1] * (config.resolution // 16) ** 2
+        self.trunk = nn.Linear(features, config.hidden)
+        self.base = nn.Linear(config.hidden, config.w_dim)
+        self.offsets = nn.Linear(config.hidden, config.num_ws * config.w_dim)
+        self.register_buffer("latent_avg", torch.zeros(config.w_dim))
+        self.register_buffer("latent_std", torch.ones(config.w_dim))
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Predict the latent of images.
+
+        Args:
+            image: ``[B, 3, H, H]`` in -1..1; another size than the encoder's is resized by area.
+
+        Returns:
+            w_plus, ``[B, L, W]``, the average latent included.
+        """
+        side = self.config.resolution
+        if image.shape[-2:] != (side, side):
+            image = F.interpolate(image, size=(side, side), mode="area")
+        features = self.trunk(self.stages(image).flatten(1)).relu()
+        offsets = self.offsets(features).view(-1, self.config.num_ws, self.config.w_dim)
+        return self.latent_avg + self.latent_std * (self.base(features)[:, None] + offsets)
+
+    forward = encode
+
+    @classmethod
+    def from_state(cls, config: EncoderConfig, state: dict[str, Tensor]) -> Self:
+        """Build an encoder in evaluation mode.
+
+        Raises:
+            CheckpointError: If a tensor is missing, left over or of another shape.
+        """
+        encoder = cls(config)
+        load_exactly(encoder, {name: _widen(tensor) for name, tensor in state.items()}, what="encoder")
+        return encoder.eval().requires_grad_(False)
+
+
+def load_encoder(path: str | Path, device: str | torch.device = "cpu") -> Encoder:
+    """Read an encoder from our safetensors file.
+
+    Args:
+        path: The file.
+        device: Where its weights go.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged or not an encoder.
+    """
+    state, metadata = read_state(path)
+    if metadata.get("format") != _FORMAT:
+        raise CheckpointError(
+            f"{path} is not an encoder of this project (format {metadata.get('format')!r}, "
+            f"expected {_FORMAT!r}); give the file that the encoder's training wrote"
+        )
+    settings = json.loads(metadata["config"])
+    settings["widths"] = tuple(settings["widths"])
+    encoder = Encoder.from_state(EncoderConfig(**settings), state)
+    encoder.fingerprint = file_sha256(path)
+    return encoder.to(device)
+
+
+def save_encoder(encoder: Encoder, path: str | Path) -> None:
+    """Write an encoder as safetensors, its weights in float16."""
+    state = {
+        name: tensor.half() if tensor.is_floating_point() else tensor
+        for name, tensor in encoder.state_dict().items()
+    }
+    write_state(path, state, {"format": _FORMAT, "config": json.dumps(asdict(encoder.config))})
+
+
+def _conv(before: int, after: int, *, stride: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU())
+
+
+def _widen(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor

@@ -1,0 +1,284 @@
+"""Per-channel CLIP relevance: which style channels move an image along a text direction.
+
+The global-direction method of StyleCLIP (Patashnik et al. 2021, section 6). Each style channel is
+moved up and down on a set of style codes; the mean of the unit changes of the CLIP image embedding
+is that channel's direction. The table of all directions depends on the generator and on CLIP,
+never on a prompt, so it is measured once and serves every edit.
+
+What a row stores are sufficient statistics: how many codes showed a change, and the mean direction,
+not renormalized. Two tables over disjoint codes merge into the table over their union, and the
+length of the mean, 0..1, says how much the codes agree. Every channel starts from untouched codes;
+the published script lets visited channels stay at their mean, which is not copied here.
+
+Shapes: B style codes, C channels of a layer, N editable channels, D width of the CLIP embedding.
+This module knows nothing of prompts: a text direction is a unit vector here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from styleclip_core.errors import ArtifactConflictError, LayoutMismatchError
+from styleclip_core.models.stylegan2 import Generator
+from styleclip_core.style_space import StyleCode, StyleLayout
+
+Centre = Literal["sample", "mean"]
+Precision = Literal["float32", "bfloat16", "float16"]
+EmbedImages = Callable[[Tensor], Tensor]
+_INVISIBLE = 1e-6  # a change of the unit embedding below this length has no direction
+
+
+@dataclass(frozen=True, slots=True)
+class RelevanceSettings:
+    """How a channel is moved.
+
+    Attributes:
+        strength: Size of the move in standard deviations of the channel (5 in the paper).
+        centre: ``"sample"`` moves around the code's own value (the paper), ``"mean"`` around the
+            channel's mean (the published script).
+        precision: Number format of the networks; statistics are float64 always.
+        batch_size: Images synthesized at once.
+    """
+
+    strength: float = 5.0
+    centre: Centre = "sample"
+    precision: Precision = "float32"
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        if not self.strength > 0:
+            raise ValueError(f"strength must be a positive number of deviations, got {self.strength}")
+        if self.batch_size < 2 or self.batch_size % 2:
+            raise ValueError(f"batch_size must be an even number from 2, got {self.batch_size}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChannelDirections:
+    """Measured directions of some channels of one layer.
+
+    Attributes:
+        layer: Name of the style layer.
+        channels: Channel numbers within the layer, ``[C]`` int64.
+        n: Codes that showed a change, ``[C]`` int64.
+        direction: Mean unit change of the embedding, ``[C, D]`` float32; zero where ``n`` is 0.
+    """
+
+    layer: str
+    channels: Tensor
+    n: Tensor
+    direction: Tensor
+
+
+@torch.no_grad()
+def measure_channels(
+    generator: Generator,
+    embed_images: EmbedImages,
+    codes: StyleCode,
+    *,
+    layer: str,
+    channels: Iterable[int],
+    mean: Tensor,
+    std: Tensor,
+    settings: RelevanceSettings,
+) -> ChannelDirections:
+    """Measure the CLIP directions of channels of one layer (StyleCLIP, section 6.1).
+
+    The network below the layer runs once per code; only what follows runs for every move.
+
+    Args:
+        generator: Draws the images.
+        embed_images: Images ``[b, 3, H, H]`` in -1..1 -> unit embeddings ``[b, D]``.
+        codes: B style codes, left unchanged.
+        layer: Name of an editable layer.
+        channels: Channels of that layer.
+        mean: Mean of the layer's channels over many codes, ``[C of the layer]``.
+        std: Their standard deviation, ``[C of the layer]``.
+        settings: How the channels are moved.
+
+    Returns:
+        One row per channel, in the order given.
+
+    Raises:
+        LayoutMismatchError: If the layer does not exist, is a toRGB layer, or has fewer channels.
+    """
+    wanted = list(channels)
+    chosen = torch.as_tensor(wanted, dtype=torch.int64)
+    _check_layer(generator, layer, chosen, mean, std)
+    position = [each.name for each in generator.layout.layers].index(layer)
+    device_type = generator.device.type
+    dtype = getattr(torch, settings.precision)
+    with torch.autocast(device_type, dtype, enabled=settings.precision != "float32"):
+        below = generator.advance(generator.begin(codes.batch_size), codes, position)
+        directions = _Accumulator(len(chosen))
+        row, code = (grid.flatten() for grid in torch.meshgrid(
+            torch.arange(len(chosen)), torch.arange(codes.batch_size), indexing="ij"))  # fmt: skip
+        for rows, picked in zip(
+            row.split(settings.batch_size // 2), code.split(settings.batch_size // 2), strict=True
+        ):
+            twice = torch.cat([picked, picked])
+            moved = _moved(codes, layer, chosen[rows], picked, mean, std, settings)
+            styles = codes.select(twice).replace(layer, moved)
+            images = generator.resume(below.select(twice), styles)
+            directions.add(rows, embed_images(images).float())
+    return ChannelDirections(layer, chosen, directions.n, directions.mean().float())
+
+
+def _check_layer(generator: Generator, layer: str, chosen: Tensor, mean: Tensor, std: Tensor) -> None:
+    found = generator.layout.layer(layer)
+    if found.is_torgb:
+        raise LayoutMismatchError(f"{layer} is a toRGB layer: its channels have no relevance")
+    if mean.shape != (found.channels,) or std.shape != (found.channels,):
+        raise LayoutMismatchError(
+            f"{layer} has {found.channels} channels, but mean is {list(mean.shape)} and std {list(std.shape)}"
+        )
+    if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < found.channels:
+        raise LayoutMismatchError(
+            f"{layer} has channels 0..{found.channels - 1}, asked for {int(chosen.min())}..{int(chosen.max())}"
+        )
+
+
+def _moved(
+    codes: StyleCode,
+    layer: str,
+    channel: Tensor,
+    code: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    settings: RelevanceSettings,
+) -> Tensor:
+    """Return the layer's style for every (channel, code) moved up, then down, ``[2b, C]``."""
+    style = codes[layer][code]
+    at = torch.arange(len(code))
+    centre = style[at, channel] if settings.centre == "sample" else mean[channel]
+    step = settings.strength * std[channel]
+    up, down = style.clone(), style.clone()
+    up[at, channel], down[at, channel] = centre + step, centre - step
+    return torch.cat([up, down])
+
+
+class _Accumulator:
+    """Sums unit differences per row in float64."""
+
+    def __init__(self, rows: int) -> None:
+        self.n = torch.zeros(rows, dtype=torch.int64)
+        self.total: Tensor | None = None
+
+    def add(self, rows: Tensor, embeddings: Tensor) -> None:
+        """Add embeddings ``[2b, D]``: the moved-up half, then the moved-down half."""
+        up, down = embeddings.cpu().double().chunk(2)
+        difference = up - down
+        length = difference.norm(dim=1)
+        visible = length > _INVISIBLE
+        unit = difference[visible] / length[visible, None]
+        if self.total is None:
+            self.total = torch.zeros(len(self.n), embeddings.shape[1], dtype=torch.float64)
+        self.total.index_add_(0, rows[visible], unit)
+        self.n.index_add_(0, rows[visible], torch.ones(int(visible.sum()), dtype=torch.int64))
+
+    def mean(self) -> Tensor:
+        """Return the mean per row, zero where nothing was seen."""
+        if self.total is None:
+            return torch.zeros(len(self.n), 0, dtype=torch.float64)
+        return self.total / self.n.clamp(min=1)[:, None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RelevanceTable:
+    """CLIP directions of all editable style channels of one generator.
+
+    Attributes:
+        layout: Names the N channels, in the order of the rows.
+        n: Codes behind each row, ``[N]`` int64; 0 marks a channel that CLIP cannot see.
+        direction: Mean unit change of the CLIP embedding, ``[N, D]`` float32, not renormalized.
+    """
+
+    layout: StyleLayout
+    n: Tensor
+    direction: Tensor
+
+    def __post_init__(self) -> None:
+        rows = self.layout.num_editable
+        if self.direction.ndim != 2 or len(self.direction) != rows or self.n.shape != (rows,):
+            raise LayoutMismatchError(
+                f"the layout has {rows} editable style channels, but direction is "
+                f"{list(self.direction.shape)} and n is {list(self.n.shape)}"
+            )
+
+    @property
+    def consistency(self) -> Tensor:
+        """Return how much the codes agree, ``[N]`` in 0..1: the length of the mean direction."""
+        return self.direction.norm(dim=1).clamp(max=1)
+
+    @property
+    def standard_error(self) -> Tensor:
+        """Return the standard error of the mean direction, ``[N]``; infinite below two codes.
+
+        The changes are unit vectors, so their variance around the mean is 1 - |mean|^2.
+        """
+        return standard_error(self.consistency, self.n)
+
+    def relevance(self, text_direction: Tensor) -> Tensor:
+        """Return cos(D_c, text direction) of every channel, ``[N]``; 0 for invisible channels.
+
+        Raises:
+            ValueError: If ``text_direction`` is not ``[D]``.
+        """
+        if text_direction.shape != self.direction.shape[1:]:
+            raise ValueError(
+                f"the table's CLIP embedding is {self.direction.shape[1]} wide, the text direction "
+                f"{list(text_direction.shape)}; use the CLIP that the table was built with"
+            )
+        usable = (self.n > 0) & self.direction.isfinite().all(dim=1)
+        unit = F.normalize(self.direction.nan_to_num(), dim=1)
+        return torch.where(usable, unit @ text_direction.to(unit), torch.zeros_like(unit[:, 0]))
+
+    def merge(self, other: RelevanceTable) -> RelevanceTable:
+        """Return the table over both sets of codes, which must be disjoint.
+
+        Raises:
+            ArtifactConflictError: If the tables describe other channels or another CLIP.
+        """
+        if other.layout != self.layout or other.direction.shape != self.direction.shape:
+            raise ArtifactConflictError(
+                f"tables of {len(self.direction)} x {self.direction.shape[1]} and "
+                f"{len(other.direction)} x {other.direction.shape[1]} do not describe the same models"
+            )
+        n = self.n + other.n
+        total = self.direction.double() * self.n[:, None] + other.direction.double() * other.n[:, None]
+        return RelevanceTable(self.layout, n, (total / n.clamp(min=1)[:, None]).float())
+
+    @classmethod
+    def from_parts(cls, layout: StyleLayout, parts: Iterable[ChannelDirections]) -> RelevanceTable:
+        """Assemble a table from measured channels; those not measured stay invisible (n = 0).
+
+        Raises:
+            ArtifactConflictError: If there is no part, or a channel comes twice.
+        """
+        measured = list(parts)
+        if not measured:
+            raise ArtifactConflictError("no measured channels to assemble; build the parts first")
+        width = max(part.direction.shape[1] for part in measured)
+        n = torch.zeros(layout.num_editable, dtype=torch.int64)
+        direction = torch.zeros(layout.num_editable, width)
+        seen = torch.zeros(layout.num_editable, dtype=torch.bool)
+        for part in measured:
+            rows = part.channels + layout.editable_slices[layout.layer(part.layer).name].start
+            if seen[rows].any():
+                raise ArtifactConflictError(f"channels of {part.layer} are in two parts of one table")
+            seen[rows] = True
+            n[rows] = part.n
+            if part.direction.shape[1]:
+                direction[rows] = part.direction
+        return cls(layout, n, direction)
+
+
+def standard_error(consistency: Tensor, n: Tensor) -> Tensor:
+    """Return sqrt((1 - consistency^2) / (n - 1)), infinite below two codes."""
+    variance = (1 - consistency.square()).clamp(min=0) / (n - 1).clamp(min=1)
+    return torch.where(n > 1, variance.sqrt(), torch.full_like(variance, torch.inf))

@@ -1,0 +1,178 @@
+"""Artifacts: Parquet tables that say what made them, named by a hash of it, written once.
+
+A fingerprint is a hash over a step's name and version, its parameters and the fingerprints of its
+inputs. It names the artifact's folder: same inputs, same place. What lies there is complete, and is
+never replaced by other content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from styleclip_core.errors import ArtifactConflictError, StyleCLIPError
+from tasks.storage import exists, join, read_bytes, write_bytes_atomic
+
+_METADATA = b"styleclip.provenance"
+_ROW_GROUP = 16_384
+
+
+class DamagedArtifactError(StyleCLIPError):
+    """A file is no artifact of this project, or its bytes are damaged."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What made a table; stored in the file's metadata.
+
+    Attributes:
+        kind: What a row is about, e.g. ``"relevance"``.
+        fingerprint: Name of the inputs and settings.
+        step: Step that made it.
+        version: Version of the step's meaning.
+        parameters: Settings, as JSON values.
+        inputs: Fingerprints or URIs of what went in.
+        generator: Content hash of the generator, if one took part.
+        clip: Content hash of the CLIP, if one took part.
+        code_version: Version of this package.
+    """
+
+    kind: str
+    fingerprint: str
+    step: str
+    version: str
+    parameters: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    generator: str
+    clip: str
+    code_version: str
+
+
+def fingerprint(step: str, version: str, parameters: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """Return the name of a step's result, 32 hex digits.
+
+    Raises:
+        ValueError: If a parameter is no JSON value, or not a finite number.
+    """
+    content = {"step": step, "version": version, "parameters": parameters, "inputs": inputs}
+    return hashlib.sha256(_canonical(content).encode()).hexdigest()[:32]
+
+
+def _canonical(value: object) -> str:
+    _check_json(value, "parameters")
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _check_json(value: object, where: str) -> None:
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            if not isinstance(name, str):
+                raise ValueError(f"{where} has a key that is no text: {name!r}")
+            _check_json(item, f"{where}.{name}")
+    elif isinstance(value, (list, tuple)):
+        for number, item in enumerate(value):
+            _check_json(item, f"{where}[{number}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} is {value}; a fingerprint needs finite numbers")
+    elif not isinstance(value, (str, int, float, bool, type(None))):
+        raise ValueError(f"{where} is a {type(value).__name__}; a fingerprint needs JSON values")
+
+
+def artifact_uri(workspace: str, kind: str, print_: str) -> str:
+    """Return the folder of an artifact."""
+    return join(workspace, kind, print_)
+
+
+def part_name(number: int, total: int) -> str:
+    """Return the file name of one part, e.g. ``part-00012-of-00096.parquet``."""
+    return f"part-{number:05d}-of-{total:05d}.parquet"
+
+
+def is_complete(uri: str) -> bool:
+    """Return whether an artifact is there; it is complete or absent."""
+    return exists(uri)
+
+
+def write_table(uri: str, table: pa.Table, provenance: Provenance) -> None:
+    """Write a table once.
+
+    Args:
+        uri: Where to.
+        table: Typed columns, rows sorted by their key.
+        provenance: What made it.
+
+    Raises:
+        ArtifactConflictError: If other content lies there already.
+        StorageError: If it cannot be written.
+    """
+    metadata = {_METADATA: json.dumps(asdict(provenance), sort_keys=True).encode()}
+    buffer = io.BytesIO()
+    pq.write_table(
+        table.replace_schema_metadata(metadata), buffer, compression="zstd", row_group_size=_ROW_GROUP
+    )
+    data = buffer.getvalue()
+    if exists(uri):
+        if read_bytes(uri) == data:
+            return
+        raise ArtifactConflictError(
+            f"{uri} exists with other content, though the same step with the same inputs made it "
+            f"({provenance.step} {provenance.version}); delete it if its code has changed, or raise the version"
+        )
+    write_bytes_atomic(uri, data)
+
+
+def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a table, or some of its columns.
+
+    Raises:
+        DamagedArtifactError: If the file is truncated, damaged, or lacks a column.
+        StorageError: If it cannot be read.
+    """
+    return _parquet(uri).read(columns=list(columns) if columns else None).replace_schema_metadata(None)
+
+
+def read_provenance(uri: str) -> Provenance:
+    """Read what made a table.
+
+    Raises:
+        DamagedArtifactError: If the file is no artifact of this project.
+    """
+    metadata = _parquet(uri).schema_arrow.metadata or {}
+    try:
+        return Provenance(**json.loads(metadata[_METADATA]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedArtifactError(
+            f"{uri} does not say what made it ({error}); give a table that this project wrote"
+        ) from error
+
+
+def _parquet(uri: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(io.BytesIO(read_bytes(uri)))
+    except pa.ArrowException as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DamagedArtifactError(
+            f"{uri} is no readable Parquet file ({reason}); delete it, and the next run makes it again"
+        ) from error
+
+
+def vector_column(matrix: np.ndarray) -> pa.FixedSizeListArray:
+    """Return rows ``[n, d]`` as a column of d-vectors of float32."""
+    flat = np.ascontiguousarray(matrix, dtype=np.float32).reshape(-1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat), matrix.shape[1])
+
+
+def to_matrix(table: pa.Table, name: str) -> np.ndarray:
+    """Return a column of vectors as ``[n, d]`` float32; it must have no nulls."""
+    column = table[name].combine_chunks()
+    width = column.type.list_size
+    return np.asarray(column.flatten().to_numpy(), dtype=np.float32).reshape(len(table), width)

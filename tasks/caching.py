@@ -1,0 +1,72 @@
+"""What makes Retry in the Prefect UI re-run only what failed.
+
+On a retry the flow's code runs again and every task looks for its own result. Prefect's default key
+holds the task's source and the flow run, so a bug fix or a retried subflow would redo everything;
+and a key without the task's name lets two tasks with equal arguments take each other's results.
+Ours is the root flow run, the task's name and a hash of its inputs.
+
+Results are references of a few hundred bytes. Where they are stored is Prefect's own setting
+(``PREFECT_DEFAULT_RESULT_STORAGE_BLOCK``, a local folder if it is not set).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from prefect import runtime, task
+from prefect.cache_policies import INPUTS, CachePolicy
+from prefect.context import TaskRunContext
+
+from styleclip_core.errors import StyleCLIPError
+
+
+class ResultStorageError(StyleCLIPError):
+    """Prefect cannot keep task results, so Retry would run everything again."""
+
+
+@lru_cache(maxsize=256)
+def _root_run(flow_run_id: str) -> str:  # a few API calls inside a subflow, the same every time
+    return str(runtime.flow_run.root_flow_run_id or flow_run_id)
+
+
+@dataclass
+class PerRun(CachePolicy):
+    """Key of a task's result within one root flow run: survives code edits and retried subflows."""
+
+    def compute_key(
+        self,
+        task_ctx: TaskRunContext,
+        inputs: dict[str, Any],
+        flow_parameters: dict[str, Any],
+        **kwargs: Any,  # noqa: ANN401 - Prefect's signature
+    ) -> str | None:
+        """Return ``<root run>/<task>/<hash of the inputs>``."""
+        run = task_ctx.task_run.flow_run_id
+        root = _root_run(str(run)) if run else str(task_ctx.task_run.id)
+        digest = INPUTS.compute_key(task_ctx, inputs, flow_parameters, **kwargs) or "no-inputs"
+        return f"styleclip/{root}/{task_ctx.task.name}/{digest}"
+
+
+PER_RUN = PerRun()
+
+
+@task(name="probe-result-storage", cache_policy=PER_RUN, persist_result=True)
+def probe_result_storage() -> str:
+    """Write and read one record where results go, so that a bad place fails the run at once."""
+    from prefect.results import get_result_store
+
+    store = get_result_store()
+    key = f"styleclip/probe/{runtime.task_run.id}"
+    try:
+        store.write("probe", key=key)
+        found = store.read(key).result
+    except Exception as error:
+        raise ResultStorageError(
+            f"result storage {type(store.result_storage).__name__} does not work: {error}; "
+            "check PREFECT_DEFAULT_RESULT_STORAGE_BLOCK, the bucket and its credentials"
+        ) from error
+    if found != "probe":
+        raise ResultStorageError("result storage returned another record than was written; check its bucket")
+    return "ok"

@@ -1,0 +1,126 @@
+"""Text prompts -> style directions, one small artifact for each edit variant."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import pyarrow as pa
+import torch
+from prefect import task
+from pydantic import BaseModel, ConfigDict
+
+import styleclip_core
+from styleclip_core.editing import style_direction
+from styleclip_core.prompts import TextDirection, embed_prompt, text_direction
+from tasks import models
+from tasks.artifacts import (
+    Provenance,
+    artifact_uri,
+    fingerprint,
+    is_complete,
+    read_provenance,
+    read_table,
+    vector_column,
+    write_table,
+)
+from tasks.caching import PER_RUN
+from tasks.identity import ModelHashes
+from tasks.relevance import read_relevance
+from tasks.sampling import read_statistics
+from tasks.settings import EditVariant, Models
+from tasks.storage import join
+
+STEP, VERSION = "style-direction", "1"
+ALPHA_UNIT = "standard deviations of the most relevant channel"
+
+
+class DirectionRef(BaseModel):
+    """A computed style direction and what it says of itself."""
+
+    model_config = ConfigDict(frozen=True)
+
+    variant: EditVariant
+    uri: str
+    fingerprint: str
+    channels: int
+    layers: list[str]
+    text_norm: float
+
+
+class TableRef(BaseModel):
+    """A relevance table with the statistics it goes with."""
+
+    model_config = ConfigDict(frozen=True)
+
+    relevance: str
+    statistics: str
+    fingerprint: str
+
+
+@task(
+    name="style-direction",
+    task_run_name="direction-{variant.label}",
+    cache_policy=PER_RUN,
+    persist_result=True,
+)
+def compute_direction(
+    variant: EditVariant, table: TableRef, chosen: Models, hashes: ModelHashes, workspace: str, device: str
+) -> DirectionRef:
+    """Compute the style direction of one edit variant, or find it done."""
+    parameters = variant.model_dump(exclude={"name", "alpha"})
+    inputs = {"relevance": table.fingerprint, "clip": hashes.clip, "generator": hashes.generator}
+    print_ = fingerprint(STEP, VERSION, parameters, inputs)
+    uri = join(artifact_uri(workspace, "directions", print_), "direction.parquet")
+    if not is_complete(uri):
+        layout = models.generator(chosen.generator, device).layout
+        relevance = read_relevance(table.relevance, layout, hashes)
+        statistics = read_statistics(table.statistics)
+        editable = torch.cat([
+            torch.full((layer.channels,), not layer.is_torgb) for layer in layout.layers
+        ])  # fmt: skip
+        text = _text(chosen.clip, variant.neutral, variant.target, variant.templates, device)
+        found = style_direction(
+            relevance, text.direction.cpu(), statistics.std[editable].float(), variant.selection()
+        )
+        provenance = Provenance(
+            kind="style-direction", fingerprint=print_, step=STEP, version=VERSION,
+            parameters={
+                **parameters, "alpha_unit": ALPHA_UNIT, "channels": found.channels,
+                "layers": list(found.layers), "text_norm": text.norm,
+            },
+            inputs=inputs, generator=hashes.generator, clip=hashes.clip,
+            code_version=styleclip_core.__version__,
+        )  # fmt: skip
+        columns = pa.table({
+            "delta": vector_column(found.delta[None].numpy()),
+            "relevance": vector_column(found.relevance[None].numpy()),
+            "text_direction": vector_column(text.direction[None].cpu().numpy()),
+        })  # fmt: skip
+        write_table(uri, columns, provenance)
+    made = read_provenance(uri).parameters
+    return DirectionRef(
+        variant=variant,
+        uri=uri,
+        fingerprint=print_,
+        channels=made["channels"],
+        layers=made["layers"],
+        text_norm=made["text_norm"],
+    )
+
+
+@lru_cache(maxsize=256)
+def _text(clip: str, neutral: str, target: str, templates: str, device: str) -> TextDirection:
+    return text_direction(models.clip(clip, device), neutral=neutral, target=target, templates=templates)
+
+
+@lru_cache(maxsize=256)
+def target_embedding(clip: str, target: str, templates: str, device: str) -> torch.Tensor:
+    """Return the unit embedding of a target prompt, ``[D]``."""
+    return embed_prompt(models.clip(clip, device), target, templates)
+
+
+@lru_cache(maxsize=256)
+def read_direction(uri: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ``delta`` ``[N]`` and the text direction ``[D]`` of a stored direction."""
+    table = read_table(uri, columns=["delta", "text_direction"])
+    return tuple(torch.tensor(table[name][0].as_py()) for name in ("delta", "text_direction"))  # type: ignore[return-value]

@@ -1,0 +1,31 @@
+"""Which networks a run uses, by the hash of their content."""
+
+from __future__ import annotations
+
+from prefect import task
+from pydantic import BaseModel, ConfigDict
+
+from tasks import models
+from tasks.caching import PER_RUN
+from tasks.settings import Models
+
+
+class ModelHashes(BaseModel):
+    """Content hashes of the networks; an encoder that is not used has none."""
+
+    model_config = ConfigDict(frozen=True)
+
+    generator: str
+    clip: str
+    encoder: str = ""
+
+
+@task(name="identify-models", cache_policy=PER_RUN, persist_result=True)
+def identify_models(chosen: Models, device: str) -> ModelHashes:
+    """Load the networks once and return the hashes that artifacts are named by."""
+    encoder = models.encoder(chosen.encoder, device).fingerprint if chosen.encoder else ""
+    return ModelHashes(
+        generator=models.generator(chosen.generator, device).fingerprint,
+        clip=models.clip(chosen.clip, device).fingerprint,
+        encoder=encoder,
+    )

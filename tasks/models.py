@@ -1,0 +1,100 @@
+"""Networks, loaded once per worker process and kept.
+
+Weights may lie on any file system; remote ones are copied once into a local cache, under the hash
+of their content's location and version. Several tasks of one process share a network: inference
+does not change it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from styleclip_core import load_clip, load_encoder, load_generator
+from styleclip_core.errors import CheckpointError
+from styleclip_core.models.clip import ClipModel
+from styleclip_core.models.encoder import Encoder
+from styleclip_core.models.stylegan2 import Generator
+from tasks.settings import Execution, SettingsError
+from tasks.storage import copy_to_local, is_local, local_path, version
+
+_T = TypeVar("_T")
+_lock = threading.Lock()
+_loaded: dict[tuple[str, str, str], object] = {}
+
+
+def pick_device(execution: Execution) -> str:
+    """Return ``"cuda"`` or ``"cpu"``."""
+    if execution.device != "auto":
+        return execution.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def worker_count() -> int:
+    """Return how many shards this machine works on at once: ``STYLECLIP_WORKERS``, or one per core.
+
+    With a GPU it is one, as shards share it.
+
+    Raises:
+        SettingsError: If the variable is not a number from 1.
+    """
+    wanted = os.environ.get("STYLECLIP_WORKERS", "")
+    if wanted:
+        if not wanted.isdecimal() or int(wanted) < 1:
+            raise SettingsError(f"STYLECLIP_WORKERS must be a number from 1, got {wanted!r}")
+        return int(wanted)
+    return 1 if torch.cuda.is_available() else os.cpu_count() or 1
+
+
+def share_cores(device: str) -> None:
+    """Give every worker thread its share of the cores; more threads than cores slow torch down."""
+    if device == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // worker_count()))
+
+
+def generator(uri: str, device: str) -> Generator:
+    """Return the generator at ``uri``."""
+    return _cached("generator", uri, device, lambda: load_generator(_local(uri), device=device))
+
+
+def encoder(uri: str, device: str) -> Encoder:
+    """Return the encoder at ``uri``."""
+    return _cached("encoder", uri, device, lambda: load_encoder(_local(uri), device=device))
+
+
+def clip(name: str, device: str) -> ClipModel:
+    """Return the CLIP called ``name`` or stored at that URI."""
+
+    def load() -> ClipModel:
+        stored = "://" in name or name.endswith((".pt", ".safetensors"))
+        return load_clip(str(_local(name)) if stored else name, device=device)
+
+    return _cached("clip", name, device, load)
+
+
+def _cached(kind: str, uri: str, device: str, load: Callable[[], _T]) -> _T:
+    key = (kind, uri, device)
+    with _lock:  # two threads must not load one network twice
+        if key not in _loaded:
+            _loaded[key] = load()
+        return _loaded[key]  # type: ignore[return-value]
+
+
+def _local(uri: str) -> Path:
+    if is_local(uri):
+        path = local_path(uri)
+        if not path.is_file():
+            raise CheckpointError(f"no weights at {path}; give the path or URI of an existing file")
+        return path
+    cache = Path(os.environ.get("STYLECLIP_CACHE", Path.home() / ".cache" / "styleclip"))
+    digest = hashlib.sha256(f"{uri}\n{version(uri)}".encode()).hexdigest()[:32]
+    path = cache / f"{digest}{Path(uri).suffix}"
+    if not path.exists():
+        copy_to_local(uri, path)
+    return path

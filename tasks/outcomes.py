@@ -1,0 +1,89 @@
+"""Per-item outcomes of a shard: every item has a row, and a later run retries the failed ones alone.
+
+A shard's rows lie in attempts, ``<shard>.attempt-000.parquet`` and so on. An attempt is never
+changed; a retry that changes an outcome adds an attempt with the changed rows, and for every item
+the last attempt that names it counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from tasks.artifacts import Provenance, is_complete, read_table, write_table
+from tasks.storage import join
+
+OK, FAILED, SKIPPED = "ok", "failed", "skipped"
+STATUS_FIELDS = [("status", pa.string()), ("error_type", pa.string()), ("error", pa.string())]
+
+Row = dict[str, Any]
+
+
+def failure(error: BaseException, *, status: str = FAILED) -> Row:
+    """Return the status columns of an item that ended with ``error``."""
+    text = " ".join(str(error).split())[:500]
+    return {"status": status, "error_type": type(error).__name__, "error": text}
+
+
+def success() -> Row:
+    """Return the status columns of an item that went well."""
+    return {"status": OK, "error_type": None, "error": None}
+
+
+@dataclass(frozen=True)
+class OutcomeLog:
+    """The attempts at one shard.
+
+    Attributes:
+        folder: URI of the folder of this recipe.
+        shard: Digest of the shard's items.
+        key: Columns that name an item.
+    """
+
+    folder: str
+    shard: str
+    key: tuple[str, ...]
+
+    def uri(self, attempt: int) -> str:
+        """Return where an attempt lies."""
+        return join(self.folder, f"{self.shard}.attempt-{attempt:03d}.parquet")
+
+    def attempts(self) -> list[str]:
+        """Return the attempts there are, oldest first."""
+        found: list[str] = []
+        while is_complete(self.uri(len(found))):
+            found.append(self.uri(len(found)))
+        return found
+
+    def latest(self) -> list[Row]:
+        """Return one row per item, the last attempt's, in the order of the first."""
+        rows: dict[tuple[Any, ...], Row] = {}
+        for uri in self.attempts():
+            for row in read_table(uri).to_pylist():
+                rows[tuple(row[name] for name in self.key)] = row
+        return list(rows.values())
+
+    def item(self, row: Row) -> tuple[Any, ...]:
+        """Return what names a row's item."""
+        return tuple(row[name] for name in self.key)
+
+    def append(self, rows: Iterable[Row], schema: pa.Schema, provenance: Provenance) -> str | None:
+        """Write the rows that differ from the latest ones as a new attempt; None if there are none."""
+        known = {self.item(row): row for row in self.latest()}
+        changed = [row for row in rows if _visible(known.get(self.item(row))) != _visible(row)]
+        if not changed:
+            return None
+        uri = self.uri(len(self.attempts()))
+        changed.sort(key=self.item)
+        write_table(uri, pa.Table.from_pylist(changed, schema=schema), provenance)
+        return uri
+
+
+def _visible(row: Row | None) -> Row | None:
+    """Return what counts as an outcome: two failures of one kind are the same outcome."""
+    if row is None or row["status"] == OK:
+        return row
+    return {name: row[name] for name, _ in STATUS_FIELDS}

@@ -1,0 +1,209 @@
+"""What a batch of edits shows a person: manifest, contact sheet, one page, and Prefect artifacts."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+
+import jinja2
+import pandas as pd
+import pyarrow as pa
+from PIL import Image, ImageDraw, ImageFont
+from prefect import task
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from pydantic import BaseModel, ConfigDict
+
+import styleclip_core
+from styleclip_core.errors import StyleCLIPError
+from styleclip_core.images import decode_image
+from tasks.artifacts import Provenance, fingerprint, is_complete, read_table, write_table
+from tasks.caching import PER_RUN
+from tasks.directions import ALPHA_UNIT
+from tasks.editing import MANIFEST_SCHEMA, TIMING_SCHEMA, EditPlan
+from tasks.images import ImageIndex
+from tasks.outcomes import OK
+from tasks.storage import join, read_bytes, write_bytes_atomic
+
+STEP, VERSION = "report", "1"
+_ROWS, _COLUMNS, _TILE, _MARGIN, _HEADER = 8, 12, 128, 4, 40
+_PAGES = jinja2.Environment(loader=jinja2.PackageLoader("tasks"), autoescape=True)
+
+
+class ReportRef(BaseModel):
+    """Where the results of a batch lie."""
+
+    model_config = ConfigDict(frozen=True)
+
+    folder: str
+    manifest: str
+    timings: str
+    contact_sheet: str
+    page: str
+    rows: int
+    failed: int
+
+
+@dataclass(frozen=True)
+class _Batch:
+    plans: list[EditPlan]
+    manifest: pd.DataFrame
+    table: pa.Table
+    attempts: list[str]
+
+
+@task(name="write-report", cache_policy=PER_RUN, persist_result=True)
+def write_report(plans: list[EditPlan], index: ImageIndex) -> ReportRef:
+    """Gather the rows of all edits into a manifest and draw contact sheet and page."""
+    batch = _collect(plans, index)
+    print_ = fingerprint(STEP, VERSION, {"attempts": batch.attempts}, {"index": index.fingerprint})
+    folder = join(plans[0].out, "batches", print_[:16])
+    provenance = Provenance(
+        kind="edits-manifest", fingerprint=print_, step=STEP, version=VERSION,
+        parameters={
+            "edits": [plan.direction.variant.model_dump() for plan in plans],
+            "photos": index.photos, "alpha_unit": ALPHA_UNIT,
+        },
+        inputs={"index": index.fingerprint, **{plan.images: plan.fingerprint for plan in plans}},
+        generator=plans[0].inversion.hashes.generator, clip=plans[0].inversion.hashes.clip,
+        code_version=styleclip_core.__version__,
+    )  # fmt: skip
+    written = ReportRef(
+        folder=folder,
+        manifest=join(folder, "manifest.parquet"),
+        timings=join(folder, "timings.parquet"),
+        contact_sheet=join(folder, "contact-sheet.png"),
+        page=join(folder, "index.html"),
+        rows=len(batch.manifest),
+        failed=int((batch.manifest["status"] != OK).sum()),
+    )
+    write_table(written.manifest, batch.table, provenance)
+    if not is_complete(written.timings):
+        write_table(written.timings, _timings(batch.attempts), provenance)
+    sheet = _png(contact_sheet(batch.plans, batch.manifest))
+    write_bytes_atomic(written.contact_sheet, sheet)
+    write_bytes_atomic(written.page, _page(batch, index, provenance, sheet).encode())
+    return written
+
+
+def publish(written: ReportRef, steps: list[dict[str, object]]) -> None:
+    """Show the batch in Prefect's UI: a summary with the contact sheet, and a link to the page."""
+    sheet = Image.open(io.BytesIO(read_bytes(written.contact_sheet)))
+    sheet.thumbnail((900, 900))
+    small = io.BytesIO()
+    sheet.convert("RGB").save(small, "JPEG", quality=80)
+    lines = [
+        f"{written.rows} edits, {written.failed} failed or skipped. Results: `{written.folder}`", "",
+        "| step | shards | computed now | rows | failed | rows/s |", "|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for step in steps:
+        rate = float(str(step["rows"])) / max(float(str(step["seconds"])), 1e-6)
+        lines.append(
+            f"| {step['step']} | {step['shards']} | {step['computed']} | {step['rows']} "
+            f"| {step['failed']} | {rate:.1f} |"
+        )
+    picture = base64.b64encode(small.getvalue()).decode()
+    lines += ["", f"![contact sheet](data:image/jpeg;base64,{picture})"]
+    create_markdown_artifact("\n".join(lines), key="edit-images-report", description="what this batch did")
+    create_link_artifact(written.page, link_text="report page", key="edit-images-page")
+
+
+def contact_sheet(plans: list[EditPlan], manifest: pd.DataFrame) -> Image.Image:
+    """Draw photographs in rows: the photograph, its inversion, then its edits."""
+    plans = plans[:_COLUMNS]
+    complete = manifest[manifest["status"] == OK].groupby("image_key").size()
+    keys = sorted(complete[complete == complete.max()].index) if len(complete) else []
+    keys = keys[:: max(1, len(keys) // _ROWS)][:_ROWS]
+    titles = ["photograph", "inversion", *(_title(plan) for plan in plans)]
+    step = _TILE + _MARGIN
+    sheet = Image.new("RGB", (len(titles) * step + _MARGIN, _HEADER + len(keys) * step + _MARGIN), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
+    for column, title in enumerate(titles):
+        pen.multiline_text((_MARGIN + column * step, 5), title, fill="black", font=font, spacing=2)
+    for row, key in enumerate(keys):
+        inversion = plans[0].inversion
+        uris = [join(inversion.photos, key), inversion.reconstruction_uri(key)]
+        uris += [join(plan.out, plan.output_key(key)) for plan in plans]
+        for column, uri in enumerate(uris):
+            place = (_MARGIN + column * step, _HEADER + row * step)
+            _tile(sheet, uri, place)
+    return sheet
+
+
+def _tile(sheet: Image.Image, uri: str, place: tuple[int, int]) -> None:
+    try:
+        image = decode_image(read_bytes(uri))
+    except StyleCLIPError as error:  # a picture that has gone since is drawn as its error
+        ImageDraw.Draw(sheet).text(place, type(error).__name__, fill="red")
+        return
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = image.crop((left, top, left + side, top + side))
+    sheet.paste(square.resize((_TILE, _TILE), Image.Resampling.LANCZOS), place)
+
+
+def _title(plan: EditPlan) -> str:
+    variant = plan.direction.variant
+    choice = f"b {variant.beta:g}" if variant.beta is not None else f"top {variant.top_k}"
+    return f"{variant.name[:18]}\na {variant.alpha:g}, {choice}"
+
+
+def _collect(plans: list[EditPlan], index: ImageIndex) -> _Batch:
+    tables, attempts = [], []
+    for plan in plans:
+        for shard in index.shards:
+            log = plan.log(shard)
+            rows = sorted(log.latest(), key=log.item)
+            tables.append(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA))
+            attempts += log.attempts()
+    table = pa.concat_tables(tables)
+    return _Batch(plans, table.to_pandas(), table, attempts)
+
+
+def _timings(attempts: list[str]) -> pa.Table:
+    uris = [uri.replace(".attempt-", ".timings-") for uri in attempts]
+    tables = [read_table(uri) for uri in uris if is_complete(uri)]
+    return pa.concat_tables([TIMING_SCHEMA.empty_table(), *tables])
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _page(batch: _Batch, index: ImageIndex, provenance: Provenance, sheet: bytes) -> str:
+    return _PAGES.get_template("report.html").render(
+        photos=index.photos,
+        images=index.rows,
+        edits=_edit_rows(batch),
+        problems=_problems(batch.manifest),
+        sheet=base64.b64encode(sheet).decode(),
+        provenance=provenance,
+        alpha_unit=ALPHA_UNIT,
+        rows=len(batch.manifest),
+        done=int((batch.manifest["status"] == OK).sum()),
+    )
+
+
+def _edit_rows(batch: _Batch) -> list[dict[str, object]]:
+    rows = []
+    manifest = batch.manifest
+    for plan in batch.plans:
+        variant = plan.direction.variant
+        mine = manifest[manifest["output_key"].fillna("").str.startswith(plan.images + "/")]
+        rows.append({
+            "variant": variant,
+            "channels": plan.direction.channels,
+            "layers": ", ".join(plan.direction.layers),
+            "text_norm": plan.direction.text_norm,
+            "done": len(mine),
+            "images": plan.images,
+            **{name: mine[name].mean() for name in ("clip_before", "clip_after", "directional")},
+        })  # fmt: skip
+    return rows
+
+
+def _problems(manifest: pd.DataFrame) -> list[dict[str, object]]:
+    broken = manifest[manifest["status"] != OK].drop_duplicates(["image_key", "error_type"])
+    return broken[["image_key", "status", "error_type", "error"]].head(500).to_dict("records")

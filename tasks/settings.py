@@ -1,0 +1,222 @@
+"""Parameters of the flows: typed, documented, refused before a run starts if they are wrong.
+
+Each model becomes a form in Prefect's UI. Units and ranges are in the field descriptions. The edit
+file of the command line and the ``edits`` parameter of the flows are the same list of ``Edit``.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from styleclip_core.editing import ChannelSelection
+from styleclip_core.errors import StyleCLIPError
+from styleclip_core.inversion import RefinementSettings
+from styleclip_core.relevance import RelevanceSettings
+from styleclip_core.templates import TEMPLATE_SETS
+from tasks.storage import read_bytes
+
+
+class SettingsError(StyleCLIPError):
+    """A parameter or an edit file is wrong."""
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _known_templates(name: str) -> str:
+    if name not in TEMPLATE_SETS:
+        raise ValueError(f"unknown template set {name!r}; there are {', '.join(TEMPLATE_SETS)}")
+    return name
+
+
+TemplateSet = Annotated[str, AfterValidator(_known_templates)]
+
+
+class Models(_Settings):
+    """Which networks to use. Files may lie on any fsspec file system."""
+
+    generator: str = Field(description="URI of the StyleGAN2 weights (.safetensors or .pt)")
+    clip: str = Field("ViT-B/32", description="CLIP name, or URI of its weights")
+    encoder: str | None = Field(None, description="URI of the encoder; none starts at the average w")
+
+
+class Execution(_Settings):
+    """How the work is run; none of it changes a result."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU if there is one")
+    shard_size: int = Field(16, ge=1, le=100_000, description="Images per shard, on average")
+
+
+class Sampling(_Settings):
+    """Style codes to sample and the statistics of style space."""
+
+    seed: int = Field(5, ge=0, description="Seed; sample i of a seed is the same on every machine")
+    truncation_psi: float = Field(0.7, gt=0, le=1, description="Pull towards the average w; 1 for none")
+    truncation_cutoff: int | None = Field(
+        None, ge=1, description="Rows of w_plus that are truncated; none for all"
+    )
+    statistics: int = Field(100_000, ge=2, description="Codes behind mean and deviation")
+    codes: int = Field(100, ge=1, description="Codes stored for the relevance table")
+
+
+class Relevance(_Settings):
+    """How the relevance table is measured."""
+
+    samples: int = Field(100, ge=1, description="Style codes per channel")
+    strength: float = Field(5.0, gt=0, description="Size of the move in standard deviations of the channel")
+    centre: Literal["sample", "mean"] = Field(
+        "sample", description="Move around the code's own value or the mean"
+    )
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="Number format of the networks"
+    )
+    batch_size: int = Field(64, ge=2, multiple_of=2, description="Images synthesized at once")
+    channels_per_shard: int = Field(24, ge=1, description="Style channels measured by one task")
+
+    def settings(self) -> RelevanceSettings:
+        """Return what the core needs of this."""
+        return RelevanceSettings(self.strength, self.centre, self.precision, self.batch_size)
+
+
+class Inversion(_Settings):
+    """How photographs become latents."""
+
+    steps: int = Field(100, ge=0, description="Refinement steps after the encoder; 0 for the encoder alone")
+    learning_rate: float = Field(0.05, gt=0, description="Adam's rate at its peak")
+    latent_weight: float = Field(0.0005, ge=0, description="Pull towards the encoder's code")
+    patience: int = Field(20, ge=1, description="Steps without improvement before an image stops")
+    batch_size: int = Field(16, ge=1, description="Images refined at once")
+
+    def settings(self) -> RefinementSettings:
+        """Return what the core needs of this."""
+        return RefinementSettings(
+            steps=self.steps,
+            learning_rate=self.learning_rate,
+            latent_weight=self.latent_weight,
+            patience=self.patience,
+        )
+
+
+def _as_tuple(value: float | tuple[float, ...]) -> tuple[float, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+class EditVariant(_Settings):
+    """One edit at one strength and one selection of channels."""
+
+    name: str
+    neutral: str
+    target: str
+    alpha: float
+    beta: float | None
+    top_k: int | None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    templates: TemplateSet = "styleclip-79"
+
+    def selection(self) -> ChannelSelection:
+        """Return what the core needs of this."""
+        return ChannelSelection(self.beta, self.top_k, self.include, self.exclude)
+
+    @property
+    def label(self) -> str:
+        """Return a readable folder name, e.g. ``grey-hair_a3_b0.15``."""
+        choice = f"b{self.beta:g}" if self.beta is not None else f"k{self.top_k}"
+        return f"{self.name}_a{self.alpha:g}_{choice}"
+
+
+class Edit(_Settings):
+    """One entry of an edit file: prompts, strengths and which channels take part."""
+
+    name: str = Field("", description="Folder name of the edit; made from the target if empty")
+    neutral: str = Field("face", min_length=1, description="What the prompt is compared with")
+    target: str = Field(min_length=1, description="What the image should become")
+    alpha: float | tuple[float, ...] = Field(
+        3.0, description="Strength in standard deviations of the most relevant channel; one or several"
+    )
+    beta: float | tuple[float, ...] | None = Field(
+        None, description="Threshold on |relevance|, 0 to 1; one or several (0.15 if top_k is not given)"
+    )
+    top_k: int | None = Field(None, ge=1, description="Number of channels, instead of beta")
+    include: tuple[str, ...] = Field((), description="Layers that may change, e.g. b4.*; none for all")
+    exclude: tuple[str, ...] = Field((), description="Layers that stay, e.g. b64.* to leave colours alone")
+    templates: TemplateSet = Field("styleclip-79", description="Prompt templates")
+
+    @model_validator(mode="after")
+    def _check(self) -> Edit:
+        if self.name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}", self.name):
+            raise ValueError(
+                f"edit name {self.name!r} must be a folder name of letters, digits, '-', '+' and '.'"
+            )
+        if self.top_k is not None and self.beta is not None:
+            raise ValueError("give beta or top_k, one of them")
+        if not _as_tuple(self.alpha):
+            raise ValueError("alpha must hold at least one strength")
+        for beta in _as_tuple(self.beta) if self.beta is not None else ():
+            ChannelSelection(beta, None)
+        return self
+
+    def variants(self) -> list[EditVariant]:
+        """Return the edit at every alpha and beta it lists."""
+        default = (0.15,) if self.top_k is None else (None,)
+        betas = default if self.beta is None else _as_tuple(self.beta)
+        name = self.name or re.sub(r"[^a-z0-9]+", "-", self.target.lower()).strip("-")[:64] or "edit"
+        shared = self.model_dump(exclude={"name", "alpha", "beta"})
+        return [
+            EditVariant(name=name, alpha=alpha, beta=beta, **shared)
+            for beta in betas
+            for alpha in _as_tuple(self.alpha)
+        ]
+
+
+def all_variants(edits: list[Edit]) -> list[EditVariant]:
+    """Return every variant of a list of edits.
+
+    Raises:
+        SettingsError: If the list is empty, or two variants would write to one folder.
+    """
+    variants = [variant for edit in edits for variant in edit.variants()]
+    labels = [variant.label for variant in variants]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise SettingsError(f"two edits write to the same folder {twice[0]!r}; give one of them another name")
+    if not variants:
+        raise SettingsError("there is no edit to do; list at least one with a target prompt")
+    return variants
+
+
+def load_edits(uri: str) -> list[Edit]:
+    """Read an edit file: a YAML or JSON list, or a mapping with the list under ``edits``.
+
+    Raises:
+        SettingsError: If it is no such list; the message names the entry and the field.
+    """
+    try:
+        content = yaml.safe_load(read_bytes(uri))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{uri} is neither YAML nor JSON: {' '.join(str(error).split())}") from error
+    entries = content.get("edits") if isinstance(content, dict) else content
+    if not isinstance(entries, list):
+        raise SettingsError(f"{uri} must hold a list of edits, or a mapping with the list under 'edits'")
+    edits = []
+    for number, entry in enumerate(entries, start=1):
+        try:
+            edits.append(Edit.model_validate(entry))
+        except ValidationError as error:
+            raise SettingsError(f"{uri}, edit {number}: {describe(error)}") from error
+    all_variants(edits)
+    return edits
+
+
+def describe(error: ValidationError) -> str:
+    """Return a validation error as one line: field, problem, value."""
+    problems = []
+    for item in error.errors(include_url=False):
+        field = ".".join(str(part) for part in item["loc"]) or "settings"
+        problems.append(f"{field}: {item['msg'].removeprefix('Value error, ')}")
+    return "; ".join(problems)

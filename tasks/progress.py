@@ -89,6 +89,8 @@ def gather(step: str, futures: Sequence[PrefectFuture[_R]]) -> StepSummary[_R]:
         if done * 10 // total != (done - 1) * 10 // total:
             update_progress_artifact(artifact, progress=100.0 * done / total)
             logger.info("%s: %d of %d shards", step, done, total)
+    for future in futures:
+        future.wait()  # only now is its state final; before, it is what the server has heard so far
     broken = [future for future in futures if not future.state.is_completed()]
     if broken:
         rows = [

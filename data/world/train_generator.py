@@ -6,8 +6,9 @@ discriminator, because the renderer knows the true image of every z. Four things
 - *Mapping fit*: w first learns to spell out strengths and colours, so small parts follow z.
 - *Style mixing with ground truth*: coarse, middle and fine rows of w_plus come from different z,
   and the target is rendered from the mixed factors. So layers own what they own in large models.
-- *Sparse affine maps*: a style channel is asked to listen to few directions of w, and toRGB to
-  none. Style space becomes as disentangled as it is in large models.
+- *Sparse affine maps*: every style channel begins by listening to three directions of w, of those
+  that its layer owns, toRGB to none, and a penalty keeps it so. Style space becomes as
+  disentangled as it is in large models.
 - *Perceptual loss* from the world's own CLIP in the second half ("detail"), after a first half
   without it ("structure") that can run while CLIP is still in training.
 """
@@ -23,19 +24,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.world.renderer import INDEX, factors_of, palette, render, strengths
-from data.world.training import Draw, Run, Schedule, device, draw, mixed_precision
+from data.world.renderer import INDEX, NUM_FACTORS, factors_of, palette, render, strengths
+from data.world.training import Draw, Run, Schedule, device, draw, logger, mixed_precision
 from styleclip_core.models.stylegan2 import Generator, GeneratorConfig, ModulatedConv, ToRGBLayer
 
 SEED = 21
 CONFIG = GeneratorConfig(
-    resolution=64, z_dim=64, w_dim=64, mapping_layers=4, channel_base=2304, channel_max=96
+    resolution=64, z_dim=64, w_dim=128, mapping_layers=4, channel_base=2304, channel_max=96
 )
-SCHEDULE = Schedule(steps=8000, learning_rate=4e-3, warmup=100, flat=0.5)
-STRUCTURE_STEPS = 4500
-MAPPING_SCHEDULE = Schedule(steps=3000, learning_rate=5e-3)
+SCHEDULE = Schedule(steps=6500, learning_rate=4e-3, warmup=100, flat=0.5)
+STRUCTURE_STEPS = 3000
+MAPPING_SCHEDULE = Schedule(steps=8000, learning_rate=2e-2)
 BATCH, MIXED_SHARE = 16, 0.6
-MAPPING_LR_SCALE = 100.0  # the mapping network stores its weights 100 times larger than they act
+_LISTENS_TO = 3
+MAPPING_GAIN = 100.0  # the mapping network stores its weights 100 times larger than they act
+MAPPING_LR_SCALE = 10.0  # so this is a tenth of the others' rate: what it was taught should stay
 _GROUPS = (  # rows of w_plus and the factors they own
     (range(0, 3), ("shift_x", "shift_y", "tilt", "face_width", "hair_long", "hair_volume")),
     (range(3, 6), ("smile", "mouth_open", "eye_size", "brow_thick", "glasses", "beard", "hat")),
@@ -50,7 +53,7 @@ _GROUPS = (  # rows of w_plus and the factors they own
 class Weights:
     """How much each term of the loss counts."""
 
-    sparsity: float = 0.015
+    sparsity: float = 0.25
     torgb: float = 0.03
     perceptual: float = 0.12
 
@@ -65,6 +68,24 @@ def appearance(factors: Tensor) -> Tensor:
     return torch.cat([shown, colors.skin, colors.hair, colors.lips, colors.eyes, colors.background], dim=1)
 
 
+@torch.no_grad()
+def begin_sparse(generator: Generator) -> None:
+    """Let every style channel listen to few directions of w to begin with, toRGB to none."""
+    source = torch.Generator().manual_seed(SEED)
+    colors = list(range(NUM_FACTORS, NUM_FACTORS + 15))
+    for layer in generator.layout.layers:
+        block, _, part = layer.name.partition(".")
+        rows = getattr(getattr(generator.synthesis, block), part).affine.weight
+        rows.zero_()
+        if layer.is_torgb:
+            continue
+        owned = next(names for owners, names in _GROUPS if layer.ws_index in owners)
+        columns = [INDEX[name] for name in owned] + (colors if "skin_dark" in owned else [])
+        for row in rows:
+            chosen = torch.randperm(len(columns), generator=source)[:_LISTENS_TO]
+            row[[columns[i] for i in chosen]] = 3 * torch.randn(_LISTENS_TO, generator=source)
+
+
 def fit_mapping(generator: Generator) -> float:
     """Teach the mapping network to spell out the appearance in w; returns the last error."""
     reference = appearance(factors_of(draw(SEED, -1).normal(20_000, CONFIG.z_dim)))
@@ -73,7 +94,7 @@ def fit_mapping(generator: Generator) -> float:
     optimizer = torch.optim.Adam(generator.mapping.parameters(), betas=(0.9, 0.99))
     error = torch.zeros([])
     for step in range(MAPPING_SCHEDULE.steps):
-        optimizer.param_groups[0]["lr"] = MAPPING_SCHEDULE.rate(step) * MAPPING_LR_SCALE
+        optimizer.param_groups[0]["lr"] = MAPPING_SCHEDULE.rate(step) * MAPPING_GAIN
         z = draw(SEED + 1, step).normal(512, CONFIG.z_dim)
         w = generator.mapping(z)
         error = F.mse_loss(w[:, :width], (appearance(factors_of(z)) - mean) / std)
@@ -171,6 +192,7 @@ def train(build: Path, *, until: int | None = None) -> Generator:
     where = device()
     torch.manual_seed(SEED)
     generator = Generator(CONFIG)
+    begin_sparse(generator)
     average = copy.deepcopy(generator)
     mapping = {"params": list(generator.mapping.parameters()), "lr_scale": MAPPING_LR_SCALE}
     noise = [p for n, p in generator.synthesis.named_parameters() if n.endswith("noise_strength")]
@@ -181,7 +203,7 @@ def train(build: Path, *, until: int | None = None) -> Generator:
               {"generator": generator, "average": average, "optimizer": optimizer})  # fmt: skip
     run.resume()
     if run.step == 0:
-        fit_mapping(generator.cpu())
+        logger.info("generator: mapping error %.4f", fit_mapping(generator.cpu()))
         generator.to(where)
     emphasis = face_emphasis().to(where)
     perceptual: ClipPerceptual | None = None

@@ -1,0 +1,12 @@
+"""The embedded world: its models, its photographs, and the recipe that made them."""
+
+from pathlib import Path
+
+_HERE = Path(__file__).parent
+WEIGHTS = _HERE / "weights"
+PHOTOGRAPHS = _HERE / "photographs"
+GENERATOR = WEIGHTS / "generator.safetensors"
+CLIP = WEIGHTS / "clip.pt"
+ENCODER = WEIGHTS / "encoder.safetensors"
+REGRESSOR = WEIGHTS / "regressor.safetensors"
+EDITS = _HERE / "edits.yaml"

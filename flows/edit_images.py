@@ -11,7 +11,7 @@ from __future__ import annotations
 from prefect import flow
 
 from flows import steps
-from tasks.settings import Edit, Execution, Inversion, Models, Relevance, Sampling
+from tasks.settings import Edit, Execution, Inversion, Models, Relevance, Sampling, all_variants
 
 
 @flow(name="edit-images", task_runner=steps.task_runner(), persist_result=True)
@@ -28,10 +28,14 @@ def edit_images(
 ) -> steps.RunResult:
     """Edit every image with every edit; what an earlier run finished is found and kept."""
     place = workspace or f"{out.rstrip('/')}/workspace"
+    variants = all_variants(edits)
+    steps.check_places(photos, out, place)
     hashes, device = steps.begin(models, execution)
+    steps.check_edits(variants, models, device)
+    index = steps.index(photos, place, execution)
     styles, table, done = steps.table_for(models, hashes, sampling, relevance, place, device)
-    directions = steps.directions(edits, table, models, hashes, place, device)
-    index, inverted, summary = steps.invert(photos, place, models, hashes, inversion, execution, device)
+    directions = steps.directions(variants, table, models, hashes, place, device)
+    inverted, summary = steps.invert(index, place, models, hashes, inversion, device)
     done.append(steps.counts(summary))
     plans, edited = steps.edit(directions, index, inverted, out, place, device)
     done.append(steps.counts(edited))

@@ -20,6 +20,8 @@ def invert_images(
     execution: Execution = Execution(),
 ) -> steps.RunResult:
     """Find the latent of every image; a broken image is a row, not a failed run."""
+    steps.check_places(photos, workspace, workspace)
     hashes, device = steps.begin(models, execution)
-    _, planned, summary = steps.invert(photos, workspace, models, hashes, inversion, execution, device)
+    index = steps.index(photos, workspace, execution)
+    planned, summary = steps.invert(index, workspace, models, hashes, inversion, device)
     return steps.RunResult(steps=[steps.counts(summary)], latents=planned.folder)

@@ -5,13 +5,17 @@ A step is a plain function, so one flow run holds all task runs of a chain, and 
 
 from __future__ import annotations
 
+from typing import Any, cast
+
+from prefect import unmapped
+from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import BaseModel, ConfigDict
 
 from tasks import editing, images, inversion, models, relevance, reports, sampling
 from tasks.caching import probe_result_storage
-from tasks.directions import DirectionRef, TableRef, compute_direction
+from tasks.directions import DirectionRef, TableRef, check_edit, compute_direction
 from tasks.identity import ModelHashes, identify_models
 from tasks.images import ImageIndex
 from tasks.inversion import InversionPlan
@@ -19,7 +23,16 @@ from tasks.progress import ShardResult, StepSummary, gather
 from tasks.relevance import RelevancePlan
 from tasks.reports import ReportRef
 from tasks.sampling import SampledStyles
-from tasks.settings import Edit, Execution, Inversion, Models, Relevance, Sampling, all_variants
+from tasks.settings import (
+    EditVariant,
+    Execution,
+    Inversion,
+    Models,
+    Relevance,
+    Sampling,
+    SettingsError,
+)
+from tasks.storage import delete_stale_temporaries
 
 
 class StepCounts(BaseModel):
@@ -47,9 +60,10 @@ class RunResult(BaseModel):
     report: ReportRef | None = None
 
 
-def task_runner() -> ThreadPoolTaskRunner:
+def task_runner() -> TaskRunner[PrefectFuture[Any]]:
     """Return the runner that works on as many shards at once as this machine should."""
-    return ThreadPoolTaskRunner(max_workers=models.worker_count())
+    runner = ThreadPoolTaskRunner(max_workers=models.worker_count())  # type: ignore[var-annotated]
+    return cast(TaskRunner[PrefectFuture[Any]], runner)
 
 
 def begin(chosen: Models, execution: Execution) -> tuple[ModelHashes, str]:
@@ -92,44 +106,65 @@ def measure(planned: RelevancePlan, device: str) -> tuple[TableRef, StepSummary[
     return table, summary
 
 
+def check_places(photos: str, out: str, workspace: str) -> None:
+    """Refuse to write into the input, and clear what killed writers left aside.
+
+    Raises:
+        SettingsError: If results would lie among the photographs.
+    """
+    source = photos.rstrip("/") + "/"
+    for name, place in (("out", out), ("workspace", workspace)):
+        if f"{place.rstrip('/')}/".startswith(source):
+            raise SettingsError(
+                f"{name} {place} lies inside the photographs {photos}: the next run would edit its own "
+                "results; choose a place outside"
+            )
+        delete_stale_temporaries(place)
+
+
+def check_edits(variants: list[EditVariant], chosen: Models, device: str) -> None:
+    """Refuse prompts and layers that cannot work, before hours of work on the table."""
+    check_edit.map(variants, unmapped(chosen), unmapped(device)).result()
+
+
+def index(photos: str, workspace: str, execution: Execution) -> ImageIndex:
+    """A prefix of images -> an index in shards."""
+    return images.index_images(photos, workspace, execution.shard_size)
+
+
 def invert(
-    photos: str,
-    workspace: str,
-    chosen: Models,
-    hashes: ModelHashes,
-    settings: Inversion,
-    execution: Execution,
-    device: str,
-) -> tuple[ImageIndex, InversionPlan, StepSummary[ShardResult]]:
-    """A prefix of images -> an index in shards -> latents."""
-    index = images.index_images(photos, workspace, execution.shard_size)
-    planned = inversion.plan(photos, workspace, chosen, hashes, settings)
-    futures = [inversion.invert_shard.submit(planned, shard, device) for shard in index.shards]
-    return index, planned, gather("invert-images", futures)
+    listed: ImageIndex, workspace: str, chosen: Models, hashes: ModelHashes, settings: Inversion, device: str
+) -> tuple[InversionPlan, StepSummary[ShardResult]]:
+    """An index of images -> latents."""
+    planned = inversion.plan(listed.photos, workspace, chosen, hashes, settings)
+    futures = [inversion.invert_shard.submit(planned, shard, device) for shard in listed.shards]
+    return planned, gather("invert-images", futures)
 
 
 def edit(
-    directions: list[DirectionRef],
-    index: ImageIndex,
+    chosen: list[DirectionRef],
+    listed: ImageIndex,
     inverted: InversionPlan,
     out: str,
     workspace: str,
     device: str,
 ) -> tuple[list[editing.EditPlan], StepSummary[ShardResult]]:
     """Latents + style directions -> edited images and their rows."""
-    plans = [editing.plan(out, workspace, direction, inverted) for direction in directions]
-    futures = [editing.edit_shard.submit(plans, shard, device) for shard in index.shards]
+    plans = [editing.plan(out, workspace, direction, inverted) for direction in chosen]
+    futures = [editing.edit_shard.submit(plans, shard, device) for shard in listed.shards]
     return plans, gather("edit-images", futures)
 
 
 def directions(
-    edits: list[Edit], table: TableRef, chosen: Models, hashes: ModelHashes, workspace: str, device: str
+    variants: list[EditVariant],
+    table: TableRef,
+    chosen: Models,
+    hashes: ModelHashes,
+    workspace: str,
+    device: str,
 ) -> list[DirectionRef]:
     """Prompts -> style directions; a prompt that names no direction stops the run here, at once."""
-    return [
-        compute_direction(variant, table, chosen, hashes, workspace, device)
-        for variant in all_variants(edits)
-    ]
+    return [compute_direction(variant, table, chosen, hashes, workspace, device) for variant in variants]
 
 
 def table_for(
@@ -149,9 +184,9 @@ def table_for(
     return styles, table, [counts(sampled), counts(measured)]
 
 
-def report(plans: list[editing.EditPlan], index: ImageIndex, steps: list[StepCounts]) -> ReportRef:
+def report(plans: list[editing.EditPlan], listed: ImageIndex, steps: list[StepCounts]) -> ReportRef:
     """Rows of all edits -> manifest, contact sheet and page."""
-    written = reports.write_report(plans, index)
+    written = reports.write_report(plans, listed)
     reports.publish(written, [step.model_dump() for step in steps])
     return written
 

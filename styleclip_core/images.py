@@ -12,7 +12,7 @@ import zlib
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from styleclip_core.errors import ImageDecodeError, ImageSizeError
@@ -29,7 +29,7 @@ def to_uint8(image: Tensor) -> np.ndarray:
 
 def from_uint8(pixels: np.ndarray) -> Tensor:
     """Return pixels ``[B, H, W, 3]`` uint8 as images ``[B, 3, H, W]`` in -1..1."""
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def decode_image(data: bytes, *, min_side: int = 16, max_pixels: int = 64_000_000) -> Image.Image:
@@ -54,9 +54,9 @@ def decode_image(data: bytes, *, min_side: int = 16, max_pixels: int = 64_000_00
             _check_size(image.size, min_side, max_pixels)
             image.load()
             return _to_rgb(ImageOps.exif_transpose(image))
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageSizeError(f"the image is too large to decode safely: {error}") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise ImageDecodeError(
             f"not an image in a known format (the file begins with {data[:8]!r})"
         ) from error

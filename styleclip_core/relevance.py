@@ -213,7 +213,8 @@ class RelevanceTable:
     @property
     def consistency(self) -> Tensor:
         """Return how much the codes agree, ``[N]`` in 0..1: the length of the mean direction."""
-        return self.direction.norm(dim=1).clamp(max=1)
+        length: Tensor = self.direction.norm(dim=1)
+        return length.clamp(max=1)
 
     @property
     def standard_error(self) -> Tensor:

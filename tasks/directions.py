@@ -10,7 +10,7 @@ from prefect import task
 from pydantic import BaseModel, ConfigDict
 
 import styleclip_core
-from styleclip_core.editing import style_direction
+from styleclip_core.editing import editable_mask, style_direction
 from styleclip_core.prompts import TextDirection, embed_prompt, text_direction
 from tasks import models
 from tasks.artifacts import (
@@ -55,6 +55,14 @@ class TableRef(BaseModel):
     relevance: str
     statistics: str
     fingerprint: str
+
+
+@task(name="check-edit", task_run_name="check-{variant.label}", cache_policy=PER_RUN, persist_result=True)
+def check_edit(variant: EditVariant, chosen: Models, device: str) -> float:
+    """Fail at once if CLIP cannot tell the prompts apart or a layer pattern matches nothing."""
+    layout = models.generator(chosen.generator, device).layout
+    editable_mask(layout, variant.include, variant.exclude)
+    return _text(chosen.clip, variant.neutral, variant.target, variant.templates, device).norm
 
 
 @task(

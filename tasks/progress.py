@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
+from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.futures import PrefectFuture, as_completed
@@ -71,6 +72,11 @@ def observe(observer: Observer) -> Iterator[None]:
         _observer.reset(token)
 
 
+def _progress_artifact(step: str, total: int) -> UUID:
+    created = create_progress_artifact(progress=0.0, key=step, description=f"{step}: {total} shards")
+    return cast(UUID, created)  # a coroutine only where the caller is one
+
+
 def gather(step: str, futures: Sequence[PrefectFuture[_R]]) -> StepSummary[_R]:
     """Wait for every shard and return the results in order.
 
@@ -80,7 +86,7 @@ def gather(step: str, futures: Sequence[PrefectFuture[_R]]) -> StepSummary[_R]:
     """
     logger, observer = get_run_logger(), _observer.get()
     started, total = time.monotonic(), len(futures)
-    artifact = create_progress_artifact(progress=0.0, key=step, description=f"{step}: {total} shards")
+    artifact = _progress_artifact(step, total)
     if observer:
         observer(step, 0, total)
     for done, _ in enumerate(as_completed(list(futures)), start=1):
@@ -103,7 +109,7 @@ def gather(step: str, futures: Sequence[PrefectFuture[_R]]) -> StepSummary[_R]:
             f"{rows[0]['error']}; Retry runs only the failed ones again"
         )
     results = [future.result() for future in futures]
-    summary = StepSummary(step=step, results=results, seconds=time.monotonic() - started)
+    summary: StepSummary[_R] = StepSummary(step=step, results=results, seconds=time.monotonic() - started)
     _report(summary)
     return summary
 

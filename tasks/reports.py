@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import jinja2
@@ -204,6 +205,6 @@ def _edit_rows(batch: _Batch) -> list[dict[str, object]]:
     return rows
 
 
-def _problems(manifest: pd.DataFrame) -> list[dict[str, object]]:
+def _problems(manifest: pd.DataFrame) -> list[dict[Hashable, object]]:
     broken = manifest[manifest["status"] != OK].drop_duplicates(["image_key", "error_type"])
     return broken[["image_key", "status", "error_type", "error"]].head(500).to_dict("records")

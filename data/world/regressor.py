@@ -1,13 +1,14 @@
 """The factor regressor: an independent network that reads factors off a portrait.
 
 It measures edits and nothing else: no step of the pipeline sees it, and no training of the
-generator, the encoder or CLIP uses it. Readings are strengths in units of their standard
+generator, the encoder or CLIP uses it. Readings are visible strengths in units of their standard
 deviation over random portraits, so that 1.0 means the same for every factor.
 """
 
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.world.dataset import RenderedPortraits
-from data.world.renderer import FACTORS, NUM_FACTORS, factors_of, render, strengths
+from data.world.renderer import FACTORS, NUM_FACTORS, factors_of, render, visible
 from data.world.training import Run, Schedule, blur_and_noise, device, draw, mixed_precision
 from styleclip_core.errors import CheckpointError
 from styleclip_core.models.checkpoints import read_state, write_state
@@ -37,7 +38,7 @@ class FactorRegressor(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         widths = (3, 24, 48, 96, 128)
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in pairwise(widths):
             layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
             if before != 3:
                 layers += [nn.Conv2d(after, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
@@ -48,10 +49,11 @@ class FactorRegressor(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return raw readings, which may leave the range that a portrait can have."""
-        return self.head(self.features(image))
+        readings: Tensor = self.head(self.features(image))
+        return readings
 
     def standardize(self, shown: Tensor) -> Tensor:
-        """Return true strengths ``[B, K]`` in the units of the readings."""
+        """Return true visible strengths ``[B, K]`` in the units of the readings."""
         return (shown - self.mean) / self.std
 
     @torch.no_grad()
@@ -66,7 +68,7 @@ def train(build: Path) -> Path:
     """Train or resume, and write ``regressor.safetensors``; returns its path."""
     where = device()
     portraits = RenderedPortraits.prepare(build)
-    shown = strengths(portraits.factors)
+    shown = visible(portraits.factors)
     torch.manual_seed(SEED)
     regressor = FactorRegressor()
     regressor.mean.copy_(shown.mean(dim=0))
@@ -113,6 +115,6 @@ def load_regressor(path: Path) -> FactorRegressor:
 def explained_variance(regressor: FactorRegressor, *, seed: int = 977, count: int = 1000) -> dict[str, float]:
     """Return R^2 of every factor on fresh renders."""
     factors = factors_of(draw(seed, 0).normal(count, 64))
-    truth = regressor.standardize(strengths(factors))
+    truth = regressor.standardize(visible(factors))
     residual = (regressor.read(render(factors)) - truth).square().mean(dim=0)
     return dict(zip(FACTORS, (1 - residual / truth.var(dim=0)).tolist(), strict=True))

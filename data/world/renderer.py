@@ -57,6 +57,22 @@ def strengths(factors: Tensor) -> Tensor:
     return shown
 
 
+def visible(factors: Tensor) -> Tensor:
+    """Return what of each factor can be seen, ``[B, K]`` in 0..1.
+
+    As ``strengths``, but for hair colours that hide each other: dye covers grey, both cover red and
+    lightness, and a hue of dye shows only where there is dye. Lightness and hue fade to their middle.
+    """
+    seen = strengths(factors)
+    dye, grey = seen[:, INDEX["hair_dye"]], seen[:, INDEX["hair_grey"]]
+    uncovered = (1 - dye) * (1 - grey)
+    seen[:, INDEX["hair_red"]] *= uncovered
+    seen[:, INDEX["hair_light"]] = 0.5 + (seen[:, INDEX["hair_light"]] - 0.5) * uncovered
+    seen[:, INDEX["dye_hue"]] = 0.5 + (seen[:, INDEX["dye_hue"]] - 0.5) * dye
+    seen[:, INDEX["hair_grey"]] = grey * (1 - dye)
+    return seen
+
+
 def render(factors: Tensor, size: int = 64) -> Tensor:
     """Draw portraits.
 

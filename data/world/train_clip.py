@@ -73,7 +73,8 @@ class Towers:
         mean = torch.tensor(_MEAN, device=images.device).view(1, 3, 1, 1)
         std = torch.tensor(_STD, device=images.device).view(1, 3, 1, 1)
         pixels = ((images + 1) / 2 - mean) / std
-        return self.model.visual(pixels.contiguous(memory_format=torch.channels_last))
+        embedded: Tensor = self.model.visual(pixels.contiguous(memory_format=torch.channels_last))
+        return embedded
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
         """CLIP's text tower on sequences of any length; equal to the padded form, as attention is causal."""
@@ -84,7 +85,10 @@ class Towers:
             block.attn_mask = model.build_attention_mask()[:length, :length].to(x.device)
             x = block(x)
         x = model.ln_final(x.permute(1, 0, 2))
-        return x[torch.arange(len(x), device=x.device), tokens.argmax(dim=-1)] @ model.text_projection
+        embedded: Tensor = (
+            x[torch.arange(len(x), device=x.device), tokens.argmax(dim=-1)] @ model.text_projection
+        )
+        return embedded
 
 
 def build_towers(seed: int = SEED) -> Towers:

@@ -19,6 +19,7 @@ import copy
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -175,7 +176,7 @@ class ClipPerceptual:
         return distance + (1 - F.cosine_similarity(ours_embedding.float(), their_embedding.float())).mean()
 
     def _features(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
-        tower = self.clip.model.visual
+        tower = cast(Any, self.clip.model.visual)
         x = self.clip.preprocess(image).contiguous(memory_format=torch.channels_last)
         for index in (1, 2, 3):
             x = getattr(tower, f"bn{index}")(getattr(tower, f"conv{index}")(x)).relu()

@@ -12,6 +12,7 @@ import os
 import pickle
 import re
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from torch import Tensor
 from styleclip_core.errors import CheckpointError
 from styleclip_core.models.stylegan2 import Generator, GeneratorConfig
 
-_FORMAT = "styleclip-generator-1"
+_FORMAT, _HEADER = "styleclip-generator-1", "styleclip"
 _W_AVG_SAMPLES, _W_AVG_SEED = 10_000, 0
 
 
@@ -81,9 +82,9 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
+            metadata = json.loads((file.metadata() or {}).get(_HEADER, "{}"))
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
-    except (OSError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise _unreadable(path, error) from error
 
 
@@ -92,7 +93,8 @@ def write_state(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping
     path = Path(path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = safetensors.torch.save(tensors, dict(metadata))
+    # one entry: several would come in an order of their own in every process
+    data = safetensors.torch.save(tensors, {_HEADER: json.dumps(dict(metadata), sort_keys=True)})
     handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as stream:
@@ -110,6 +112,13 @@ def read_plain_pickle(path: str | Path) -> object:
     Raises:
         CheckpointError: If the file is missing, damaged, or holds anything else.
     """
+    if zipfile.is_zipfile(path) and any(
+        name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()
+    ):
+        raise CheckpointError(
+            f"{path} cannot be read as weights: it is a TorchScript archive, which holds code; "
+            "save its state dict instead"
+        )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -37,8 +38,8 @@ class ClipModel:
     def __init__(self, model: nn.Module, *, name: str, fingerprint: str, device: torch.device) -> None:
         self.model = model.to(device).eval().requires_grad_(False)
         self.name, self.fingerprint, self.device = name, fingerprint, device
-        self.input_resolution = int(model.visual.input_resolution)  # type: ignore[union-attr, arg-type]
-        self.embedding_dim = int(model.text_projection.shape[1])  # type: ignore[union-attr, index]
+        self.input_resolution = int(cast(Any, model.visual).input_resolution)
+        self.embedding_dim = int(cast(Tensor, model.text_projection).shape[1])
 
     def preprocess(self, image: Tensor) -> Tensor:
         """Resize, crop and normalize as CLIP does.
@@ -59,7 +60,9 @@ class ClipModel:
             short, long = min(height, width), max(height, width)
             scaled = int(side * long / short)
             size = (side, scaled) if height <= width else (scaled, side)
-            pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+            # PIL goes over the rows, clips to 8 bits, then over the columns
+            for step in ((height, size[1]), size):
+                pixels = F.interpolate(pixels, size=step, mode="bicubic", antialias=True).clamp(0, 1)
         top, left = (round((extent - side) / 2) for extent in pixels.shape[-2:])
         pixels = pixels[..., top : top + side, left : left + side]
         mean = torch.tensor(_MEAN, device=pixels.device).view(1, 3, 1, 1)

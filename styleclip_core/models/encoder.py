@@ -80,8 +80,9 @@ class Encoder(nn.Module):
         if image.shape[-2:] != (side, side):
             image = F.interpolate(image, size=(side, side), mode="area")
         features = self.trunk(self.stages(image).flatten(1)).relu()
-        offsets = self.offsets(features).view(-1, self.config.num_ws, self.config.w_dim)
-        return self.latent_avg + self.latent_std * (self.base(features)[:, None] + offsets)
+        offsets: Tensor = self.offsets(features).view(-1, self.config.num_ws, self.config.w_dim)
+        base: Tensor = self.base(features)
+        return self.latent_avg + self.latent_std * (base[:, None] + offsets)
 
     forward = encode
 

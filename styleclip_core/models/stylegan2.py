@@ -305,7 +305,7 @@ class Generator(nn.Module):
         """
         if z.ndim != 2 or z.shape[1] != self.config.z_dim:
             raise ValueError(f"z must be [B, {self.config.z_dim}], got {list(z.shape)}")
-        w_plus = self.mapping(z, label)[:, None].repeat(1, self.num_ws, 1)
+        w_plus: Tensor = self.mapping(z, label)[:, None].repeat(1, self.num_ws, 1)
         if truncation_psi == 1:
             return w_plus
         cutoff = self.num_ws if truncation_cutoff is None else truncation_cutoff

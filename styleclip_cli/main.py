@@ -1,0 +1,296 @@
+"""The command line: every command takes URIs, shows progress, and says last where its result lies.
+
+Without ``--generator`` the embedded models are used. Bad input ends with one line that says what is
+wrong, where, and what to do, and exit status 2; a run in which some shards failed ends with 1.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+import data
+from styleclip_core.errors import StyleCLIPError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Text-driven editing of image data sets with StyleGAN2 and CLIP.",
+)
+console = Console(stderr=True, highlight=False)
+_T = TypeVar("_T")
+
+Generator = Annotated[str, typer.Option(help="URI of the StyleGAN2 weights; the embedded model if not given")]
+Clip = Annotated[str, typer.Option(help="CLIP name (ViT-B/32) or URI; the embedded model if not given")]
+Encoder = Annotated[
+    str, typer.Option(help="URI of the encoder; inversion starts at the average w without one")
+]
+Workspace = Annotated[str, typer.Option(help="URI of the folder for intermediate artifacts")]
+Workers = Annotated[int, typer.Option(min=0, help="Shards at once; 0 for one per core, or one on a GPU")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's log")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the sampled codes")]
+Psi = Annotated[
+    float, typer.Option(min=0.01, max=1, help="Truncation: pull towards the average w, 1 for none")
+]
+Statistics = Annotated[int, typer.Option(min=2, help="Codes behind the statistics of style space")]
+Samples = Annotated[int, typer.Option(min=1, help="Style codes per channel of the relevance table")]
+Strength = Annotated[float, typer.Option(min=0, help="Move of a channel, in its standard deviations")]
+Steps = Annotated[int, typer.Option(min=0, help="Refinement steps after the encoder")]
+Photos = Annotated[str, typer.Option(help="URI of the photographs' prefix; only read")]
+ShardSize = Annotated[int, typer.Option(min=1, help="Images per shard, on average")]
+
+
+def _models(generator: str, clip: str, encoder: str) -> Any:  # noqa: ANN401 - tasks.settings is imported late
+    from tasks.settings import Models
+
+    if not generator:
+        return Models(
+            generator=str(data.GENERATOR), clip=clip or str(data.CLIP), encoder=encoder or str(data.ENCODER)
+        )
+    return Models(generator=generator, clip=clip or "ViT-B/32", encoder=encoder or None)
+
+
+def _prepare(workers: int, verbose: bool) -> None:
+    """Set what Prefect and torch read when they are imported."""
+    if workers:
+        os.environ["STYLECLIP_WORKERS"] = str(workers)
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO" if verbose else "CRITICAL")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+
+
+def _with_progress(work: Callable[[], _T]) -> _T:
+    """Run a flow with one progress bar per step."""
+    from tasks.progress import observe
+
+    columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TextColumn("shards"))
+    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
+        bars: dict[str, Any] = {}
+
+        def show(step: str, done: int, total: int) -> None:
+            if step not in bars:
+                bars[step] = progress.add_task(step, total=total)
+            progress.update(bars[step], completed=done)
+
+        with observe(show):
+            return work()
+
+
+def _summarize(result: Any) -> None:  # noqa: ANN401
+    for step in result.steps:
+        rate = step.rows / step.seconds if step.seconds else 0.0
+        console.print(
+            f"{step.step}: {step.rows} rows in {step.shards} shards, {step.computed} computed now, "
+            f"{step.failed} items failed, {step.seconds:.1f} s, {rate:.1f} rows/s"
+        )
+
+
+@app.command("sample-styles")
+def sample_styles(
+    workspace: Workspace,
+    generator: Generator = "",
+    seed: Seed = 5,
+    psi: Psi = 0.7,
+    statistics: Statistics = 100_000,
+    codes: Annotated[int, typer.Option(min=1, help="Codes to store")] = 100,
+    workers: Workers = 0,
+    verbose: Verbose = False,
+) -> None:
+    """Sample style codes and the statistics of style space."""
+    _prepare(workers, verbose)
+    from flows.sample_styles import sample_styles as flow
+    from tasks.settings import Sampling
+
+    sampling = Sampling(seed=seed, truncation_psi=psi, statistics=statistics, codes=codes)
+    chosen = _models(generator, str(data.CLIP), "")
+    result = _with_progress(lambda: flow(chosen, workspace, sampling))
+    _summarize(result)
+    if result.styles:
+        typer.echo(result.styles.statistics)
+
+
+@app.command("build-relevance")
+def build_relevance(
+    workspace: Workspace,
+    generator: Generator = "",
+    clip: Clip = "",
+    seed: Seed = 5,
+    psi: Psi = 0.7,
+    statistics: Statistics = 100_000,
+    samples: Samples = 100,
+    strength: Strength = 5.0,
+    workers: Workers = 0,
+    verbose: Verbose = False,
+) -> None:
+    """Measure the CLIP direction of every style channel: the paper's preprocessing."""
+    _prepare(workers, verbose)
+    from flows.build_relevance import build_relevance as flow
+    from tasks.settings import Relevance, Sampling
+
+    sampling = Sampling(seed=seed, truncation_psi=psi, statistics=statistics, codes=samples)
+    relevance = Relevance(samples=samples, strength=strength)
+    result = _with_progress(lambda: flow(_models(generator, clip, ""), workspace, sampling, relevance))
+    _summarize(result)
+    if result.table:
+        typer.echo(result.table.relevance)
+
+
+@app.command()
+def invert(
+    photos: Photos,
+    workspace: Workspace,
+    generator: Generator = "",
+    encoder: Encoder = "",
+    steps: Steps = 100,
+    shard_size: ShardSize = 16,
+    workers: Workers = 0,
+    verbose: Verbose = False,
+) -> None:
+    """Find the latent of every photograph under a prefix."""
+    _prepare(workers, verbose)
+    from flows.invert_images import invert_images as flow
+    from tasks.settings import Execution, Inversion
+
+    chosen = _models(generator, str(data.CLIP), encoder)
+    result = _with_progress(
+        lambda: flow(chosen, photos, workspace, Inversion(steps=steps), Execution(shard_size=shard_size))
+    )
+    _summarize(result)
+    typer.echo(result.latents)
+
+
+@app.command()
+def edit(
+    photos: Photos,
+    out: Annotated[str, typer.Option(help="URI of the prefix for the results")],
+    target: Annotated[str, typer.Option(help="What the images should become, e.g. 'grey hair'")] = "",
+    neutral: Annotated[str, typer.Option(help="What the target is compared with, e.g. 'hair'")] = "face",
+    alpha: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Strength, in deviations of the most relevant channel; may be repeated [default: 3]"
+        ),
+    ] = None,
+    beta: Annotated[
+        list[float] | None,
+        typer.Option(help="Threshold on |relevance|, 0 to 1; may be repeated [default: 0.15]"),
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Number of channels, instead of --beta")] = None,
+    include: Annotated[list[str] | None, typer.Option(help="Layers that may change, e.g. 'b4.*'")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Layers that stay, e.g. 'b64.*'")] = None,
+    edits: Annotated[str, typer.Option(help="URI of a YAML or JSON list of edits, instead of --target")] = "",
+    generator: Generator = "",
+    clip: Clip = "",
+    encoder: Encoder = "",
+    workspace: Annotated[str, typer.Option(help="Folder for artifacts [default: OUT/workspace]")] = "",
+    seed: Seed = 5,
+    psi: Psi = 0.7,
+    statistics: Statistics = 100_000,
+    samples: Samples = 100,
+    steps: Steps = 100,
+    shard_size: ShardSize = 16,
+    workers: Workers = 0,
+    verbose: Verbose = False,
+) -> None:
+    """Edit every photograph under a prefix by text: the whole chain."""
+    _prepare(workers, verbose)
+    from flows.edit_images import edit_images as flow
+    from tasks.settings import Edit, Execution, Inversion, Relevance, Sampling, SettingsError, load_edits
+
+    if bool(edits) == bool(target):
+        raise SettingsError("say what to edit: --target with a prompt, or --edits with a file, one of them")
+    wanted = (
+        load_edits(edits)
+        if edits
+        else [
+            Edit(
+                target=target,
+                neutral=neutral,
+                alpha=tuple(alpha or (3.0,)),
+                beta=tuple(beta) if beta else None,
+                top_k=top_k,
+                include=tuple(include or ()),
+                exclude=tuple(exclude or ()),
+            )
+        ]
+    )
+    result = _with_progress(
+        lambda: flow(
+            _models(generator, clip, encoder),
+            photos,
+            out,
+            wanted,
+            workspace,
+            Sampling(seed=seed, truncation_psi=psi, statistics=statistics, codes=samples),
+            Relevance(samples=samples),
+            Inversion(steps=steps),
+            Execution(shard_size=shard_size),
+        )
+    )
+    _finish(result)
+
+
+@app.command()
+def demo(
+    out: Annotated[str, typer.Option(help="Folder for the results")] = "demo",
+    workers: Workers = 0,
+    verbose: Verbose = False,
+) -> None:
+    """Edit the embedded photographs by text, with the embedded models."""
+    _prepare(workers, verbose)
+    from flows.edit_images import edit_images as flow
+    from tasks.settings import Inversion, Relevance, Sampling, load_edits
+
+    place = str(Path(out).resolve()) if "://" not in out else out
+    console.print(f"editing {len(list(data.PHOTOGRAPHS.glob('*.png')))} photographs into {place}")
+    result = _with_progress(
+        lambda: flow(
+            _models("", "", ""),
+            str(data.PHOTOGRAPHS),
+            place,
+            load_edits(str(data.EDITS)),
+            "",
+            Sampling(truncation_psi=1.0, statistics=20_000, codes=DEMO_SAMPLES),
+            Relevance(samples=DEMO_SAMPLES),
+            Inversion(),
+        )
+    )
+    _finish(result)
+
+
+DEMO_SAMPLES = 24
+
+
+def _finish(result: Any) -> None:  # noqa: ANN401
+    _summarize(result)
+    report = result.report
+    console.print(f"{report.rows} edits, {report.failed} of them failed or skipped (see the manifest)")
+    typer.echo(f"manifest       {report.manifest}")
+    typer.echo(f"contact sheet  {report.contact_sheet}")
+    typer.echo(f"report page    {report.page}")
+
+
+def run() -> None:
+    """Run the command line; errors that a user can act on are one line."""
+    try:
+        app()
+    except (StyleCLIPError, ValidationError, ValueError) as error:
+        from tasks.progress import ShardsFailedError
+        from tasks.settings import describe
+
+        text = describe(error) if isinstance(error, ValidationError) else " ".join(str(error).split())
+        console.print(f"error: {text}", markup=False, soft_wrap=True)
+        sys.exit(1 if isinstance(error, ShardsFailedError) else 2)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,77 @@
+"""Small networks for the core tests: real classes, few channels, weights from fixed seeds."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from styleclip_core.models.stylegan2 import Generator, GeneratorConfig
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+sys.path.insert(0, str(GOLDEN))
+
+TINY = GeneratorConfig(resolution=16, z_dim=8, w_dim=8, mapping_layers=2, channel_base=128, channel_max=12)
+
+
+@pytest.fixture(scope="session")
+def generator() -> Generator:
+    torch.manual_seed(0)
+    built = Generator(TINY)
+    with torch.no_grad():
+        built.mapping.w_avg.normal_(std=0.1)
+        for name, parameter in built.named_parameters():
+            if name.endswith("noise_strength"):
+                parameter.fill_(0.05)
+    return built.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def codes(generator):
+    z = torch.randn(3, 8, generator=torch.Generator().manual_seed(1))
+    return generator.styles(generator.map(z))
+
+
+@pytest.fixture(scope="session")
+def golden_state():
+    """Weights of the reference runs: a pattern of names and shapes, see tests/golden/fill.py."""
+    from fill import fill_state
+
+    def load(name: str, keep: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        keys = json.loads((GOLDEN / f"{name}.keys.json").read_text())
+        state = fill_state({k: tuple(v) for k, v in keys.items()}, equalized=True, keep=keep)
+        return {key: torch.from_numpy(np.asarray(value)) for key, value in state.items()}
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def golden_arrays():
+    def load(name: str) -> dict[str, np.ndarray]:
+        with np.load(GOLDEN / f"{name}.npz") as arrays:
+            return dict(arrays)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def tiny_clip_path(tmp_path_factory) -> Path:
+    """A CLIP of OpenAI's architecture with 32-pixel input, as a plain state dict."""
+    from clip.model import CLIP
+
+    torch.manual_seed(3)
+    model = CLIP(16, 32, (1, 1, 1, 1), 8, None, 77, 49408, 64, 1, 1)
+    path = tmp_path_factory.mktemp("clip") / "tiny.pt"
+    torch.save(model.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def clip_model(tiny_clip_path):
+    from styleclip_core import load_clip
+
+    return load_clip(tiny_clip_path)

@@ -1,0 +1,151 @@
+"""Channel relevance: on a generator and an embedding whose answers are known, and by laws of merging."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from styleclip_core.errors import ArtifactConflictError, LayoutMismatchError
+from styleclip_core.relevance import (
+    ChannelDirections,
+    RelevanceSettings,
+    RelevanceTable,
+    measure_channels,
+    standard_error,
+)
+from styleclip_core.style_space import StyleLayer, StyleLayout
+
+LAYOUT = StyleLayout(
+    (StyleLayer("b4.conv1", 4, 2, 0), StyleLayer("b4.torgb", 4, 2, 1, True), StyleLayer("b8.conv0", 8, 3, 1))
+)
+
+
+def _embed(images):
+    """A stand-in for CLIP: the mean colour and a few pixels, as a unit vector."""
+    features = torch.cat([images.mean(dim=(2, 3)), images[:, :, 3, 3], torch.ones(len(images), 1)], dim=1)
+    return F.normalize(features, dim=1)
+
+
+def _measure(generator, codes, layer="b8.conv1", channels=range(4), **settings):
+    std = torch.full((generator.layout.layer(layer).channels,), 0.3)
+    return measure_channels(
+        generator, _embed, codes, layer=layer, channels=channels,
+        mean=torch.zeros_like(std), std=std, settings=RelevanceSettings(**{"batch_size": 8, **settings}),
+    )  # fmt: skip
+
+
+def _by_definition(generator, codes, layer, channel, centre="sample"):
+    """The definition, one image at a time."""
+    units = []
+    for index in range(codes.batch_size):
+        one = codes.select(slice(index, index + 1))
+        ends = []
+        for sign in (5, -5):
+            style = one[layer].clone()
+            style[:, channel] = (style[:, channel] if centre == "sample" else 0.0) + sign * 0.3
+            ends.append(_embed(generator.synthesize(one.replace(layer, style)))[0].double())
+        units.append(F.normalize(ends[0] - ends[1], dim=0))
+    return torch.stack(units).mean(dim=0).float()
+
+
+@pytest.mark.parametrize("layer", ["b4.conv1", "b8.conv0", "b16.conv1"])
+@pytest.mark.parametrize("centre", ["sample", "mean"])
+def test_directions_equal_the_definition(generator, codes, layer, centre):
+    measured = _measure(generator, codes, layer, range(2, 5), centre=centre)
+    for row, channel in enumerate(range(2, 5)):
+        expected = _by_definition(generator, codes, layer, channel, centre)
+        assert_close(measured.direction[row], expected, atol=2e-4, rtol=0)
+
+
+def test_a_channel_does_not_depend_on_the_others_in_its_run(generator, codes):
+    alone = _measure(generator, codes, channels=[3])
+    together = _measure(generator, codes, channels=range(6))
+    assert_close(alone.direction[0], together.direction[3], atol=1e-5, rtol=0)
+
+
+def test_batch_size_does_not_change_directions(generator, codes):
+    small, large = (_measure(generator, codes, batch_size=size) for size in (2, 64))
+    assert_close(small.direction, large.direction, atol=1e-4, rtol=0)
+
+
+def test_codes_are_left_as_they_were(generator, codes):
+    before = codes.flat().clone()
+    _measure(generator, codes)
+    assert torch.equal(codes.flat(), before)
+
+
+def test_a_channel_without_effect_is_invisible_not_nan(generator, codes):
+    measured = measure_channels(
+        generator, lambda images: _embed(images * 0), codes, layer="b4.conv1", channels=[0],
+        mean=torch.zeros(12), std=torch.ones(12), settings=RelevanceSettings(),
+    )  # fmt: skip
+    assert measured.n.tolist() == [0]
+    assert measured.direction.abs().max() == 0
+
+
+def test_torgb_and_unknown_channels_are_refused(generator, codes):
+    with pytest.raises(LayoutMismatchError, match="toRGB layer"):
+        _measure(generator, codes, "b8.torgb")
+    with pytest.raises(LayoutMismatchError, match=r"channels 0\.\.11, asked for 0\.\.20"):
+        _measure(generator, codes, channels=[0, 20])
+
+
+def _table(direction, n=10):
+    counts = torch.full((5,), n) if isinstance(n, int) else torch.tensor(n)
+    return RelevanceTable(LAYOUT, counts, torch.as_tensor(direction, dtype=torch.float32))
+
+
+def _random_table(seed, n):
+    source = torch.Generator().manual_seed(seed)
+    units = F.normalize(torch.randn(5, n, 4, generator=source), dim=2)
+    return units, _table(units.mean(dim=1), n)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 1000))
+def test_merging_equals_measuring_the_union(first, second, seed):
+    units_a, a = _random_table(seed, first)
+    units_b, b = _random_table(seed + 1, second)
+    union = torch.cat([units_a, units_b], dim=1).mean(dim=1)
+    merged = a.merge(b)
+    assert_close(merged.direction, union, atol=1e-6, rtol=0)
+    assert_close(b.merge(a).direction, merged.direction, atol=1e-7, rtol=0)
+    assert merged.n.tolist() == [first + second] * 5
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(2, 30), st.integers(0, 1000))
+def test_standard_error_is_that_of_the_mean_of_unit_vectors(n, seed):
+    units, table = _random_table(seed, n)
+    # variance of the sample, summed over coordinates, divided by n for that of the mean
+    expected = (units - units.mean(dim=1, keepdim=True)).square().sum(dim=(1, 2)) / (n * (n - 1))
+    assert_close(table.standard_error, expected.sqrt(), atol=1e-4, rtol=1e-3)
+
+
+def test_one_code_has_no_standard_error():
+    assert standard_error(torch.tensor([1.0]), torch.tensor([1])).item() == float("inf")
+
+
+def test_relevance_is_the_cosine_and_zero_for_invisible_or_broken_rows():
+    table = _table([[0.5, 0], [0, 0.2], [0, 0], [-0.3, 0.3], [float("nan"), 1]], n=[9, 9, 0, 9, 9])
+    expected = torch.tensor([1.0, 0.0, 0.0, -(0.5**0.5), 0.0])
+    assert_close(table.relevance(torch.tensor([1.0, 0.0])), expected)
+
+
+def test_text_of_another_clip_is_refused():
+    with pytest.raises(ValueError, match=r"2 wide, the text direction \[3\]"):
+        _table(torch.ones(5, 2)).relevance(torch.ones(3))
+
+
+def test_parts_assemble_in_any_order_and_never_twice():
+    top = ChannelDirections("b4.conv1", torch.tensor([0, 1]), torch.tensor([4, 5]), torch.eye(2))
+    low = ChannelDirections("b8.conv0", torch.tensor([2]), torch.tensor([6]), torch.ones(1, 2))
+    table = RelevanceTable.from_parts(LAYOUT, [low, top])
+    assert table.n.tolist() == [4, 5, 0, 0, 6]
+    assert_close(table.direction[4], torch.ones(2))
+    with pytest.raises(ArtifactConflictError, match="two parts"):
+        RelevanceTable.from_parts(LAYOUT, [top, top])
+    with pytest.raises(ArtifactConflictError, match="build the parts first"):
+        RelevanceTable.from_parts(LAYOUT, [])

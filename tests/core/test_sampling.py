@@ -1,0 +1,52 @@
+"""Seeded samples and statistics that merge exactly."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from styleclip_core.sampling import ChannelStatistics, sample_styles, sample_z
+
+
+@given(st.lists(st.integers(0, 10**9), min_size=1, max_size=6, unique=True), st.data())
+def test_a_sample_does_not_depend_on_its_batch(ids, data):
+    chosen = data.draw(st.sampled_from(ids))
+    whole = sample_z(7, ids, 5)
+    assert torch.equal(whole[ids.index(chosen)], sample_z(7, [chosen], 5)[0])
+
+
+def test_samples_are_normal_and_differ_by_seed():
+    z = sample_z(0, range(4000), 8)
+    assert z.mean().item() == pytest.approx(0, abs=0.02)
+    assert z.std().item() == pytest.approx(1, abs=0.02)
+    assert not torch.equal(sample_z(1, range(3), 8), sample_z(0, range(3), 8))
+
+
+def test_style_batches_do_not_change_the_codes(generator):
+    def run(batch_size):
+        settings = {"seed": 3, "sample_ids": range(5), "truncation_psi": 0.7, "truncation_cutoff": 2}
+        batches = list(sample_styles(generator, batch_size=batch_size, **settings))
+        assert [i for ids, _, _ in batches for i in ids] == [0, 1, 2, 3, 4]
+        return torch.cat([styles.flat() for _, _, styles in batches])
+
+    torch.testing.assert_close(run(2), run(5))
+    expected = generator.map(sample_z(3, range(5), 8), truncation_psi=0.7, truncation_cutoff=2)
+    torch.testing.assert_close(run(5), generator.styles(expected).flat())
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(0, 10**6), st.floats(0, 1e4))
+def test_merged_statistics_are_those_of_the_whole(sizes, seed, offset):
+    values = np.random.default_rng(seed).normal(offset, 1.0, (sum(sizes), 3))
+    parts = np.split(values, np.cumsum(sizes)[:-1])
+    measured = [ChannelStatistics.from_codes(torch.from_numpy(part)) for part in parts]
+    measured.sort(key=lambda part: part.mean[0].item())  # any order will do
+    merged = measured[0]
+    for part in measured[1:]:
+        merged = merged.merge(part)
+    assert merged.n == len(values)
+    np.testing.assert_allclose(merged.mean, values.mean(axis=0), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(merged.std, values.std(axis=0), rtol=1e-7, atol=1e-9)
+    assert np.array_equal(merged.min, values.min(axis=0))
+    assert np.array_equal(merged.max, values.max(axis=0))

@@ -33,7 +33,7 @@ SEED = 21
 CONFIG = GeneratorConfig(
     resolution=64, z_dim=64, w_dim=128, mapping_layers=4, channel_base=2304, channel_max=96
 )
-SCHEDULE = Schedule(steps=6500, learning_rate=4e-3, warmup=100, flat=0.5)
+SCHEDULE = Schedule(steps=5600, learning_rate=4e-3, warmup=100, flat=0.58)
 STRUCTURE_STEPS = 3000
 MAPPING_SCHEDULE = Schedule(steps=8000, learning_rate=2e-2)
 BATCH, MIXED_SHARE = 16, 0.6

@@ -1,0 +1,85 @@
+"""Artifacts: fingerprints, provenance, written once, never half."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from styleclip_core.errors import ArtifactConflictError
+from tasks.artifacts import (
+    DamagedArtifactError,
+    Provenance,
+    fingerprint,
+    is_complete,
+    read_provenance,
+    read_table,
+    to_matrix,
+    vector_column,
+    write_table,
+)
+
+PROVENANCE = Provenance("test", "f" * 32, "step", "1", {"beta": 0.15}, {"w": "abc"}, "gen", "clip", "0.1")
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+)
+
+
+def _table(values):
+    return pa.table({"id": pa.array(range(len(values)), pa.int64()), "v": vector_column(values)})
+
+
+@given(st.dictionaries(st.text(), JSON, max_size=4))
+def test_a_fingerprint_does_not_depend_on_order(parameters):
+    shuffled = dict(reversed(parameters.items()))
+    assert fingerprint("s", "1", parameters, {}) == fingerprint("s", "1", shuffled, {})
+
+
+def test_anything_that_differs_changes_the_fingerprint():
+    base = ("step", "1", {"a": 1}, {"x": "y"})
+    others = [("other", *base[1:]), ("step", "2", *base[2:]), ("step", "1", {"a": 2}, base[3]), (*base[:3], {})]
+    assert len({fingerprint(*each) for each in [base, *others]}) == 5
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, object(), b"x"])
+def test_values_that_have_no_canonical_form_are_refused(value):
+    with pytest.raises(ValueError, match=r"parameters\.parameters\.a|parameters.a"):
+        fingerprint("s", "1", {"a": value}, {})
+
+
+def test_tables_and_provenance_come_back(tmp_path):
+    values = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    uri = str(tmp_path / "t.parquet")
+    write_table(uri, _table(values), PROVENANCE)
+    assert is_complete(uri)
+    assert np.array_equal(to_matrix(read_table(uri), "v"), values)
+    assert read_table(uri, columns=["id"]).column_names == ["id"]
+    assert read_provenance(uri) == PROVENANCE
+
+
+def test_the_same_content_gives_the_same_bytes_and_other_content_a_conflict(tmp_path):
+    first, second = str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")
+    for uri in (first, second):
+        write_table(uri, _table(np.ones((2, 2))), PROVENANCE)
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+    write_table(first, _table(np.ones((2, 2))), PROVENANCE)
+    with pytest.raises(ArtifactConflictError, match=r"a.parquet exists with other content"):
+        write_table(first, _table(np.zeros((2, 2))), PROVENANCE)
+
+
+@pytest.mark.parametrize("damage", [b"", b"text", None])
+def test_damaged_files_say_what_to_do(tmp_path, damage):
+    path = tmp_path / "t.parquet"
+    write_table(str(path), _table(np.ones((2, 2))), PROVENANCE)
+    path.write_bytes(path.read_bytes()[:-20] if damage is None else damage)
+    with pytest.raises(DamagedArtifactError, match=r"t.parquet is no readable Parquet.*delete it"):
+        read_table(str(path))
+
+
+def test_a_foreign_table_has_no_provenance(tmp_path):
+    import pyarrow.parquet as pq
+
+    pq.write_table(_table(np.ones((2, 2))), tmp_path / "foreign.parquet")
+    with pytest.raises(DamagedArtifactError, match="does not say what made it"):
+        read_provenance(str(tmp_path / "foreign.parquet"))

@@ -1,0 +1,136 @@
+"""Storage: whole objects or none, named errors, keys that cannot escape; local and on a real S3 server."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.storage import (
+    AccessDeniedError,
+    MissingObjectError,
+    StorageError,
+    delete_stale_temporaries,
+    exists,
+    join,
+    list_objects,
+    output_key,
+    read_bytes,
+    write_bytes_atomic,
+)
+
+
+@pytest.fixture(params=["local", "s3"])
+def folder(request, tmp_path):
+    if request.param == "local":
+        return str(tmp_path / "data")
+    server = request.getfixturevalue("s3_identities")
+    return f"{server.uri('results')}/{request.node.name.replace('[', '-').replace(']', '')}"
+
+
+def test_what_is_written_is_read_back_and_listed(folder):
+    large = os.urandom(6_000_000)
+    write_bytes_atomic(join(folder, "b/large.bin"), large)
+    write_bytes_atomic(join(folder, "a.txt"), b"small")
+    assert read_bytes(join(folder, "b/large.bin")) == large
+    assert exists(join(folder, "a.txt"))
+    assert not exists(join(folder, "b"))
+    listed = list(list_objects(folder))
+    assert [(item.key, item.size) for item in listed] == [("a.txt", 5), ("b/large.bin", 6_000_000)]
+    assert len({item.etag for item in listed}) == 2
+    assert [item.key for item in list_objects(folder, suffixes=(".txt",))] == ["a.txt"]
+
+
+def test_a_new_version_has_another_etag_and_is_seen_at_once(folder):
+    write_bytes_atomic(join(folder, "x.bin"), b"one")
+    (first,) = list_objects(folder)
+    write_bytes_atomic(join(folder, "x.bin"), b"three")
+    (second,) = list_objects(folder)
+    assert first.etag != second.etag
+    assert read_bytes(join(folder, "x.bin")) == b"three"
+
+
+def test_missing_objects_say_so(folder):
+    with pytest.raises(MissingObjectError, match="cannot read .*nothing.bin: there is no such object"):
+        read_bytes(join(folder, "nothing.bin"))
+    assert not exists(join(folder, "nothing.bin"))
+
+
+def test_reading_identity_cannot_write(s3_identities):
+    with pytest.raises(AccessDeniedError, match=r"cannot write s3://photographs/x: access denied"):
+        write_bytes_atomic("s3://photographs/x", b"no")
+    assert not any(item.key == "x" for item in list_objects("s3://photographs"))
+
+
+def test_writing_identity_cannot_read_the_input(s3_identities, tmp_path, monkeypatch):
+    config = tmp_path / "options.json"
+    config.write_text('{"s3://": {"profile": "writer"}}')
+    monkeypatch.setenv("STYLECLIP_STORAGE_OPTIONS", str(config))
+    with pytest.raises(StorageError, match="s3://photographs/any"):
+        read_bytes("s3://photographs/any.png")
+
+
+def test_a_list_of_more_than_a_page_is_complete(s3_identities):
+    for number in range(1_050):
+        write_bytes_atomic(f"s3://results/many/{number:05d}", b".")
+    keys = [item.key for item in list_objects("s3://results/many")]
+    assert keys == [f"{number:05d}" for number in range(1_050)]
+
+
+def test_a_bad_options_file_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("STYLECLIP_STORAGE_OPTIONS", str(tmp_path / "none.json"))
+    with pytest.raises(StorageError, match=r"none.json, which is no readable JSON"):
+        read_bytes("s3://bucket/key")
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    target = tmp_path / "taken"
+    target.mkdir()
+    with pytest.raises(StorageError, match="cannot write"):
+        write_bytes_atomic(str(target), b"data")
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_leftovers_of_dead_writers_are_deleted_and_of_living_ones_kept(tmp_path):
+    code = f"from tasks.storage import _temporary_name; open({str(tmp_path)!r} + '/' + _temporary_name(), 'w')"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+    from tasks.storage import _temporary_name
+
+    living = tmp_path / _temporary_name()
+    living.write_bytes(b"half")
+    assert list(list_objects(str(tmp_path))) == []
+    assert delete_stale_temporaries(str(tmp_path)) == 1
+    assert list(tmp_path.iterdir()) == [living]
+
+
+AWKWARD = [
+    "../../etc/passwd.png", "/absolute.png", "a/../b.png", "a//b.png", "C:\\x.png", "IMG.png", "img.png",
+    "Img.png", "caf\u00e9.png", "cafe\u0301.png", "x\x00y.png", "x\ny.png", "a" * 1024, "a.png/b.png", "a.png",
+    "a.jpg", "a.jpg~.png", "a~.png", ".png", "", ".", "..", "con.png ", "_/x.png", "a.png~", "\udcff.png",
+]  # fmt: skip
+
+
+def test_awkward_keys_stay_inside_and_apart():
+    outputs = [output_key(key, suffix=".png") for key in AWKWARD]
+    assert len({output.lower() for output in outputs}) == len(AWKWARD)
+    for output in outputs:
+        parts = output.split("/")
+        assert all(part not in ("", ".", "..") and len(part.encode()) <= 255 for part in parts)
+        assert output.isascii()
+        assert output.endswith(".png")
+
+
+def test_plain_keys_stay_readable():
+    assert output_key("faces/0001.png", suffix=".png") == "faces/0001.png"
+    assert output_key("faces/0001.jpg", suffix=".png") == "faces/0001.jpg~.png"
+
+
+@given(st.lists(st.text(max_size=40) | st.text("ab./~\\_A", max_size=8), min_size=2, max_size=8, unique=True))
+def test_different_keys_never_share_a_path(keys):
+    outputs = [output_key(key, suffix=".png") for key in keys]
+    assert len({output.lower() for output in outputs}) == len(keys)
+    folders = {output.rsplit("/", 1)[0] + "/" for output in outputs if "/" in output}
+    assert not any(f"{output}/" in folders for output in outputs)  # no file where a folder must be
+    assert all(".." not in output.split("/") and not output.startswith("/") for output in outputs)

@@ -1,0 +1,141 @@
+"""The command line as a user meets it: help, results, errors of one line, and five kills in a row."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.test_flows import encoded, files_of, portrait
+
+STYLECLIP = [sys.executable, "-W", "ignore", "-m", "styleclip_cli.main"]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def environment(tmp_path):
+    return {
+        **os.environ,
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "PREFECT_API_URL": "",
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "200",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    }
+
+
+def styleclip(environment, *arguments, timeout=300) -> subprocess.CompletedProcess[str]:
+    command = [*STYLECLIP, *map(str, arguments)]
+    return subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+@pytest.fixture
+def job(network_files, tmp_path):
+    """A small edit of the command line, as arguments after ``--out``."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for index in range(10):
+        (photos / f"p{index}.png").write_bytes(encoded(portrait(index)))
+    networks = [part for name, uri in network_files.items() for part in (f"--{name}", uri)]
+    return [
+        "edit", "--photos", photos, *networks, "--target", "grey hair", "--neutral", "hair", "--alpha", "2",
+        "--alpha", "3", "--beta", "0", "--statistics", "15000", "--samples", "8", "--steps", "60",
+        "--shard-size", "1",
+    ]  # fmt: skip
+
+
+def test_every_command_has_help_with_units(environment):
+    overview = styleclip(environment, "--help")
+    commands = ["demo", "sample-styles", "build-relevance", "invert", "edit"]
+    assert overview.returncode == 0
+    for command in commands:
+        assert command in overview.stdout
+        shown = styleclip(environment, command, "--help")
+        assert shown.returncode == 0
+        assert "--workers" in shown.stdout
+    assert "deviations" in styleclip(environment, "edit", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["edit", "--photos", "x", "--out", "y"], "say what to edit: --target with a prompt, or --edits"),
+        (["edit", "--photos", "x", "--out", "y", "--target", "hat", "--beta", "3"], "from 0 to 1, got 3"),
+        (["edit", "--photos", "x", "--out", "y", "--edits", "none.yaml"], "none.yaml: there is no such object"),
+        (["edit", "--photos", "x", "--out", "x/y", "--target", "hat"], "lies inside the photographs"),
+        (["invert", "--photos", "x", "--workspace", "y", "--generator", "no.safetensors"], "no weights at no.safetensors"),
+        (["edit", "--photos", "x"], "Missing option"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_status_2(environment, arguments, message, tmp_path):
+    result = styleclip(environment, *arguments)
+    assert result.returncode == 2, result.stderr
+    assert message in " ".join(re.sub(r"[\u2500-\u257f]", " ", result.stderr).split())
+    assert "Traceback" not in result.stderr
+    assert not (ROOT / "y").exists()
+    assert not (ROOT / "x").exists()
+
+
+def test_a_missing_prefix_is_named(environment, network_files, tmp_path):
+    networks = [part for name, uri in network_files.items() if name != "clip" for part in (f"--{name}", uri)]
+    result = styleclip(environment, "invert", "--photos", tmp_path / "none", "--workspace", tmp_path / "w", *networks)
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.strip().splitlines()[-1].startswith("error: cannot list")
+    assert "Traceback" not in result.stderr
+
+
+def test_the_last_line_says_where_the_result_is(environment, job, tmp_path):
+    result = styleclip(environment, *job, "--out", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    page = Path(result.stdout.strip().splitlines()[-1].split()[-1])
+    assert page.name == "index.html"
+    assert page.exists()
+    assert "edit-images: 20 rows" in result.stderr
+
+
+@pytest.mark.timeout(1200)
+def test_five_kills_at_random_leave_no_trace(environment, job, tmp_path):
+    undisturbed = styleclip(environment, *job, "--out", tmp_path / "a" / "out")
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    rng = random.Random(2024)
+    out = tmp_path / "b" / "out"
+    for _ in range(5):
+        process = subprocess.Popen(
+            [*STYLECLIP, *map(str, job), "--out", str(out)], env=environment, cwd=ROOT,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        deadline = time.monotonic() + 120
+        while not out.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)  # importing torch is no moment worth killing
+        time.sleep(rng.uniform(0, 4))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    sixth = styleclip(environment, *job, "--out", out)
+    assert sixth.returncode == 0, sixth.stderr
+    theirs, ours = files_of(tmp_path / "a" / "out"), files_of(out)
+    pictures = [name for name in ours if name.startswith("images/")]
+    assert len(pictures) == 20
+    # folders are named by a hash that holds the place of the results; their content must be the same
+    assert sorted(map(_content_name, theirs)) == sorted(map(_content_name, ours))
+    for name, data in ours.items():
+        if name.endswith(".png"):
+            twin = next(other for other in theirs if _content_name(other) == _content_name(name))
+            assert theirs[twin] == data
+    assert not list(out.rglob(".styleclip-tmp-*"))
+    # and byte by byte in the same place: nothing of the kills is left
+    for path in sorted(out.rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    again = styleclip(environment, *job, "--out", out)
+    assert again.returncode == 0, again.stderr
+    assert files_of(out) == ours
+
+
+def _content_name(name: str) -> str:
+    return re.sub(r"(?<=[/_])[0-9a-f]{8}(?=/)|[0-9a-f]{16,64}", "#", name)

@@ -1,0 +1,55 @@
+"""Parameters and edit files: what a user writes, and what a user gets wrong."""
+
+import pytest
+from pydantic import ValidationError
+
+from tasks.settings import Edit, SettingsError, all_variants, describe, load_edits
+
+
+def test_one_edit_at_several_strengths_is_several_variants():
+    edit = Edit(target="Grey Hair!", alpha=(1, 2.5), beta=(0.1, 0.2))
+    assert [variant.label for variant in edit.variants()] == [
+        "grey-hair_a1_b0.1", "grey-hair_a2.5_b0.1", "grey-hair_a1_b0.2", "grey-hair_a2.5_b0.2",
+    ]  # fmt: skip
+    assert Edit(target="x").variants()[0].beta == 0.15
+    assert Edit(target="x", top_k=7).variants()[0].label == "x_a3_k7"
+
+
+@pytest.mark.parametrize("form", ["- {target: hat}\n", '[{"target": "hat"}]', "edits:\n  - target: hat\n"])
+def test_edit_files_are_yaml_or_json(tmp_path, form):
+    (tmp_path / "edits.yaml").write_text(form)
+    assert load_edits(str(tmp_path / "edits.yaml")) == [Edit(target="hat")]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "neither YAML nor JSON"),
+        ("just text", "must hold a list of edits"),
+        ("[]", "there is no edit to do"),
+        ("- {target: hat}\n- {target: beard, beta: 2}", "edit 2: .*from 0 to 1, got 2"),
+        ("- {tarjet: hat}", "edit 1: target: Field required; tarjet: Extra inputs"),
+        ("- {target: hat, name: ../up}", "must be a folder name"),
+        ("- {target: hat, templates: many}", "unknown template set 'many'; there are imagenet-80"),
+        ("- {target: hat, beta: 0.1, top_k: 3}", "give beta or top_k"),
+        ("- {target: hat}\n- {target: hat}", "same folder 'hat_a3_b0.15'"),
+    ],
+)
+def test_wrong_edit_files_name_entry_and_field(tmp_path, content, message):
+    (tmp_path / "edits.yaml").write_text(content)
+    with pytest.raises(SettingsError, match=message):
+        load_edits(str(tmp_path / "edits.yaml"))
+
+
+def test_a_missing_edit_file_is_named(tmp_path):
+    from tasks.storage import MissingObjectError
+
+    with pytest.raises(MissingObjectError, match=r"none.yaml"):
+        load_edits(str(tmp_path / "none.yaml"))
+
+
+def test_errors_are_described_in_one_line():
+    with pytest.raises(ValidationError) as caught:
+        Edit(target="", alpha="strong")
+    assert "\n" not in describe(caught.value)
+    assert all_variants([Edit(target="x")])

@@ -139,7 +139,8 @@ def _check_layer(generator: Generator, layer: str, chosen: Tensor, mean: Tensor,
         )
     if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < found.channels:
         raise LayoutMismatchError(
-            f"{layer} has channels 0..{found.channels - 1}, asked for {int(chosen.min())}..{int(chosen.max())}"
+            f"{layer} has channels 0..{found.channels - 1}, "
+            f"asked for {int(chosen.min())}..{int(chosen.max())}"
         )
 
 

@@ -125,7 +125,8 @@ def write_table(uri: str, table: pa.Table, provenance: Provenance) -> None:
             return
         raise ArtifactConflictError(
             f"{uri} exists with other content, though the same step with the same inputs made it "
-            f"({provenance.step} {provenance.version}); delete it if its code has changed, or raise the version"
+            f"({provenance.step} {provenance.version}); delete it if its code has changed, or raise "
+            "the version"
         )
     write_bytes_atomic(uri, data)
 

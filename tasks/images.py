@@ -95,7 +95,8 @@ def index_images(photos: str, workspace: str, shard_size: int) -> ImageIndex:
     if not is_complete(uri):
         provenance = Provenance(
             kind="image-index", fingerprint=print_, step=STEP, version=VERSION, parameters=parameters,
-            inputs={"listing": digest(objects)}, generator="", clip="", code_version=styleclip_core.__version__,
+            inputs={"listing": digest(objects)}, generator="", clip="",
+            code_version=styleclip_core.__version__,
         )  # fmt: skip
         write_table(uri, pa.table(columns), provenance)
     return ImageIndex(photos=photos, uri=uri, fingerprint=print_, shards=shards)

@@ -329,11 +329,12 @@ def report_edits(console: Console, bench: Bench, validation: Portraits, test: Po
     _print(
         console,
         f"edits of {len(test.psnr)} photographs; alpha, beta chosen on {len(validation.psnr)} others; "
-        "units: standard deviations of the factor",
-        ("edit", "alpha", "beta", "channels", "target", "others", "rank", "worst side effect", "permuted control"),
+        "units: standard deviations of the factor; control: the same with permuted channels",
+        ("edit", "alpha", "beta", "channels", "target", "others", "rank", "worst side effect", "control"),
         [
             (
-                each.prompt.name, f"{each.alpha:g}", f"{each.beta:g}", str(each.channels), f"{each.target:+.2f}",
+                each.prompt.name, f"{each.alpha:g}", f"{each.beta:g}", str(each.channels),
+                f"{each.target:+.2f}",
                 f"{each.others:.3f}", str(each.rank), each.side_effect, f"{each.control:+.2f}",
             )
             for each in scores
@@ -391,8 +392,9 @@ def report_inversion(console: Console, generator: Generator, weights: Path, test
     deque(refine(generator, target[:16], first[:16], RefinementSettings()), maxlen=0)
     refining = (time.monotonic() - started) / 16
     console.print(
-        f"inversion of {len(target)} photographs: encoder {guess.mean():.2f} dB ({encoding:.4f} s per image), "
-        f"refined in {RefinementSettings().steps} steps {test.psnr.mean():.2f} dB ({refining:.2f} s per image)"
+        f"inversion of {len(target)} photographs: encoder {guess.mean():.2f} dB "
+        f"({encoding:.4f} s per image), refined in {RefinementSettings().steps} steps "
+        f"{test.psnr.mean():.2f} dB ({refining:.2f} s per image)"
     )
 
 

@@ -39,7 +39,9 @@ def network_files(tmp_path_factory) -> dict[str, str]:
 
     folder = tmp_path_factory.mktemp("networks")
     torch.manual_seed(0)
-    config = GeneratorConfig(resolution=16, z_dim=8, w_dim=8, mapping_layers=2, channel_base=64, channel_max=6)
+    config = GeneratorConfig(
+        resolution=16, z_dim=8, w_dim=8, mapping_layers=2, channel_base=64, channel_max=6
+    )
     save_generator(Generator(config).eval(), folder / "generator.safetensors")
     clip = CLIP(16, 32, (1, 1, 1, 1), 8, None, 77, 49408, 64, 1, 1)
     torch.save(clip.state_dict(), folder / "clip.pt")

@@ -38,7 +38,12 @@ def test_a_fingerprint_does_not_depend_on_order(parameters):
 
 def test_anything_that_differs_changes_the_fingerprint():
     base = ("step", "1", {"a": 1}, {"x": "y"})
-    others = [("other", *base[1:]), ("step", "2", *base[2:]), ("step", "1", {"a": 2}, base[3]), (*base[:3], {})]
+    others = [
+        ("other", *base[1:]),
+        ("step", "2", *base[2:]),
+        ("step", "1", {"a": 2}, base[3]),
+        (*base[:3], {}),
+    ]
     assert len({fingerprint(*each) for each in [base, *others]}) == 5
 
 

@@ -85,7 +85,9 @@ def test_bad_input_is_one_line_and_status_2(environment, arguments, message, tmp
 
 def test_a_missing_prefix_is_named(environment, network_files, tmp_path):
     networks = [part for name, uri in network_files.items() if name != "clip" for part in (f"--{name}", uri)]
-    result = styleclip(environment, "invert", "--photos", tmp_path / "none", "--workspace", tmp_path / "w", *networks)
+    result = styleclip(
+        environment, "invert", "--photos", tmp_path / "none", "--workspace", tmp_path / "w", *networks
+    )
     assert result.returncode == 2, result.stderr
     assert result.stderr.strip().splitlines()[-1].startswith("error: cannot list")
     assert "Traceback" not in result.stderr

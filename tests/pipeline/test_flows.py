@@ -220,7 +220,9 @@ def test_every_bad_image_has_its_outcome_and_the_rest_is_edited(models, photos, 
     assert again.report.failed == 3 * 5
 
 
-def test_one_failed_shard_fails_the_run_and_the_next_run_does_only_that(models, photos, tmp_path, monkeypatch):
+def test_one_failed_shard_fails_the_run_and_the_next_run_does_only_that(
+    models, photos, tmp_path, monkeypatch
+):
     real, executed = inversion_task._invert, []
 
     def break_one(plan, todo, device):
@@ -267,7 +269,9 @@ def test_a_table_of_other_networks_is_refused(models, tmp_path, network_files):
     )
     layout = load_generator(models.generator).layout
     mine = ModelHashes(generator=load_generator(models.generator).fingerprint, clip="c" * 64)
-    with pytest.raises(ArtifactConflictError, match=r"built with CLIP [0-9a-f]{16}, this run uses CLIP c{16}"):
+    with pytest.raises(
+        ArtifactConflictError, match=r"built with CLIP [0-9a-f]{16}, this run uses CLIP c{16}"
+    ):
         read_relevance(result.table.relevance, layout, mine)
 
 

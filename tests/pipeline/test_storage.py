@@ -53,7 +53,7 @@ def test_a_new_version_has_another_etag_and_is_seen_at_once(folder):
 
 
 def test_missing_objects_say_so(folder):
-    with pytest.raises(MissingObjectError, match="cannot read .*nothing.bin: there is no such object"):
+    with pytest.raises(MissingObjectError, match=r"cannot read .*nothing.bin: there is no such object"):
         read_bytes(join(folder, "nothing.bin"))
     assert not exists(join(folder, "nothing.bin"))
 
@@ -94,7 +94,9 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 
 
 def test_leftovers_of_dead_writers_are_deleted_and_of_living_ones_kept(tmp_path):
-    code = f"from tasks.storage import _temporary_name; open({str(tmp_path)!r} + '/' + _temporary_name(), 'w')"
+    code = (
+        f"from tasks.storage import _temporary_name; open({str(tmp_path)!r} + '/' + _temporary_name(), 'w')"
+    )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
     from tasks.storage import _temporary_name
 
@@ -107,8 +109,8 @@ def test_leftovers_of_dead_writers_are_deleted_and_of_living_ones_kept(tmp_path)
 
 AWKWARD = [
     "../../etc/passwd.png", "/absolute.png", "a/../b.png", "a//b.png", "C:\\x.png", "IMG.png", "img.png",
-    "Img.png", "caf\u00e9.png", "cafe\u0301.png", "x\x00y.png", "x\ny.png", "a" * 1024, "a.png/b.png", "a.png",
-    "a.jpg", "a.jpg~.png", "a~.png", ".png", "", ".", "..", "con.png ", "_/x.png", "a.png~", "\udcff.png",
+    "Img.png", "caf\u00e9.png", "cafe\u0301.png", "x\x00y.png", "x\ny.png", "a" * 1024, "a.png/b.png",
+    "a.png", "a.jpg", "a.jpg~.png", "a~.png", ".png", "", ".", "..", "con.png ", "_/x.png", "a.png~", "\udcff.png",
 ]  # fmt: skip
 
 

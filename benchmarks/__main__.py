@@ -1,0 +1,30 @@
+"""Print what was measured, on what: ``make bench``."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.relevance import measure_relevance
+
+
+def main() -> None:
+    """Run every benchmark and print one table."""
+    torch.set_num_threads(1)
+    console = Console(width=140)
+    console.print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, one thread; "
+        f"Python {platform.python_version()}, torch {torch.__version__}"
+    )
+    table = Table("what", "reference loop", "ours", "ratio (median of 3)", "largest difference")
+    for row in measure_relevance():
+        table.add_row(*row)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

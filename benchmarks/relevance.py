@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from clip.clip import _transform
 from PIL import Image
 from torch import Tensor

@@ -21,7 +21,7 @@ def invert_images(
 ) -> steps.RunResult:
     """Find the latent of every image; a broken image is a row, not a failed run."""
     steps.check_places(photos, workspace, workspace)
-    hashes, device = steps.begin(models, execution)
+    hashes, device = steps.begin(models, execution, with_clip=False)
     index = steps.index(photos, workspace, execution)
     planned, summary = steps.invert(index, workspace, models, hashes, inversion, device)
     return steps.RunResult(steps=[steps.counts(summary)], latents=planned.folder)

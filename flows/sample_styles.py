@@ -20,6 +20,6 @@ def sample_styles(
     execution: Execution = Execution(),
 ) -> steps.RunResult:
     """Sample style codes and measure mean, deviation, minimum and maximum of every style channel."""
-    hashes, device = steps.begin(models, execution)
+    hashes, device = steps.begin(models, execution, with_clip=False)
     styles, summary = steps.sample(models, hashes, sampling, workspace, device)
     return steps.RunResult(steps=[steps.counts(summary)], styles=styles)

@@ -66,13 +66,15 @@ def task_runner() -> TaskRunner[PrefectFuture[Any]]:
     return cast(TaskRunner[PrefectFuture[Any]], runner)
 
 
-def begin(chosen: Models, execution: Execution) -> tuple[ModelHashes, str]:
+def begin(chosen: Models, execution: Execution, *, with_clip: bool = True) -> tuple[ModelHashes, str]:
     """Check result storage, load the networks, and return their hashes and the device."""
     device = models.pick_device(execution)
     models.share_cores(device)
     probe_result_storage()
-    hashes = identify_models(chosen, device)
-    get_run_logger().info("generator %s, CLIP %s, on %s", hashes.generator[:12], hashes.clip[:12], device)
+    hashes = identify_models(chosen, device, with_clip=with_clip)
+    get_run_logger().info(
+        "generator %s, CLIP %s, on %s", hashes.generator[:12], hashes.clip[:12] or "not needed", device
+    )
     return hashes, device
 
 

@@ -11,21 +11,21 @@ from tasks.settings import Models
 
 
 class ModelHashes(BaseModel):
-    """Content hashes of the networks; an encoder that is not used has none."""
+    """Content hashes of the networks; one that is not used has none."""
 
     model_config = ConfigDict(frozen=True)
 
     generator: str
-    clip: str
+    clip: str = ""
     encoder: str = ""
 
 
 @task(name="identify-models", cache_policy=PER_RUN, persist_result=True)
-def identify_models(chosen: Models, device: str) -> ModelHashes:
+def identify_models(chosen: Models, device: str, *, with_clip: bool) -> ModelHashes:
     """Load the networks once and return the hashes that artifacts are named by."""
     encoder = models.encoder(chosen.encoder, device).fingerprint if chosen.encoder else ""
     return ModelHashes(
         generator=models.generator(chosen.generator, device).fingerprint,
-        clip=models.clip(chosen.clip, device).fingerprint,
+        clip=models.clip(chosen.clip, device).fingerprint if with_clip else "",
         encoder=encoder,
     )

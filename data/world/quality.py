@@ -13,7 +13,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -181,6 +181,14 @@ class Bench:
     regressor: FactorRegressor
     table: RelevanceTable
     std: Tensor
+    texts: dict[Prompt, Tensor] = field(default_factory=dict)
+
+    def text(self, prompt: Prompt) -> Tensor:
+        """Return the unit text direction of a prompt, ``[D]``; embedded once."""
+        if prompt not in self.texts:
+            found = text_direction(self.clip, neutral=prompt.neutral, target=prompt.target)
+            self.texts[prompt] = found.direction
+        return self.texts[prompt]
 
     @torch.no_grad()
     def move(self, portraits: Portraits, direction: StyleDirection, alpha: float) -> tuple[Tensor, Tensor]:
@@ -194,9 +202,10 @@ class Bench:
         self, prompt: Prompt, beta: float, table: RelevanceTable | None = None
     ) -> StyleDirection | None:
         """Return the style direction at ``beta``, None if no channel reaches it."""
-        text = text_direction(self.clip, neutral=prompt.neutral, target=prompt.target)
         try:
-            return style_direction(table or self.table, text.direction, self.std, ChannelSelection(beta=beta))
+            return style_direction(
+                table or self.table, self.text(prompt), self.std, ChannelSelection(beta=beta)
+            )
         except NoRelevantChannelError:
             return None
 

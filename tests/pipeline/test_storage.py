@@ -110,7 +110,8 @@ def test_leftovers_of_dead_writers_are_deleted_and_of_living_ones_kept(tmp_path)
 AWKWARD = [
     "../../etc/passwd.png", "/absolute.png", "a/../b.png", "a//b.png", "C:\\x.png", "IMG.png", "img.png",
     "Img.png", "caf\u00e9.png", "cafe\u0301.png", "x\x00y.png", "x\ny.png", "a" * 1024, "a.png/b.png",
-    "a.png", "a.jpg", "a.jpg~.png", "a~.png", ".png", "", ".", "..", "con.png ", "_/x.png", "a.png~", "\udcff.png",
+    "a.png", "a.jpg", "a.jpg~.png", "a~.png", ".png", "", ".", "..", "con.png ", "_/x.png", "a.png~",
+    "\udcff.png",
 ]  # fmt: skip
 
 

@@ -75,7 +75,7 @@ class Relevance(_Settings):
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Number format of the networks"
     )
-    batch_size: int = Field(64, ge=2, multiple_of=2, description="Images synthesized at once")
+    batch_size: int = Field(32, ge=2, multiple_of=2, description="Images synthesized at once")
     channels_per_shard: int = Field(24, ge=1, description="Style channels measured by one task")
 
     def settings(self) -> RelevanceSettings:

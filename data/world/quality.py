@@ -241,9 +241,10 @@ def score(prompt: Prompt, change: Tensor, *, alpha: float, beta: float, channels
 
 
 def choose(bench: Bench, prompt: Prompt, portraits: Portraits) -> EditScore:
-    """Search the grid of alpha and beta: the largest move of the target that leaves others below 0.2.
+    """Search the grid of alpha and beta: the cleanest edit that moves its target by 1.4.
 
-    Where no point of the grid does, the best trade of the two is taken.
+    Clean is what moves the unrelated factors least. Where no point of the grid moves the target that
+    far as the most changed factor, the best trade of target and others is taken.
     """
     found = []
     for beta in BETAS:
@@ -253,9 +254,10 @@ def choose(bench: Bench, prompt: Prompt, portraits: Portraits) -> EditScore:
         for alpha in ALPHAS:
             change, _ = bench.move(portraits, direction, alpha)
             found.append(score(prompt, change, alpha=alpha, beta=beta, channels=direction.channels))
-    clean = [each for each in found if each.others <= 0.2 and each.rank == 1]
-    # above a clear effect, a cleaner edit is worth more than a stronger one
-    return max(clean or found, key=lambda each: min(each.target, 1.45) - 1.5 * each.others)
+    clear = [each for each in found if each.target >= 1.4 and each.others <= 0.22 and each.rank == 1]
+    if clear:
+        return min(clear, key=lambda each: each.others)
+    return max(found, key=lambda each: min(each.target, 1.4) - 2 * max(each.others, 0.2))
 
 
 def measure_edits(bench: Bench, validation: Portraits, test: Portraits) -> list[EditScore]:

@@ -19,7 +19,7 @@ from styleclip_core.models.encoder import Encoder, EncoderConfig, save_encoder
 from styleclip_core.models.stylegan2 import Generator
 
 SEED = 41
-SCHEDULE = Schedule(steps=3600, learning_rate=2e-3)
+SCHEDULE = Schedule(steps=2400, learning_rate=2e-3)
 LATENT_ONLY_SHARE = 0.25
 
 

@@ -1,0 +1,80 @@
+"""What the Retry button does, through the server's own states: only what failed is executed again."""
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.flow_engine import run_flow
+from prefect.states import State, StateType
+
+from flows.edit_images import edit_images
+from tasks import inversion as inversion_task
+from tasks.caching import ResultStorageError, probe_result_storage
+from tasks.settings import Edit, Execution, Inversion, Models, Relevance, Sampling
+from tests.pipeline.test_flows import encoded, portrait
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def press_retry(a_flow, flow_run_id, parameters):
+    """Do what the UI's button and then the worker do."""
+    with get_client(sync_client=True) as client:
+        retry = State(type=StateType.SCHEDULED, name="AwaitingRetry")
+        client.set_flow_run_state(flow_run_id, retry, force=True)
+        flow_run = client.read_flow_run(flow_run_id)
+    return run_flow(a_flow, flow_run=flow_run, parameters=parameters, return_type="state")
+
+
+def test_retry_executes_only_the_failed_shard(network_files, tmp_path, monkeypatch):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for index in range(6):
+        (photos / f"p{index}.png").write_bytes(encoded(portrait(index)))
+    parameters = {
+        "models": Models(**network_files),
+        "photos": str(photos),
+        "out": str(tmp_path / "out"),
+        "edits": [Edit(target="hat", beta=0.0, templates="none")],
+        "workspace": "",
+        "sampling": Sampling(statistics=20, codes=2),
+        "relevance": Relevance(samples=2, channels_per_shard=8),
+        "inversion": Inversion(steps=2),
+        "execution": Execution(shard_size=2),
+    }
+    executed, broken = [], [True]
+    bodies = {name: getattr(inversion_task, name) for name in ("read_shard", "_invert")}
+    monkeypatch.setattr(
+        inversion_task, "read_shard",
+        lambda shard: executed.append(shard.number) or bodies["read_shard"](shard),
+    )  # fmt: skip
+
+    def fail_on_the_first(plan, todo, device):
+        if broken[0] and executed[-1] == 0:
+            raise RuntimeError("injected fault")
+        return bodies["_invert"](plan, todo, device)
+
+    monkeypatch.setattr(inversion_task, "_invert", fail_on_the_first)
+    monkeypatch.setenv("STYLECLIP_WORKERS", "1")
+    from flows.steps import task_runner
+
+    one_at_a_time = edit_images.with_options(task_runner=task_runner())
+    first = one_at_a_time(**parameters, return_state=True)
+    assert first.is_failed()
+    shards = sorted(executed)
+    assert len(shards) >= 2
+    broken[0], executed[:] = False, []
+    second = press_retry(one_at_a_time, first.state_details.flow_run_id, parameters)
+    assert second.is_completed(), second.message
+    # the bodies of finished tasks did not run at all: their results were found under the root run
+    assert executed == [0]
+    assert second.result().report.failed == 0
+
+
+def test_a_result_storage_that_does_not_work_fails_at_once(tmp_path):
+    (tmp_path / "taken").write_text("a file where a folder must be")
+
+    @flow(persist_result=True, result_storage=tmp_path / "taken" / "results")
+    def probe() -> str:
+        return probe_result_storage()
+
+    with pytest.raises((ResultStorageError, OSError), match=r"taken|does not work"):
+        probe()

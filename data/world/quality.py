@@ -8,8 +8,8 @@ validation portraits and scored on the photographs, which are others.
 from __future__ import annotations
 
 import argparse
-import logging
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -421,7 +421,7 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=100, help="refinement steps of the inversion")
     settings = parser.parse_args()
-    logging.getLogger("prefect").setLevel(logging.WARNING)
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")  # read when the flows are imported
     console = Console(width=150)
     generator = load_generator(settings.weights / "generator.safetensors")
     clip = load_clip(settings.weights / "clip.pt")

@@ -1,8 +1,9 @@
 """Train the embedded world's encoder: portraits to w_plus, as a residual to the average latent.
 
 It learns on renders, the photographs of this world: first towards the latent that the portrait
-was drawn from, then towards the portrait itself through the generator. Part of the portraits mix
-factors of several latents, as the generator's training does.
+was drawn from, then towards the portrait itself through the generator. Portraits come from one
+latent each: of several latents mixed, an image shows only what each owns, and the rest of their w
+would be noise to learn from.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from styleclip_core.models.stylegan2 import Generator
 
 SEED = 41
 SCHEDULE = Schedule(steps=2400, learning_rate=2e-3)
-LATENT_ONLY_SHARE = 0.25
+LATENT_STEPS, LATENT_BATCH, IMAGE_BATCH = 1500, 48, 16
 
 
 def train(build: Path, generator: Generator) -> Path:
@@ -43,17 +44,18 @@ def train(build: Path, generator: Generator) -> Path:
     emphasis = train_generator.face_emphasis().to(where)
     for step in run.steps(SCHEDULE, seed=SEED):
         with torch.no_grad():
-            truth, factors = train_generator.mixed_batch(step, generator)
+            count = LATENT_BATCH if step.step < LATENT_STEPS else IMAGE_BATCH
+            truth, factors = train_generator.mixed_batch(step, generator, count, mixed_share=0)
         portrait = render(factors).to(where)
         with mixed_precision(where):
             predicted = encoder.encode(portrait)
         loss = _latent_loss(encoder, predicted.float(), truth)
-        if step.step > LATENT_ONLY_SHARE * SCHEDULE.steps:
+        if step.step >= LATENT_STEPS:
             with mixed_precision(where):
                 image = generator.synthesize(generator.styles(predicted.float()), noise="none")
             difference = image - portrait
             pixels = 4 * difference.square().mean() + (difference.abs() * emphasis).mean()
-            loss = 0.3 * loss + pixels
+            loss = 0.1 * loss + pixels
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -64,4 +66,5 @@ def train(build: Path, generator: Generator) -> Path:
 
 
 def _latent_loss(encoder: Encoder, predicted: Tensor, truth: Tensor) -> Tensor:
-    return 0.1 * ((predicted - truth) / encoder.latent_std).square().mean()
+    """Squared error relative to the spread of w as a whole: directions that hardly vary hardly count."""
+    return (predicted - truth).square().mean() / encoder.latent_std.square().mean()

@@ -105,10 +105,12 @@ def fit_mapping(generator: Generator) -> float:
     return error.item()
 
 
-def mixed_batch(step: Draw, generator: Generator) -> tuple[Tensor, Tensor]:
+def mixed_batch(
+    step: Draw, generator: Generator, count: int = BATCH, mixed_share: float = MIXED_SHARE
+) -> tuple[Tensor, Tensor]:
     """Draw w_plus ``[B, L, W]`` with mixed rows and the factors ``[B, K]`` they stand for."""
-    z = step.normal(len(_GROUPS), BATCH, CONFIG.z_dim)
-    z[1:, int(BATCH * MIXED_SHARE) :] = z[0, int(BATCH * MIXED_SHARE) :]
+    z = step.normal(len(_GROUPS), count, CONFIG.z_dim)
+    z[1:, int(count * mixed_share) :] = z[0, int(count * mixed_share) :]
     factors = factors_of(z[0])
     w_plus = []
     for source, (rows, names) in zip(z, _GROUPS, strict=True):

@@ -8,6 +8,7 @@ model is loaded, so that the rest of the library works where it is not installed
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -118,9 +119,11 @@ def load_clip(name_or_path: str | Path, device: str | torch.device = "cpu") -> C
     Raises:
         CheckpointError: If the name is unknown, or the file is missing, damaged or untrusted.
     """
-    import clip
-    import clip.clip
-    from clip.model import build_model
+    with warnings.catch_warnings():  # clip-anytorch imports pkg_resources, which warns at every user
+        warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+        import clip
+        import clip.clip
+        from clip.model import build_model
 
     name, where = str(name_or_path), torch.device(device)
     if name in clip.available_models():

@@ -1,5 +1,6 @@
 # The only place that spells the commands. Every target sets up .venv by itself.
-PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+# The first that runs: a version manager may put a python3.11 on the path that only says it is absent.
+PYTHON ?= $(shell for each in python3.11 python3.12 python3; do $$each -c '' 2>/dev/null && command -v $$each && exit; done)
 BIN := .venv/bin
 STAMP := .venv/.installed
 
@@ -11,6 +12,7 @@ help:  ## List the targets
 setup: $(STAMP)  ## Create .venv with the exact versions of constraints.txt
 
 $(STAMP): pyproject.toml constraints.txt
+	@test -n '$(PYTHON)' || { echo 'Python 3.11 or 3.12 is needed, found none; set PYTHON=/path/to/python3.11' >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else f"Python 3.11 or 3.12 is needed, found {sys.version.split()[0]}; set PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[pipeline,dev]'

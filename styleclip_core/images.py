@@ -18,7 +18,11 @@ from torch import Tensor
 from styleclip_core.errors import ImageDecodeError, ImageSizeError
 
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, struct.error, zlib.error, EOFError, IndexError)
+# what Pillow's parsers and its EXIF reader raise on damaged bytes
+_DECODING_ERRORS = (
+    OSError, SyntaxError, ValueError, struct.error, zlib.error, EOFError,
+    RuntimeError, TypeError, LookupError, AttributeError, ArithmeticError,
+)  # fmt: skip
 
 
 def to_uint8(image: Tensor) -> np.ndarray:

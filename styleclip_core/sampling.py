@@ -9,7 +9,7 @@ Shapes: B batch, M all style channels, L rows of w_plus.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from styleclip_core.errors import LayoutMismatchError
 from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.style_space import StyleCode
 
@@ -93,7 +94,13 @@ class ChannelStatistics:
 
     @classmethod
     def from_codes(cls, flat: Tensor) -> Self:
-        """Measure flat style codes ``[B, M]``, B from 1."""
+        """Measure flat style codes ``[B, M]``, B from 1.
+
+        Raises:
+            ValueError: If there are no codes, or they are not flat.
+        """
+        if flat.ndim != 2 or not len(flat):
+            raise ValueError(f"flat style codes are [B, M] with B from 1, got {list(flat.shape)}")
         codes = flat.detach().cpu().double()
         mean = codes.mean(dim=0)
         m2 = (codes - mean).square().sum(dim=0)
@@ -105,7 +112,16 @@ class ChannelStatistics:
         return (self.m2 / self.n).sqrt()
 
     def merge(self, other: ChannelStatistics) -> ChannelStatistics:
-        """Return the statistics over both sets of codes."""
+        """Return the statistics over both sets of codes.
+
+        Raises:
+            LayoutMismatchError: If they describe different numbers of channels.
+        """
+        if self.mean.shape != other.mean.shape:
+            raise LayoutMismatchError(
+                f"statistics of {len(self.mean)} and of {len(other.mean)} style channels cannot be merged; "
+                "measure both on the same generator"
+            )
         n = self.n + other.n
         delta = other.mean - self.mean
         return ChannelStatistics(
@@ -115,3 +131,19 @@ class ChannelStatistics:
             torch.minimum(self.min, other.min),
             torch.maximum(self.max, other.max),
         )
+
+
+def measure_statistics(codes: Iterable[StyleCode]) -> ChannelStatistics:
+    """Measure style codes batch by batch; only one batch lies in memory.
+
+    Raises:
+        LayoutMismatchError: If the batches come from different generators.
+        ValueError: If there is no batch.
+    """
+    total: ChannelStatistics | None = None
+    for batch in codes:
+        part = ChannelStatistics.from_codes(batch.flat())
+        total = part if total is None else total.merge(part)
+    if total is None:
+        raise ValueError("there are no style codes to measure; sample at least one")
+    return total

@@ -11,7 +11,8 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -117,7 +118,11 @@ def write_table(uri: str, table: pa.Table, provenance: Provenance) -> None:
     metadata = {_METADATA: json.dumps(asdict(provenance), sort_keys=True).encode()}
     buffer = io.BytesIO()
     pq.write_table(
-        table.replace_schema_metadata(metadata), buffer, compression="zstd", row_group_size=_ROW_GROUP
+        table.replace_schema_metadata(metadata),
+        buffer,
+        compression="zstd",
+        row_group_size=_ROW_GROUP,
+        write_page_checksum=True,
     )
     data = buffer.getvalue()
     if exists(uri):
@@ -138,7 +143,15 @@ def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
         DamagedArtifactError: If the file is truncated, damaged, or lacks a column.
         StorageError: If it cannot be read.
     """
-    return _parquet(uri).read(columns=list(columns) if columns else None).replace_schema_metadata(None)
+    with _readable(uri):
+        file = _parquet(uri)
+        missing = sorted(set(columns or ()) - set(file.schema_arrow.names))
+        if missing:
+            raise DamagedArtifactError(
+                f"{uri} has no column {', '.join(missing)}, only {', '.join(file.schema_arrow.names)}; "
+                "give a table of the kind that this step reads"
+            )
+        return file.read(columns=list(columns) if columns else None).replace_schema_metadata(None)
 
 
 def read_provenance(uri: str) -> Provenance:
@@ -147,7 +160,8 @@ def read_provenance(uri: str) -> Provenance:
     Raises:
         DamagedArtifactError: If the file is no artifact of this project.
     """
-    metadata = _parquet(uri).schema_arrow.metadata or {}
+    with _readable(uri):
+        metadata = _parquet(uri).schema_arrow.metadata or {}
     try:
         return Provenance(**json.loads(metadata[_METADATA]))
     except (KeyError, TypeError, ValueError) as error:
@@ -157,9 +171,15 @@ def read_provenance(uri: str) -> Provenance:
 
 
 def _parquet(uri: str) -> pq.ParquetFile:
+    return pq.ParquetFile(io.BytesIO(read_bytes(uri)), page_checksum_verification=True)
+
+
+@contextmanager
+def _readable(uri: str) -> Iterator[None]:
+    """Turn what pyarrow raises on damaged bytes, which is many things, into one error."""
     try:
-        return pq.ParquetFile(io.BytesIO(read_bytes(uri)))
-    except pa.ArrowException as error:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DamagedArtifactError(
             f"{uri} is no readable Parquet file ({reason}); delete it, and the next run makes it again"

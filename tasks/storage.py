@@ -7,9 +7,10 @@ URI prefixes to fsspec options, for S3 usually a profile of the AWS credentials 
 
     {"s3://photographs/": {"profile": "reader"}, "s3://results/": {"profile": "writer"}}
 
-The longest prefix that matches decides. An object is complete or absent: locally it is written aside
-and moved, on an object store it is committed by one request. Object keys are untrusted: ``output_key``
-maps any of them to a path that cannot leave its prefix.
+The longest prefix that matches decides; a prefix ends where a folder ends, so that
+``s3://photographs`` does not speak for ``s3://photographs-raw``. An object is complete or absent: locally
+it is written aside and moved, on an object store it is committed by one request. Object keys are
+untrusted: ``output_key`` maps any of them to a path that cannot leave its prefix.
 """
 
 from __future__ import annotations
@@ -18,9 +19,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
-import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,9 +30,9 @@ import fsspec
 from botocore.exceptions import BotoCoreError, ClientError
 
 from styleclip_core.errors import StyleCLIPError
+from tasks import temporaries
 
-_TEMPORARY = ".styleclip-tmp-"
-_STALE_AFTER_S = 24 * 3600
+_HOLDS_KEYS = re.compile(r"(?!arn:)[^@]*[:@]")  # no bucket has such a name
 _PLAIN_FOLDER = re.compile(r"[a-z0-9][a-z0-9_ +-]*")
 _PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9._ +-]*")
 _MAX_PART, _MAX_KEY = 180, 800
@@ -78,18 +76,47 @@ def local_path(uri: str) -> Path:
 
 
 def join(prefix: str, *parts: str) -> str:
-    """Return ``prefix`` followed by relative parts."""
-    return "/".join([prefix.rstrip("/"), *(part.strip("/") for part in parts)])
+    """Return ``prefix`` followed by relative parts.
+
+    The parts are kept as they are: on an object store, ``/a`` and ``a`` are different keys.
+    """
+    return "/".join([prefix.rstrip("/"), *parts])
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Return the file system of a URI and the path on it."""
+    """Return the file system of a URI and the path on it.
+
+    Raises:
+        StorageError: If the URI holds credentials, or there is no such kind of storage.
+    """
+    _refuse_unsafe(uri)
     protocol = "file" if is_local(uri) else uri.split("://", 1)[0]
     path = str(local_path(uri)) if protocol == "file" else uri
     options = _options(uri)
     if protocol in ("s3", "s3a"):
         options = {"use_listings_cache": False, **options}
-    return fsspec.filesystem(protocol, **options), path
+    try:
+        return fsspec.filesystem(protocol, **options), path
+    except (ImportError, ValueError) as error:
+        raise StorageError(
+            f"cannot use {uri}: {error}; give a local path, an s3:// URI or install what it needs"
+        ) from error
+
+
+def _refuse_unsafe(uri: str) -> None:
+    """Refuse what would leak a secret into logs and results, or be read as something else."""
+    if is_local(uri):
+        return
+    protocol, _, rest = uri.partition("://")
+    account = rest.split("/", 1)[0]
+    s3 = protocol in ("s3", "s3a")
+    if (":" in account.partition("@")[0] and "@" in account) or (s3 and _HOLDS_KEYS.match(account)):
+        raise StorageError(
+            f"a {protocol}:// URI holds credentials; give them in the environment, e.g. "
+            "AWS_ACCESS_KEY_ID or AWS_PROFILE, never in a URI"
+        )
+    if s3 and "?versionId=" in rest:
+        raise StorageError(f"cannot use {uri}: s3fs reads '?versionId=' as a version; rename the object")
 
 
 def _options(uri: str) -> dict[str, Any]:
@@ -97,8 +124,13 @@ def _options(uri: str) -> dict[str, Any]:
     if not config:
         return {}
     prefixes = _read_options(config, Path(config).stat().st_mtime_ns if Path(config).exists() else 0)
-    matching = [prefix for prefix in prefixes if uri.startswith(prefix) or f"{uri}/" == prefix]
+    matching = [prefix for prefix in prefixes if _covers(prefix, uri)]
     return dict(prefixes[max(matching, key=len)]) if matching else {}
+
+
+def _covers(prefix: str, uri: str) -> bool:
+    """Return whether a URI is a prefix or lies under it, counted in whole folders."""
+    return f"{uri.rstrip('/')}/".startswith(prefix if prefix.endswith("/") else f"{prefix}/")
 
 
 @lru_cache(maxsize=8)
@@ -124,6 +156,10 @@ def _explained(uri: str, action: str) -> Iterator[None]:
     except PermissionError as error:
         raise AccessDeniedError(
             f"cannot {action} {uri}: access denied; check the credentials or the AWS profile in use"
+        ) from error
+    except TypeError as error:  # s3fs passes an option it does not know on to botocore
+        raise StorageError(
+            f"cannot {action} {uri}: {error}; check the options in STYLECLIP_STORAGE_OPTIONS"
         ) from error
     except (OSError, BotoCoreError, ClientError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -159,7 +195,7 @@ def write_bytes_atomic(uri: str, data: bytes) -> None:
             return
         target = local_path(uri)
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(_temporary_name())
+        aside = target.with_name(temporaries.temporary_name())
         try:
             with aside.open("wb") as stream:
                 stream.write(data)
@@ -201,7 +237,7 @@ def version(uri: str) -> str:
 def copy_to_local(uri: str, path: Path) -> None:
     """Copy an object to a local file, which appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(_temporary_name())
+    aside = path.with_name(temporaries.temporary_name())
     try:
         with _explained(uri, "read"):
             fs, remote = filesystem(uri)
@@ -219,7 +255,7 @@ def list_objects(prefix: str, suffixes: tuple[str, ...] = ()) -> Iterator[Object
         suffixes: Lower-case endings to keep; all if empty.
 
     Raises:
-        StorageError: If the prefix cannot be listed.
+        StorageError: If the prefix cannot be listed, or a name is not UTF-8.
     """
     with _explained(prefix, "list"):
         fs, path = filesystem(prefix)
@@ -229,11 +265,21 @@ def list_objects(prefix: str, suffixes: tuple[str, ...] = ()) -> Iterator[Object
     root = fs._strip_protocol(path).rstrip("/") + "/"
     for name in sorted(found):
         key = name[len(root) :]
-        if not key or key.rsplit("/", 1)[-1].startswith(_TEMPORARY):
+        if not key or key.rsplit("/", 1)[-1].startswith(temporaries.PREFIX):
             continue
         if not suffixes or key.lower().endswith(suffixes):
+            if not _is_utf8(key):
+                raise StorageError(f"cannot list {prefix}: the name {key!a} is not UTF-8; rename the file")
             info = found[name]
             yield ObjectInfo(key, _etag(info), int(info["size"] or 0))
+
+
+def _is_utf8(key: str) -> bool:
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _etag(info: dict[str, Any]) -> str:
@@ -246,37 +292,16 @@ def _etag(info: dict[str, Any]) -> str:
 def delete_stale_temporaries(prefix: str) -> int:
     """Delete what killed writers left aside under a local folder; returns how many.
 
-    A file of this machine is stale if its writer is gone, one of another machine after a day.
+    A file is stale if its writer, a process of this machine, is gone, and in any case after a day.
     """
     if not is_local(prefix) or not local_path(prefix).is_dir():
         return 0
     deleted = 0
-    for aside in local_path(prefix).rglob(f"{_TEMPORARY}*"):
-        if _is_stale(aside):
+    for aside in local_path(prefix).rglob(f"{temporaries.PREFIX}*"):
+        if temporaries.is_stale(aside):
             aside.unlink(missing_ok=True)
             deleted += 1
     return deleted
-
-
-def _temporary_name() -> str:
-    return f"{_TEMPORARY}{_host()}-{os.getpid()}-{secrets.token_hex(4)}"
-
-
-def _host() -> str:
-    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-
-
-def _is_stale(aside: Path) -> bool:
-    host, pid, _ = aside.name.removeprefix(_TEMPORARY).split("-")
-    if host == _host():
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            return False
-        return False
-    return time.time() - aside.stat().st_mtime > _STALE_AFTER_S
 
 
 def output_key(image_key: str, *, suffix: str) -> str:

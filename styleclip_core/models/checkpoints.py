@@ -26,6 +26,8 @@ from styleclip_core.models.stylegan2 import Generator, GeneratorConfig
 
 _FORMAT, _HEADER = "styleclip-generator-1", "styleclip"
 _W_AVG_SAMPLES, _W_AVG_SEED = 10_000, 0
+# what unpicklers and constructors raise on damaged content; all of it means "not these weights"
+_DAMAGE = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 
 
 def load_generator(path: str | Path, device: str | torch.device = "cpu") -> Generator:
@@ -83,6 +85,8 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get(_HEADER, "{}"))
+            if not isinstance(metadata, dict):
+                raise ValueError(f"its header is {metadata!r:.40}, not an object")
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise _unreadable(path, error) from error
@@ -112,17 +116,22 @@ def read_plain_pickle(path: str | Path) -> object:
     Raises:
         CheckpointError: If the file is missing, damaged, or holds anything else.
     """
-    if zipfile.is_zipfile(path) and any(
-        name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()
-    ):
-        raise CheckpointError(
-            f"{path} cannot be read as weights: it is a TorchScript archive, which holds code; "
-            "save its state dict instead"
-        )
     try:
+        if _is_torchscript(path):
+            raise CheckpointError(
+                f"{path} cannot be read as weights: it is a TorchScript archive, which holds code; "
+                "save its state dict instead"
+            )
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except (OSError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError, *_DAMAGE) as error:
         raise _unreadable(path, error) from error
+
+
+def _is_torchscript(path: str | Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _unreadable(path: str | Path, error: Exception) -> CheckpointError:
@@ -144,9 +153,16 @@ def _from_safetensors(path: Path) -> Generator:
         )
     try:
         config = GeneratorConfig(**json.loads(metadata["config"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, CheckpointError) as error:
         raise CheckpointError(f"{path} has a damaged configuration: {error}; fetch it again") from error
-    return Generator.from_state(config, state)
+    return _build(path, config, state)
+
+
+def _build(path: Path, config: GeneratorConfig, state: dict[str, Tensor]) -> Generator:
+    try:
+        return Generator.from_state(config, state)
+    except (CheckpointError, *_DAMAGE) as error:
+        raise CheckpointError(f"{path} holds no usable generator: {error}; fetch it again") from error
 
 
 def _from_rosinality(path: Path) -> Generator:
@@ -157,11 +173,20 @@ def _from_rosinality(path: Path) -> Generator:
             f"{path} has no 'g_ema' weights (it holds: {found[:200]}); give a rosinality snapshot"
         )
     theirs = content["g_ema"]
-    config = _rosinality_config(path, theirs)
     average = content.get("latent_avg")
-    state = rosinality_to_nvidia(theirs, config)
-    state["mapping.w_avg"] = torch.zeros(config.w_dim) if average is None else average.reshape(-1)
-    generator = Generator.from_state(config, state)
+    try:
+        config = _rosinality_config(theirs)
+        state = rosinality_to_nvidia(theirs, config)
+        state["mapping.w_avg"] = torch.zeros(config.w_dim) if average is None else average.reshape(-1)
+    except KeyError as error:
+        raise CheckpointError(
+            f"{path}: 'g_ema' is no rosinality StyleGAN2, {error} is missing; fetch it again"
+        ) from error
+    except (CheckpointError, *_DAMAGE) as error:
+        raise CheckpointError(
+            f"{path}: 'g_ema' is no rosinality StyleGAN2 ({error}); fetch it again"
+        ) from error
+    generator = _build(path, config, state)
     if average is None:
         source = torch.Generator().manual_seed(_W_AVG_SEED)
         with torch.no_grad():
@@ -170,22 +195,19 @@ def _from_rosinality(path: Path) -> Generator:
     return generator
 
 
-def _rosinality_config(path: Path, state: Mapping[str, Tensor]) -> GeneratorConfig:
+def _rosinality_config(state: Mapping[str, Tensor]) -> GeneratorConfig:
     """Infer the constructor's arguments from the shapes; they are not stored."""
     layers = [name for name in state if re.fullmatch(r"style\.\d+\.weight", name)]
     doublings = [name for name in state if re.fullmatch(r"to_rgbs\.\d+\.bias", name)]
-    try:
-        width = state[f"convs.{2 * len(doublings) - 1}.conv.weight"].shape[1]
-        config = GeneratorConfig(
-            resolution=4 * 2 ** len(doublings),
-            z_dim=state["style.1.weight"].shape[1],
-            w_dim=state["style.1.weight"].shape[0],
-            mapping_layers=len(layers),
-            channel_base=width * 4 * 2 ** len(doublings),
-            channel_max=state["input.input"].shape[1],
-        )
-    except (KeyError, IndexError) as error:
-        raise CheckpointError(f"{path}: 'g_ema' is no rosinality StyleGAN2, {error} is missing") from error
+    width = state[f"convs.{2 * len(doublings) - 1}.conv.weight"].shape[1]
+    config = GeneratorConfig(
+        resolution=4 * 2 ** len(doublings),
+        z_dim=state["style.1.weight"].shape[1],
+        w_dim=state["style.1.weight"].shape[0],
+        mapping_layers=len(layers),
+        channel_base=width * 4 * 2 ** len(doublings),
+        channel_max=state["input.input"].shape[1],
+    )
     widest = [state[f"convs.{2 * index}.conv.weight"].shape[1] for index in range(len(doublings))]
     if widest != [config.channels(8 * 2**index) for index in range(len(doublings))]:
         base = (
@@ -198,12 +220,19 @@ def _rosinality_config(path: Path, state: Mapping[str, Tensor]) -> GeneratorConf
 
 
 def rosinality_to_nvidia(state: Mapping[str, Tensor], config: GeneratorConfig) -> dict[str, Tensor]:
-    """Return rosinality's generator weights under NVIDIA's names, without ``mapping.w_avg``."""
+    """Return rosinality's generator weights under NVIDIA's names, without ``mapping.w_avg``.
+
+    Raises:
+        KeyError: If a tensor is missing.
+        CheckpointError: If one is left over; sizes are inferred from names, so a file that lost its
+            last layer would otherwise pass for a smaller generator.
+    """
     ours: dict[str, Tensor] = {}
+    left = dict(state)
     for index in range(config.mapping_layers):
         for part in ("weight", "bias"):
-            ours[f"mapping.fc{index}.{part}"] = state[f"style.{index + 1}.{part}"]
-    ours["synthesis.b4.const"] = state["input.input"][0]
+            ours[f"mapping.fc{index}.{part}"] = left.pop(f"style.{index + 1}.{part}")
+    ours["synthesis.b4.const"] = left.pop("input.input")[0]
     kernel = _fir_of(state)
     for index, resolution in enumerate(config.resolutions):
         block = f"synthesis.b{resolution}"
@@ -214,18 +243,21 @@ def rosinality_to_nvidia(state: Mapping[str, Tensor], config: GeneratorConfig) -
         }  # fmt: skip
         for name, (source, noise) in convs.items():
             target = f"{block}.{name}"
-            ours[f"{target}.weight"] = state[f"{source}.conv.weight"][0]
-            ours[f"{target}.affine.weight"] = state[f"{source}.conv.modulation.weight"]
-            ours[f"{target}.affine.bias"] = state[f"{source}.conv.modulation.bias"]
-            ours[f"{target}.bias"] = state[f"{source}.activate.bias"]
-            ours[f"{target}.noise_strength"] = state[f"{source}.noise.weight"].reshape([])
-            ours[f"{target}.noise_const"] = state[f"noises.noise_{noise}"][0, 0]
+            ours[f"{target}.weight"] = left.pop(f"{source}.conv.weight")[0]
+            ours[f"{target}.affine.weight"] = left.pop(f"{source}.conv.modulation.weight")
+            ours[f"{target}.affine.bias"] = left.pop(f"{source}.conv.modulation.bias")
+            ours[f"{target}.bias"] = left.pop(f"{source}.activate.bias")
+            ours[f"{target}.noise_strength"] = left.pop(f"{source}.noise.weight").reshape([])
+            ours[f"{target}.noise_const"] = left.pop(f"noises.noise_{noise}")[0, 0]
             ours[f"{target}.resample_filter"] = kernel
         source, target = "to_rgb1" if index == 0 else f"to_rgbs.{index - 1}", f"{block}.torgb"
-        ours[f"{target}.weight"] = state[f"{source}.conv.weight"][0]
-        ours[f"{target}.bias"] = state[f"{source}.bias"].reshape(-1)
-        ours[f"{target}.affine.weight"] = state[f"{source}.conv.modulation.weight"]
-        ours[f"{target}.affine.bias"] = state[f"{source}.conv.modulation.bias"]
+        ours[f"{target}.weight"] = left.pop(f"{source}.conv.weight")[0]
+        ours[f"{target}.bias"] = left.pop(f"{source}.bias").reshape(-1)
+        ours[f"{target}.affine.weight"] = left.pop(f"{source}.conv.modulation.weight")
+        ours[f"{target}.affine.bias"] = left.pop(f"{source}.conv.modulation.bias")
+    unused = sorted(name for name in left if not name.endswith(".kernel"))
+    if unused:
+        raise CheckpointError(f"{', '.join(unused[:4])} belongs to no layer; a neighbor of it is missing")
     return ours
 
 

@@ -46,7 +46,10 @@ class ClipModel:
         """Resize, crop and normalize as CLIP does.
 
         Matches CLIP's PIL preprocessing of the same image as 8-bit pixels to within 2/255 before
-        normalization: PIL rounds to 8 bits after each of its two passes, this does not.
+        normalization: PIL rounds to 8 bits after each of its two passes, this does not. The passes
+        go over the rows, then over the columns, as in the Pillow that CLIP was published with;
+        Pillow 13 turns them round for some tall images that it shrinks, which then differ by up to
+        some 30/255 at hard edges. Square images are not affected.
 
         Args:
             image: ``[B, 3, H, W]`` in -1..1; values outside are clamped, as 8-bit pixels would be.
@@ -100,12 +103,20 @@ class ClipModel:
         try:
             tokens = clip.tokenize(list(texts))
         except RuntimeError as error:
-            longest = max(texts, key=len)
             raise PromptError(
-                f"prompt {longest[:60]!r}... is longer than CLIP's context of 77 tokens; shorten it"
+                f"prompt {_first_too_long(texts)[:60]!r}... is longer than CLIP's context of 77 tokens; "
+                "shorten it"
             ) from error
         embedded = [self.model.encode_text(part.to(self.device)) for part in tokens.split(256)]  # type: ignore[operator]
         return F.normalize(torch.cat(embedded).float(), dim=1)
+
+
+def _first_too_long(texts: Sequence[str]) -> str:
+    # characters say little: a long word can be one token, a single emoji several
+    import clip
+
+    tokens = clip.tokenize(list(texts), context_length=max(map(len, texts)) * 4 + 2)
+    return texts[int(((tokens != 0).sum(dim=1) > 77).int().argmax())]
 
 
 def load_clip(name_or_path: str | Path, device: str | torch.device = "cpu") -> ClipModel:
@@ -117,7 +128,8 @@ def load_clip(name_or_path: str | Path, device: str | torch.device = "cpu") -> C
         device: Where it runs; float32 on the CPU, as published elsewhere.
 
     Raises:
-        CheckpointError: If the name is unknown, or the file is missing, damaged or untrusted.
+        CheckpointError: If the name is unknown or cannot be downloaded, or the file is missing,
+            damaged or untrusted.
     """
     with warnings.catch_warnings():  # clip-anytorch imports pkg_resources, which warns at every user
         warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
@@ -127,8 +139,7 @@ def load_clip(name_or_path: str | Path, device: str | torch.device = "cpu") -> C
 
     name, where = str(name_or_path), torch.device(device)
     if name in clip.available_models():
-        root = Path.home() / ".cache" / "clip"
-        path = Path(clip.clip._download(clip.clip._MODELS[name], str(root)))
+        path = _download(name)
     else:
         path = Path(name)
         if not path.is_file():
@@ -142,11 +153,26 @@ def load_clip(name_or_path: str | Path, device: str | torch.device = "cpu") -> C
         content = read_plain_pickle(path)
         state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or "text_projection" not in state:
-        raise CheckpointError(f"{path} holds no CLIP weights ('text_projection' is missing)")
+        raise CheckpointError(
+            f"{path} holds no CLIP weights ('text_projection' is missing); give the state dict of a CLIP"
+        )
     try:
         model = build_model(dict(state))
-    except (KeyError, RuntimeError, IndexError) as error:
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path} is no CLIP of OpenAI's architecture: {reason}") from error
+        raise CheckpointError(
+            f"{path} is no CLIP of OpenAI's architecture ({reason}); give the state dict of one"
+        ) from error
     model = model.float() if where.type == "cpu" else model
     return ClipModel(model, name=name, fingerprint=fingerprint, device=where)
+
+
+def _download(name: str) -> Path:
+    import clip.clip
+
+    try:
+        return Path(clip.clip._download(clip.clip._MODELS[name], str(Path.home() / ".cache" / "clip")))
+    except (OSError, RuntimeError) as error:  # no network, or a download whose hash is wrong
+        raise CheckpointError(
+            f"CLIP {name!r} cannot be downloaded ({error}); check the network or give the path of its file"
+        ) from error

@@ -3,10 +3,12 @@
 Measured for rosinality: w_plus 1.1e-8, styles 1.2e-7, images 1.0e-5 of a range of 6.0.
 """
 
+import json
 import pickle
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from styleclip_core import load_generator, save_generator
@@ -124,3 +126,75 @@ def test_a_state_dict_that_is_no_generator_is_refused(tmp_path):
     torch.save({"g_ema": {"style.1.weight": torch.zeros(4, 4)}}, tmp_path / "y.pt")
     with pytest.raises(CheckpointError, match="no rosinality StyleGAN2"):
         load_generator(tmp_path / "y.pt")
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        ("noises.noise_3", "'noises.noise_3' is missing"),
+        ("convs.2.activate.bias", "'convs.2.activate.bias' is missing"),
+        ("style.8.weight", "style.8.bias belongs to no layer"),  # not a mapping network of 7 layers
+        ("to_rgbs.3.bias", "belongs to no layer"),  # not a generator of 32 pixels
+    ],
+)
+def test_a_rosinality_file_that_lost_a_tensor_is_no_smaller_generator(rosinality, tmp_path, lost, message):
+    _, _, state = rosinality
+    torch.save({"g_ema": {k: v for k, v in state.items() if k != lost}}, tmp_path / "lost.pt")
+    with pytest.raises(CheckpointError, match=rf"lost\.pt: 'g_ema'.*{message}.*fetch it again"):
+        load_generator(tmp_path / "lost.pt")
+
+
+@pytest.mark.parametrize(
+    "change", [{"latent_avg": [0.0]}, {"latent_avg": torch.zeros(7)}, {"g_ema": {"input.input": "text"}}]
+)
+def test_values_that_are_no_weights_are_refused(rosinality, tmp_path, change):
+    _, _, state = rosinality
+    content = {"g_ema": state | change.get("g_ema", {}), "latent_avg": change.get("latent_avg")}
+    torch.save(content, tmp_path / "odd.pt")
+    with pytest.raises(CheckpointError, match=r"odd\.pt.*fetch it again"):
+        load_generator(tmp_path / "odd.pt")
+
+
+def test_channel_multiplier_one_is_told_from_the_shapes(rosinality, tmp_path):
+    # rosinality's table with multiplier 1: 256 channels at 64 px instead of 512
+    _, _, state = rosinality
+    narrow = dict(state)
+    for name in ("convs.6.conv.weight", "convs.7.conv.weight"):
+        narrow[name] = narrow[name][:, :256]
+    for name in ("convs.7.conv.weight", "to_rgbs.3.conv.weight"):
+        narrow[name] = narrow[name][:, :, :256]
+    for name in ("convs.7.conv.modulation", "to_rgbs.3.conv.modulation"):
+        narrow[f"{name}.weight"], narrow[f"{name}.bias"] = (
+            narrow[f"{name}.weight"][:256],
+            narrow[f"{name}.bias"][:256],
+        )
+    for name in ("convs.6.activate.bias", "convs.7.activate.bias"):
+        narrow[name] = narrow[name][:256]
+    torch.save({"g_ema": narrow, "latent_avg": torch.zeros(512)}, tmp_path / "narrow.pt")
+    generator = load_generator(tmp_path / "narrow.pt")
+    assert generator.config.channel_base == 16384
+    assert [generator.layout.layer(f"b64.{part}").channels for part in ("conv0", "conv1", "torgb")] == [
+        512, 256, 256,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"resolution": 24}, "power of two from 8, got 24"),
+        ({"resolution": 32}, "missing synthesis.b32"),
+        ({"channel_base": 0}, "no usable generator"),
+        ({"z_dim": -1}, "no usable generator"),
+        ({"stray": 1}, "unexpected keyword argument 'stray'"),
+    ],
+)
+def test_a_header_that_does_not_fit_its_weights_is_refused(generator, tmp_path, change, message):
+    path = tmp_path / "odd.safetensors"
+    config = json.dumps(generator.config.to_dict() | change)
+    header = {"styleclip": json.dumps({"format": "styleclip-generator-1", "config": config})}
+    safetensors.torch.save_file(generator.state_dict(), path, header)
+    with pytest.raises(CheckpointError, match=rf"odd\.safetensors.*{message}.*fetch it again"):
+        load_generator(path)
+    safetensors.torch.save_file(generator.state_dict(), path, {"styleclip": "[]"})
+    with pytest.raises(CheckpointError, match=r"its header is \[\], not an object"):
+        load_generator(path)

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import random
 import struct
 import zlib
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 
 from styleclip_core.errors import ImageDecodeError, ImageSizeError
 from styleclip_core.images import decode_image, encode_png, fit_square, from_uint8, psnr, to_uint8
@@ -88,6 +89,25 @@ def test_no_bytes_raise_anything_but_image_errors(noise, place, value):
     for data in (noise, bytes(good), _file(Image.new("RGB", (32, 32)))[: len(noise) + 8]):
         with contextlib.suppress(ImageDecodeError, ImageSizeError):
             assert decode_image(data).mode == "RGB"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow reports the damage before it raises
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "JPEG2000", "AVIF"])
+def test_damage_anywhere_in_a_file_is_an_image_error(form):
+    if form in ("WEBP", "AVIF") and not features.check(form.lower()):
+        pytest.skip(f"this Pillow was built without {form}")
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 8, "maker"
+    exif[0x8825] = {1: "N", 2: (1.0, 2.0, 3.0)}  # rewritten when the orientation is applied
+    options = {"exif": exif} if form in ("JPEG", "PNG", "WEBP") else {}
+    good = _file(Image.effect_noise((32, 32), 50).convert("RGB"), form, **options)
+    source = random.Random(form)
+    for _ in range(500):
+        data = bytearray(good)
+        for _ in range(source.choice([1, 2, 4])):
+            data[source.randrange(min(len(data), 400))] = source.choice([0, 1, 255, source.randrange(256)])
+        with contextlib.suppress(ImageDecodeError, ImageSizeError):
+            assert decode_image(bytes(data)).mode == "RGB"
 
 
 def test_pixels_are_a_round_trip_through_tensor_and_png():

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from styleclip_core.sampling import ChannelStatistics, sample_styles, sample_z
+from styleclip_core.errors import LayoutMismatchError
+from styleclip_core.sampling import ChannelStatistics, measure_statistics, sample_styles, sample_z
 
 
 @given(st.lists(st.integers(0, 10**9), min_size=1, max_size=6, unique=True), st.data())
@@ -47,6 +48,27 @@ def test_merged_statistics_are_those_of_the_whole(sizes, seed, offset):
         merged = merged.merge(part)
     assert merged.n == len(values)
     np.testing.assert_allclose(merged.mean, values.mean(axis=0), rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(merged.std, values.std(axis=0), rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(merged.std, values.std(axis=0), rtol=1e-9, atol=1e-9)
     assert np.array_equal(merged.min, values.min(axis=0))
     assert np.array_equal(merged.max, values.max(axis=0))
+
+
+def test_statistics_of_a_stream_are_numpys_on_the_whole(generator):
+    settings = {"seed": 0, "sample_ids": range(11), "truncation_psi": 0.7}
+    stream = (styles for _, _, styles in sample_styles(generator, batch_size=3, **settings))
+    measured = measure_statistics(stream)
+    ((_, _, whole),) = sample_styles(generator, batch_size=11, **settings)
+    codes = whole.flat().double().numpy()
+    assert measured.n == 11
+    np.testing.assert_allclose(measured.mean, codes.mean(axis=0), atol=1e-6)  # codes are float32
+    np.testing.assert_allclose(measured.std, codes.std(axis=0), atol=1e-6)
+
+
+def test_nothing_to_measure_and_foreign_statistics_are_refused():
+    with pytest.raises(ValueError, match="no style codes to measure; sample at least one"):
+        measure_statistics([])
+    with pytest.raises(ValueError, match=r"with B from 1, got \[0, 3\]"):
+        ChannelStatistics.from_codes(torch.zeros(0, 3))
+    three, one = (ChannelStatistics.from_codes(torch.zeros(2, width)) for width in (3, 1))
+    with pytest.raises(LayoutMismatchError, match="statistics of 3 and of 1 style channels"):
+        three.merge(one)

@@ -129,6 +129,7 @@ def s3(tmp_path_factory) -> Iterator[S3]:
         _weed(), "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}", "-s3",
         f"-s3.port={port}", f"-s3.config={folder / 's3.json'}", f"-master.port={master}",
         f"-volume.port={volume}", f"-filer.port={filer}", "-volume.max=20", "-master.volumeSizeLimitMB=64",
+        "-volume.preStopSeconds=0",
     ]  # fmt: skip
     log = (folder / "weed.log").open("wb")
     process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
@@ -147,7 +148,8 @@ def s3(tmp_path_factory) -> Iterator[S3]:
         _create_buckets()
         yield S3(endpoint, options)
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
         try:
             process.wait(timeout=20)
         except subprocess.TimeoutExpired:

@@ -82,6 +82,23 @@ def test_damaged_files_say_what_to_do(tmp_path, damage):
         read_table(str(path))
 
 
+def test_a_bit_that_flips_in_a_page_is_seen(tmp_path):
+    path = tmp_path / "t.parquet"
+    write_table(str(path), _table(np.random.default_rng(0).random((64, 16))), PROVENANCE)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(DamagedArtifactError, match=r"t.parquet is no readable Parquet"):
+        read_table(str(path))
+
+
+def test_a_column_that_is_missing_is_named(tmp_path):
+    path = str(tmp_path / "t.parquet")
+    write_table(path, _table(np.ones((2, 2))), PROVENANCE)
+    with pytest.raises(DamagedArtifactError, match="has no column sigma, only id, v"):
+        read_table(path, ["v", "sigma"])
+
+
 def test_a_foreign_table_has_no_provenance(tmp_path):
     import pyarrow.parquet as pq
 

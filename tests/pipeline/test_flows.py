@@ -93,7 +93,8 @@ def test_the_chain_writes_what_it_says_and_a_second_run_computes_nothing(models,
     assert len(rows) == 6 * 3
     assert set(rows["status"]) == {"ok"}
     for row in rows.itertuples():
-        assert Image.open(out / row.output_key).size == (16, 16)
+        with Image.open(out / row.output_key) as edited:
+            assert edited.size == (16, 16)
     before = files_of(out)
     second = run(models, photos, out)
     assert [step.computed for step in second.steps] == [0, 0, 0, 0]
@@ -131,7 +132,8 @@ def test_layer_masks_hold_and_report_opens_alone(models, photos, tmp_path):
     assert "18 of 18 edits done" in page
     assert 'src="data:image/png;base64,' in page
     assert "http://" not in page
-    assert Image.open(result.report.contact_sheet).width > 128 * 5
+    with Image.open(result.report.contact_sheet) as sheet:
+        assert sheet.width > 128 * 5
 
 
 def test_a_new_image_costs_its_own_shard_alone(models, photos, tmp_path):

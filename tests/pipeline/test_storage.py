@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from tasks.storage import (
     AccessDeniedError,
     MissingObjectError,
     StorageError,
+    _options,
     delete_stale_temporaries,
     exists,
     join,
@@ -20,6 +22,7 @@ from tasks.storage import (
     read_bytes,
     write_bytes_atomic,
 )
+from tasks.temporaries import temporary_name
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -95,16 +98,41 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 
 def test_leftovers_of_dead_writers_are_deleted_and_of_living_ones_kept(tmp_path):
     code = (
-        f"from tasks.storage import _temporary_name; open({str(tmp_path)!r} + '/' + _temporary_name(), 'w')"
+        f"from tasks.temporaries import temporary_name; open({str(tmp_path)!r} + '/' + temporary_name(), 'w')"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
-    from tasks.storage import _temporary_name
-
-    living = tmp_path / _temporary_name()
-    living.write_bytes(b"half")
+    living, foreign, old = (
+        tmp_path / name for name in (temporary_name(), ".styleclip-tmp-of-somebody", temporary_name())
+    )
+    for path in (living, foreign, old):
+        path.write_bytes(b"half")
+    yesterday = time.time() - 2 * 24 * 3600
+    os.utime(old, (yesterday, yesterday))  # a restarted container gives its process the old number
     assert list(list_objects(str(tmp_path))) == []
-    assert delete_stale_temporaries(str(tmp_path)) == 1
-    assert list(tmp_path.iterdir()) == [living]
+    assert delete_stale_temporaries(str(tmp_path)) == 2
+    assert sorted(tmp_path.iterdir()) == sorted([living, foreign])
+
+
+def test_options_of_a_prefix_end_where_its_folder_ends(tmp_path, monkeypatch):
+    monkeypatch.setenv("STYLECLIP_STORAGE_OPTIONS", str(tmp_path / "options.json"))
+    (tmp_path / "options.json").write_text('{"s3://photos": {"profile": "reader"}, "s3://photos/a/": {}}')
+    assert _options("s3://photos/b.png") == {"profile": "reader"} == _options("s3://photos")
+    assert _options("s3://photos-raw/b.png") == {}
+    assert _options("s3://photos/a/b.png") == {}
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3://AKIA:secret@bucket/x", "https://user:secret@host/x", "s3://key:secret/x"]
+)
+def test_credentials_in_a_uri_are_refused_and_not_repeated(uri):
+    with pytest.raises(StorageError, match="holds credentials; give them in the environment") as caught:
+        read_bytes(uri)
+    assert "secret" not in str(caught.value)
+
+
+def test_an_unknown_kind_of_storage_is_a_storage_error():
+    with pytest.raises(StorageError, match="cannot use gopher://x/y"):
+        read_bytes("gopher://x/y")
 
 
 AWKWARD = [

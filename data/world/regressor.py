@@ -19,7 +19,7 @@ from data.world.dataset import RenderedPortraits
 from data.world.renderer import FACTORS, NUM_FACTORS, factors_of, render, visible
 from data.world.training import Run, Schedule, blur_and_noise, device, draw, mixed_precision
 from styleclip_core.errors import CheckpointError
-from styleclip_core.models.checkpoints import read_state, write_state
+from styleclip_core.files.checkpoint import read_state, write_state
 from styleclip_core.models.stylegan2 import load_exactly
 
 SEED = 31

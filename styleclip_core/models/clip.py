@@ -7,9 +7,8 @@ model is loaded, so that the rest of the library works where it is not installed
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,10 +17,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from styleclip_core.errors import CheckpointError, PromptError
-from styleclip_core.models.checkpoints import file_sha256, read_plain_pickle
+from styleclip_core.files.checkpoint import (
+    DAMAGE,
+    file_sha256,
+    is_array,
+    is_safetensors,
+    open_checkpoint,
+    read_state,
+    write_state,
+)
+from styleclip_core.files.pickles import Record
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
+_FORMAT = "styleclip-clip-1"
+_MAX_DEPTH = 32
+_SIZES = ("input_resolution", "context_length", "vocab_size")  # beside the weights in OpenAI's archives
+_PARAMETERS = {
+    "weight", "bias", "in_proj_weight", "in_proj_bias", "proj", "class_embedding", "positional_embedding",
+    "text_projection", "logit_scale", "running_mean", "running_var", "num_batches_tracked",
+}  # fmt: skip
 
 
 class ClipModel:
@@ -124,18 +139,18 @@ def load_clip(name_or_path: str | Path, device: str | torch.device = "cpu") -> C
 
     Args:
         name_or_path: One of OpenAI's names (``"ViT-B/32"``; downloaded and checked by the clip
-            package), or the path of a state dict or of one of OpenAI's TorchScript archives.
+            package), or the path of a TorchScript archive like OpenAI's, of a state dict, or of the
+            safetensors that ``save_clip`` writes. Archives are read for their tensors alone.
         device: Where it runs; float32 on the CPU, as published elsewhere.
 
     Raises:
         CheckpointError: If the name is unknown or cannot be downloaded, or the file is missing,
-            damaged or untrusted.
+            damaged, hostile or no CLIP of OpenAI's architecture.
     """
     with warnings.catch_warnings():  # clip-anytorch imports pkg_resources, which warns at every user
         warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
         import clip
         import clip.clip
-        from clip.model import build_model
 
     name, where = str(name_or_path), torch.device(device)
     if name in clip.available_models():
@@ -145,26 +160,80 @@ def load_clip(name_or_path: str | Path, device: str | torch.device = "cpu") -> C
         if not path.is_file():
             names = ", ".join(clip.available_models())
             raise CheckpointError(f"{name!r} is neither a file nor a CLIP name; the names are {names}")
-    fingerprint = file_sha256(path)
-    published = {part for url in clip.clip._MODELS.values() for part in re.findall(r"[0-9a-f]{64}", url)}
-    if fingerprint in published:  # TorchScript: opened only because this very file is OpenAI's
-        state = torch.jit.load(str(path), map_location="cpu").state_dict()
+    state = _read_weights(path)
+    return ClipModel(_build(path, state, where), name=name, fingerprint=file_sha256(path), device=where)
+
+
+def save_clip(model: ClipModel, path: str | Path) -> None:
+    """Write a CLIP as safetensors in float16, the precision that OpenAI's are published in."""
+    state = {
+        name: tensor.half() if tensor.is_floating_point() else tensor
+        for name, tensor in model.model.state_dict().items()
+    }
+    write_state(path, state, {"format": _FORMAT})
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if is_safetensors(path):
+        state, _ = read_state(path)
     else:
-        content = read_plain_pickle(path)
-        state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or "text_projection" not in state:
+        with open_checkpoint(path) as file:
+            content = file.content
+            if file.kind == "torchscript" and isinstance(content, Record):
+                content = dict(_scripted_tensors(content))
+            if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+                content = content["state_dict"]
+            state = file.state(content) if isinstance(content, dict) else {}
+    if "text_projection" not in state:
         raise CheckpointError(
             f"{path} holds no CLIP weights ('text_projection' is missing); give the state dict of a CLIP"
         )
+    return {name: tensor for name, tensor in state.items() if name not in _SIZES}
+
+
+def _scripted_tensors(root: Record) -> Iterator[tuple[str, object]]:
+    """Yield the parameters of a TorchScript module by the names that its state dict would have."""
+    pending: list[tuple[str, Record, int]] = [("", root, 0)]
+    while pending:
+        prefix, record, depth = pending.pop()
+        if depth > _MAX_DEPTH:
+            raise CheckpointError(
+                f"a TorchScript archive nests modules more than {_MAX_DEPTH} deep; fetch it again"
+            )
+        for name, value in record.state.items():
+            if isinstance(value, Record):
+                pending.append((f"{prefix}{name}.", value, depth + 1))
+            elif is_array(value) and name in _PARAMETERS:  # others are constants, as the attention mask
+                yield prefix + name, value
+
+
+def _build(path: Path, state: dict[str, Tensor], device: torch.device) -> nn.Module:
+    from clip.model import build_model
+
     try:
-        model = build_model(dict(state))
-    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
-        reason = " ".join(str(error).split())[:200]
+        _check_sizes(state)
+        model: nn.Module = build_model(dict(state))
+        if device.type == "cpu":  # build_model rounds to float16; what a file holds in float32 stays so
+            model = model.float()
+            model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+    except (CheckpointError, AssertionError, *DAMAGE) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(
             f"{path} is no CLIP of OpenAI's architecture ({reason}); give the state dict of one"
         ) from error
-    model = model.float() if where.type == "cpu" else model
-    return ClipModel(model, name=name, fingerprint=fingerprint, device=where)
+    broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+    if broken:
+        raise CheckpointError(f"{path} holds values that are not finite, in {broken[0]}; fetch it again")
+    return model
+
+
+def _check_sizes(state: Mapping[str, Tensor]) -> None:
+    """Refuse a file whose few size-giving tensors promise a network that its others cannot fill."""
+    width = state["ln_final.weight"].shape[0]
+    for name, axis in (("positional_embedding", 1), ("token_embedding.weight", 1), ("text_projection", 0)):
+        tensor = state[name]
+        if tensor.ndim != 2 or tensor.shape[axis] != width:
+            raise CheckpointError(f"{name} has the shape {list(tensor.shape)} beside a width of {width}")
 
 
 def _download(name: str) -> Path:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from styleclip_core.errors import CheckpointError
-from styleclip_core.models.checkpoints import file_sha256, read_state, write_state
+from styleclip_core.files.checkpoint import file_sha256, read_state, write_state
 from styleclip_core.models.stylegan2 import load_exactly
 
 _FORMAT = "styleclip-encoder-1"

@@ -5,8 +5,9 @@ skip architecture) with parameters named as in NVIDIA's stylegan2-ada-pytorch. M
 applied to the activations instead of the weights (``conv(x * s) * d``), which is the same
 function and lets all images of a batch share one convolution.
 
-Shapes: B batch, L rows of w_plus (2 log2(resolution) - 2), W w_dim, C channels, H side in pixels.
-Images are ``[B, 3, H, H]``, nominally in -1..1. Knows nothing of files, CLIP or edits.
+Shapes: B batch, L rows of w_plus (2 log2(resolution) - 2), W w_dim, C channels, H height of the image
+in pixels, V its width: H, but for StyleGAN-Human and its like. Images are ``[B, 3, H, V]``, nominally
+in -1..1. Knows nothing of files, CLIP or edits.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class GeneratorConfig:
     """What fixes the architecture of a StyleGAN2 generator.
 
     Attributes:
-        resolution: Side of the image in pixels, a power of two from 8.
+        resolution: Height of the image in pixels, a power of two from 8.
         z_dim: Width of z.
         w_dim: Width of w.
         c_dim: Number of class labels; 0 for an unconditional model.
@@ -41,6 +42,9 @@ class GeneratorConfig:
         channel_base: Channels times resolution (32768 for config-f).
         channel_max: Upper bound of the channels of a layer.
         conv_clamp: Bound on activations that mixed-precision models were trained with, or None.
+        const_width: Width of the learnt constant, whose height is 4; the image is as much wider or
+            narrower (2 for StyleGAN-Human's 1024 x 512).
+        mapping_lr: Learning-rate multiplier of the mapping network, by which its weights are scaled.
     """
 
     resolution: int
@@ -51,8 +55,13 @@ class GeneratorConfig:
     channel_base: int = 32768
     channel_max: int = 512
     conv_clamp: float | None = None
+    const_width: int = 4
+    mapping_lr: float = 0.01
 
     def __post_init__(self) -> None:
+        sizes = (self.z_dim, self.w_dim, self.mapping_layers, self.channel_base, self.channel_max)
+        if min(*sizes, self.const_width) < 1 or self.c_dim < 0 or max(sizes) > 1 << 20:
+            raise CheckpointError(f"a StyleGAN2 of sizes {self.to_dict()} cannot be built")
         if self.resolution < 8 or self.resolution & (self.resolution - 1):
             raise CheckpointError(f"a StyleGAN2 resolution is a power of two from 8, got {self.resolution}")
 
@@ -64,6 +73,11 @@ class GeneratorConfig:
     def resolutions(self) -> list[int]:
         """Return the sides of the blocks, 4 to ``resolution``."""
         return [2**k for k in range(2, self.resolution.bit_length())]
+
+    @property
+    def width(self) -> int:
+        """Return the width of the image in pixels."""
+        return self.resolution * self.const_width // 4
 
     @property
     def num_ws(self) -> int:
@@ -113,7 +127,7 @@ class MappingNetwork(nn.Module):
             self.embed = FullyConnected(config.c_dim, config.w_dim)
             in_features += config.w_dim
         for index in range(config.mapping_layers):
-            layer = FullyConnected(in_features, config.w_dim, activate=True, lr_multiplier=0.01)
+            layer = FullyConnected(in_features, config.w_dim, activate=True, lr_multiplier=config.mapping_lr)
             setattr(self, f"fc{index}", layer)
             in_features = config.w_dim
         self.register_buffer("w_avg", torch.zeros(config.w_dim))
@@ -161,8 +175,8 @@ class SynthesisLayer(ModulatedConv):
         super().__init__(in_channels, out_channels, 3, config.w_dim)
         self.up, self.conv_clamp = up, config.conv_clamp
         self.noise_strength = nn.Parameter(torch.zeros([]))
-        self.register_buffer("noise_const", torch.randn(resolution, resolution))
-        self.register_buffer("resample_filter", _fir_kernel())
+        self.register_buffer("noise_const", torch.randn(resolution, resolution * config.const_width // 4))
+        self.register_buffer("resample_filter", fir_kernel())
 
     def demodulation(self, style: Tensor) -> Tensor:
         """Return the factor that gives every output channel unit variance, ``[B, out]`` float32."""
@@ -211,9 +225,9 @@ class SynthesisBlock(nn.Module):
     def __init__(self, resolution: int, config: GeneratorConfig) -> None:
         super().__init__()
         out_channels = config.channels(resolution)
-        self.register_buffer("resample_filter", _fir_kernel())
+        self.register_buffer("resample_filter", fir_kernel())
         if resolution == 4:
-            self.const = nn.Parameter(torch.randn(out_channels, 4, 4))
+            self.const = nn.Parameter(torch.randn(out_channels, 4, config.const_width))
         else:
             in_channels = config.channels(resolution // 2)
             self.conv0 = SynthesisLayer(in_channels, out_channels, resolution, config, up=True)
@@ -273,8 +287,13 @@ class Generator(nn.Module):
 
     @property
     def resolution(self) -> int:
-        """Return the side of the image in pixels."""
+        """Return the height of the image in pixels."""
         return self.config.resolution
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Return height and width of the image in pixels."""
+        return self.config.resolution, self.config.width
 
     @property
     def device(self) -> torch.device:
@@ -338,7 +357,7 @@ class Generator(nn.Module):
             noise: ``"const"`` (the stored noise, deterministic), ``"random"`` or ``"none"``.
 
         Returns:
-            ``[B, 3, H, H]`` float32, nominally in -1..1, not clamped.
+            ``[B, 3, H, V]`` float32, nominally in -1..1, not clamped.
 
         Raises:
             LayoutMismatchError: If the codes belong to another generator.
@@ -385,7 +404,8 @@ class Generator(nn.Module):
         Raises:
             CheckpointError: If a tensor is missing, left over or of another shape.
         """
-        generator = cls(config)
+        with torch.device("meta"):  # no memory and no random numbers for weights that are replaced
+            generator = cls(config)
         load_exactly(generator, state, what="StyleGAN2 generator")
         return generator.eval().requires_grad_(False)
 
@@ -415,10 +435,13 @@ class Generator(nn.Module):
 
 
 def load_exactly(module: nn.Module, state: dict[str, Tensor], *, what: str) -> None:
-    """Load ``state`` into ``module``, refusing any difference in names or shapes.
+    """Put ``state`` in the place of all tensors of ``module``, refusing any difference in names or shapes.
+
+    Floating-point tensors become float32. The module may lie on the meta device.
 
     Raises:
-        CheckpointError: With the first few names that are missing, left over or of another shape.
+        CheckpointError: With the first few names that are missing, left over or of another shape, or
+            that hold a value which is no finite number.
     """
     expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
     missing = sorted(expected.keys() - state.keys())
@@ -435,7 +458,13 @@ def load_exactly(module: nn.Module, state: dict[str, Tensor], *, what: str) -> N
     ]
     if problems:
         raise CheckpointError(f"weights do not fit the {what}: {'; '.join(problems)}")
-    module.load_state_dict(state)
+    tensors = {
+        name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()
+    }
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        raise CheckpointError(f"weights of the {what} are not finite: {', '.join(broken[:4])}")
+    module.load_state_dict(tensors, assign=True)
 
 
 def _normalize_second_moment(x: Tensor) -> Tensor:
@@ -446,7 +475,8 @@ def _clamp(x: Tensor, bound: float | None, gain: float) -> Tensor:
     return x if bound is None else x.clamp(-bound * gain, bound * gain)
 
 
-def _fir_kernel() -> Tensor:
+def fir_kernel() -> Tensor:
+    """Return the low-pass filter of StyleGAN2's up-sampling, ``[4, 4]`` with sum 1."""
     taps = torch.tensor(_FIR)
     kernel = taps[:, None] * taps[None, :]
     return kernel / kernel.sum()

@@ -13,7 +13,7 @@ import torch
 from styleclip_core.models.stylegan2 import Generator, GeneratorConfig
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-sys.path.insert(0, str(GOLDEN))
+sys.path[:0] = [str(GOLDEN), str(Path(__file__).parent)]
 
 TINY = GeneratorConfig(resolution=16, z_dim=8, w_dim=8, mapping_layers=2, channel_base=128, channel_max=12)
 
@@ -66,6 +66,20 @@ def tiny_clip_path(tmp_path_factory) -> Path:
     torch.manual_seed(3)
     model = CLIP(16, 32, (1, 1, 1, 1), 8, None, 77, 49408, 64, 1, 1)
     path = tmp_path_factory.mktemp("clip") / "tiny.pt"
+    torch.save(model.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session", params=["vision transformer", "residual network"])
+def any_clip_path(request, tiny_clip_path, tmp_path_factory) -> Path:
+    """A CLIP of either of OpenAI's two image towers."""
+    if request.param == "vision transformer":
+        return tiny_clip_path
+    from clip.model import CLIP
+
+    torch.manual_seed(4)
+    model = CLIP(24, 64, (1, 1, 1, 1), 8, None, 77, 49408, 64, 1, 1)
+    path = tmp_path_factory.mktemp("clip") / "residual.pt"
     torch.save(model.state_dict(), path)
     return path
 

@@ -18,7 +18,7 @@ from PIL import Image
 from styleclip_core import load_clip
 from styleclip_core.errors import CheckpointError, PromptError
 from styleclip_core.images import from_uint8
-from styleclip_core.models.checkpoints import file_sha256
+from styleclip_core.models.clip import save_clip
 from styleclip_core.prompts import embed_prompt, text_direction
 from styleclip_core.templates import TEMPLATE_SETS
 
@@ -138,26 +138,54 @@ def test_loading_says_what_is_wrong(tmp_path, tiny_clip_path):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # writing TorchScript is deprecated, reading it is not
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_foreign_torchscript_archive_is_not_run(tmp_path):
+def test_a_foreign_torchscript_archive_is_no_clip(tmp_path):
     path = tmp_path / "foreign.pt"
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
-    with pytest.raises(CheckpointError, match="cannot be read as weights"):
+    with pytest.raises(CheckpointError, match="holds no CLIP weights"):
         load_clip(path)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_a_torchscript_archive_is_read_if_its_hash_is_published(tiny_clip_path, tmp_path, monkeypatch):
-    expected = load_clip(tiny_clip_path)
-    path = tmp_path / "archive.pt"
-    example = {"encode_image": torch.zeros(1, 3, 32, 32), "encode_text": clip.tokenize(["a"])}
-    torch.jit.save(torch.jit.trace_module(expected.model, example), path)
-    with pytest.raises(CheckpointError, match="TorchScript archive, which holds code"):
-        load_clip(path)
-    url = f"https://example.org/{file_sha256(path)}/archive.pt"
-    monkeypatch.setattr(clip.clip, "_MODELS", {"tiny": url})
-    torch.testing.assert_close(load_clip(path).embed_text(["a"]), expected.embed_text(["a"]))
+@pytest.mark.parametrize("half", [False, True])
+def test_a_torchscript_archive_is_read_for_its_tensors_alone(any_clip_path, tmp_path, monkeypatch, half):
+    model = load_clip(any_clip_path)
+    side = model.input_resolution
+    example = {"encode_image": torch.zeros(1, 3, side, side), "encode_text": clip.tokenize(["a"])}
+    archive = torch.jit.trace_module(model.model, example)
+    torch.jit.save(archive.half() if half else archive, tmp_path / "archive.pt")
+    expected = {k: v.float() for k, v in torch.jit.load(tmp_path / "archive.pt").state_dict().items()}
+    monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("its code was loaded"))
+    loaded = load_clip(tmp_path / "archive.pt")
+    assert loaded.model.state_dict().keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in loaded.model.state_dict().items())
+
+
+def test_both_towers_load_from_plain_state_dicts_and_safetensors(any_clip_path, tmp_path):
+    loaded = load_clip(any_clip_path)
+    width = torch.load(any_clip_path, weights_only=True)["text_projection"].shape[1]
+    assert loaded.embedding_dim == width == loaded.embed_text(["a"]).shape[1]
+    image = torch.rand(2, 3, 40, 40) * 2 - 1
+    embedded = loaded.embed_images(image)
+    assert embedded.shape == (2, width)
+    save_clip(loaded, tmp_path / "clip.safetensors")
+    again = load_clip(tmp_path / "clip.safetensors")
+    torch.testing.assert_close(again.embed_images(image), embedded, atol=5e-3, rtol=0)  # stored in float16
+    torch.save({"state_dict": loaded.model.state_dict()}, tmp_path / "nested.pt")
+    assert torch.equal(load_clip(tmp_path / "nested.pt").embed_images(image), embedded)
+
+
+def test_float32_weights_stay_float32(tiny_clip_path):
+    state = torch.load(tiny_clip_path, weights_only=True)
+    loaded = load_clip(tiny_clip_path).model.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in state.items())
+
+
+def test_all_nine_published_names_are_known():
+    assert set(clip.available_models()) == {
+        "RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -172,7 +200,7 @@ def test_a_download_that_fails_says_what_to_do(monkeypatch, error):
         load_clip("ViT-B/32")
 
 
-@pytest.mark.parametrize("change", [{3: torch.zeros(1)}, {"text_projection": torch.tensor(1.0)}])
+@pytest.mark.parametrize("change", [{"logit_bias": torch.zeros(1)}, {"text_projection": torch.tensor(1.0)}])
 def test_weights_of_another_architecture_are_refused(tmp_path, tiny_clip_path, change):
     state = torch.load(tiny_clip_path, weights_only=True)
     torch.save(state | change, tmp_path / "odd.pt")

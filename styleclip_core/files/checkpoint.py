@@ -1,0 +1,404 @@
+"""Weights files of every kind that the field uses, opened as data.
+
+Read are torch's zip files, its format before that, TorchScript archives (for their tensors; their code
+is never parsed, compiled or run), plain pickles and safetensors. The kind is told from the content, not
+from the name. Opening reads the structure; arrays are read one by one when they are asked for, so that
+memory holds what a caller keeps and nothing else. A file is named by the SHA-256 of its content.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from styleclip_core.errors import CheckpointError
+from styleclip_core.files.pickles import (
+    ArrayRef,
+    Machine,
+    PickleRefused,
+    Span,
+    Storage,
+    TensorRef,
+    Window,
+    storage_type,
+)
+
+_HEADER = "styleclip"
+_TORCH_MAGIC = 0x1950A86A20F9469CFC6C
+_CHUNK = 1 << 20
+_MAX_ENTRIES = 200_000
+# what parsers and constructors raise on damaged content; all of it means "not these weights"
+DAMAGE = (
+    OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
+    MemoryError, zipfile.BadZipFile, NotImplementedError,
+)  # fmt: skip
+
+
+class Checkpoint:
+    """An open weights file.
+
+    Attributes:
+        path: Where it lies.
+        kind: ``"torch"``, ``"torchscript"``, ``"torch-legacy"`` or ``"pickle"``.
+        content: Its structure: plain values, ``Record`` for objects, ``TensorRef`` and ``ArrayRef``
+            for arrays that have not been read.
+    """
+
+    def __init__(self, path: Path, stream: BinaryIO) -> None:
+        self.path, self._stream = path, stream
+        self._size = os.fstat(stream.fileno()).st_size
+        self._budget = 2 * self._size  # bytes that may be read as arrays
+        self._archive: zipfile.ZipFile | None = None
+        self._entries: dict[str, Span] = {}
+        self._places: dict[str, Span | bytes] = {}
+        self._read: dict[TensorRef, Tensor] = {}
+        self.kind, self.content = self._open()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._read.clear()
+        self._stream.close()
+
+    # ---- arrays -------------------------------------------------------------------------------
+
+    def tensor(self, value: object) -> Tensor:
+        """Read an array of the file's content; what is a tensor already stays one.
+
+        Raises:
+            CheckpointError: If it is no array, or the file is damaged there.
+        """
+        with _damage(self.path):
+            if isinstance(value, Tensor):
+                return value
+            if isinstance(value, TensorRef):
+                if value not in self._read:
+                    self._read[value] = self._read_tensor(value)
+                return self._read[value]
+            if isinstance(value, ArrayRef):
+                array = self._read_array(value)
+                return torch.from_numpy(np.ascontiguousarray(array))
+            raise PickleRefused(f"a {type(value).__name__} lies where an array should be")
+
+    def state(self, values: object, prefix: str = "") -> dict[str, Tensor]:
+        """Read the arrays of a state dict whose names begin with ``prefix``, which is cut off.
+
+        Raises:
+            CheckpointError: If it is no dictionary of names and arrays.
+        """
+        if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+            raise unreadable(self.path, PickleRefused("its weights are no dictionary of names"))
+        return {
+            name[len(prefix) :]: self.tensor(value)
+            for name, value in values.items()
+            if name.startswith(prefix) and is_array(value)
+        }
+
+    def _read_tensor(self, ref: TensorRef) -> Tensor:
+        extent = 1 + sum((n - 1) * step for n, step in zip(ref.size, ref.stride, strict=True))
+        if 0 in ref.size:
+            return torch.empty(ref.size, dtype=ref.dtype)
+        place, width = self._place(ref.storage), ref.storage.dtype.itemsize
+        if ref.storage.dtype == torch.uint8 and ref.dtype != torch.uint8:  # an untyped storage
+            width = ref.dtype.itemsize
+        start, length = ref.offset * width, extent * width
+        held = len(place) if isinstance(place, bytes) else place.length
+        if start + length > held:
+            raise PickleRefused(f"a tensor reaches {start + length - held} bytes behind its storage")
+        if isinstance(place, bytes):
+            data = bytearray(place[start : start + length])
+        else:
+            data = self._bytes(Span(place.start + start, length))
+        return torch.frombuffer(data, dtype=ref.dtype).as_strided(ref.size, ref.stride).contiguous()
+
+    def _read_array(self, ref: ArrayRef) -> np.ndarray:
+        if ref.dtype is None:
+            raise PickleRefused("an array in it has no content")
+        data = ref.data if isinstance(ref.data, bytes) else self._bytes(ref.data)
+        array = np.frombuffer(data, ref.dtype).reshape(ref.shape, order="F" if ref.fortran else "C")
+        return array.astype(ref.dtype.newbyteorder("="), copy=isinstance(ref.data, bytes))
+
+    def _bytes(self, span: Span) -> bytearray:
+        self._budget -= span.length
+        if self._budget < 0:
+            raise PickleRefused("its arrays share bytes so often that they exceed the file")
+        data = bytearray(span.length)
+        self._stream.seek(span.start)
+        if self._stream.readinto(data) != span.length:  # type: ignore[attr-defined]
+            raise PickleRefused("it ends in the middle of an array")
+        return data
+
+    def _place(self, storage: Storage) -> Span | bytes:
+        return self._places.get(storage.key) or self._entry(f"data/{storage.key}")
+
+    # ---- what kind of file --------------------------------------------------------------------
+
+    def _open(self) -> tuple[str, object]:
+        head = self._stream.read(16)
+        if head.startswith(b"PK\x03\x04"):
+            return self._open_zip()
+        if head[:1] == b"\x80":
+            return self._open_pickle()
+        kinds = {
+            b"<": "a web page, as download sites send instead of a file",
+            b"\x93NUMPY": "a numpy array",
+            b"\x1f\x8b": "gzip-compressed; unpack it",
+            b"version https://git-lfs": "a Git LFS pointer; fetch the file it names",
+        }
+        for magic, kind in kinds.items():
+            if head.lstrip().startswith(magic[:16]):
+                raise PickleRefused(f"it is {kind}")
+        raise PickleRefused("it is of no known kind")
+
+    def _open_zip(self) -> tuple[str, object]:
+        self._archive = archive = zipfile.ZipFile(self._stream)
+        if len(archive.infolist()) > _MAX_ENTRIES:
+            raise PickleRefused(f"it has more than {_MAX_ENTRIES} entries")
+        pickles = [name for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
+        if len(pickles) != 1:
+            raise PickleRefused("it is a zip file but not torch's: 'data.pkl' is missing in it")
+        self._folder = pickles[0].removesuffix("data.pkl")
+        names = set(archive.namelist())
+        if f"{self._folder}byteorder" in names:
+            span = self._entry("byteorder")
+            if span.length > 16 or bytes(self._bytes(span)).strip() != b"little":
+                raise PickleRefused("its numbers are big-endian")
+        scripted = f"{self._folder}constants.pkl" in names
+        span = self._entry("data.pkl")
+        window = Window(self._stream, span.start, span.start + span.length)
+        content = Machine(window, persistent=self._zip_storage, scripted=scripted).run()
+        return ("torchscript" if scripted else "torch"), content
+
+    def _zip_storage(self, name: object) -> Storage:
+        if not isinstance(name, tuple) or len(name) < 5 or name[0] != "storage":
+            raise PickleRefused("a storage in it has no name")
+        dtype, key, numel = storage_type(name[1]), name[2], name[4]
+        if not isinstance(key, str) or not isinstance(numel, int) or numel < 0:
+            raise PickleRefused("a storage in it has no key")
+        return Storage(dtype, numel, key)
+
+    def _entry(self, name: str) -> Span:
+        """Return where an entry's bytes lie, after its checksum was found right."""
+        if name not in self._entries:
+            assert self._archive is not None
+            try:
+                info = self._archive.getinfo(self._folder + name)
+            except KeyError:
+                raise PickleRefused(f"its entry {name[:60]!r} is missing") from None
+            if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+                raise PickleRefused(f"its entry {name[:60]!r} is compressed, which torch never does")
+            if info.file_size != info.compress_size:
+                raise PickleRefused(f"its entry {name[:60]!r} has two sizes")
+            self._stream.seek(info.header_offset)
+            header = self._stream.read(30)
+            if header[:4] != b"PK\x03\x04":
+                raise PickleRefused(f"its entry {name[:60]!r} is damaged")
+            skipped = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+            span = Span(info.header_offset + 30 + skipped, info.file_size)
+            if span.start + span.length > self._size:
+                raise PickleRefused(f"its entry {name[:60]!r} reaches behind the end of the file")
+            if self._checksum(span) != info.CRC:
+                raise PickleRefused(f"the checksum of its entry {name[:60]!r} is wrong")
+            self._entries[name] = span
+        return self._entries[name]
+
+    def _checksum(self, span: Span) -> int:
+        self._stream.seek(span.start)
+        value, left = 0, span.length
+        while left:
+            chunk = self._stream.read(min(_CHUNK, left))
+            if not chunk:
+                raise PickleRefused("it ends in the middle")
+            value, left = zlib.crc32(chunk, value), left - len(chunk)
+        return value
+
+    def _open_pickle(self) -> tuple[str, object]:
+        window = Window(self._stream, 0, self._size)
+        content = Machine(window, nested=self._nested).run()
+        if isinstance(content, int) and content == _TORCH_MAGIC:
+            return "torch-legacy", self._open_legacy(Window(self._stream, 0, self._size))
+        return "pickle", content
+
+    def _nested(self, data: Span | bytes) -> object:
+        """Read a storage that lies in a plain pickle as a whole file of torch's old format."""
+        if isinstance(data, bytes):  # protocol 2 writes bytes as text, so they are in memory
+            return self._open_legacy(Window(io.BytesIO(data), 0, len(data)), data)
+        back = self._stream.tell()
+        content = self._open_legacy(Window(self._stream, data.start, data.start + data.length))
+        self._stream.seek(back)
+        return content
+
+    def _open_legacy(self, window: Window, held: bytes | None = None) -> object:
+        if Machine(window).run() != _TORCH_MAGIC or Machine(window).run() != 1001:
+            raise PickleRefused("it is no file of torch's")
+        system = Machine(window).run()
+        if not isinstance(system, dict) or system.get("little_endian") is not True:
+            raise PickleRefused("its numbers are big-endian")
+        wanted: dict[str, tuple[torch.dtype, int]] = {}
+        within = f"{len(self._places)}:{window.position}:"  # keys are unique in one such file, not in several
+
+        def storage(name: object) -> Storage:
+            if not isinstance(name, tuple) or len(name) < 5 or name[0] != "storage":
+                raise PickleRefused("a storage in it has no name")
+            dtype, key, numel = storage_type(name[1]), name[2], name[4]
+            if not isinstance(key, str) or not isinstance(numel, int) or numel < 0:
+                raise PickleRefused("a storage in it has no key")
+            if len(name) > 5 and name[5] is not None:
+                raise PickleRefused("a storage in it is a view of another, as before torch 0.4")
+            wanted[key] = (dtype, numel)
+            return Storage(dtype, numel, within + key)
+
+        content = Machine(window, persistent=storage).run()
+        keys = Machine(window).run()
+        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+            raise PickleRefused("its list of storages is damaged")
+        for key in keys:
+            if key not in wanted:
+                raise PickleRefused("its list of storages is damaged")
+            dtype, numel = wanted.pop(key)
+            if int.from_bytes(window.read(8), "little", signed=True) != numel:
+                raise PickleRefused("a storage in it has two sizes")
+            span = window.skip(numel * dtype.itemsize)
+            place = span if held is None else held[span.start : span.start + span.length]
+            self._places[within + key] = place
+        if wanted:
+            raise PickleRefused("some of its storages are missing")
+        return content
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a weights file that is not safetensors, as a context manager.
+
+    Raises:
+        CheckpointError: If it is missing, damaged, of an unknown kind, or wants to run something.
+    """
+    with _damage(Path(path)), contextlib.ExitStack() as stack:
+        stream = stack.enter_context(Path(path).open("rb"))
+        checkpoint = Checkpoint(Path(path), stream)
+        stack.pop_all()
+        return checkpoint
+
+
+def is_array(value: object) -> bool:
+    """Return whether a value of a checkpoint's content is an array."""
+    return isinstance(value, TensorRef | ArrayRef | Tensor)
+
+
+def is_safetensors(path: str | Path) -> bool:
+    """Return whether a file's content begins as safetensors do: a length and a JSON object.
+
+    Raises:
+        CheckpointError: If the file cannot be read.
+    """
+    with _damage(Path(path)), Path(path).open("rb") as stream:
+        head = stream.read(9)
+        size = os.fstat(stream.fileno()).st_size
+    return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") <= size - 8
+
+
+def file_sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file's content, 64 hex digits.
+
+    Raises:
+        CheckpointError: If the file cannot be read.
+    """
+    with _damage(Path(path)), Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_header(path: str | Path) -> dict[str, str]:
+    """Read the metadata of one of our safetensors files, without its tensors.
+
+    Raises:
+        CheckpointError: If the file is missing or damaged.
+    """
+    with _damage(Path(path)), safetensors.safe_open(str(path), framework="pt") as file:
+        metadata = json.loads((file.metadata() or {}).get(_HEADER, "{}"))
+        if not isinstance(metadata, dict):
+            raise ValueError(f"its header is {metadata!r:.40}, not an object")
+        return metadata
+
+
+def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file.
+
+    Returns:
+        Its tensors and the metadata of its header.
+
+    Raises:
+        CheckpointError: If the file is missing or damaged.
+    """
+    metadata = read_header(path)
+    with _damage(Path(path)), safetensors.safe_open(str(path), framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+
+
+def write_state(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors and text metadata as safetensors; the file appears whole or not at all."""
+    tensors: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in state.items():
+        plain = tensor.detach().cpu().contiguous()
+        tensors[name] = plain.clone() if plain.data_ptr() in places else plain  # the format shares nothing
+        places.add(tensors[name].data_ptr())
+    # one entry: several would come in an order of their own in every process
+    header = {_HEADER: json.dumps(dict(metadata), sort_keys=True)}
+    with written_aside(path) as aside:
+        safetensors.torch.save_file(tensors, aside, header)
+
+
+@contextlib.contextmanager
+def written_aside(path: str | Path) -> Iterator[Path]:
+    """Give a file beside ``path`` to write to, which takes its place if nothing fails."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    aside = Path(name)
+    try:
+        yield aside
+        aside.chmod(0o644)
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def unreadable(path: str | Path, error: BaseException) -> CheckpointError:
+    """Return the error for a file that ``error`` was raised on."""
+    if isinstance(error, FileNotFoundError):
+        return CheckpointError(f"no weights file at {path}; give the path of an existing file")
+    reason = " ".join(str(error).split())[:240] or type(error).__name__
+    return CheckpointError(
+        f"{path} cannot be read as weights ({reason}); it is damaged, incomplete or of another kind: "
+        "fetch it again"
+    )
+
+
+@contextlib.contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (*DAMAGE, safetensors.SafetensorError) as error:
+        raise unreadable(path, error) from error

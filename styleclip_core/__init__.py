@@ -12,7 +12,12 @@ channels, C channels of one layer, D width of the CLIP embedding, H W pixels. Im
 from styleclip_core.models.checkpoints import load_generator, save_generator
 from styleclip_core.models.clip import load_clip
 from styleclip_core.models.encoder import load_encoder
+from styleclip_core.models.identity import load_identity
+from styleclip_core.models.mapper import load_mapper
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "load_clip", "load_encoder", "load_generator", "save_generator"]
+__all__ = [
+    "__version__", "load_clip", "load_encoder", "load_generator", "load_identity", "load_mapper",
+    "save_generator",
+]  # fmt: skip

@@ -20,6 +20,7 @@ from styleclip_core import load_clip, load_encoder, load_generator
 from styleclip_core.errors import CheckpointError
 from styleclip_core.models.clip import ClipModel
 from styleclip_core.models.encoder import Encoder
+from styleclip_core.models.psp import PspEncoder
 from styleclip_core.models.stylegan2 import Generator
 from tasks.settings import Execution, SettingsError
 from tasks.storage import copy_to_local, is_local, local_path, version
@@ -63,7 +64,7 @@ def generator(uri: str, device: str) -> Generator:
     return _cached("generator", uri, device, lambda: load_generator(_local(uri), device=device))
 
 
-def encoder(uri: str, device: str) -> Encoder:
+def encoder(uri: str, device: str) -> Encoder | PspEncoder:
     """Return the encoder at ``uri``."""
     return _cached("encoder", uri, device, lambda: load_encoder(_local(uri), device=device))
 

@@ -130,6 +130,15 @@ def _from_checkpoint(file: Checkpoint) -> Generator:
     return _build(file.path, state, {})
 
 
+def generator_from_rosinality(path: Path, state: dict[str, Tensor]) -> Generator:
+    """Build the generator that another checkpoint carries along under rosinality's names.
+
+    Raises:
+        CheckpointError: If its weights are incomplete.
+    """
+    return _build(path, _foreign_state(state, path), {})
+
+
 def _foreign_state(state: dict[str, Tensor], path: Path | None = None) -> dict[str, Tensor]:
     """Return weights under NVIDIA's names; nothing if they are of neither project."""
     if "synthesis.b4.const" in state:

@@ -1,8 +1,8 @@
 """Image -> w_plus in one pass: an encoder that predicts how far an image is from the average latent.
 
 As in e4e (Tov et al. 2021): one code for all rows plus a small offset per row, added to the
-generator's average w. This compact convolutional encoder suits small generators; it is read from
-our own safetensors files.
+generator's average w. This compact convolutional encoder suits small generators; the published
+encoders of faces are in ``psp``, and ``load_encoder`` reads both.
 
 Shapes: B batch, L rows of w_plus, W w_dim, H side in pixels. Images are in -1..1.
 """
@@ -10,16 +10,25 @@ Shapes: B batch, L rows of w_plus, W w_dim, H side in pixels. Images are in -1..
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from styleclip_core.errors import CheckpointError
-from styleclip_core.files.checkpoint import file_sha256, read_state, write_state
+from styleclip_core.files.checkpoint import (
+    DAMAGE,
+    file_sha256,
+    is_safetensors,
+    open_checkpoint,
+    read_state,
+    write_state,
+)
+from styleclip_core.models.psp import FORMAT, Kind, PspConfig, PspEncoder, read_psp
 from styleclip_core.models.stylegan2 import load_exactly
 
 _FORMAT = "styleclip-encoder-1"
@@ -98,27 +107,49 @@ class Encoder(nn.Module):
         return encoder.eval().requires_grad_(False)
 
 
-def load_encoder(path: str | Path, device: str | torch.device = "cpu") -> Encoder:
-    """Read an encoder from our safetensors file.
+def load_encoder(
+    path: str | Path, device: str | torch.device = "cpu", *, kind: Kind | None = None
+) -> Encoder | PspEncoder:
+    """Read an encoder.
 
     Args:
-        path: The file.
+        path: A checkpoint of e4e or pSp, or our safetensors.
         device: Where its weights go.
+        kind: ``"e4e"`` or ``"psp"``, for checkpoints that do not say which they are.
+
+    Returns:
+        An encoder with ``encode(image) -> w_plus``, in evaluation mode.
 
     Raises:
-        CheckpointError: If the file is missing, damaged or not an encoder.
+        CheckpointError: If the file is missing, damaged, hostile or no encoder.
     """
-    state, metadata = read_state(path)
-    if metadata.get("format") != _FORMAT:
-        raise CheckpointError(
-            f"{path} is not an encoder of this project (format {metadata.get('format')!r}, "
-            f"expected {_FORMAT!r}); give the file that the encoder's training wrote"
-        )
-    settings = json.loads(metadata["config"])
-    settings["widths"] = tuple(settings["widths"])
-    encoder = Encoder.from_state(EncoderConfig(**settings), state)
+    encoder: Encoder | PspEncoder
+    if not is_safetensors(path):
+        with open_checkpoint(path) as file:
+            encoder = read_psp(file, kind)
+    else:
+        state, metadata = read_state(path)
+        forms: dict[str | None, Callable[..., Encoder | PspEncoder]] = {_FORMAT: _compact, FORMAT: _published}
+        if metadata.get("format") not in forms:
+            raise CheckpointError(
+                f"{path} is not an encoder of this project (format {metadata.get('format')!r}, "
+                f"expected {_FORMAT} or {FORMAT}); give the file that `styleclip convert` or a training wrote"
+            )
+        try:
+            encoder = forms[metadata["format"]](json.loads(metadata["config"]), state)
+        except (CheckpointError, *DAMAGE) as error:
+            raise CheckpointError(f"{path} holds no usable encoder: {error}; fetch it again") from error
     encoder.fingerprint = file_sha256(path)
-    return encoder.to(device)
+    encoder.to(device)
+    return encoder
+
+
+def _compact(settings: dict[str, Any], state: dict[str, Tensor]) -> Encoder:
+    return Encoder.from_state(EncoderConfig(**settings | {"widths": tuple(settings["widths"])}), state)
+
+
+def _published(settings: dict[str, Any], state: dict[str, Tensor]) -> PspEncoder:
+    return PspEncoder.from_state(PspConfig(**settings), state)
 
 
 def save_encoder(encoder: Encoder, path: str | Path) -> None:

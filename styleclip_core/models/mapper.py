@@ -1,0 +1,219 @@
+"""Latent mappers: a code -> the step that makes it what a prompt says (StyleCLIP section 5).
+
+The published networks under their published names, so that their checkpoints load: one small
+fully connected network for all rows of w_plus (``single``), one per level (``levels``), or one per layer
+of style space, with toRGB (``style-full``) or without (``style``).
+
+Shapes: B batch, L rows of w_plus, W w_dim, C channels of one style layer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from styleclip_core.errors import CheckpointError, LayoutMismatchError
+from styleclip_core.files.checkpoint import (
+    DAMAGE,
+    Checkpoint,
+    file_sha256,
+    is_safetensors,
+    open_checkpoint,
+    read_state,
+    write_state,
+)
+from styleclip_core.models.stylegan2 import FullyConnected, load_exactly
+from styleclip_core.style_space import StyleCode
+
+_FORMAT = "styleclip-mapper-1"
+Kind = Literal["levels", "single", "style", "style-full"]
+_LEVELS = {"course": slice(0, 4), "medium": slice(4, 8), "fine": slice(8, None)}  # the published spelling
+PUBLISHED_STRENGTH = 0.1  # what the published code multiplies a mapper's output by
+
+
+@dataclass(frozen=True, slots=True)
+class MapperConfig:
+    """What fixes the architecture of a mapper.
+
+    Attributes:
+        kind: Which networks there are.
+        levels: For ``"levels"``, the levels that move: of ``course``, ``medium``, ``fine``.
+        widths: For the style kinds, number of the style layer (toRGB counted) -> its channels.
+        w_dim: Width of w.
+    """
+
+    kind: Kind
+    levels: tuple[str, ...] = ()
+    widths: tuple[tuple[int, int], ...] = ()
+    w_dim: int = 512
+
+
+class _Network(nn.Module):
+    """Four fully connected layers behind a normalization over axis 1."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        layers = [FullyConnected(width, width, activate=True, lr_multiplier=0.01) for _ in range(4)]
+        self.mapping = nn.Sequential(nn.Identity(), *layers)  # the published numbering starts at 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map rows ``[B, R, width]`` or vectors ``[B, width]``.
+
+        The published normalization is over axis 1: the rows, or the vector's elements.
+        """
+        step: Tensor = self.mapping(x * (x.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt())
+        return step
+
+
+class Mapper(nn.Module):
+    """A latent mapper; weights are random until a state is loaded.
+
+    Attributes:
+        fingerprint: SHA-256 of the weights file, set by the loader.
+    """
+
+    def __init__(self, config: MapperConfig) -> None:
+        super().__init__()
+        self.config, self.fingerprint = config, ""
+        if config.kind == "single":
+            self.mapping = _Network(config.w_dim)
+        elif config.kind == "levels":
+            for level in config.levels:
+                setattr(self, f"{level}_mapping", _Network(config.w_dim))
+        else:
+            for layer, width in config.widths:
+                setattr(self, f"mapper_{layer}", _Network(width))
+
+    @property
+    def in_style_space(self) -> bool:
+        """Return whether it moves style codes instead of w_plus."""
+        return self.config.kind.startswith("style")
+
+    def step(self, w_plus: Tensor) -> Tensor:
+        """Return the step of w_plus ``[B, L, W]``, of the same shape, before any strength.
+
+        Levels that the mapper does not move are zero. The published edit is ``w_plus + 0.1 * step``.
+
+        Raises:
+            ValueError: If this mapper moves style codes, or w_plus has another shape.
+        """
+        if self.in_style_space:
+            raise ValueError("this mapper moves style codes; give it one (style_step)")
+        if w_plus.ndim != 3 or w_plus.shape[2] != self.config.w_dim:
+            raise ValueError(f"w_plus must be [B, L, {self.config.w_dim}], got {list(w_plus.shape)}")
+        if self.config.kind == "single":
+            whole: Tensor = self.mapping(w_plus)
+            return whole
+        out = torch.zeros_like(w_plus)
+        for level in self.config.levels:
+            rows = _LEVELS[level]
+            out[:, rows] = getattr(self, f"{level}_mapping")(w_plus[:, rows])
+        return out
+
+    def style_step(self, styles: StyleCode) -> StyleCode:
+        """Return the step of style codes, before any strength; layers it does not move are zero.
+
+        Raises:
+            ValueError: If this mapper moves w_plus.
+            LayoutMismatchError: If the codes have other layers than the mapper was made for.
+        """
+        if not self.in_style_space:
+            raise ValueError("this mapper moves w_plus; give it one (step)")
+        layers = styles.layout.layers
+        widths = tuple(
+            (index, layer.channels)
+            for index, layer in enumerate(layers)
+            if self.config.kind == "style-full" or not layer.is_torgb
+        )
+        if widths != self.config.widths:
+            raise LayoutMismatchError(
+                f"this mapper was made for style layers of the widths {dict(self.config.widths)}, the codes "
+                f"have {dict(widths)}; give the generator it was trained with"
+            )
+        moved = dict(self.config.widths)
+        return StyleCode(
+            styles.layout,
+            {
+                layer.name: getattr(self, f"mapper_{index}")(styles[layer.name])
+                if index in moved
+                else torch.zeros_like(styles[layer.name])
+                for index, layer in enumerate(layers)
+            },
+        )
+
+    @classmethod
+    def from_state(cls, state: dict[str, Tensor]) -> Self:
+        """Build a mapper of the published names in evaluation mode.
+
+        Raises:
+            CheckpointError: If the names are of no mapper, or a tensor is missing, left over, of another
+                shape or not finite.
+        """
+        with torch.device("meta"):
+            mapper = cls(_infer_config(state))
+        load_exactly(mapper, state, what="latent mapper")
+        return mapper.eval().requires_grad_(False)
+
+
+def _infer_config(state: Mapping[str, Tensor]) -> MapperConfig:
+    levels = tuple(level for level in _LEVELS if f"{level}_mapping.mapping.1.weight" in state)
+    layers = sorted(
+        (int(match[1]), tensor.shape[0])
+        for name, tensor in state.items()
+        if (match := re.fullmatch(r"mapper_(\d+)\.mapping\.1\.weight", name))
+    )
+    if levels:
+        return MapperConfig("levels", levels, w_dim=state[f"{levels[0]}_mapping.mapping.1.weight"].shape[0])
+    if "mapping.mapping.1.weight" in state:
+        return MapperConfig("single", w_dim=state["mapping.mapping.1.weight"].shape[0])
+    if layers:
+        kind: Kind = "style-full" if 1 in dict(layers) else "style"  # layer 1 is the first toRGB
+        return MapperConfig(kind, widths=tuple(layers))
+    raise CheckpointError(
+        "these weights are of no latent mapper (no 'course_mapping', 'mapping' or 'mapper_0')"
+    )
+
+
+def load_mapper(path: str | Path, device: str | torch.device = "cpu") -> Mapper:
+    """Read a latent mapper.
+
+    Args:
+        path: A checkpoint of the published training (``state_dict`` with ``mapper.*``, whatever levels
+            it has), the mapper's own state dict, or the safetensors that ``save_mapper`` writes.
+        device: Where its weights go.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, hostile or no mapper.
+    """
+    path = Path(path)
+    if is_safetensors(path):
+        state, _ = read_state(path)
+    else:
+        with open_checkpoint(path) as file:
+            state = _mapper_state(file)
+    try:
+        mapper = Mapper.from_state(state)
+    except (CheckpointError, *DAMAGE) as error:
+        raise CheckpointError(f"{path}: {error}; give a latent mapper's checkpoint") from error
+    mapper.fingerprint = file_sha256(path)
+    return mapper.to(device)
+
+
+def save_mapper(mapper: Mapper, path: str | Path) -> None:
+    """Write a mapper as safetensors."""
+    write_state(path, mapper.state_dict(), {"format": _FORMAT, "config": json.dumps(asdict(mapper.config))})
+
+
+def _mapper_state(file: Checkpoint) -> dict[str, Tensor]:
+    content = file.content
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    names = content if isinstance(content, dict) else {}
+    return file.state(content, "mapper." if any(str(name).startswith("mapper.") for name in names) else "")

@@ -1,0 +1,230 @@
+"""Image -> w_plus with the published encoders: pSp (Richardson et al. 2021) and e4e (Tov et al. 2021).
+
+A feature pyramid over IR-SE50, and one small convolutional head per row of w_plus. pSp's heads each
+give their row; e4e's first head gives a code for all rows and the others an offset to it.
+
+Shapes: B batch, L rows of w_plus, H W pixels. Images are in -1..1.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from styleclip_core.errors import CheckpointError
+from styleclip_core.files.checkpoint import Checkpoint, is_array, write_state
+from styleclip_core.files.pickles import Record
+from styleclip_core.models import rosinality
+from styleclip_core.models.checkpoints import generator_from_rosinality
+from styleclip_core.models.ir_se import IRSE50
+from styleclip_core.models.stylegan2 import FullyConnected, load_exactly
+
+FORMAT = "styleclip-psp-1"
+Kind = Literal["e4e", "psp"]
+_KINDS: dict[object, Kind] = {"Encoder4Editing": "e4e", "GradualStyleEncoder": "psp"}
+_MIDDLE_FROM, _FINE_FROM = 3, 7  # heads below read the coarsest features, and so on
+
+
+@dataclass(frozen=True, slots=True)
+class PspConfig:
+    """What fixes the architecture of a published encoder.
+
+    Attributes:
+        kind: ``"e4e"`` or ``"psp"``; their weights have the same names and shapes.
+        num_ws: Rows of w_plus it writes: 18, 16 or 14 for 1024, 512 and 256 pixels.
+        height: Height of the images it reads; 192 for e4e's cars, else 256.
+        width: Their width.
+    """
+
+    kind: Kind
+    num_ws: int
+    height: int = 256
+    width: int = 256
+    w_dim: int = 512
+
+
+class StyleHead(nn.Module):
+    """Features of one level -> one row, by halving the side down to one pixel."""
+
+    def __init__(self, halvings: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for _ in range(halvings):
+            layers += [nn.Conv2d(512, 512, 3, 2, 1), nn.LeakyReLU()]
+        self.convs = nn.Sequential(*layers)
+        self.linear = FullyConnected(512, 512)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map ``[B, 512, S, S]`` to ``[B, 512]``."""
+        row: Tensor = self.linear(self.convs(features).flatten(1))
+        return row
+
+
+class PspEncoder(IRSE50):
+    """A pSp or e4e encoder; weights are random until a state is loaded.
+
+    Attributes:
+        fingerprint: SHA-256 of the weights file, set by the loader.
+    """
+
+    latent_avg: Tensor
+
+    def __init__(self, config: PspConfig) -> None:
+        super().__init__()
+        self.config, self.fingerprint = config, ""
+        self.styles = nn.ModuleList(
+            StyleHead(int(math.log2(16 if row < _MIDDLE_FROM else 32 if row < _FINE_FROM else 64)))
+            for row in range(config.num_ws)
+        )
+        self.latlayer1 = nn.Conv2d(256, 512, 1)
+        self.latlayer2 = nn.Conv2d(128, 512, 1)
+        self.register_buffer("latent_avg", torch.zeros(config.num_ws, config.w_dim))
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Predict the latent of images.
+
+        Args:
+            image: ``[B, 3, H, W]`` in -1..1, FFHQ-aligned for the face models; another size than the
+                encoder's is resized (bilinear, antialiased, as the published preprocessing).
+
+        Returns:
+            w_plus, ``[B, L, 512]``, the average latent included.
+        """
+        size = (self.config.height, self.config.width)
+        if image.shape[-2:] != size:
+            image = F.interpolate(image, size=size, mode="bilinear", antialias=True, align_corners=False)
+        return self.latent_avg + self.offsets(image)
+
+    forward = encode
+
+    def offsets(self, image: Tensor) -> Tensor:
+        """Predict w_plus less the average latent, of images of the encoder's size."""
+        x, taps = self.input_layer(image), []
+        for index, unit in enumerate(self.body):
+            x = unit(x)
+            if index in (6, 20, 23):
+                taps.append(x)
+        fine, middle, coarse = taps
+        middle = _upsampled(coarse, middle) + self.latlayer1(middle)
+        fine = _upsampled(middle, fine) + self.latlayer2(fine)
+        rows = [
+            head(coarse if row < _MIDDLE_FROM else middle if row < _FINE_FROM else fine)
+            for row, head in enumerate(self.styles)
+        ]
+        if self.config.kind == "e4e":
+            rows = [rows[0], *(rows[0] + row for row in rows[1:])]
+        return torch.stack(rows, dim=1)
+
+    @classmethod
+    def from_state(cls, config: PspConfig, state: dict[str, Tensor]) -> Self:
+        """Build an encoder in evaluation mode; ``state`` holds ``latent_avg`` too.
+
+        Raises:
+            CheckpointError: If a tensor is missing, left over, of another shape or not finite.
+        """
+        with torch.device("meta"):
+            encoder = cls(config)
+        load_exactly(encoder, state, what=f"{config.kind} encoder")
+        return encoder.eval().requires_grad_(False)
+
+
+def save_psp(encoder: PspEncoder, path: str | Path) -> None:
+    """Write a published encoder as safetensors."""
+    write_state(path, encoder.state_dict(), {"format": FORMAT, "config": json.dumps(asdict(encoder.config))})
+
+
+def read_psp(file: Checkpoint, kind: Kind | None = None) -> PspEncoder:
+    """Read an encoder from a checkpoint of pSp or e4e: ``state_dict``, ``latent_avg``, ``opts``.
+
+    Args:
+        file: The checkpoint.
+        kind: Which of the two it is, where its ``opts`` do not say.
+
+    Raises:
+        CheckpointError: If it holds no such encoder, or not enough to tell its average latent.
+    """
+    content = file.content
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file.path} holds no encoder; give a checkpoint of e4e or pSp")
+    nested = content.get("state_dict")
+    names = nested if isinstance(nested, dict) else content
+    prefix = "encoder." if any(str(name).startswith("encoder.") for name in names) else ""
+    state = file.state(names, prefix)
+    if not prefix:
+        state = {
+            name: value for name, value in state.items() if not name.startswith(("decoder.", "latent_avg"))
+        }
+    opts = content.get("opts")
+    options = opts.state if isinstance(opts, Record) else opts if isinstance(opts, dict) else {}
+    heads = {int(match[1]) for name in state if (match := re.match(r"styles\.(\d+)\.", name))}
+    if not heads or "input_layer.0.weight" not in state:
+        raise CheckpointError(
+            f"{file.path} holds no e4e or pSp encoder ('styles.*' are missing); give one of these"
+        )
+    if state["input_layer.0.weight"].shape[1:2] != (3,):
+        raise CheckpointError(
+            f"{file.path} reads {state['input_layer.0.weight'].shape[1]} input channels (sketches or "
+            "segmentations, or ReStyle's iterations); give an encoder of photographs"
+        )
+    cars = str(options.get("dataset_type", "")).startswith("cars")
+    config = PspConfig(kind=kind or _kind(file, options), num_ws=max(heads) + 1, height=192 if cars else 256)
+    state["latent_avg"] = _average(file, content, names, options, config)
+    try:
+        return PspEncoder.from_state(config, state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{file.path}: {error}; fetch it again") from error
+
+
+def _kind(file: Checkpoint, options: Mapping[str, object]) -> Kind:
+    named = options.get("encoder_type")
+    if named in _KINDS:
+        return _KINDS[named]
+    if named is not None:
+        raise CheckpointError(
+            f"{file.path} is an encoder of type {str(named)[:60]!r}; known are {', '.join(map(str, _KINDS))}"
+        )
+    if "progressive_steps" in options or "stylegan_size" in options:
+        return "e4e"  # its options from before the type was stored
+    if "learn_in_w" in options or "output_size" in options:
+        return "psp"
+    raise CheckpointError(
+        f"{file.path} does not say whether it is e4e or pSp, whose weights look alike; "
+        "say so (load_encoder's kind, or --kind of styleclip convert)"
+    )
+
+
+def _average(
+    file: Checkpoint,
+    content: Mapping[str, object],
+    names: Mapping[str, object],
+    options: Mapping[str, object],
+    config: PspConfig,
+) -> Tensor:
+    if options.get("start_from_latent_avg") is False:
+        return torch.zeros(config.num_ws, config.w_dim)
+    stored = content.get("latent_avg")
+    if is_array(stored):
+        rows = file.tensor(stored).reshape(-1, config.w_dim)
+        if len(rows) not in (1, config.num_ws):
+            raise CheckpointError(f"{file.path}: its 'latent_avg' has {len(rows)} rows for {config.num_ws}")
+        return rows.expand(config.num_ws, -1).clone()
+    decoder = file.state(names, "decoder.")
+    if not rosinality.looks_like_rosinality(decoder):
+        raise CheckpointError(
+            f"{file.path} holds neither 'latent_avg' nor the generator to estimate it from; add 'latent_avg'"
+        )
+    average = generator_from_rosinality(file.path, decoder).mapping.w_avg
+    return average.expand(config.num_ws, -1).clone()
+
+
+def _upsampled(x: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=True)

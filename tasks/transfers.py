@@ -12,7 +12,7 @@ import html
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import httpx
 from styleclip_core.errors import StyleCLIPError
 
 Observer = Callable[[int, int | None], None]
+_START = 4096
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
 _LONGEST_WAIT_S = 60.0
 
@@ -183,7 +184,7 @@ def _receive(response: httpx.Response, url: str, part: Path, offset: int, observ
     with part.open("r+b" if offset else "wb") as stream:
         stream.seek(offset)
         stream.truncate()
-        for chunk in response.iter_raw():
+        for chunk in _chunks(response):
             if done == 0:
                 _refuse_page(chunk, response, url)
             stream.write(chunk)
@@ -196,6 +197,19 @@ def _receive(response: httpx.Response, url: str, part: Path, offset: int, observ
     finished = PartState(url, state.validator, total, complete=True)
     finished.write(state_path(part))
     return finished
+
+
+def _chunks(response: httpx.Response) -> Iterator[bytes]:
+    """Yield a body as it comes, but its start in one piece, so that a web page shows its title."""
+    start = b""
+    chunks = response.iter_raw()
+    for chunk in chunks:
+        start += chunk
+        if len(start) >= _START:
+            break
+    if start:
+        yield start
+    yield from chunks
 
 
 def _refuse_page(start: bytes, response: httpx.Response, url: str) -> None:

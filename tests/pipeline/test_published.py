@@ -71,12 +71,12 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             return
         start = self._start()
-        body = site.content[start:]
+        body = site.content[start : start + 1000 if fault == "short" else None]
         self.send_response(206 if start else 200)
         if start:
             shift = 1 if fault == "shifted" else 0
             total = len(site.content)
-            self.send_header("Content-Range", f"bytes {start + shift}-{total - 1}/{total}")
+            self.send_header("Content-Range", f"bytes {start + shift}-{start + len(body) - 1}/{total}")
         if site.lengths:
             self.send_header("Content-Length", str(len(body)))
         if site.etag:
@@ -87,6 +87,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         half = len(body) // 2
         self.wfile.write(body[:half])
+        self.wfile.flush()
         if fault == "cut":
             return  # HTTP/1.0: the connection closes here
         if fault == "stall":
@@ -200,6 +201,12 @@ def test_a_server_that_sends_another_range_is_asked_for_everything_again(site, t
     site.faults.extend(["cut", "shifted"])
     assert fetch(published(site), tmp_path).read_bytes() == CONTENT
     assert "range" not in site.asked[2]
+
+
+def test_a_server_that_sends_less_than_asked_for_is_asked_for_the_rest(site, tmp_path):
+    site.faults.extend(["cut", "short"])
+    assert fetch(published(site), tmp_path).read_bytes() == CONTENT
+    assert site.asked[2]["range"] == f"bytes={len(CONTENT) // 2 + 1000}-"
 
 
 def test_halves_of_two_versions_never_meet(site, tmp_path):

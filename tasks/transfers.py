@@ -118,9 +118,10 @@ def transfer(url: str, part: Path, observe: Observer, retries: Retries = Retries
                 fruitless = 0 if _size(part) > best else fruitless + 1
                 best = max(best, _size(part))
                 if fruitless >= retries.attempts:
+                    kept = f": it continues after {_size(part):,} bytes" if _size(part) else ""
                     raise DownloadError(
                         f"cannot download {url}: {cut}, {fruitless} times in a row; check the network and "
-                        f"run this again: it continues after {_size(part):,} bytes"
+                        f"run this again{kept}"
                     ) from cut
                 time.sleep(max(cut.wait_s, retries.backoff_s * 2 ** max(fruitless - 1, 0)))
             except (httpx.HTTPError, httpx.InvalidURL) as error:

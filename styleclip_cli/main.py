@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import data
+from styleclip_cli.models import app as models_app
 from styleclip_core.errors import StyleCLIPError
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app = typer.Typer(
     add_completion=False,
     help="Text-driven editing of image data sets with StyleGAN2 and CLIP.",
 )
+app.add_typer(models_app, name="models")
 console = Console(stderr=True, highlight=False)
 _T = TypeVar("_T")
 

@@ -8,7 +8,8 @@ StyleCLIPError
 │   └── ImageSizeError       it is too small to be a portrait or too large to be decoded safely
 ├── LayoutMismatchError      two style codes or tables do not describe the same generator
 ├── NoRelevantChannelError   no style channel reaches the threshold
-└── PromptError              two prompts that name no direction
+├── PromptError              two prompts that name no direction
+└── UnknownModelError        no published model has that name
 
 Wrong arguments (a negative beta, a wrong shape) raise ValueError, as everywhere in Python.
 """
@@ -48,3 +49,7 @@ class NoRelevantChannelError(StyleCLIPError):
 
 class PromptError(StyleCLIPError):
     """Two prompts name no direction, because CLIP cannot tell them apart."""
+
+
+class UnknownModelError(StyleCLIPError):
+    """No published model has that name."""

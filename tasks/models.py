@@ -30,6 +30,11 @@ _lock = threading.Lock()
 _loaded: dict[tuple[str, str, str], object] = {}
 
 
+def cache_folder() -> Path:
+    """Return where downloads are kept: ``STYLECLIP_CACHE``, or ``~/.cache/styleclip``."""
+    return Path(os.environ.get("STYLECLIP_CACHE") or Path.home() / ".cache" / "styleclip").expanduser()
+
+
 def pick_device(execution: Execution) -> str:
     """Return ``"cuda"`` or ``"cpu"``."""
     if execution.device != "auto":
@@ -93,9 +98,8 @@ def _local(uri: str) -> Path:
         if not path.is_file():
             raise CheckpointError(f"no weights at {path}; give the path or URI of an existing file")
         return path
-    cache = Path(os.environ.get("STYLECLIP_CACHE", Path.home() / ".cache" / "styleclip"))
     digest = hashlib.sha256(f"{uri}\n{version(uri)}".encode()).hexdigest()[:32]
-    path = cache / f"{digest}{Path(uri).suffix}"
+    path = cache_folder() / f"{digest}{Path(uri).suffix}"
     if not path.exists():
         copy_to_local(uri, path)
     return path

@@ -1,0 +1,118 @@
+"""``styleclip models``: what is published, and how to get it, checked, into the cache."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from styleclip_core.models.catalog import KINDS, ORIGINS, PublishedModel, catalog, find_model, partners
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Published models: list them, show one, fetch one.",
+)
+console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+Name = Annotated[str, typer.Argument(help="Name in the list, or OpenAI's name of a CLIP (ViT-B/32)")]
+
+
+@app.command("list")
+def list_models(
+    kind: Annotated[str, typer.Option(help=f"Only these: {', '.join(KINDS)}")] = "",
+) -> None:
+    """List the published models, one a line."""
+    if kind and kind not in KINDS:
+        raise ValueError(f"--kind {kind!r} is none of {', '.join(KINDS)}")
+    shown = [model for model in catalog().values() if kind in ("", model.kind)]
+    rows = [("name", "kind", "px", "SHA-256", "use", "description")]
+    rows += [
+        (
+            model.name,
+            model.kind,
+            str(model.resolution or "-"),
+            model.sha256_origin or "none",
+            "non-commercial" if model.license.non_commercial else "any",
+            model.description,
+        )
+        for model in shown
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        typer.echo("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+
+
+@app.command()
+def show(name: Name) -> None:
+    """Show what is known of a published model, and where it lies or would lie."""
+    from tasks.models import cache_folder
+    from tasks.published import model_path
+
+    model = find_model(name)
+    path = model_path(model, cache_folder() / "models")
+    lines = {
+        "name": model.name,
+        "kind": model.kind,
+        "description": model.description,
+        "licence": _license(model),
+        "url": model.url + ("" if model.verified else "  (put together from paths, not read as a link)"),
+        "page": model.page,
+        "SHA-256": f"{model.sha256} ({ORIGINS[model.sha256_origin]})"
+        if model.sha256
+        else "no trustworthy one known",
+        "reported": f"{model.reported_sha256} (by one project only)" if model.reported_sha256 else "",
+        "size": f"{model.size:,} bytes" if model.size else "",
+        "resolution": f"{model.resolution} px" if model.resolution else "",
+        "mapping": f"{model.mapping_layers} layers" if model.mapping_layers else "",
+        "pairs with": ", ".join(partners(model)),
+        "notes": model.notes,
+        "place": f"{path}{'' if path.exists() else '  (not fetched)'}",
+    }
+    for label, text in lines.items():
+        if text:
+            typer.echo(f"{label:<12} {text}")
+
+
+@app.command()
+def fetch(
+    name: Name,
+    accept_sha256: Annotated[
+        str, typer.Option("--accept-sha256", help="The SHA-256 to accept, 64 hexadecimal digits")
+    ] = "",
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Accept a file that has no published SHA-256, the first time")
+    ] = False,
+) -> None:
+    """Download a published model into the cache, continuing what was cut, and check its SHA-256."""
+    from tasks.models import cache_folder
+    from tasks.published import Consent, fetch_model
+
+    model = find_model(name)
+    consent = Consent(accept_sha256.lower() or None, trust)
+    console.print(f"{model.name}: {model.description}")
+    console.print(f"licence: {_license(model)}")
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        bar = progress.add_task(model.file, total=None, visible=False)
+
+        def observe(done: int, total: int | None) -> None:
+            progress.update(bar, completed=done, total=total, visible=True)
+
+        path = fetch_model(
+            model, cache_folder() / "models", consent, observe=observe, tell=progress.console.print
+        )
+    typer.echo(path)
+
+
+def _license(model: PublishedModel) -> str:
+    use = "non-commercial use only" if model.license.non_commercial else "commercial use allowed"
+    return f"{model.license.name} ({use}), {model.license.url}"

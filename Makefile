@@ -24,6 +24,9 @@ demo: $(STAMP)  ## Edit the embedded photographs by text and show the page
 test: $(STAMP)  ## All tests
 	$(BIN)/pytest
 
+parity: $(STAMP)  ## Differences to the published implementations, on the golden arrays
+	$(BIN)/pytest tests/core -q -k "equal or golden or parity"
+
 check: $(STAMP)  ## Format, lint, types, layer rule
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

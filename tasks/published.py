@@ -17,8 +17,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from styleclip_core.files.checkpoint import file_sha256
 from styleclip_core.models.catalog import ORIGINS, PublishedModel
-from styleclip_core.models.checkpoints import file_sha256
 from tasks.storage import write_bytes_atomic
 from tasks.transfers import DownloadError, Observer, PartState, Retries, discard, state_path, transfer
 

@@ -49,6 +49,30 @@ def golden_state():
     return load
 
 
+_PARITY: list[tuple[str, float, float]] = []
+
+
+@pytest.fixture
+def parity(request):
+    """Compare with a golden array: within 1e-4 of its range; the figure is shown at the end of the run."""
+
+    def check(what: str, actual: torch.Tensor, expected: np.ndarray, bar: float = 1e-4) -> None:
+        difference = float(np.abs(actual.detach().numpy() - expected).max())
+        _PARITY.append((what, difference, float(np.ptp(expected))))
+        assert difference <= bar * np.ptp(expected)
+
+    return check
+
+
+def pytest_terminal_summary(terminalreporter):
+    if _PARITY:
+        terminalreporter.section("largest difference to the published implementations")
+        for what, difference, extent in sorted(_PARITY):
+            terminalreporter.line(
+                f"{what:<54} {difference:8.1e}  of a range of {extent:7.3g}: {difference / extent:8.1e}"
+            )
+
+
 @pytest.fixture(scope="session")
 def golden_arrays():
     def load(name: str) -> dict[str, np.ndarray]:

@@ -25,16 +25,21 @@ def edit_images(
     relevance: Relevance = Relevance(),
     inversion: Inversion = Inversion(),
     execution: Execution = Execution(),
+    table: str = "",
 ) -> steps.RunResult:
-    """Edit every image with every edit; what an earlier run finished is found and kept."""
+    """Edit every image with every edit; what an earlier run finished is found and kept.
+
+    ``table`` is the URI of a folder with ``relevance.parquet`` and ``statistics.parquet``, as an import of
+    the published files leaves them; without one the table is built first, or found built.
+    """
     place = workspace or f"{out.rstrip('/')}/workspace"
     variants = all_variants(edits)
     steps.check_places(photos, out, place)
     hashes, device = steps.begin(models, execution)
     steps.check_edits(variants, models, device)
     index = steps.index(photos, place, execution)
-    styles, table, done = steps.table_for(models, hashes, sampling, relevance, place, device)
-    directions = steps.directions(variants, table, models, hashes, place, device)
+    styles, found, done = steps.table_for(models, hashes, sampling, relevance, place, device, given=table)
+    directions = steps.directions(variants, found, models, hashes, place, device)
     inverted, summary = steps.invert(index, place, models, hashes, inversion, device)
     done.append(steps.counts(summary))
     plans, edited = steps.edit(directions, index, inverted, out, place, device)
@@ -42,7 +47,7 @@ def edit_images(
     return steps.RunResult(
         steps=done,
         styles=styles,
-        table=table,
+        table=found,
         latents=inverted.folder,
         report=steps.report(plans, index, done),
     )

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks import editing, images, inversion, models, relevance, reports, sampling
 from tasks.caching import probe_result_storage
-from tasks.directions import DirectionRef, TableRef, check_edit, compute_direction
+from tasks.directions import DirectionRef, TableRef, check_edit, compute_direction, find_table
 from tasks.identity import ModelHashes, identify_models
 from tasks.images import ImageIndex
 from tasks.inversion import InversionPlan
@@ -176,8 +176,12 @@ def table_for(
     relevance_settings: Relevance,
     workspace: str,
     device: str,
-) -> tuple[SampledStyles, TableRef, list[StepCounts]]:
-    """Style codes, then the relevance table on them."""
+    *,
+    given: str = "",
+) -> tuple[SampledStyles | None, TableRef, list[StepCounts]]:
+    """Style codes, then the relevance table on them; or the table that lies in the folder ``given``."""
+    if given:
+        return None, find_table(given, chosen, hashes, device), []
     enough = max(sampling_settings.codes, relevance_settings.samples)
     settings = sampling_settings.model_copy(update={"codes": enough})
     styles, sampled = sample(chosen, hashes, settings, workspace, device)

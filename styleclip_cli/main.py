@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import data
+from styleclip_cli import exchange
 from styleclip_cli.models import app as models_app
 from styleclip_core.errors import StyleCLIPError
 
@@ -28,13 +29,19 @@ app = typer.Typer(
     help="Text-driven editing of image data sets with StyleGAN2 and CLIP.",
 )
 app.add_typer(models_app, name="models")
+exchange.register(app)
 console = Console(stderr=True, highlight=False)
 _T = TypeVar("_T")
 
-Generator = Annotated[str, typer.Option(help="URI of the StyleGAN2 weights; the embedded model if not given")]
+Generator = Annotated[
+    str,
+    typer.Option(
+        help="URI of the StyleGAN2 weights (.safetensors, .pkl or .pt); the embedded model if not given"
+    ),
+]
 Clip = Annotated[str, typer.Option(help="CLIP name (ViT-B/32) or URI; the embedded model if not given")]
 Encoder = Annotated[
-    str, typer.Option(help="URI of the encoder; inversion starts at the average w without one")
+    str, typer.Option(help="URI of the encoder (e4e, pSp); inversion starts at the average w without one")
 ]
 Workspace = Annotated[str, typer.Option(help="URI of the folder for intermediate artifacts")]
 Workers = Annotated[int, typer.Option(min=0, help="Shards at once; 0 for one per core, or one on a GPU")]
@@ -190,6 +197,9 @@ def edit(
     include: Annotated[list[str] | None, typer.Option(help="Layers that may change, e.g. 'b4.*'")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Layers that stay, e.g. 'b64.*'")] = None,
     edits: Annotated[str, typer.Option(help="URI of a YAML or JSON list of edits, instead of --target")] = "",
+    table: Annotated[
+        str, typer.Option(help="Folder with relevance.parquet and statistics.parquet, instead of building it")
+    ] = "",
     generator: Generator = "",
     clip: Clip = "",
     encoder: Encoder = "",
@@ -236,6 +246,7 @@ def edit(
             Relevance(samples=samples),
             Inversion(steps=steps),
             Execution(shard_size=shard_size),
+            table,
         )
     )
     _finish(result)

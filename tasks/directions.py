@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 import styleclip_core
 from styleclip_core.editing import editable_mask, style_direction
+from styleclip_core.errors import ArtifactConflictError
 from styleclip_core.prompts import TextDirection, embed_prompt, text_direction
 from tasks import models
 from tasks.artifacts import (
@@ -55,6 +56,29 @@ class TableRef(BaseModel):
     relevance: str
     statistics: str
     fingerprint: str
+
+
+@task(name="find-table", cache_policy=PER_RUN, persist_result=True)
+def find_table(folder: str, chosen: Models, hashes: ModelHashes, device: str) -> TableRef:
+    """Return the relevance table and the statistics that lie in a folder, as an import leaves them.
+
+    Raises:
+        ArtifactConflictError: If they were made with other networks.
+        MissingObjectError: If one is missing.
+    """
+    layout = models.generator(chosen.generator, device).layout
+    relevance, statistics = (join(folder, f"{name}.parquet") for name in ("relevance", "statistics"))
+    read_relevance(relevance, layout, hashes)
+    made = read_provenance(statistics)
+    if made.generator != hashes.generator:
+        raise ArtifactConflictError(
+            f"{statistics} was made with generator {made.generator[:16]}, this run uses "
+            f"{hashes.generator[:16]}; give the statistics of this generator"
+        )
+    both = {"relevance": read_provenance(relevance).fingerprint, "statistics": made.fingerprint}
+    return TableRef(
+        relevance=relevance, statistics=statistics, fingerprint=fingerprint("table", VERSION, {}, both)
+    )
 
 
 @task(name="check-edit", task_run_name="check-{variant.label}", cache_policy=PER_RUN, persist_result=True)

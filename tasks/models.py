@@ -66,12 +66,12 @@ def share_cores(device: str) -> None:
 
 def generator(uri: str, device: str) -> Generator:
     """Return the generator at ``uri``."""
-    return _cached("generator", uri, device, lambda: load_generator(_local(uri), device=device))
+    return _cached("generator", uri, device, lambda: load_generator(local_weights(uri), device=device))
 
 
 def encoder(uri: str, device: str) -> Encoder | PspEncoder:
     """Return the encoder at ``uri``."""
-    return _cached("encoder", uri, device, lambda: load_encoder(_local(uri), device=device))
+    return _cached("encoder", uri, device, lambda: load_encoder(local_weights(uri), device=device))
 
 
 def clip(name: str, device: str) -> ClipModel:
@@ -79,7 +79,7 @@ def clip(name: str, device: str) -> ClipModel:
 
     def load() -> ClipModel:
         stored = "://" in name or name.endswith((".pt", ".safetensors"))
-        return load_clip(str(_local(name)) if stored else name, device=device)
+        return load_clip(str(local_weights(name)) if stored else name, device=device)
 
     return _cached("clip", name, device, load)
 
@@ -92,7 +92,13 @@ def _cached(kind: str, uri: str, device: str, load: Callable[[], _T]) -> _T:
         return _loaded[key]  # type: ignore[return-value]
 
 
-def _local(uri: str) -> Path:
+def local_weights(uri: str) -> Path:
+    """Return a local path of a weights file, copied into the cache if it lies elsewhere.
+
+    Raises:
+        CheckpointError: If there is no such file.
+        StorageError: If it cannot be read.
+    """
     if is_local(uri):
         path = local_path(uri)
         if not path.is_file():

@@ -40,9 +40,13 @@ TemplateSet = Annotated[str, AfterValidator(_known_templates)]
 class Models(_Settings):
     """Which networks to use. Files may lie on any fsspec file system."""
 
-    generator: str = Field(description="URI of the StyleGAN2 weights (.safetensors or .pt)")
+    generator: str = Field(
+        description="URI of the StyleGAN2 weights (.safetensors, NVIDIA's .pkl, rosinality's .pt)"
+    )
     clip: str = Field("ViT-B/32", description="CLIP name, or URI of its weights")
-    encoder: str | None = Field(None, description="URI of the encoder; none starts at the average w")
+    encoder: str | None = Field(
+        None, description="URI of the encoder (ours, e4e or pSp); none starts at the average w"
+    )
 
 
 class Execution(_Settings):

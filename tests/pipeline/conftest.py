@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -23,6 +24,8 @@ from prefect.testing.utilities import prefect_test_harness
 from styleclip_core import save_generator
 from styleclip_core.models.encoder import Encoder, EncoderConfig, save_encoder
 from styleclip_core.models.stylegan2 import Generator, GeneratorConfig
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "core"))  # writers of published files
 
 
 @pytest.fixture(scope="session")
@@ -129,7 +132,7 @@ def s3(tmp_path_factory) -> Iterator[S3]:
         _weed(), "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}", "-s3",
         f"-s3.port={port}", f"-s3.config={folder / 's3.json'}", f"-master.port={master}",
         f"-volume.port={volume}", f"-filer.port={filer}", "-volume.max=20", "-master.volumeSizeLimitMB=64",
-        "-volume.preStopSeconds=0",
+        "-volume.preStopSeconds=0", "-s3.port.iceberg=0", "-s3.port.lance=0",  # those have fixed ports
     ]  # fmt: skip
     log = (folder / "weed.log").open("wb")
     process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)

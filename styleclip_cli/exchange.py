@@ -1,0 +1,116 @@
+"""``convert``, ``import``, ``export``: the published files in and out."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+import data
+
+_Kind = Literal["generator", "encoder", "identity", "clip", "mapper"]
+Generator = Annotated[str, typer.Option(help="URI of the generator; the embedded model if not given")]
+Clip = Annotated[
+    str,
+    typer.Option(help="CLIP name (ViT-B/32) or URI; the embedded model, or ViT-B/32 beside a --generator"),
+]
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="URI of a weights file: .pkl, .pt, .pth, .safetensors")],
+    target: Annotated[
+        str, typer.Argument(help="URI to write: .safetensors, or .pt for a generator in rosinality's form")
+    ],
+    kind: Annotated[
+        _Kind | None, typer.Option(help="What to take from the file; told from its content if not given")
+    ] = None,
+    encoder_kind: Annotated[
+        Literal["e4e", "psp"] | None, typer.Option(help="For encoders that do not say which they are")
+    ] = None,
+) -> None:
+    """Turn published weights into safetensors, once; nothing in the file is run."""
+    from tasks.exchange import convert_weights
+
+    done = convert_weights(source, target, kind=kind, encoder_kind=encoder_kind)
+    sizes = ", ".join(f"{name} {value}" for name, value in done.description.items())
+    typer.echo(f"{done.kind}: {sizes}", err=True)
+    typer.echo(target)
+
+
+def import_(
+    out: Annotated[str, typer.Option(help="URI of the folder for the artifacts")],
+    relevance: Annotated[str, typer.Option(help="URI of fs3.npy")] = "",
+    statistics: Annotated[str, typer.Option(help="URI of the pickle S_mean_std")] = "",
+    w: Annotated[
+        str, typer.Option(help="URI of W.npy: style codes and statistics are computed from it")
+    ] = "",
+    latents: Annotated[str, typer.Option(help="URI of w_plus.npy, latents.pt or train_faces.pt")] = "",
+    codes: Annotated[int, typer.Option(min=1, help="Style codes to store of --w")] = 100,
+    generator: Generator = "",
+    clip: Clip = "",
+) -> None:
+    """Bring files of the published code in; `edit --table OUT` then uses the table."""
+    if not (relevance or statistics or w or latents):
+        raise ValueError("say what to import: --relevance, --statistics, --w or --latents")
+    if statistics and w:
+        raise ValueError("--statistics and --w both give statistics; import one of them")
+    from tasks import exchange, models
+
+    network = models.generator(generator or str(data.GENERATOR), "cpu")
+    if relevance:
+        embedder = models.clip(_clip(generator, clip), "cpu")
+        width = embedder.embedding_dim
+        typer.echo(exchange.import_relevance(relevance, out, network, embedder.fingerprint, width=width))
+    if statistics:
+        typer.echo(exchange.import_statistics(statistics, out, network))
+    if w:
+        for uri in exchange.import_codes(w, out, network, codes=codes):
+            typer.echo(uri)
+    if latents:
+        typer.echo(exchange.import_latents(latents, out, network))
+
+
+def export(
+    source: Annotated[
+        str, typer.Argument(help="URI of relevance.parquet, statistics.parquet, or latents (a folder too)")
+    ],
+    target: Annotated[str, typer.Argument(help="URI to write: .npy, or .pt for latents, any for statistics")],
+    published_layers: Annotated[
+        bool, typer.Option(help="Only layers up to 128 pixels, as the published script measures")
+    ] = False,
+    half: Annotated[bool, typer.Option(help="float16 instead of float32")] = False,
+    generator: Generator = "",
+    clip: Clip = "",
+) -> None:
+    """Write an artifact as the published code reads it: fs3.npy, S_mean_std, w_plus.npy, latents.pt."""
+    from tasks import exchange, models
+    from tasks.artifacts import read_provenance
+    from tasks.identity import ModelHashes
+
+    network = models.generator(generator or str(data.GENERATOR), "cpu")
+    kind = read_provenance(source).kind if source.endswith(".parquet") else "latents"
+    if kind == "relevance":
+        hashes = ModelHashes(
+            generator=network.fingerprint, clip=models.clip(_clip(generator, clip), "cpu").fingerprint
+        )
+        exchange.export_relevance(
+            source, target, network, hashes, published_layers=published_layers, half=half
+        )
+    elif kind == "style-statistics":
+        exchange.export_statistics(source, target, network)
+    elif kind == "latents":
+        exchange.export_latents(source, target, network)
+    else:
+        raise ValueError(f"{source} is a {kind}, which the published code has no file for")
+    typer.echo(target)
+
+
+def _clip(generator: str, clip: str) -> str:
+    return clip or ("ViT-B/32" if generator else str(data.CLIP))
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.command()(convert)
+    app.command("import")(import_)
+    app.command()(export)

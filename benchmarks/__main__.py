@@ -9,11 +9,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.loading import measure_loading
 from benchmarks.relevance import measure_relevance
 
 
 def main() -> None:
-    """Run every benchmark and print one table."""
+    """Run every benchmark and print its table."""
     torch.set_num_threads(1)
     console = Console(width=140)
     console.print(
@@ -22,6 +23,10 @@ def main() -> None:
     )
     table = Table("what", "reference loop", "ours", "ratio (median of 3)", "largest difference")
     for row in measure_relevance():
+        table.add_row(*row)
+    console.print(table)
+    table = Table("file", "size", "peak memory / size", "median of 3", "time / torch.load")
+    for row in measure_loading():
         table.add_row(*row)
     console.print(table)
 

@@ -50,6 +50,7 @@ Seed = Annotated[int, typer.Option(min=0, help="Seed of the sampled codes")]
 Psi = Annotated[
     float, typer.Option(min=0.01, max=1, help="Truncation: pull towards the average w, 1 for none")
 ]
+Label = Annotated[int | None, typer.Option(min=0, help="Class of a conditional generator")]
 Statistics = Annotated[int, typer.Option(min=2, help="Codes behind the statistics of style space")]
 Samples = Annotated[int, typer.Option(min=1, help="Style codes per channel of the relevance table")]
 Strength = Annotated[float, typer.Option(min=0, help="Move of a channel, in its standard deviations")]
@@ -109,6 +110,7 @@ def sample_styles(
     generator: Generator = "",
     seed: Seed = 5,
     psi: Psi = 0.7,
+    label: Label = None,
     statistics: Statistics = 100_000,
     codes: Annotated[int, typer.Option(min=1, help="Codes to store")] = 100,
     workers: Workers = 0,
@@ -119,7 +121,7 @@ def sample_styles(
     from flows.sample_styles import sample_styles as flow
     from tasks.settings import Sampling
 
-    sampling = Sampling(seed=seed, truncation_psi=psi, statistics=statistics, codes=codes)
+    sampling = Sampling(seed=seed, truncation_psi=psi, label=label, statistics=statistics, codes=codes)
     chosen = _models(generator, str(data.CLIP), "")
     result = _with_progress(lambda: flow(chosen, workspace, sampling))
     _summarize(result)
@@ -134,6 +136,7 @@ def build_relevance(
     clip: Clip = "",
     seed: Seed = 5,
     psi: Psi = 0.7,
+    label: Label = None,
     statistics: Statistics = 100_000,
     samples: Samples = 100,
     strength: Strength = 5.0,
@@ -145,7 +148,7 @@ def build_relevance(
     from flows.build_relevance import build_relevance as flow
     from tasks.settings import Relevance, Sampling
 
-    sampling = Sampling(seed=seed, truncation_psi=psi, statistics=statistics, codes=samples)
+    sampling = Sampling(seed=seed, truncation_psi=psi, label=label, statistics=statistics, codes=samples)
     relevance = Relevance(samples=samples, strength=strength)
     result = _with_progress(lambda: flow(_models(generator, clip, ""), workspace, sampling, relevance))
     _summarize(result)
@@ -206,6 +209,7 @@ def edit(
     workspace: Annotated[str, typer.Option(help="Folder for artifacts [default: OUT/workspace]")] = "",
     seed: Seed = 5,
     psi: Psi = 0.7,
+    label: Label = None,
     statistics: Statistics = 100_000,
     samples: Samples = 100,
     steps: Steps = 100,
@@ -242,7 +246,7 @@ def edit(
             out,
             wanted,
             workspace,
-            Sampling(seed=seed, truncation_psi=psi, statistics=statistics, codes=samples),
+            Sampling(seed=seed, truncation_psi=psi, label=label, statistics=statistics, codes=samples),
             Relevance(samples=samples),
             Inversion(steps=steps),
             Execution(shard_size=shard_size),

@@ -12,6 +12,7 @@ import zlib
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -90,14 +91,27 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def fit_square(image: Image.Image, size: int) -> Tensor:
-    """Crop an RGB image to its central square and scale it, ``[3, size, size]`` in -1..1."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.crop((left, top, left + side, top + side))
-    if side != size:
-        square = square.resize((size, size), Image.Resampling.LANCZOS)
-    return from_uint8(np.asarray(square)[None])[0]
+def fit(image: Image.Image, height: int, width: int) -> Tensor:
+    """Crop an RGB image around its centre to a shape and scale it, ``[3, height, width]`` in -1..1."""
+    across = min(image.width, image.height * width // height)
+    down = min(image.height, image.width * height // width)
+    left, top = (image.width - across) // 2, (image.height - down) // 2
+    part = image.crop((left, top, left + across, top + down))
+    if part.size != (width, height):
+        part = part.resize((width, height), Image.Resampling.LANCZOS)
+    return from_uint8(np.asarray(part)[None])[0]
+
+
+def pad_square(image: Tensor) -> Tensor:
+    """Put images ``[B, 3, H, W]`` in -1..1 in the middle of a gray square of their longer side.
+
+    CLIP's own preprocessing would cut head and feet off a standing person. Square images stay as they are.
+    """
+    height, width = image.shape[-2:]
+    across, down = max(height - width, 0), max(width - height, 0)
+    if not across and not down:
+        return image
+    return F.pad(image, (across // 2, across - across // 2, down // 2, down - down // 2))
 
 
 def encode_png(image: Tensor) -> bytes:

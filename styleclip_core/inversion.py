@@ -88,7 +88,7 @@ def refine(
 
     Args:
         generator: Draws the images; its weights stay as they are.
-        target: Images to reproduce, ``[B, 3, H, H]`` in -1..1, at the generator's resolution.
+        target: Images to reproduce, ``[B, 3, H, V]`` in -1..1, of the generator's size.
         w_start: Where to start, ``[B, L, W]``; left unchanged.
         settings: Steps, rates and weights.
         perceptual: Two batches of images -> distance per image, ``[B]``, or None.
@@ -97,13 +97,11 @@ def refine(
         The best latents so far; the first state is the start itself.
 
     Raises:
-        ValueError: If the target does not have the generator's resolution.
+        ValueError: If the target does not have the generator's size.
     """
-    side = generator.resolution
-    if target.shape[1:] != (3, side, side) or len(target) != len(w_start):
-        raise ValueError(
-            f"target must be [{len(w_start)}, 3, {side}, {side}] for these latents, got {list(target.shape)}"
-        )
+    expected = [len(w_start), 3, *generator.image_size]
+    if list(target.shape) != expected:
+        raise ValueError(f"target must be {expected} for these latents, got {list(target.shape)}")
     w_plus = w_start.detach().clone().requires_grad_(True)
     optimizer = torch.optim.Adam([w_plus], lr=settings.learning_rate)
     best, best_loss = w_start.detach().clone(), torch.full((len(target),), math.inf, device=target.device)

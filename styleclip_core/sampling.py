@@ -15,6 +15,7 @@ from typing import Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from styleclip_core.errors import LayoutMismatchError
@@ -48,30 +49,46 @@ def sample_styles(
     sample_ids: Sequence[int],
     truncation_psi: float,
     truncation_cutoff: int | None = None,
+    label: int | None = None,
     batch_size: int = 500,
 ) -> Iterator[tuple[list[int], Tensor, StyleCode]]:
     """Sample style codes, batch by batch.
 
     Args:
-        generator: Maps z to styles; must be unconditional.
+        generator: Maps z to styles.
         seed: Seed of all samples.
         sample_ids: Numbers of the samples.
         truncation_psi: Pull towards the average w, 1 for none.
         truncation_cutoff: Rows of w_plus that are truncated, None for all.
+        label: Class of a conditional generator, from 0.
         batch_size: Samples at once; does not change them.
 
     Yields:
         The numbers of a batch, w before truncation ``[B, w_dim]``, and the style codes.
+
+    Raises:
+        ValueError: If the generator needs a label and none is given, or has none of that number.
     """
     ids = list(sample_ids)
+    one_hot = _one_hot(generator, label)
     for first in range(0, len(ids), batch_size):
         batch = ids[first : first + batch_size]
         z = sample_z(seed, batch, generator.config.z_dim).to(generator.device)
-        w = generator.map(z)
+        w = generator.map(z, None if one_hot is None else one_hot.expand(len(z), -1))
         average = generator.mapping.w_avg
         cutoff = generator.num_ws if truncation_cutoff is None else truncation_cutoff
         w_plus = torch.cat([average.lerp(w[:, :cutoff], truncation_psi), w[:, cutoff:]], dim=1)
         yield batch, w[:, 0], generator.styles(w_plus)
+
+
+def _one_hot(generator: Generator, label: int | None) -> Tensor | None:
+    classes = generator.config.c_dim
+    if label is None and not classes:
+        return None
+    if label is None or not 0 <= label < classes:
+        known = f"give a label from 0 to {classes - 1}" if classes else "leave the label out"
+        raise ValueError(f"this generator has {classes} classes, the label is {label}: {known}")
+    return F.one_hot(torch.tensor([label]), classes).float().to(generator.device)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -143,7 +143,7 @@ class _LatentBatches:
             flat = np.asarray([row["w_plus"] for row in rows], dtype=np.float32)
             w_plus = torch.from_numpy(flat).view(len(rows), self.generator.num_ws, -1).to(self.device)
             codes = self.generator.styles(w_plus)
-            self._kept[keys] = _Source(codes, self.clip.embed_images(self.generator.synthesize(codes)))
+            self._kept[keys] = _Source(codes, self.clip.embed_whole(self.generator.synthesize(codes)))
         return self._kept[keys]
 
 
@@ -160,7 +160,7 @@ def _edit_batch(planned: EditPlan, sources: _LatentBatches, rows: list[Row], dev
     source = sources.get(rows)
     delta, text = (tensor.to(device) for tensor in read_direction(planned.direction.uri))
     image = sources.generator.synthesize(source.codes.add(variant.alpha * delta))
-    after = sources.clip.embed_images(image)
+    after = sources.clip.embed_whole(image)
     target = target_embedding(planned.inversion.models.clip, variant.target, variant.templates, device)
     scores = {
         "clip_before": clip_similarity(source.embedding, target),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import styleclip_core
 from styleclip_core.errors import StyleCLIPError
-from styleclip_core.images import decode_image, encode_png, fit_square, psnr
+from styleclip_core.images import decode_image, encode_png, fit, psnr
 from styleclip_core.inversion import refine
 from styleclip_core.models.stylegan2 import Generator
 from tasks import models
@@ -110,7 +110,7 @@ def _invert(planned: InversionPlan, todo: list[tuple[str, str]], device: str) ->
     batch: list[_Photo] = []
     for key, etag in todo:
         try:
-            batch.append(_read(planned, key, etag, generator.resolution))
+            batch.append(_read(planned, key, etag, generator.image_size))
         except (StyleCLIPError, OSError) as error:
             rows.append({**_empty_row(key, etag), **failure(error)})
         if len(batch) == planned.settings.batch_size:
@@ -119,9 +119,9 @@ def _invert(planned: InversionPlan, todo: list[tuple[str, str]], device: str) ->
     return rows + (_invert_batch(planned, generator, batch, device) if batch else [])
 
 
-def _read(planned: InversionPlan, key: str, etag: str, side: int) -> _Photo:
+def _read(planned: InversionPlan, key: str, etag: str, size: tuple[int, int]) -> _Photo:
     data = read_bytes(join(planned.photos, key))
-    image = fit_square(decode_image(data), side)
+    image = fit(decode_image(data), *size)
     return _Photo(key, etag, hashlib.sha256(data).hexdigest(), image)
 
 

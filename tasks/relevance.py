@@ -113,7 +113,7 @@ def measure_shard(planned: RelevancePlan, shard: ChannelShard, device: str) -> S
     part = slice(offset, offset + layout.layer(shard.layer).channels)
     measured = measure_channels(
         generator,
-        clip.embed_images,
+        clip.embed_whole,
         read_codes(planned.styles.codes, layout, planned.settings.samples).to(device),
         layer=shard.layer,
         channels=range(shard.first, shard.last),

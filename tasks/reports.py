@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import jinja2
 import pandas as pd
 import pyarrow as pa
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from prefect import task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from pydantic import BaseModel, ConfigDict
@@ -127,20 +127,20 @@ def contact_sheet(plans: list[EditPlan], manifest: pd.DataFrame) -> Image.Image:
         uris += [join(plan.out, plan.output_key(key)) for plan in plans]
         for column, uri in enumerate(uris):
             place = (_MARGIN + column * step, _HEADER + row * step)
-            _tile(sheet, uri, place)
+            _tile(sheet, uri, place, whole=column > 0)
     return sheet
 
 
-def _tile(sheet: Image.Image, uri: str, place: tuple[int, int]) -> None:
+def _tile(sheet: Image.Image, uri: str, place: tuple[int, int], *, whole: bool) -> None:
+    """Draw a generated image whole, of a photograph the middle, which is what its inversion sees."""
     try:
         image = decode_image(read_bytes(uri))
     except StyleCLIPError as error:  # a picture that has gone since is drawn as its error
         ImageDraw.Draw(sheet).text(place, type(error).__name__, fill="red")
         return
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.crop((left, top, left + side, top + side))
-    sheet.paste(square.resize((_TILE, _TILE), Image.Resampling.LANCZOS), place)
+    size, method = (_TILE, _TILE), Image.Resampling.LANCZOS
+    tile = ImageOps.pad(image, size, method, color="white") if whole else ImageOps.fit(image, size, method)
+    sheet.paste(tile, place)
 
 
 def _title(plan: EditPlan) -> str:

@@ -52,7 +52,7 @@ class SampledStyles(BaseModel):
 
 def plan(generator_hash: str, sampling: Sampling, workspace: str) -> SampledStyles:
     """Return where the artifacts of these settings lie; nothing is computed."""
-    print_ = fingerprint(STEP, VERSION, sampling.model_dump(), {"generator": generator_hash})
+    print_ = fingerprint(STEP, VERSION, _parameters(sampling), {"generator": generator_hash})
     folder = artifact_uri(workspace, "styles", print_)
     return SampledStyles(
         codes=join(folder, "codes.parquet"),
@@ -60,6 +60,11 @@ def plan(generator_hash: str, sampling: Sampling, workspace: str) -> SampledStyl
         fingerprint=print_,
         generator=generator_hash,
     )
+
+
+def _parameters(sampling: Sampling) -> dict[str, int | float | None]:
+    """Return what decides the samples; a label that there is not names no other artifact."""
+    return sampling.model_dump(exclude=None if sampling.label is not None else {"label"})
 
 
 def shard_count(sampling: Sampling) -> int:
@@ -74,7 +79,7 @@ def provenance(planned: SampledStyles, sampling: Sampling, kind: str) -> Provena
         fingerprint=planned.fingerprint,
         step=STEP,
         version=VERSION,
-        parameters=sampling.model_dump(),
+        parameters=_parameters(sampling),
         inputs={"generator": planned.generator},
         generator=planned.generator,
         clip="",
@@ -182,5 +187,6 @@ def _batches(
         sample_ids=ids,
         truncation_psi=sampling.truncation_psi,
         truncation_cutoff=sampling.truncation_cutoff,
+        label=sampling.label,
         batch_size=_BATCH,
     )

@@ -64,6 +64,9 @@ class Sampling(_Settings):
     truncation_cutoff: int | None = Field(
         None, ge=1, description="Rows of w_plus that are truncated; none for all"
     )
+    label: int | None = Field(
+        None, ge=0, description="Class of a conditional generator; none for unconditional ones"
+    )
     statistics: int = Field(100_000, ge=2, description="Codes behind mean and deviation")
     codes: int = Field(100, ge=1, description="Codes stored for the relevance table")
 

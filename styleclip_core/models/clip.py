@@ -27,6 +27,8 @@ from styleclip_core.files.checkpoint import (
     write_state,
 )
 from styleclip_core.files.pickles import Record
+from styleclip_core.images import pad_square
+from styleclip_core.models.stylegan2 import is_finite
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
@@ -99,6 +101,13 @@ class ClipModel:
         """
         pixels = self.preprocess(image).contiguous(memory_format=torch.channels_last)
         return F.normalize(self.model.encode_image(pixels.to(self.model.dtype)).float(), dim=1)  # type: ignore[operator, arg-type]
+
+    def embed_whole(self, image: Tensor) -> Tensor:
+        """Embed images of any shape without cropping them, ``[B, 3, H, W]`` in -1..1 -> ``[B, D]``.
+
+        Square images are embedded as by ``embed_images``; others are put on a gray square first.
+        """
+        return self.embed_images(pad_square(image))
 
     @torch.no_grad()
     def embed_text(self, texts: Sequence[str]) -> Tensor:
@@ -221,7 +230,7 @@ def _build(path: Path, state: dict[str, Tensor], device: torch.device) -> nn.Mod
         raise CheckpointError(
             f"{path} is no CLIP of OpenAI's architecture ({reason}); give the state dict of one"
         ) from error
-    broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+    broken = [name for name, tensor in state.items() if not is_finite(tensor)]
     if broken:
         raise CheckpointError(f"{path} holds values that are not finite, in {broken[0]}; fetch it again")
     return model

@@ -461,10 +461,15 @@ def load_exactly(module: nn.Module, state: dict[str, Tensor], *, what: str) -> N
     tensors = {
         name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()
     }
-    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    broken = [name for name, tensor in tensors.items() if not is_finite(tensor)]
     if broken:
         raise CheckpointError(f"weights of the {what} are not finite: {', '.join(broken[:4])}")
     module.load_state_dict(tensors, assign=True)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether all elements are finite numbers; a finite sum says so without a copy."""
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
 def _normalize_second_moment(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, features
 
 from styleclip_core.errors import ImageDecodeError, ImageSizeError
-from styleclip_core.images import decode_image, encode_png, fit_square, from_uint8, psnr, to_uint8
+from styleclip_core.images import decode_image, encode_png, fit, from_uint8, pad_square, psnr, to_uint8
 
 
 def _file(image: Image.Image, form="PNG", **options) -> bytes:
@@ -120,15 +120,35 @@ def test_pixels_are_a_round_trip_through_tensor_and_png():
     assert np.array_equal(np.asarray(decode_image(encode_png(images[0]))), pixels[0])
 
 
-def test_fit_square_crops_the_centre_and_scales():
+def test_fit_crops_the_centre_and_scales():
     image = Image.new("RGB", (60, 20), "black")
     image.paste("white", (20, 0, 40, 20))
-    assert fit_square(image, 10).min() == 1.0
+    assert fit(image, 10, 10).min() == 1.0
     pixels = np.random.default_rng(1).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    assert np.array_equal(to_uint8(fit_square(Image.fromarray(pixels), 16)[None])[0], pixels)
+    assert np.array_equal(to_uint8(fit(Image.fromarray(pixels), 16, 16)[None])[0], pixels)
 
 
 def test_psnr_of_a_known_error():
     image = torch.zeros(1, 3, 4, 4)
     assert psnr(image + 0.2, image).item() == pytest.approx(20.0, abs=1e-4)  # (2 / 0.2)^2 = 20 dB
     assert psnr(image, image).item() == float("inf")
+
+
+@given(st.integers(5, 40), st.integers(5, 40), st.sampled_from([(8, 8), (16, 8), (8, 16), (16, 12)]))
+def test_fit_gives_the_wanted_shape_and_never_stretches(width, height, size):
+    picture = np.zeros((height, width, 3), np.uint8)
+    picture[height // 2, :] = 255
+    fitted = fit(Image.fromarray(picture), *size)
+    assert fitted.shape == (3, *size)
+    flat = fit(Image.new("RGB", (width, height), (200, 10, 40)), *size)
+    assert torch.equal(flat, flat[:, :1, :1].expand_as(flat))
+
+
+def test_a_standing_person_is_padded_to_a_square_and_a_face_is_left_alone():
+    tall = torch.rand(2, 3, 16, 8)
+    square = pad_square(tall)
+    assert square.shape == (2, 3, 16, 16)
+    assert torch.equal(square[..., 4:12], tall)
+    assert not square[..., :4].any()
+    assert pad_square(tall.transpose(2, 3)).shape == (2, 3, 16, 16)
+    assert pad_square(square) is square

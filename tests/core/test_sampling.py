@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from styleclip_core.errors import LayoutMismatchError
+from styleclip_core.models.stylegan2 import Generator, GeneratorConfig
 from styleclip_core.sampling import ChannelStatistics, measure_statistics, sample_styles, sample_z
 
 
@@ -72,3 +73,23 @@ def test_nothing_to_measure_and_foreign_statistics_are_refused():
     three, one = (ChannelStatistics.from_codes(torch.zeros(2, width)) for width in (3, 1))
     with pytest.raises(LayoutMismatchError, match="statistics of 3 and of 1 style channels"):
         three.merge(one)
+
+
+def test_a_conditional_generator_is_sampled_for_one_class():
+    torch.manual_seed(0)
+    network = Generator(GeneratorConfig(8, 8, 8, 3, 2, 64, 8)).eval()
+    settings = {"seed": 0, "sample_ids": range(4), "truncation_psi": 1.0}
+    with pytest.raises(ValueError, match="has 3 classes, the label is None: give a label from 0 to 2"):
+        next(sample_styles(network, **settings))
+    with pytest.raises(ValueError, match="the label is 3"):
+        next(sample_styles(network, **settings, label=3))
+    ((_, first, _),) = sample_styles(network, **settings, label=0)
+    ((_, second, _),) = sample_styles(network, **settings, label=2)
+    z = sample_z(0, range(4), 8)
+    torch.testing.assert_close(first, network.mapping(z, torch.tensor([[1.0, 0, 0]]).expand(4, -1)))
+    assert not torch.allclose(first, second)
+
+
+def test_a_label_for_an_unconditional_generator_is_refused(generator):
+    with pytest.raises(ValueError, match="has 0 classes, the label is 1: leave the label out"):
+        next(sample_styles(generator, seed=0, sample_ids=[0], truncation_psi=1.0, label=1))

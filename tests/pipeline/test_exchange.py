@@ -17,13 +17,16 @@ from styleclip_cli.main import app
 from styleclip_core import load_clip, load_encoder, load_generator, save_generator
 from styleclip_core.convert import identify
 from styleclip_core.errors import ArtifactConflictError, CheckpointError, LayoutMismatchError, StyleCLIPError
+from styleclip_core.exchange import relevance_from_fs3, write_fs3
 from styleclip_core.models.identity import IdentityNetwork
 from styleclip_core.models.mapper import Mapper, MapperConfig
 from styleclip_core.models.psp import PspConfig, PspEncoder
+from styleclip_core.models.stylegan2 import Generator, GeneratorConfig
 from tasks import models
 from tasks.artifacts import read_provenance, read_table, to_matrix
+from tasks.progress import ShardsFailedError
 from tasks.sampling import read_statistics
-from tasks.settings import Edit, Execution, Inversion, Models
+from tasks.settings import Edit, Execution, Inversion, Models, Relevance, Sampling
 
 
 @pytest.fixture
@@ -112,22 +115,14 @@ def test_short_tables_leave_the_later_layers_unseen(run, published, network_file
         run("import", "--out", tmp_path / "p", "--relevance", folder / "odd.npy", *networks)
 
 
-def test_published_layer_counts_of_the_ffhq_generator():
-    from styleclip_core.exchange import relevance_from_fs3, write_fs3
-    from styleclip_core.models.stylegan2 import Generator, GeneratorConfig
-
+@pytest.mark.parametrize("rows", [5376, 6048])
+def test_published_layer_counts_of_the_ffhq_generator(tmp_path, rows):
     with torch.device("meta"):
         layout = Generator(GeneratorConfig(resolution=1024)).layout
-    import tempfile
-    from pathlib import Path
-
-    with tempfile.TemporaryDirectory() as folder:
-        for rows in (5376, 6048):
-            path = Path(folder) / f"{rows}.npy"
-            np.save(path, np.eye(rows, 8, dtype=np.float16))
-            table = relevance_from_fs3(path, layout)
-            assert table.direction.shape == (6048, 8)
-            assert write_fs3(table, Path(folder) / "back.npy", published_layers=rows == 5376) == rows
+    np.save(tmp_path / "t.npy", np.eye(rows, 8, dtype=np.float16))
+    table = relevance_from_fs3(tmp_path / "t.npy", layout)
+    assert table.direction.shape == (6048, 8)
+    assert write_fs3(table, tmp_path / "back.npy", published_layers=rows == 5376) == rows
 
 
 def test_w_gives_the_statistics_that_the_published_code_computes(run, published, network_files, tmp_path):
@@ -271,6 +266,38 @@ def test_an_nvidia_pickle_and_an_imported_table_edit_photographs(run, published,
             other, str(tmp_path / "photos"), str(tmp_path / "out"), [Edit(target="grey hair", top_k=5)],
             execution=Execution(device="cpu"), table=str(tmp_path / "table"),
         )  # fmt: skip
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_conditional_generator_of_standing_people_runs_the_whole_chain(
+    network_files, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(models, "_loaded", {})
+    torch.manual_seed(0)
+    config = GeneratorConfig(16, 8, 8, 3, 2, channel_base=64, channel_max=6, const_width=2)
+    write_nvidia(tmp_path / "g.pkl", Generator(config).state_dict(), config, canary=tmp_path / "canary")
+    (tmp_path / "photos").mkdir()
+    for number in range(2):
+        Image.effect_noise((20 + number, 30), 90).convert("RGB").save(tmp_path / "photos" / f"{number}.png")
+    chosen = Models(generator=str(tmp_path / "g.pkl"), clip=network_files["clip"])
+    settings = {"inversion": Inversion(steps=2), "execution": Execution(device="cpu")}
+    places = (
+        chosen,
+        str(tmp_path / "photos"),
+        str(tmp_path / "out"),
+        [Edit(target="grey hair", top_k=5)],
+        "",
+    )
+    with pytest.raises(ShardsFailedError, match="has 3 classes, the label is None"):
+        edit_images(*places, Sampling(statistics=20, codes=2), relevance=Relevance(samples=2), **settings)
+    result = edit_images(
+        *places, Sampling(statistics=20, codes=2, label=1), relevance=Relevance(samples=2), **settings
+    )
+    manifest = pd.read_parquet(result.report.manifest)
+    assert manifest["status"].tolist() == ["ok", "ok"]
+    for key in manifest["output_key"]:
+        with Image.open(tmp_path / "out" / key) as edited:
+            assert edited.size == (8, 16)
 
 
 def _read(uri):

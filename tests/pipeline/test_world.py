@@ -11,7 +11,7 @@ from data.world.regressor import load_regressor
 from data.world.renderer import FACTORS, INDEX, NUM_FACTORS, factors_of, hair_mask, render, strengths, visible
 from data.world.train_clip import CompactTokens, build_towers, contrastive_loss, openai_state
 from styleclip_core import load_clip, load_encoder, load_generator
-from styleclip_core.images import decode_image, fit_square, psnr
+from styleclip_core.images import decode_image, fit, psnr
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def test_photographs_are_the_renderers_portraits_of_their_factors():
     truth = photographs.read_factors(data.PHOTOGRAPHS)
     assert len(truth) == photographs.COUNT == 96
     for name in ("portrait-000.png", "portrait-095.png"):
-        pixels = fit_square(decode_image((data.PHOTOGRAPHS / name).read_bytes()), 64)
+        pixels = fit(decode_image((data.PHOTOGRAPHS / name).read_bytes()), 64, 64)
         assert psnr(pixels[None], render(truth[name][None])).item() > 45  # but for rounding to 8 bits
 
 

@@ -96,6 +96,10 @@ class FaceQuad:
     def _axes(self) -> tuple[np.ndarray, np.ndarray]:
         return self.corners[3] - self.corners[0], self.corners[1] - self.corners[0]
 
+    def into_unit_square(self) -> np.ndarray:
+        """Return what maps pixels, counted from the first corner, into 0..1 of the face; ``[2, 2]``."""
+        return np.linalg.inv(np.stack(self._axes(), axis=1))
+
     def to_list(self) -> list[float]:
         """Return the corners as x0, y0, ..., x3, y3."""
         return [float(value) for value in self.corners.ravel()]
@@ -309,55 +313,102 @@ def _gaussian(pixels: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def paste_face(
-    photograph: Image.Image, face: Image.Image, quad: FaceQuad, *, feather: float = 0.1
+    photograph: Image.Image, face: Image.Image, quad: FaceQuad, *, feather: float = 0.05
 ) -> Image.Image:
-    """Put an edited face back where it was cut out.
+    """Put one edited face back where it was cut out; see ``paste_faces``."""
+    return paste_faces(photograph, [(face, quad)], feather=feather)
+
+
+def paste_faces(
+    photograph: Image.Image, faces: Sequence[tuple[Image.Image, FaceQuad]], *, feather: float = 0.05
+) -> Image.Image:
+    """Put edited faces back where they were cut out.
+
+    The aligned face of one person often shows part of the next one, as they were. So where quads
+    overlap, a face counts the more the farther a pixel lies from the edge of its quad, and the order
+    of the faces does not matter.
 
     Args:
         photograph: The photograph, upright RGB.
-        face: The edited face, RGB, of any size; it is scaled to the quad, antialiased.
-        quad: Where it belongs, from ``align_face``.
-        feather: Width of the fade at the edge of the quad, as a fraction of its side.
+        faces: Edited faces, RGB, of any size, each with its quad from ``align_face``; a face is scaled to
+            its quad, antialiased.
+        feather: Width of the fade at the edge of a quad, as a fraction of its side.
 
     Returns:
-        The photograph with the face; pixels outside the quad are the photograph's own.
+        The photograph with the faces; pixels outside the quads are the photograph's own.
 
     Raises:
         ValueError: If an image is not RGB, or ``feather`` is not above 0 and at most 0.5.
     """
-    if (photograph.mode, face.mode) != ("RGB", "RGB"):
-        raise ValueError(f"photograph and face must be RGB, got {photograph.mode} and {face.mode}")
+    modes = [photograph.mode, *(face.mode for face, _ in faces)]
+    if set(modes) != {"RGB"}:
+        raise ValueError(f"photograph and faces must be RGB, got {', '.join(modes)}")
     if not 0 < feather <= 0.5:
         raise ValueError(f"feather must be above 0 and at most 0.5, got {feather:g}")
-    corners = quad.corners
-    first = np.clip(np.floor(corners.min(axis=0)), 0, photograph.size).astype(int)
-    last = np.clip(np.ceil(corners.max(axis=0)) + 1, 0, photograph.size).astype(int)
-    if (last <= first).any():
-        return photograph.copy()
-    right, down = corners[3] - corners[0], corners[1] - corners[0]
-    into_face = np.linalg.inv(np.stack([right, down], axis=1))  # pixels from the first corner -> 0..1
-
-    # scale down first where the face is finer than the photograph, then sample it there
-    lengths = [max(1, round(float(np.hypot(*axis)))) for axis in (right, down)]
-    small = (min(face.width, lengths[0]), min(face.height, lengths[1]))
-    if small != face.size:
-        face = face.resize(small, Image.Resampling.LANCZOS)
-    rows = into_face * np.array(small)[:, None]
-    shift = rows @ (first - corners[0] - 0.5)
-    affine = (*rows[0].tolist(), float(shift[0]), *rows[1].tolist(), float(shift[1]))
-    size = (int(last[0] - first[0]), int(last[1] - first[1]))
-    drawn = face.transform(size, Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC)
-
-    # fade
-    y, x = np.mgrid[first[1] : last[1], first[0] : last[0]]
-    u, v = np.tensordot(into_face, np.stack([x - corners[0, 0], y - corners[0, 1]]), axes=1)
-    inside = np.clip(np.minimum(np.minimum(u, 1 - u), np.minimum(v, 1 - v)) / feather, 0, 1)
-    mask = (inside * inside * (3 - 2 * inside))[..., None]
+    windows = [_Window.around(quad, photograph.size) for _, quad in faces]
+    total = np.zeros((photograph.height, photograph.width), np.float32)
+    for window in windows:
+        total[window.part] += window.depth**4
     pixels = np.array(photograph)
-    window = pixels[first[1] : last[1], first[0] : last[0]]
-    blended = window + (np.asarray(drawn, np.float64) - window) * mask
-    window[...] = np.rint(blended).clip(0, 255).astype(np.uint8)
-    return Image.fromarray(pixels, "RGB")
+    change = np.zeros(pixels.shape, np.float32)
+    for (face, _), window in zip(faces, windows, strict=True):
+        inside = np.clip(window.depth / feather, 0, 1)
+        mask = inside * inside * (3 - 2 * inside)  # [h, w]
+        weight = window.depth**4
+        share = np.divide(weight, total[window.part], out=np.zeros_like(mask), where=weight > 0)
+        change[window.part] += (window.draw(face) - pixels[window.part]) * (mask * share)[..., None]
+    return Image.fromarray(np.rint(pixels + change).clip(0, 255).astype(np.uint8), "RGB")
+
+
+@dataclass(frozen=True, eq=False)
+class _Window:
+    """The part of a photograph around a quad.
+
+    Attributes:
+        quad: The quad.
+        first: Its first pixel, (x, y).
+        depth: Distance of each pixel from the edge of the quad as a fraction of its side, ``[h, w]``; 0
+            outside.
+    """
+
+    quad: FaceQuad
+    first: np.ndarray
+    depth: np.ndarray
+
+    @property
+    def part(self) -> tuple[slice, slice]:
+        """Return the rows and columns of the photograph that it covers."""
+        (x, y), (height, width) = self.first.tolist(), self.depth.shape
+        return slice(y, y + height), slice(x, x + width)
+
+    @classmethod
+    def around(cls, quad: FaceQuad, size: tuple[int, int]) -> Self:
+        """Return the window of a quad in a photograph of that size; it is empty if they do not meet."""
+        corners = quad.corners
+        first = np.clip(np.floor(corners.min(axis=0)), 0, size).astype(int)
+        last = np.maximum(np.clip(np.ceil(corners.max(axis=0)) + 1, 0, size).astype(int), first)
+        y, x = np.mgrid[first[1] : last[1], first[0] : last[0]]
+        place = np.stack([x - corners[0, 0], y - corners[0, 1]])
+        u, v = np.tensordot(quad.into_unit_square(), place, axes=1)
+        depth = np.minimum(np.minimum(u, 1 - u), np.minimum(v, 1 - v)).clip(0)
+        return cls(quad, first, depth.astype(np.float32))
+
+    def draw(self, face: Image.Image) -> np.ndarray:
+        """Draw a face into its quad, ``[h, w, 3]`` float32."""
+        if not self.depth.size:
+            return np.zeros((*self.depth.shape, 3), np.float32)
+        # scaled down first where it is finer than the photograph, then sampled
+        corners = self.quad.corners
+        lengths = [max(1, round(float(np.hypot(*(corners[end] - corners[0]))))) for end in (3, 1)]
+        small = (min(face.width, lengths[0]), min(face.height, lengths[1]))
+        if small != face.size:
+            face = face.resize(small, Image.Resampling.LANCZOS)
+        rows = self.quad.into_unit_square() * np.array(small)[:, None]
+        shift = rows @ (self.first - corners[0] - 0.5)
+        affine = (*rows[0].tolist(), float(shift[0]), *rows[1].tolist(), float(shift[1]))
+        size = (self.depth.shape[1], self.depth.shape[0])
+        drawn = face.transform(size, Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC)
+        return np.asarray(drawn, np.float32)
 
 
 def _brief(values: np.ndarray) -> str:

@@ -20,6 +20,7 @@ from styleclip_core import load_clip, load_encoder, load_generator
 from styleclip_core.errors import CheckpointError
 from styleclip_core.models.clip import ClipModel
 from styleclip_core.models.encoder import Encoder
+from styleclip_core.models.mtcnn import DetectionSettings, Mtcnn, load_face_detector
 from styleclip_core.models.stylegan2 import Generator
 from tasks.settings import Execution, SettingsError
 from tasks.storage import copy_to_local, is_local, local_path, version
@@ -76,6 +77,13 @@ def clip(name: str, device: str) -> ClipModel:
         return load_clip(str(_local(name)) if stored else name, device=device)
 
     return _cached("clip", name, device, load)
+
+
+def face_detector(uri: str, device: str, min_score: float) -> Mtcnn:
+    """Return the face detector at ``uri``."""
+    settings = DetectionSettings(min_score=min_score)
+    kind = f"face detector of {min_score!r}"
+    return _cached(kind, uri, device, lambda: load_face_detector(_local(uri), device, settings=settings))
 
 
 def _cached(kind: str, uri: str, device: str, load: Callable[[], _T]) -> _T:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from styleclip_core.errors import FaceError, LandmarksError, NoFaceError, StyleCLIPError
-from styleclip_core.faces import Face, FaceQuad, align_face, paste_face, quad_from_landmarks
+from styleclip_core.faces import Face, FaceQuad, align_face, paste_face, paste_faces, quad_from_landmarks
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 # eyes 40 px apart, mouth 50 px below: half a side is max(2 * 40, 1.8 * 50) = 90 px
@@ -138,7 +138,8 @@ def test_a_shrunk_face_goes_back_without_a_shift(shrink):
 def test_an_edit_fades_out_before_the_edge():
     photograph = Image.new("RGB", (260, 260), (100, 100, 100))
     quad = quad_from_landmarks(FRONTAL + 20)
-    pasted = np.asarray(paste_face(photograph, Image.new("RGB", (64, 64), (200, 100, 100)), quad))
+    red = Image.new("RGB", (64, 64), (200, 100, 100))
+    pasted = np.asarray(paste_face(photograph, red, quad, feather=0.1))
     inside = weight_inside(quad, photograph.size)
     assert (pasted[inside <= 0] == 100).all()
     assert (pasted[inside >= 0.1, 0] == 200).all()
@@ -165,6 +166,23 @@ def test_a_quad_beyond_the_photograph_changes_only_what_is_there():
     assert pasted.size == photograph.size
     assert (np.asarray(pasted)[inside >= 0.1] == (255, 0, 0)).all()
     assert np.array_equal(np.asarray(pasted)[inside <= 0], np.asarray(photograph)[inside <= 0])
+
+
+def test_neighbours_keep_their_own_edit_in_any_order():
+    # two quads of 180 px, 90 px apart: each shows half of the other one's face, unedited
+    photograph = Image.new("RGB", (400, 260), (100, 100, 100))
+    left, right = quad_from_landmarks(FRONTAL + 20), quad_from_landmarks(FRONTAL + np.array([110, 20]))
+    faces = []
+    for colour in ("red", "blue"):
+        face = Image.new("RGB", (64, 64), (100, 100, 100))
+        face.paste(colour, (20, 20, 44, 44))  # the person in the middle, the rest as it was
+        faces.append(face)
+    both = paste_faces(photograph, [(faces[0], left), (faces[1], right)])
+    other_order = paste_faces(photograph, [(faces[1], right), (faces[0], left)])
+    assert np.array_equal(np.asarray(both), np.asarray(other_order))
+    assert both.getpixel((120, 125))[0] > 200  # 90 px from the edge of its own quad, at that of the other
+    assert both.getpixel((210, 125))[2] > 200
+    assert paste_faces(photograph, []).tobytes() == photograph.tobytes()
 
 
 def test_a_quad_survives_its_list():
@@ -226,7 +244,7 @@ def test_wrong_arguments_are_value_errors():
         align_face(grey, FRONTAL)
     with pytest.raises(ValueError, match="must be positive"):
         align_face(photograph, FRONTAL, output_size=0)
-    with pytest.raises(ValueError, match="must be RGB, got RGB and L"):
+    with pytest.raises(ValueError, match="must be RGB, got RGB, L"):
         paste_face(photograph, grey, quad)
     with pytest.raises(ValueError, match="feather"):
         paste_face(photograph, photograph, quad, feather=0)

@@ -87,7 +87,8 @@ def paste(
     main._summarize(result)
     pasted = result.pasted
     main.console.print(
-        f"{pasted.pasted} photographs, {pasted.skipped} without a face, {pasted.failed} failed (see table)"
+        f"{pasted.pasted} photographs, {pasted.skipped} skipped (nobody in them, or a face that was not "
+        f"aligned), {pasted.failed} failed (see the table)"
     )
     typer.echo(f"table        {pasted.table}")
     typer.echo(f"photographs  {pasted.photographs}")

@@ -1,7 +1,8 @@
 """Edited faces -> full photographs, a shard of photographs at a time.
 
 The table of faces says which face belongs where. A photograph is written when all its faces are
-there; one that lacks a face is a row that names it, and is tried again when the face has come.
+there; one that lacks a face is a row that names it, and is tried again when the face has come. One
+that has no face, or one that could not be aligned, is skipped.
 """
 
 from __future__ import annotations
@@ -46,7 +47,11 @@ PASTED_SCHEMA = pa.schema([
 
 
 class MissingFaceError(FaceError):
-    """A face of a photograph was not aligned or not edited, so the photograph cannot be put together."""
+    """A face of a photograph has not been edited, so the photograph cannot be put together."""
+
+
+class NotAlignedError(FaceError):
+    """A face of a photograph could not be aligned, so the photograph cannot be put together."""
 
 
 class FaceTable(BaseModel):
@@ -190,8 +195,9 @@ def _paste(planned: PastingPlan, key: str, etag: str, faces: list[Row]) -> Row:
         pasted = paste_faces(photograph, edited, feather=planned.settings.feather)
         name = output_key(key, suffix=".png")
         write_bytes_atomic(join(planned.photographs, name), encode_photograph(pasted, colours_of=photograph))
-    except NoFaceError as error:
-        return row | failure(error, status=SKIPPED)
+    except (NoFaceError, NotAlignedError) as error:
+        cause = next(face["error_type"] for face in faces if face["status"] != OK)
+        return row | failure(error, status=SKIPPED) | {"error_type": cause}
     except (StyleCLIPError, OSError) as error:
         return row | failure(error)
     return row | {"faces": len(faces), "output_key": name} | success()
@@ -202,14 +208,14 @@ def _photograph(planned: PastingPlan, key: str, faces: list[Row]) -> Image.Image
 
     Raises:
         NoFaceError: If there is nobody in it.
-        MissingFaceError: If one of its faces was not aligned.
+        NotAlignedError: If one of its faces was not aligned.
         ArtifactConflictError: If it is another one by now.
     """
     if all(face["status"] == SKIPPED for face in faces):
         raise NoFaceError(f"{key} has no face to put back: {faces[0]['error']}")
     for face in faces:
         if face["status"] != OK:
-            raise MissingFaceError(
+            raise NotAlignedError(
                 f"face {face['face_index']} of {key} was not aligned: {face['error_type']}, {face['error']}"
             )
     data = read_bytes(join(planned.table.photos, key))

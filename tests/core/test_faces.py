@@ -111,7 +111,7 @@ def test_an_unedited_face_goes_back_where_it_was(seed, angle, shift, output):
     before = np.asarray(photograph)
     assert np.array_equal(pasted[inside <= 0], before[inside <= 0])
     if not aligned.padded:
-        assert psnr(pasted[inside > 0.1], before[inside > 0.1]) > 38
+        assert psnr(pasted[inside > 0.1], before[inside > 0.1]) > 45
     else:  # near the photograph's edge the recipe blurs
         assert psnr(pasted[inside > 0.1], before[inside > 0.1]) > 24
 
@@ -131,7 +131,7 @@ def test_a_shrunk_face_goes_back_without_a_shift(shrink):
     def error(quad: FaceQuad) -> float:
         return psnr(np.asarray(paste_face(photograph, aligned.image, quad))[inside], before[inside])
 
-    assert error(aligned.quad) > 38
+    assert error(aligned.quad) > 42
     assert error(nominal) < error(aligned.quad) - 1.5
 
 
@@ -148,7 +148,7 @@ def test_an_edit_fades_out_before_the_edge():
 
 
 def test_a_fine_face_is_antialiased_when_it_shrinks():
-    stripes = np.zeros((720, 720, 3), np.uint8)
+    stripes = np.zeros((700, 700, 3), np.uint8)
     stripes[:, ::2] = 255  # far finer than the photograph can show: grey there, not stripes
     pasted = paste_face(
         Image.new("RGB", (260, 260)), Image.fromarray(stripes), quad_from_landmarks(FRONTAL + 20)
@@ -183,6 +183,10 @@ def test_neighbours_keep_their_own_edit_in_any_order():
     assert both.getpixel((120, 125))[0] > 200  # 90 px from the edge of its own quad, at that of the other
     assert both.getpixel((210, 125))[2] > 200
     assert paste_faces(photograph, []).tobytes() == photograph.tobytes()
+    bright = Image.new("RGB", (64, 64), (200, 200, 200))
+    overlapping = np.asarray(paste_faces(photograph, [(bright, left), (bright, right)]))
+    assert overlapping.min() >= 100
+    assert overlapping.max() <= 201  # where both show, the edits do not add up
 
 
 def test_a_quad_survives_its_list():

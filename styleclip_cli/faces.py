@@ -27,6 +27,9 @@ def align(
     transform_size: Annotated[
         int, typer.Option(min=0, help="Side in pixels at which a face is sampled first; 0 for --size")
     ] = 0,
+    min_size: Annotated[
+        int, typer.Option(min=0, help="Smallest face in pixels; smaller ones are left as they are")
+    ] = 32,
     max_faces: Annotated[
         int, typer.Option(min=0, help="Faces per photograph, the largest first; 0 for all")
     ] = 0,
@@ -48,15 +51,18 @@ def align(
         min_score=min_score,
     )
     alignment = Alignment(
-        output_size=size, transform_size=transform_size or None, max_faces=max_faces or None
+        output_size=size,
+        transform_size=transform_size or None,
+        min_size=min_size,
+        max_faces=max_faces or None,
     )
     execution = Execution(shard_size=shard_size)
     result = main._with_progress(lambda: flow(source, photos, out, workspace, alignment, execution))
     main._summarize(result)
     found = result.faces
     main.console.print(
-        f"{found.aligned} faces in {found.photographs} photographs, {found.skipped} photographs without a "
-        f"face, {found.failed} failed (see the table)"
+        f"{found.aligned} faces in {found.photographs} photographs, {found.without} photographs without a "
+        f"face, {found.skipped} faces too small, {found.failed} failed (see the table)"
     )
     typer.echo(f"table  {found.table}")
     typer.echo(f"faces  {found.faces}")

@@ -39,6 +39,10 @@ FACES_SCHEMA = pa.schema([
 ])  # fmt: skip
 
 
+class SmallFaceError(FaceError):
+    """A face is so small that it is left as it is."""
+
+
 class AlignmentPlan(BaseModel):
     """Everything a shard needs to know, and where its rows and its faces will lie."""
 
@@ -63,7 +67,17 @@ class AlignmentPlan(BaseModel):
 
 
 class FacesRef(BaseModel):
-    """Where the aligned faces of a batch lie, and how many there are."""
+    """Where the aligned faces of a batch lie, and how many there are.
+
+    Attributes:
+        table: URI of the table of faces.
+        faces: Prefix of the aligned faces.
+        photographs: Photographs there were.
+        aligned: Faces that were aligned.
+        without: Photographs without any face.
+        skipped: Faces that were too small.
+        failed: Rows with an error: of a photograph that cannot be read, or of one face.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -71,6 +85,7 @@ class FacesRef(BaseModel):
     faces: str
     photographs: int
     aligned: int
+    without: int
     skipped: int
     failed: int
 
@@ -178,13 +193,26 @@ def _size(face: Face) -> float:
         return 0.0  # last; the error is raised again, and written down, where the face is aligned
 
 
+def _check_size(face: Face, min_size: int) -> None:
+    size = quad_from_landmarks(face.landmarks).size
+    if size < min_size:
+        raise SmallFaceError(
+            f"the face is {size:.0f} pixels wide, smaller than {min_size}; lower min_size to edit it"
+        )
+
+
 def _align(planned: AlignmentPlan, row: Row, image: Image.Image, face: Face) -> Row:
     row |= {"score": face.score, "landmarks": face.landmarks.ravel().tolist()}
-    size, transform = planned.settings.output_size, planned.settings.transform_size
+    settings = planned.settings
     try:
-        aligned = align_face(image, face.landmarks, output_size=size, transform_size=transform)
+        _check_size(face, settings.min_size)
+        aligned = align_face(
+            image, face.landmarks, output_size=settings.output_size, transform_size=settings.transform_size
+        )
         key = face_key(row["image_key"], row["face_index"])
         write_bytes_atomic(join(planned.faces, key), encode_photograph(aligned.image, colours_of=image))
+    except SmallFaceError as error:
+        return row | failure(error, status=SKIPPED)
     except (StyleCLIPError, OSError) as error:
         return row | failure(error)
     return row | {"quad": aligned.quad.to_list(), "padded": aligned.padded, "output_key": key} | success()
@@ -203,12 +231,14 @@ def write_faces(planned: AlignmentPlan, index: ImageIndex) -> FacesRef:
     uri = join(planned.out, "batches", name, "faces.parquet")
     write_table(uri, pa.Table.from_pylist(rows, schema=FACES_SCHEMA), provenance(planned))
     counts = {status: sum(row["status"] == status for row in rows) for status in (OK, SKIPPED, FAILED)}
+    nobody = sum(row["error_type"] == NoFaceError.__name__ for row in rows)
     return FacesRef(
         table=uri,
         faces=planned.faces,
         photographs=index.rows,
         aligned=counts[OK],
-        skipped=counts[SKIPPED],
+        without=nobody,
+        skipped=counts[SKIPPED] - nobody,
         failed=counts[FAILED],
     )
 

@@ -73,7 +73,9 @@ def _parquet_entries(uri: str) -> Iterator[tuple[str, Any, Any, Any]]:
     table = read_table(uri)
     missing = {"image_key", "landmarks"} - set(table.column_names)
     if missing:
-        raise SettingsError(f"{uri} has no column {', '.join(sorted(missing))}; see the README on landmarks")
+        raise SettingsError(
+            f"{uri} has no column {', '.join(sorted(missing))}; it must have image_key and landmarks"
+        )
     names = [name for name in ("image_key", "landmarks", "score") if name in table.column_names]
     for number, row in enumerate(table.select(names).to_pylist()):
         if row["landmarks"] is not None:  # a photograph without a face has a row, too

@@ -191,30 +191,31 @@ def _paste(planned: PastingPlan, key: str, etag: str, faces: list[Row]) -> Row:
     row = dict.fromkeys(PASTED_SCHEMA.names) | {"image_key": key, "etag": etag}
     try:
         photograph = _photograph(planned, key, faces)
-        edited = [(_edited_face(planned, face), FaceQuad.from_list(face["quad"])) for face in faces]
+        aligned = [face for face in faces if face["status"] == OK]  # others are left as they are
+        edited = [(_edited_face(planned, face), FaceQuad.from_list(face["quad"])) for face in aligned]
         pasted = paste_faces(photograph, edited, feather=planned.settings.feather)
         name = output_key(key, suffix=".png")
         write_bytes_atomic(join(planned.photographs, name), encode_photograph(pasted, colours_of=photograph))
     except (NoFaceError, NotAlignedError) as error:
-        cause = next(face["error_type"] for face in faces if face["status"] != OK)
-        return row | failure(error, status=SKIPPED) | {"error_type": cause}
+        causes = [face["error_type"] for face in faces if face["status"] == FAILED]
+        return row | failure(error, status=SKIPPED) | {"error_type": (causes or [faces[0]["error_type"]])[0]}
     except (StyleCLIPError, OSError) as error:
         return row | failure(error)
-    return row | {"faces": len(faces), "output_key": name} | success()
+    return row | {"faces": len(aligned), "output_key": name} | success()
 
 
 def _photograph(planned: PastingPlan, key: str, faces: list[Row]) -> Image.Image:
     """Read the photograph that the faces were cut out of.
 
     Raises:
-        NoFaceError: If there is nobody in it.
-        NotAlignedError: If one of its faces was not aligned.
+        NoFaceError: If there is nobody in it, or nobody large enough.
+        NotAlignedError: If aligning one of its faces failed.
         ArtifactConflictError: If it is another one by now.
     """
     if all(face["status"] == SKIPPED for face in faces):
         raise NoFaceError(f"{key} has no face to put back: {faces[0]['error']}")
     for face in faces:
-        if face["status"] != OK:
+        if face["status"] == FAILED:
             raise NotAlignedError(
                 f"face {face['face_index']} of {key} was not aligned: {face['error_type']}, {face['error']}"
             )

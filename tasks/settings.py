@@ -127,6 +127,9 @@ class Alignment(_Settings):
     transform_size: int | None = Field(
         None, ge=16, le=8192, description="Side at which it is sampled, 4096 in FFHQ; none for the output's"
     )
+    min_size: int = Field(
+        32, ge=0, description="Smallest face, in pixels of the photograph; smaller ones are left as they are"
+    )
     max_faces: int | None = Field(
         None, ge=1, description="Faces per photograph, the largest first; none for all"
     )

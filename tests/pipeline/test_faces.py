@@ -135,7 +135,7 @@ def test_every_photograph_has_its_rows_and_every_face_its_name(photos, landmarks
     assert np.allclose(two.iloc[0].landmarks, LEFT.ravel())  # the larger one is the first
     assert np.allclose(two.iloc[1].quad, quad_from_landmarks(RIGHT).to_list())
     assert (result.faces.photographs, result.faces.aligned) == (7, 6)
-    assert (result.faces.skipped, result.faces.failed) == (1, 1)
+    assert (result.faces.without, result.faces.skipped, result.faces.failed) == (1, 0, 1)
     names = {str(path.relative_to(result.faces.faces)) for path in Path(result.faces.faces).rglob("*.png")}
     assert names == set(rows.output_key.dropna())
     assert "one.png.face0.png" in names
@@ -275,6 +275,21 @@ def test_a_missing_face_is_named_and_pasted_when_it_has_come(photos, landmarks, 
     assert table(then.pasted.table).status["Group/TWO.png"] == "ok"
 
 
+def test_a_small_face_in_the_background_is_left_as_it_is(photos, landmarks, tmp_path):
+    aligned = align(photos, landmarks, tmp_path / "out", Alignment(output_size=96, min_size=60)).faces
+    faces = table(aligned.table).loc["Group/TWO.png"]  # of 90 and 54 pixels
+    assert faces.status.tolist() == ["ok", "skipped"]
+    assert faces.error_type.tolist()[1] == "SmallFaceError"
+    assert "54 pixels wide, smaller than 60" in faces.error.tolist()[1]
+    assert (aligned.aligned, aligned.without, aligned.skipped) == (5, 1, 1)
+    edit_all(aligned.faces, tmp_path / "edited")
+    pasted = table(paste_faces(aligned.table, str(tmp_path / "edited"), str(tmp_path / "p")).pasted.table)
+    assert (pasted.status["Group/TWO.png"], pasted.faces["Group/TWO.png"]) == ("ok", 1)
+    large = align(photos, landmarks, tmp_path / "out", Alignment(output_size=96, min_size=500)).faces
+    nothing = table(paste_faces(large.table, str(tmp_path / "edited"), str(tmp_path / "p")).pasted.table)
+    assert (nothing.status["one.png"], nothing.error_type["one.png"]) == ("skipped", "SmallFaceError")
+
+
 def test_a_damaged_edit_is_the_row_of_its_photograph(photos, landmarks, tmp_path):
     aligned = align(photos, landmarks, tmp_path / "out").faces
     edit_all(aligned.faces, tmp_path / "edited")
@@ -389,7 +404,7 @@ def test_the_chain_on_s3_reads_as_one_and_writes_as_another(photos, landmarks, s
             write_bytes_atomic(f"s3://photographs/faces/{key}", path.read_bytes())
     remote = align("s3://photographs/faces", landmarks, "s3://results/faces").faces
     local = align(photos, landmarks, photos.parent / "out").faces
-    assert (remote.aligned, remote.skipped, remote.failed) == (local.aligned, local.skipped, local.failed)
+    assert (remote.aligned, remote.without, remote.failed) == (local.aligned, local.without, local.failed)
     for name in ("one.png.face0.png", face_key("Group/TWO.png", 1)):
         assert read_bytes(f"{remote.faces}/{name}") == (Path(local.faces) / name).read_bytes()
     mine = paste_faces(remote.table, remote.faces, "s3://results/pasted").pasted
@@ -405,7 +420,9 @@ def test_the_command_line_says_where_faces_and_photographs_are(environment, phot
     result = command_line.styleclip(environment, "align", *options)
     assert result.returncode == 0, result.stderr
     faces, folder = (line.split()[-1] for line in result.stdout.strip().splitlines())
-    assert "6 faces in 7 photographs, 1 photographs without a face, 1 failed" in _one_line(result.stderr)
+    assert "6 faces in 7 photographs, 1 photographs without a face, 0 faces too small, 1 failed" in _one_line(
+        result.stderr
+    )
     assert len(list(Path(folder).rglob("*.png"))) == 6
     back = command_line.styleclip(environment, "paste", "--faces", faces, "--edited", folder, "--out", pasted)
     assert back.returncode == 0, back.stderr
@@ -435,7 +452,7 @@ def test_the_detector_finds_edit_puts_back(network_files, tmp_path):
     (photos / "wall.png").write_bytes(encoded(Image.new("RGB", (200, 200), "grey")))
     source = FaceSource(detector=str(data.FACE_DETECTOR))
     aligned = align_faces(source, str(photos), str(tmp_path / "out")).faces
-    assert (aligned.aligned, aligned.skipped, aligned.failed) == (1, 1, 0)
+    assert (aligned.aligned, aligned.without, aligned.failed) == (1, 1, 0)
     row = table(aligned.table).loc["astronaut.jpg"]
     eyes = np.reshape(row.landmarks, (5, 2))[:2]
     assert np.abs(eyes - [[204.7, 101.0], [247.2, 103.1]]).max() < 0.5

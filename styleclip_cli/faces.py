@@ -75,7 +75,7 @@ def paste(
     photos: Annotated[str, typer.Option(help="URI of the photographs' prefix, if they have moved")] = "",
     feather: Annotated[
         float, typer.Option(min=0.001, max=0.5, help="Fade at the edge of a face, as a fraction of its side")
-    ] = 0.05,
+    ] = 0.08,
     workspace: Workspace = "",
     shard_size: ShardSize = 16,
     workers: Workers = 0,

@@ -313,14 +313,14 @@ def _gaussian(pixels: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def paste_face(
-    photograph: Image.Image, face: Image.Image, quad: FaceQuad, *, feather: float = 0.05
+    photograph: Image.Image, face: Image.Image, quad: FaceQuad, *, feather: float = 0.08
 ) -> Image.Image:
     """Put one edited face back where it was cut out; see ``paste_faces``."""
     return paste_faces(photograph, [(face, quad)], feather=feather)
 
 
 def paste_faces(
-    photograph: Image.Image, faces: Sequence[tuple[Image.Image, FaceQuad]], *, feather: float = 0.05
+    photograph: Image.Image, faces: Sequence[tuple[Image.Image, FaceQuad]], *, feather: float = 0.08
 ) -> Image.Image:
     """Put edited faces back where they were cut out.
 

@@ -139,7 +139,7 @@ class Pasting(_Settings):
     """How edited faces are put back into photographs."""
 
     feather: float = Field(
-        0.05, gt=0, le=0.5, description="Width of the fade at the edge of a face, as a fraction of its side"
+        0.08, gt=0, le=0.5, description="Width of the fade at the edge of a face, as a fraction of its side"
     )
 
 

@@ -241,8 +241,8 @@ def test_edited_faces_go_back_and_all_else_stays_byte_for_byte(photos, landmarks
         assert after.shape == before.shape
         depth = np.max([inside(quad, before.shape) for quad in faces.loc[[key]].quad], axis=0)
         assert np.array_equal(after[depth <= 0], before[depth <= 0])
-        assert (after[depth >= 0.06] == (255, 0, 0)).all()
-        assert (depth >= 0.06).sum() > 3000
+        assert (after[depth >= 0.085] == (255, 0, 0)).all()
+        assert (depth >= 0.085).sum() > 3000
     again = paste_faces(aligned.table, str(tmp_path / "edited"), str(tmp_path / "pasted"))
     assert again.pasted == result.pasted
     assert again.steps[0].computed == 0
@@ -273,6 +273,11 @@ def test_a_missing_face_is_named_and_pasted_when_it_has_come(photos, landmarks, 
     second.write_bytes(kept)
     then = paste_faces(aligned.table, str(edited), str(tmp_path / "pasted"))
     assert table(then.pasted.table).status["Group/TWO.png"] == "ok"
+    edit_all(aligned.faces, edited, colour="blue")  # another version of every edit
+    last = paste_faces(aligned.table, str(edited), str(tmp_path / "pasted"))
+    assert last.steps[0].computed == last.steps[0].shards
+    one = Path(last.pasted.photographs) / "one.png"
+    assert decoded(one)[100, 100].tolist() == [0, 0, 255]
 
 
 def test_a_small_face_in_the_background_is_left_as_it_is(photos, landmarks, tmp_path):

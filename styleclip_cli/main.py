@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import data
-from styleclip_cli import exchange
+from styleclip_cli import exchange, faces
 from styleclip_cli.models import app as models_app
 from styleclip_core.errors import StyleCLIPError
 
@@ -294,6 +294,10 @@ def _finish(result: Any) -> None:  # noqa: ANN401
     typer.echo(f"manifest       {report.manifest}")
     typer.echo(f"contact sheet  {report.contact_sheet}")
     typer.echo(f"report page    {report.page}")
+
+
+app.command()(faces.align)
+app.command()(faces.paste)
 
 
 def run() -> None:

@@ -3,6 +3,9 @@
 StyleCLIPError
 ├── ArtifactConflictError    two artifacts that do not belong together, or other content in the same place
 ├── CheckpointError          a weights file is missing, damaged or of another architecture
+├── FaceError                a face cannot be cut out of a photograph, or put back
+│   ├── LandmarksError       landmarks that are no face
+│   └── NoFaceError          there is no face in a photograph
 ├── ImageError               an input image cannot be used
 │   ├── ImageDecodeError     it is not an image, or its bytes are damaged
 │   └── ImageSizeError       it is too small to be a portrait or too large to be decoded safely
@@ -25,6 +28,18 @@ class ArtifactConflictError(StyleCLIPError):
 
 class CheckpointError(StyleCLIPError):
     """A weights file is missing, damaged or of another architecture."""
+
+
+class FaceError(StyleCLIPError):
+    """A face cannot be cut out of a photograph, or put back."""
+
+
+class LandmarksError(FaceError):
+    """Landmarks are not finite pixel coordinates, or span no face."""
+
+
+class NoFaceError(FaceError):
+    """There is no face in a photograph."""
 
 
 class ImageError(StyleCLIPError):

@@ -116,8 +116,22 @@ def pad_square(image: Tensor) -> Tensor:
 
 def encode_png(image: Tensor) -> bytes:
     """Encode one image ``[3, H, W]`` in -1..1 as PNG; the same image gives the same bytes."""
+    return encode_photograph(Image.fromarray(to_uint8(image[None])[0], "RGB"), colours_of=None)
+
+
+def encode_photograph(image: Image.Image, *, colours_of: Image.Image | None) -> bytes:
+    """Encode an RGB image as PNG; the same image gives the same bytes.
+
+    Args:
+        image: The pixels.
+        colours_of: A decoded photograph whose colour profile the pixels follow; without the profile
+            the same numbers would look different.
+    """
+    profile = colours_of.info.get("icc_profile", b"") if colours_of else b""
+    if profile[16:20] != b"RGB ":  # decode_image has converted the pixels of any other
+        profile = b""
     buffer = io.BytesIO()
-    Image.fromarray(to_uint8(image[None])[0], "RGB").save(buffer, "PNG")
+    image.save(buffer, "PNG", icc_profile=profile or None)
     return buffer.getvalue()
 
 

@@ -81,6 +81,11 @@ def index_images(photos: str, workspace: str, shard_size: int) -> ImageIndex:
     objects = list(list_objects(photos, suffixes=SUFFIXES))
     if not objects:
         raise NoImagesError(f"no image under {photos} (looked for {', '.join(SUFFIXES)}); check the prefix")
+    return write_index(objects, photos, workspace, shard_size)
+
+
+def write_index(objects: list[ObjectInfo], photos: str, workspace: str, shard_size: int) -> ImageIndex:
+    """Cut objects, sorted by key, into shards and write them down; the same ones, the same place."""
     parameters = {"photos": photos, "shard_size": shard_size}
     print_ = fingerprint(STEP, VERSION, parameters, {"listing": digest(objects)})
     uri = join(artifact_uri(workspace, "index", print_), "index.parquet")

@@ -20,6 +20,7 @@ from styleclip_core import load_clip, load_encoder, load_generator
 from styleclip_core.errors import CheckpointError
 from styleclip_core.models.clip import ClipModel
 from styleclip_core.models.encoder import Encoder
+from styleclip_core.models.mtcnn import DetectionSettings, Mtcnn, load_face_detector
 from styleclip_core.models.psp import PspEncoder
 from styleclip_core.models.stylegan2 import Generator
 from tasks.settings import Execution, SettingsError
@@ -82,6 +83,15 @@ def clip(name: str, device: str) -> ClipModel:
         return load_clip(str(local_weights(name)) if stored else name, device=device)
 
     return _cached("clip", name, device, load)
+
+
+def face_detector(uri: str, device: str, min_score: float) -> Mtcnn:
+    """Return the face detector at ``uri``."""
+    settings = DetectionSettings(min_score=min_score)
+    kind = f"face detector of {min_score!r}"
+    return _cached(
+        kind, uri, device, lambda: load_face_detector(local_weights(uri), device, settings=settings)
+    )
 
 
 def _cached(kind: str, uri: str, device: str, load: Callable[[], _T]) -> _T:

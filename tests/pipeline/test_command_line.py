@@ -53,7 +53,10 @@ def job(network_files, tmp_path):
 
 def test_every_command_has_help_with_units(environment):
     overview = styleclip(environment, "--help")
-    commands = ["demo", "sample-styles", "build-relevance", "invert", "edit"]
+    commands = [
+        "demo", "sample-styles", "build-relevance", "invert", "edit", "align", "paste", "convert", "import",
+        "export", "models",
+    ]  # fmt: skip
     assert overview.returncode == 0
     for command in commands:
         assert command in overview.stdout

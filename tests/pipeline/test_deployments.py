@@ -27,7 +27,8 @@ def test_a_wrong_parameter_would_be_noticed(deployment):
     from prefect.exceptions import ParameterTypeError
 
     flow = _flow(deployment)
-    wrong = {**deployment["parameters"], "models": {"generator": "g", "klip": "x"}}
+    settings = "models" if "models" in deployment["parameters"] else "execution"
+    wrong = {**deployment["parameters"], settings: {"generator": "g", "klip": "x"}}
     with pytest.raises(ParameterTypeError, match="klip"):
         flow.validate_parameters(wrong)
 

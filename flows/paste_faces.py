@@ -1,0 +1,48 @@
+"""Put edited faces back into their photographs.
+
+faces.parquet, photographs --+
+prefix of edited faces ------+-> index in shards -> photographs with their faces, pasted.parquet
+"""
+
+from __future__ import annotations
+
+from prefect import flow
+from pydantic import BaseModel, ConfigDict
+
+from flows import steps
+from tasks import models, pasting
+from tasks.caching import probe_result_storage
+from tasks.progress import gather
+from tasks.settings import Execution, Pasting
+
+
+class PasteResult(BaseModel):
+    """What the flow returns: where the photographs lie and what it did."""
+
+    model_config = ConfigDict(frozen=True)
+
+    steps: list[steps.StepCounts]
+    pasted: pasting.PastedRef
+
+
+@flow(name="paste-faces", task_runner=steps.task_runner(), persist_result=True)
+def paste_faces(
+    faces: str,
+    edited: str,
+    out: str,
+    photos: str = "",
+    workspace: str = "",
+    settings: Pasting = Pasting(),
+    execution: Execution = Execution(),
+) -> PasteResult:
+    """Put the edited faces of a table back; ``photos`` is only needed where the photographs have moved."""
+    place = workspace or f"{out.rstrip('/')}/workspace"
+    models.share_cores("cpu")
+    probe_result_storage()
+    table = pasting.identify_faces(faces, photos)
+    for source in (table.photos, edited):
+        steps.check_places(source, out, place)
+    index = pasting.index_edited(table, edited, place, execution.shard_size)
+    planned = pasting.plan(table, edited, out, place, settings)
+    summary = gather("paste-faces", [pasting.paste_shard.submit(planned, shard) for shard in index.shards])
+    return PasteResult(steps=[steps.counts(summary)], pasted=pasting.write_pasted(planned, index))

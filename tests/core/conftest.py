@@ -56,10 +56,13 @@ _PARITY: list[tuple[str, float, float]] = []
 def parity(request):
     """Compare with a golden array: within 1e-4 of its range; the figure is shown at the end of the run."""
 
-    def check(what: str, actual: torch.Tensor, expected: np.ndarray, bar: float = 1e-4) -> None:
+    def check(
+        what: str, actual: torch.Tensor, expected: np.ndarray, bar: float = 1e-4, extent: float | None = None
+    ) -> None:
+        extent = float(np.ptp(expected)) if extent is None else extent
         difference = float(np.abs(actual.detach().numpy() - expected).max())
-        _PARITY.append((what, difference, float(np.ptp(expected))))
-        assert difference <= bar * np.ptp(expected)
+        _PARITY.append((what, difference, extent))
+        assert difference <= bar * extent
 
     return check
 

@@ -91,7 +91,7 @@ def test_a_misspelt_layer_is_refused():
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.1, 0.3])
-def test_directions_equal_the_published_ones(golden_arrays, beta):
+def test_directions_equal_the_published_ones(golden_arrays, parity, beta):
     golden = golden_arrays("global_direction")
     names = json.loads((GOLDEN / "global_direction.keys.json").read_text())
     layers = tuple(
@@ -115,4 +115,4 @@ def test_directions_equal_the_published_ones(golden_arrays, beta):
     expected = np.concatenate([
         golden[f"ds_{beta}.{index}"] for index, layer in enumerate(layers) if not layer.is_torgb
     ])  # fmt: skip
-    np.testing.assert_allclose(direction.delta.numpy(), expected, atol=1e-5)
+    parity(f"global direction, beta {beta}", direction.delta, expected)

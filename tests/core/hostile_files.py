@@ -275,7 +275,11 @@ def _state(kind):
 
 
 def _generator_of_small_layers(blocks, width=4):
-    state = {_G: torch.zeros(1, 4, width), "mapping.fc0.weight": torch.zeros(1, 1), "mapping.fc0.bias": torch.zeros(1)}
+    state = {
+        _G: torch.zeros(1, 4, width),
+        "mapping.fc0.weight": torch.zeros(1, 1),
+        "mapping.fc0.bias": torch.zeros(1),
+    }
     for index in range(blocks):
         block = f"synthesis.b{4 << index}"
         for part in ("conv0", "conv1", "torgb")[index == 0 :]:
@@ -325,7 +329,13 @@ def _as_text(data):
     return Call("_codecs", "encode", data.decode("latin-1"), "latin1")
 
 
-_NUMBERS = ("styles.0.x", "input_layer.0.weight", "text_projection", "mapping.mapping.1.weight", "input.input")
+_NUMBERS = (
+    "styles.0.x",
+    "input_layer.0.weight",
+    "text_projection",
+    "mapping.mapping.1.weight",
+    "input.input",
+)
 
 
 def _flood(times):
@@ -407,14 +417,23 @@ def _overlapping(entries):
         for entry in (f"archive/data/{i}".encode() for i in range(entries))
     )  # fmt: skip
     count = 4 + entries
-    end = struct.pack("<4s4H2LH", _END, 0, 0, min(count, 65535), min(count, 65535), len(rest + made), directory, 0)
+    end = struct.pack(
+        "<4s4H2LH", _END, 0, 0, min(count, 65535), min(count, 65535), len(rest + made), directory, 0
+    )
     return data[:directory] + rest + made + end
 
 
 def _many_entries(count):
-    entry = struct.pack("<4s4B4HL2L5H2L", _CENTRAL, 20, 3, 20, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0) + b"a"
+    entry = (
+        struct.pack("<4s4B4HL2L5H2L", _CENTRAL, 20, 3, 20, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0) + b"a"
+    )
     directory = entry * count
-    return _LOCAL + bytes(26) + directory + struct.pack("<4s4H2LH", _END, 0, 0, 65535, 65535, len(directory), 30, 0)
+    return (
+        _LOCAL
+        + bytes(26)
+        + directory
+        + struct.pack("<4s4H2LH", _END, 0, 0, 65535, 65535, len(directory), 30, 0)
+    )
 
 
 def _zip64(size, offset, count=4):

@@ -209,7 +209,9 @@ def main():
     most = max(reports, key=lambda report: report["mib"])
     slowest = max(reports, key=lambda report: report["seconds"])
     print(f"{len(reports)} files, {5 * len(reports)} loads, {bad} files with problems")
-    print(f"most memory: {most['mib']} MiB ({most['name']}); longest: {slowest['seconds']:.1f} s ({slowest['name']})")
+    print(
+        f"most memory: {most['mib']} MiB ({most['name']}); longest: {slowest['seconds']:.1f} s ({slowest['name']})"
+    )
 
 
 if __name__ == "__main__":

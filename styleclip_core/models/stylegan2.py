@@ -32,7 +32,8 @@ _FIR = (1.0, 3.0, 3.0, 1.0)
 # what files may ask for: published models have up to 1024 pixels, 1000 classes and a width of 512
 _BOUNDS = {
     "resolution": (8, 4096), "z_dim": (1, 4096), "w_dim": (1, 4096), "c_dim": (0, 1 << 20),
-    "mapping_layers": (1, 32), "channel_base": (1, 1 << 20), "channel_max": (1, 1 << 16), "const_width": (1, 16),
+    "mapping_layers": (1, 32), "channel_base": (1, 1 << 20), "channel_max": (1, 1 << 16),
+    "const_width": (1, 16),
 }  # fmt: skip
 
 
@@ -70,7 +71,7 @@ class GeneratorConfig:
             size = getattr(self, name)
             if not isinstance(size, int) or not low <= size <= high:
                 raise CheckpointError(
-                    f"a StyleGAN2 cannot be built with {name}={size!r:.40}; expected a number from {low} to {high}"
+                    f"a StyleGAN2 of {name}={size!r:.40} cannot be built; it goes from {low} to {high}"
                 )
         if self.resolution & (self.resolution - 1):
             raise CheckpointError(f"a StyleGAN2 resolution is a power of two from 8, got {self.resolution}")
@@ -79,7 +80,7 @@ class GeneratorConfig:
         factors = (self.mapping_lr, 1.0 if self.conv_clamp is None else self.conv_clamp)
         if not all(isinstance(x, int | float) and 0 < x < math.inf for x in factors):
             raise CheckpointError(
-                f"mapping_lr={self.mapping_lr!r:.40} and conv_clamp={self.conv_clamp!r:.40} are no positive numbers"
+                f"mapping_lr={self.mapping_lr!r:.40} and conv_clamp={self.conv_clamp!r:.40} are not positive"
             )
 
     def channels(self, resolution: int) -> int:

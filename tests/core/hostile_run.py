@@ -132,6 +132,8 @@ def _examine(names):
                 attempt(load, path)
         resource.setrlimit(resource.RLIMIT_AS, ((_held("VmSize") << 20) + _ROOM,) * 2)
         watch()
+        gc.collect()
+        gc.freeze()  # else every collection looks through the corpus
         for index, name in enumerate(names):
             place = Path(folder) / str(index)
             place.mkdir()
@@ -198,13 +200,16 @@ def main():
     from hostile_files import CORPUS
 
     wanted = [name for name in CORPUS if all(word in name for word in sys.argv[1:])]
-    reports = list(examine(wanted))
-    for report in reports:
+    reports = []
+    for report in examine(wanted):
+        reports.append(report)
         for problem in report["problems"]:
-            print(f"{report['name']}: {problem}")
+            print(f"{report['name']}: {problem}", flush=True)
         loaded = [kind for kind, outcome in report["outcomes"].items() if outcome == "loaded"]
+        if os.environ.get("HOSTILE_ALL"):
+            print(report["seconds"], report["mib"], report["name"], flush=True)
         if loaded:
-            print(f"{report['name']}: loaded as {', '.join(loaded)}")
+            print(f"{report['name']}: loaded as {', '.join(loaded)}", flush=True)
     bad = sum(bool(report["problems"]) for report in reports)
     most = max(reports, key=lambda report: report["mib"])
     slowest = max(reports, key=lambda report: report["seconds"])

@@ -760,6 +760,3 @@ def _cases():
 
 
 CORPUS = {label: functools.partial(_write, build) for label, build in _cases()} | _PLACES
-
-# files that are odd but hold what they should: case -> the loaders that read it
-MAY_LOAD: dict[str, set[str]] = {}

@@ -15,7 +15,7 @@ import struct
 import zipfile
 
 import pytest
-from hostile_files import CORPUS, MAY_LOAD, legacy, scripted, torch_zip, valid_files
+from hostile_files import CORPUS, legacy, scripted, torch_zip, valid_files
 from hostile_pickles import PAYLOADS, program
 from hostile_run import attempt, examine, loaders, watch, watched
 from hypothesis import HealthCheck, given, settings
@@ -57,8 +57,7 @@ def test_the_corpus_is_large():
 def test_a_hostile_file_is_refused_and_nothing_of_it_runs(reports, name):
     report = reports[name]
     assert report["problems"] == []
-    loaded = {kind for kind, outcome in report["outcomes"].items() if outcome == "loaded"}
-    assert loaded == MAY_LOAD.get(name, set())
+    assert "loaded" not in report["outcomes"].values()
 
 
 def test_the_canary_would_be_seen(tmp_path, monkeypatch, readers):
@@ -89,7 +88,7 @@ def test_a_file_cut_at_any_hundredth_is_refused(readers, tmp_path, kind):
 def test_a_flipped_bit_anywhere_does_no_harm(readers, tmp_path, kind):
     content, loader = valid_files()[kind]
     path = tmp_path / "flipped"
-    for index in range(200):
+    for index in range(0, 200, 10 if kind == "safe clip" else 2):  # CLIP takes its time when it loads
         place = len(content) * index // 200
         bit = 1 << index % 8
         path.write_bytes(content[:place] + bytes([content[place] ^ bit]) + content[place + 1 :])

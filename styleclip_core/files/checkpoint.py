@@ -333,10 +333,14 @@ def _refuse_long_directory(stream: BinaryIO, size: int) -> None:
     """Look at what the end of a zip file says of its directory before that is read as a whole."""
     stream.seek(max(0, size - (1 << 16) - 98))  # the longest comment, behind three records
     tail = stream.read()
-    end, zip64 = tail.rfind(b"PK\x05\x06"), tail.rfind(b"PK\x06\x06")
-    lengths = [int.from_bytes(tail[end + 12 : end + 16], "little")] if end >= 0 else []
-    if lengths == [0xFFFFFFFF] and zip64 >= 0:
-        lengths = [int.from_bytes(tail[zip64 + 40 : zip64 + 48], "little")]
+    lengths = []
+    for end in {len(tail) - 22, tail.rfind(b"PK\x05\x06")}:  # zipfile looks in both places
+        if end >= 0 and tail.startswith(b"PK\x05\x06", end):
+            zip64 = end - 76  # its record and its locator come right before
+            if zip64 >= 0 and tail.startswith(b"PK\x06\x06", zip64):
+                lengths.append(int.from_bytes(tail[zip64 + 40 : zip64 + 48], "little"))
+            else:
+                lengths.append(int.from_bytes(tail[end + 12 : end + 16], "little"))
     if not lengths or max(lengths) > _MAX_DIRECTORY:
         raise PickleRefused("its directory is missing or too long")
 

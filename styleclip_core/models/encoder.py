@@ -57,7 +57,7 @@ class EncoderConfig:
         sizes = (self.num_ws, self.w_dim, self.hidden, *self.widths)
         if len(self.widths) != 4 or not all(isinstance(size, int) and 0 < size <= 1 << 13 for size in sizes):
             raise CheckpointError(f"an encoder of sizes {sizes[:8]!r:.100} cannot be built")
-        if self.resolution not in range(16, 4097, 16):
+        if not isinstance(self.resolution, int) or self.resolution not in range(16, 4097, 16):
             raise CheckpointError(f"an encoder reads multiples of 16 pixels, got {self.resolution!r:.40}")
 
 

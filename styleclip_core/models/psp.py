@@ -54,11 +54,13 @@ class PspConfig:
 
     def __post_init__(self) -> None:
         sizes = (self.height, self.width)
-        if self.kind not in _KINDS.values() or not all(side in range(32, 4097) for side in sizes):
+        if self.kind not in _KINDS.values() or not all(
+            isinstance(side, int) and 32 <= side <= 4096 for side in sizes
+        ):
             raise CheckpointError(
                 f"an encoder of kind {self.kind!r:.40} for {sizes!r:.80} pixels is not known"
             )
-        if self.num_ws not in range(1, _MAX_ROWS + 1) or self.w_dim != 512:
+        if not isinstance(self.num_ws, int) or not 0 < self.num_ws <= _MAX_ROWS or self.w_dim != 512:
             raise CheckpointError(
                 f"an encoder of {self.num_ws!r:.40} rows of {self.w_dim!r:.40} cannot be built; expected "
                 f"up to {_MAX_ROWS} of 512"

@@ -507,6 +507,12 @@ _ZIPS = {
     "zip of big-endian numbers": lambda: _one_tensor_zip().replace(b"little", b"bigbig"),
     "zip whose entries overlap": lambda: _overlapping(2_000),
     "zip of a million entries": lambda: _many_entries(1_000_000),
+    "zip of a million entries behind a second end": lambda: _patched(
+        _many_entries(1_000_000), _END, 16, _END
+    ),
+    "zip of a million entries before a comment": lambda: (
+        _many_entries(1_000_000)[:-2] + struct.pack("<H", 30) + bytes(30)
+    ),
     "zip of 100,000 storages": lambda: torch_zip(
         program({"g_ema": {}}), {str(i): b"" for i in range(100_000)}),
     "zip of code only": lambda: scripted(program(Call("__torch__", "Module", state={"text_projection": 1}))),
@@ -649,6 +655,11 @@ _SAFETENSORS = {
     "published encoder of no rows": _PSP(num_ws=0),
     "published encoder of text": _PSP(num_ws="x"),
     "published encoder of an unknown kind": _PSP(kind="x" * 1_000_000),
+    "published encoder of half a pixel": _PSP(height=256.5),
+    "published encoder of a height with a point": _PSP(height=256.0),
+    "compact encoder of pixels with a point": lambda: _same_weights_other_config(
+        "safe encoder", resolution=16.0
+    ),
     "published encoder of negative height": _PSP(height=-1),
     "published encoder of a wide code": _PSP(w_dim=1 << 60),
     **{f"{kind} of {label}": functools.partial(_same_weights, kind, change)

@@ -4,7 +4,7 @@ PYTHON ?= $(shell for each in python3.11 python3.12 python3; do $$each -c '' 2>/
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test check format bench models world-quality setup help
+.PHONY: demo test check format hostile bench models world-quality setup help
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -36,6 +36,10 @@ check: $(STAMP)  ## Format, lint, types, layer rule
 format: $(STAMP)  ## Format and fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+hostile: $(STAMP)  ## Hostile weights files against every loader, with a long random search
+	$(BIN)/python -W ignore tests/core/hostile_run.py
+	HOSTILE_EXAMPLES=20000 $(BIN)/pytest tests/core/test_hostile_files.py -k random
 
 bench: $(STAMP)  ## Benchmarks, as ratios measured in one run
 	$(BIN)/python -m benchmarks

@@ -12,14 +12,17 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import os
+import stat
+import struct
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import safetensors
@@ -30,6 +33,7 @@ from torch import Tensor
 from styleclip_core.errors import CheckpointError
 from styleclip_core.files.pickles import (
     ArrayRef,
+    Budget,
     Machine,
     PickleRefused,
     Span,
@@ -43,10 +47,13 @@ _HEADER = "styleclip"
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 _CHUNK = 1 << 20
 _MAX_ENTRIES = 200_000
+_MAX_VISITS, _MAX_NAME = 200_000, 300  # of modules and what lies in them
+_MAX_DIRECTORY = 32 << 20  # bytes of a zip file's directory, read as a whole
+_MAX_REASON, _MAX_MESSAGE = 240, 600  # characters; a message of a hostile file's length helps nobody
 # what parsers and constructors raise on damaged content; all of it means "not these weights"
 DAMAGE = (
     OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
-    MemoryError, zipfile.BadZipFile, NotImplementedError,
+    MemoryError, zipfile.BadZipFile, NotImplementedError, struct.error,
 )  # fmt: skip
 
 
@@ -63,7 +70,9 @@ class Checkpoint:
     def __init__(self, path: Path, stream: BinaryIO) -> None:
         self.path, self._stream = path, stream
         self._size = os.fstat(stream.fileno()).st_size
-        self._budget = 2 * self._size  # bytes that may be read as arrays
+        self._left = 2 * self._size  # bytes of arrays that may be given out, each time anew
+        self._visits = 0
+        self._budget = Budget()
         self._archive: zipfile.ZipFile | None = None
         self._entries: dict[str, Span] = {}
         self._places: dict[str, Span | bytes] = {}
@@ -87,14 +96,17 @@ class Checkpoint:
         Raises:
             CheckpointError: If it is no array, or the file is damaged there.
         """
-        with _damage(self.path):
+        with guarded(self.path):
             if isinstance(value, Tensor):
                 return value
             if isinstance(value, TensorRef):
                 if value not in self._read:
                     self._read[value] = self._read_tensor(value)
+                else:  # shared here, but a network copies it
+                    self._spend(self._read[value].nbytes)
                 return self._read[value]
             if isinstance(value, ArrayRef):
+                self._spend(value.data.length if isinstance(value.data, Span) else len(value.data))
                 array = self._read_array(value)
                 return torch.from_numpy(np.ascontiguousarray(array))
             raise PickleRefused(f"a {type(value).__name__} lies where an array should be")
@@ -118,12 +130,15 @@ class Checkpoint:
         if 0 in ref.size:
             return torch.empty(ref.size, dtype=ref.dtype)
         place, width = self._place(ref.storage), ref.storage.dtype.itemsize
-        if ref.storage.dtype == torch.uint8 and ref.dtype != torch.uint8:  # an untyped storage
+        if ref.storage.dtype == torch.uint8:  # an untyped storage
             width = ref.dtype.itemsize
+        elif ref.dtype != ref.storage.dtype:
+            raise PickleRefused("a tensor in it is of another type than its storage")
         start, length = ref.offset * width, extent * width
         held = len(place) if isinstance(place, bytes) else place.length
         if start + length > held:
             raise PickleRefused(f"a tensor reaches {start + length - held} bytes behind its storage")
+        self._spend(max(math.prod(ref.size), extent) * width)  # a stride of 0 makes much of little
         if isinstance(place, bytes):
             data = bytearray(place[start : start + length])
         else:
@@ -137,10 +152,12 @@ class Checkpoint:
         array = np.frombuffer(data, ref.dtype).reshape(ref.shape, order="F" if ref.fortran else "C")
         return array.astype(ref.dtype.newbyteorder("="), copy=isinstance(ref.data, bytes))
 
-    def _bytes(self, span: Span) -> bytearray:
-        self._budget -= span.length
-        if self._budget < 0:
+    def _spend(self, length: int) -> None:
+        self._left -= length
+        if self._left < 0:
             raise PickleRefused("its arrays share bytes so often that they exceed the file")
+
+    def _bytes(self, span: Span) -> bytearray:
         data = bytearray(span.length)
         self._stream.seek(span.start)
         if self._stream.readinto(data) != span.length:  # type: ignore[attr-defined]
@@ -148,7 +165,22 @@ class Checkpoint:
         return data
 
     def _place(self, storage: Storage) -> Span | bytes:
-        return self._places.get(storage.key) or self._entry(f"data/{storage.key}")
+        if storage.key in self._places:
+            return self._places[storage.key]
+        return self._entry(f"data/{storage.key}")
+
+    def visit(self, values: object) -> None:
+        """Count what is walked through: a file can hold a value in itself, or under very many names.
+
+        Raises:
+            PickleRefused: If it is too much, or a name is too long.
+        """
+        if isinstance(values, dict | list):
+            self._visits += 1 + len(values)
+        if self._visits > _MAX_VISITS:
+            raise PickleRefused(f"its modules hold each other, or more than {_MAX_VISITS} values")
+        if isinstance(values, dict) and any(len(k) > _MAX_NAME for k in values if isinstance(k, str)):
+            raise PickleRefused(f"a name in it is longer than {_MAX_NAME} characters")
 
     # ---- what kind of file --------------------------------------------------------------------
 
@@ -170,14 +202,19 @@ class Checkpoint:
         raise PickleRefused("it is of no known kind")
 
     def _open_zip(self) -> tuple[str, object]:
+        _refuse_long_directory(self._stream, self._size)
         self._archive = archive = zipfile.ZipFile(self._stream)
-        if len(archive.infolist()) > _MAX_ENTRIES:
+        entries, names = archive.infolist(), set(archive.namelist())
+        if len(entries) > _MAX_ENTRIES:
             raise PickleRefused(f"it has more than {_MAX_ENTRIES} entries")
-        pickles = [name for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
+        if len(names) < len(entries):
+            raise PickleRefused("two of its entries have the same name")
+        if sum(entry.compress_size for entry in entries) > self._size:
+            raise PickleRefused("its entries overlap")
+        pickles = [name for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(pickles) != 1:
             raise PickleRefused("it is a zip file but not torch's: 'data.pkl' is missing in it")
         self._folder = pickles[0].removesuffix("data.pkl")
-        names = set(archive.namelist())
         if f"{self._folder}byteorder" in names:
             span = self._entry("byteorder")
             if span.length > 16 or bytes(self._bytes(span)).strip() != b"little":
@@ -185,7 +222,7 @@ class Checkpoint:
         scripted = f"{self._folder}constants.pkl" in names
         span = self._entry("data.pkl")
         window = Window(self._stream, span.start, span.start + span.length)
-        content = Machine(window, persistent=self._zip_storage, scripted=scripted).run()
+        content = Machine(window, self._budget, persistent=self._zip_storage, scripted=scripted).run()
         return ("torchscript" if scripted else "torch"), content
 
     def _zip_storage(self, name: object) -> Storage:
@@ -199,7 +236,8 @@ class Checkpoint:
     def _entry(self, name: str) -> Span:
         """Return where an entry's bytes lie, after its checksum was found right."""
         if name not in self._entries:
-            assert self._archive is not None
+            if self._archive is None:
+                raise PickleRefused("a storage in it is missing")
             try:
                 info = self._archive.getinfo(self._folder + name)
             except KeyError:
@@ -233,7 +271,7 @@ class Checkpoint:
 
     def _open_pickle(self) -> tuple[str, object]:
         window = Window(self._stream, 0, self._size)
-        content = Machine(window, nested=self._nested).run()
+        content = Machine(window, self._budget, nested=self._nested).run()
         if isinstance(content, int) and content == _TORCH_MAGIC:
             return "torch-legacy", self._open_legacy(Window(self._stream, 0, self._size))
         return "pickle", content
@@ -241,16 +279,17 @@ class Checkpoint:
     def _nested(self, data: Span | bytes) -> object:
         """Read a storage that lies in a plain pickle as a whole file of torch's old format."""
         if isinstance(data, bytes):  # protocol 2 writes bytes as text, so they are in memory
-            return self._open_legacy(Window(io.BytesIO(data), 0, len(data)), data)
+            return self._open_legacy(Window(io.BytesIO(data), 0, len(data), lazy=False), data)
         back = self._stream.tell()
         content = self._open_legacy(Window(self._stream, data.start, data.start + data.length))
         self._stream.seek(back)
         return content
 
     def _open_legacy(self, window: Window, held: bytes | None = None) -> object:
-        if Machine(window).run() != _TORCH_MAGIC or Machine(window).run() != 1001:
+        budget = self._budget
+        if Machine(window, budget).run() != _TORCH_MAGIC or Machine(window, budget).run() != 1001:
             raise PickleRefused("it is no file of torch's")
-        system = Machine(window).run()
+        system = Machine(window, budget).run()
         if not isinstance(system, dict) or system.get("little_endian") is not True:
             raise PickleRefused("its numbers are big-endian")
         wanted: dict[str, tuple[torch.dtype, int]] = {}
@@ -267,8 +306,8 @@ class Checkpoint:
             wanted[key] = (dtype, numel)
             return Storage(dtype, numel, within + key)
 
-        content = Machine(window, persistent=storage).run()
-        keys = Machine(window).run()
+        content = Machine(window, budget, persistent=storage).run()
+        keys = Machine(window, budget).run()
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
             raise PickleRefused("its list of storages is damaged")
         for key in keys:
@@ -278,11 +317,32 @@ class Checkpoint:
             if int.from_bytes(window.read(8), "little", signed=True) != numel:
                 raise PickleRefused("a storage in it has two sizes")
             span = window.skip(numel * dtype.itemsize)
-            place = span if held is None else held[span.start : span.start + span.length]
-            self._places[within + key] = place
+            self._places[within + key] = span if held is None else _cut(held, span, budget)
         if wanted:
             raise PickleRefused("some of its storages are missing")
         return content
+
+
+def _cut(held: bytes, span: Span, budget: Budget) -> bytes:
+    part = held[span.start : span.start + span.length]
+    budget.copy(part)
+    return part
+
+
+def _refuse_long_directory(stream: BinaryIO, size: int) -> None:
+    """Look at what the end of a zip file says of its directory before that is read as a whole."""
+    stream.seek(max(0, size - (1 << 16) - 98))  # the longest comment, behind three records
+    tail = stream.read()
+    lengths = []
+    for end in {len(tail) - 22, tail.rfind(b"PK\x05\x06")}:  # zipfile looks in both places
+        if end >= 0 and tail.startswith(b"PK\x05\x06", end):
+            zip64 = end - 76  # its record and its locator come right before
+            if zip64 >= 0 and tail.startswith(b"PK\x06\x06", zip64):
+                lengths.append(int.from_bytes(tail[zip64 + 40 : zip64 + 48], "little"))
+            else:
+                lengths.append(int.from_bytes(tail[end + 12 : end + 16], "little"))
+    if not lengths or max(lengths) > _MAX_DIRECTORY:
+        raise PickleRefused("its directory is missing or too long")
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -291,11 +351,21 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         CheckpointError: If it is missing, damaged, of an unknown kind, or wants to run something.
     """
-    with _damage(Path(path)), contextlib.ExitStack() as stack:
-        stream = stack.enter_context(Path(path).open("rb"))
+    with guarded(path), contextlib.ExitStack() as stack:
+        stream = stack.enter_context(_open_file(path))
         checkpoint = Checkpoint(Path(path), stream)
         stack.pop_all()
         return checkpoint
+
+
+def _open_file(path: str | Path) -> io.BufferedReader:
+    """Open a file, and nothing else: a pipe would be waited for, a device never ends."""
+    flags = (getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
+    handle = os.open(path, os.O_RDONLY | sum(flags))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise PickleRefused("it is a directory, a pipe or a device, not a file")
+    return os.fdopen(handle, "rb")
 
 
 def is_array(value: object) -> bool:
@@ -309,7 +379,7 @@ def is_safetensors(path: str | Path) -> bool:
     Raises:
         CheckpointError: If the file cannot be read.
     """
-    with _damage(Path(path)), Path(path).open("rb") as stream:
+    with guarded(path), _open_file(path) as stream:
         head = stream.read(9)
         size = os.fstat(stream.fileno()).st_size
     return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") <= size - 8
@@ -321,7 +391,7 @@ def file_sha256(path: str | Path) -> str:
     Raises:
         CheckpointError: If the file cannot be read.
     """
-    with _damage(Path(path)), Path(path).open("rb") as stream:
+    with guarded(path), _open_file(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -331,11 +401,19 @@ def read_header(path: str | Path) -> dict[str, str]:
     Raises:
         CheckpointError: If the file is missing or damaged.
     """
-    with _damage(Path(path)), safetensors.safe_open(str(path), framework="pt") as file:
+    with guarded(path), _open_safetensors(path) as file:
         metadata = json.loads((file.metadata() or {}).get(_HEADER, "{}"))
         if not isinstance(metadata, dict):
             raise ValueError(f"its header is {metadata!r:.40}, not an object")
         return metadata
+
+
+@contextlib.contextmanager
+def _open_safetensors(path: str | Path) -> Iterator[Any]:
+    with _open_file(path):  # the library would wait for a pipe
+        pass
+    with safetensors.safe_open(str(path), framework="pt") as file:
+        yield file
 
 
 def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -348,7 +426,7 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         CheckpointError: If the file is missing or damaged.
     """
     metadata = read_header(path)
-    with _damage(Path(path)), safetensors.safe_open(str(path), framework="pt") as file:
+    with guarded(path), _open_safetensors(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
 
 
@@ -387,18 +465,35 @@ def unreadable(path: str | Path, error: BaseException) -> CheckpointError:
     """Return the error for a file that ``error`` was raised on."""
     if isinstance(error, FileNotFoundError):
         return CheckpointError(f"no weights file at {path}; give the path of an existing file")
-    reason = " ".join(str(error).split())[:240] or type(error).__name__
+    reason = printable(" ".join(str(error).split()))[:_MAX_REASON] or type(error).__name__
     return CheckpointError(
         f"{path} cannot be read as weights ({reason}); it is damaged, incomplete or of another kind: "
         "fetch it again"
     )
 
 
+def printable(text: str) -> str:
+    """Return text without what would break a line, steer a terminal or fail to be encoded."""
+    return "".join(character if character.isprintable() else "?" for character in text[:10_000])
+
+
 @contextlib.contextmanager
-def _damage(path: Path) -> Iterator[None]:
+def guarded(path: str | Path) -> Iterator[None]:
+    """Turn whatever a file's content causes into one short ``CheckpointError`` that names the file.
+
+    Raises:
+        CheckpointError: For every error inside that damaged or hostile content can cause.
+    """
     try:
         yield
-    except CheckpointError:
-        raise
+    except CheckpointError as error:
+        message, most = str(error), len(str(path)) + _MAX_MESSAGE
+        named = str(path) in message
+        if named and len(message) <= most and message.isprintable():
+            raise
+        message = message if named else f"{path}: {message}"
+        if len(message) > most:  # the remedy is at the end
+            message = f"{message[: most - 150]} ... {message[-100:]}"
+        raise CheckpointError(printable(message)) from None  # else the long one is printed too
     except (*DAMAGE, safetensors.SafetensorError) as error:
         raise unreadable(path, error) from error

@@ -6,8 +6,9 @@ error that says which; the standard library's unpickler and torch's are not used
 either: the machine notes where their bytes lie (``Span``), so that a file of several networks costs
 memory only for the one that is wanted.
 
-Bounds: opcodes and nesting are counted, lengths are checked against the bytes that are left before
-anything is allocated, and keys of dictionaries are scalars, as hashing nested tuples can take forever.
+Bounds: all pickles of a file share one ``Budget`` of opcodes, text and copies, lengths are checked
+against the bytes that are left before anything is allocated, and nothing that a pickle made is hashed,
+compared or printed unless it is a scalar: a few hundred bytes can make a tuple of 2**60 leaves.
 """
 
 from __future__ import annotations
@@ -22,13 +23,57 @@ import torch
 
 _MAX_OPCODES = 2_000_000
 _MAX_TEXT = 256 << 20  # bytes, of all text together
+_MAX_COPIED_ITEMS = 2_000_000  # of containers that are made of others
+_MAX_NUMBERED = 1 << 14  # integer keys of one dictionary: unlike texts they can be chosen to collide
 _MAX_LINE = 1 << 20
 _MAX_INTEGER_BYTES = 64
+_MAX_NAME, _MAX_PATH = 256, 4096
 _LAZY_FROM = 4096  # shorter byte strings are read at once
 
 
 class PickleRefused(ValueError):
     """A pickle is damaged, too large, or asks for something that is not data."""
+
+
+@dataclass(slots=True)
+class Budget:
+    """What all pickles of one file may still use together, those nested in it included.
+
+    Attributes:
+        opcodes: Steps of the machine.
+        text: Bytes of text, and of byte strings that are read at once.
+        copied_text: Bytes of text that are encoded or joined.
+        copied_items: Items of containers that are made of other containers.
+    """
+
+    opcodes: int = _MAX_OPCODES
+    text: int = _MAX_TEXT
+    copied_text: int = 2 * _MAX_TEXT
+    copied_items: int = _MAX_COPIED_ITEMS
+
+    def read_text(self, length: int) -> None:
+        """Count text that is about to be read.
+
+        Raises:
+            PickleRefused: If it is too much.
+        """
+        self.text -= length
+        if self.text < 0:
+            raise PickleRefused(f"it holds more than {_MAX_TEXT} bytes of text")
+
+    def copy(self, *values: object) -> None:
+        """Count what copies of values take; a pickle can name one value very often.
+
+        Raises:
+            PickleRefused: If it is too much.
+        """
+        for value in values:
+            if isinstance(value, str | bytes):
+                self.copied_text -= len(value)
+            elif isinstance(value, list | tuple | dict | set):
+                self.copied_items -= len(value)
+        if self.copied_text < 0 or self.copied_items < 0:
+            raise PickleRefused("it copies its own values too often")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +150,9 @@ class ArrayRef:
     data: bytes | Span = b""
 
 
+_ELEMENTS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}
+
+
 @dataclass(slots=True, eq=False)
 class _DType:
     code: str
@@ -112,17 +160,20 @@ class _DType:
 
     def resolve(self) -> np.dtype:
         kind = self.code.lstrip("<>|=")
-        if kind[:1] not in ("f", "i", "u", "b") or len(kind) > 2:
+        if kind not in _ELEMENTS:
             raise PickleRefused(f"it holds an array of type {self.code[:20]!r}, not of numbers")
         order = self.code[0] if self.code[0] in "<>" else self.order
         return np.dtype(kind).newbyteorder(">" if order == ">" else "<")
 
 
 class Window:
-    """A stretch of a file, read in order; reading past its end is an error, not a short answer."""
+    """A stretch of a file, read in order; reading past its end is an error, not a short answer.
 
-    def __init__(self, stream: BinaryIO, start: int, end: int) -> None:
-        self._stream, self._position, self.end = stream, start, end
+    What is ``lazy`` may be read later, by its place in the file; what only lies in memory may not.
+    """
+
+    def __init__(self, stream: BinaryIO, start: int, end: int, *, lazy: bool = True) -> None:
+        self._stream, self._position, self.end, self.lazy = stream, start, end, lazy
         stream.seek(start)
 
     @property
@@ -168,6 +219,7 @@ class Machine:
 
     Args:
         window: Where it lies; afterwards at the first byte behind it.
+        budget: What it may use, shared with the other pickles of the file.
         persistent: Resolves persistent ids (tensor storages of torch's files).
         nested: Reads the bytes of a storage that is a whole file of torch's old format.
         scripted: Whether classes of TorchScript (``__torch__...``) are records too.
@@ -176,6 +228,7 @@ class Machine:
     def __init__(
         self,
         window: Window,
+        budget: Budget | None = None,
         *,
         persistent: _Loader | None = None,
         nested: Callable[[Span | bytes], object] | None = None,
@@ -183,7 +236,7 @@ class Machine:
     ) -> None:
         self._window, self._persistent, self._nested = window, persistent, nested
         self._scripted = scripted
-        self._text_left = _MAX_TEXT
+        self._budget = budget or Budget()
         self._stack: list[object] = []
         self._memo: dict[int, object] = {}
 
@@ -193,8 +246,9 @@ class Machine:
         Raises:
             PickleRefused: If it is damaged, too large, or not data.
         """
-        read = self._window.read
-        for _ in range(_MAX_OPCODES):
+        read, budget = self._window.read, self._budget
+        while budget.opcodes > 0:
+            budget.opcodes -= 1
             code = read(1)[0]
             if code == 0x2E:  # STOP
                 return self._pop()
@@ -235,21 +289,22 @@ class Machine:
 
     def _text(self, form: str) -> None:
         length = self._number(form)
-        self._text_left -= length
-        if self._text_left < 0:
-            raise PickleRefused(f"it holds more than {_MAX_TEXT} bytes of text")
+        self._budget.read_text(length)
         self._push(_decode(self._window.read(length)))
 
     def _old_text(self, form: str) -> None:
         """Python 2's strings are bytes or text; nobody knows which."""
-        data = self._window.read(self._number(form))
+        length = self._number(form)
+        self._budget.read_text(length)
+        data = self._window.read(length)
         self._push(data.decode("ascii") if data.isascii() else data)
 
     def _bytes(self, form: str) -> None:
         length, start = self._number(form), self._window.position
-        if length >= _LAZY_FROM:
+        if length >= _LAZY_FROM and self._window.lazy:
             self._push(self._window.skip(length))
             return
+        self._budget.read_text(length)
         data = ShortBytes(self._window.read(length))
         data.start = start
         self._push(data)
@@ -260,8 +315,13 @@ class Machine:
             raise PickleRefused(f"it holds an integer of {length} bytes")
         self._push(int.from_bytes(self._window.read(length), "little", signed=True))
 
+    def _line(self) -> bytes:
+        line = self._window.readline()
+        self._budget.read_text(len(line))
+        return line
+
     def _integer_line(self) -> None:
-        line = self._window.readline().rstrip(b"L")
+        line = self._line().rstrip(b"L")
         if line in (b"00", b"01"):
             self._push(line == b"01")
         elif len(line) <= 2 * _MAX_INTEGER_BYTES:
@@ -270,16 +330,16 @@ class Machine:
             raise PickleRefused("it holds an integer of too many digits")
 
     def _float_line(self) -> None:
-        self._push(float(self._window.readline()))
+        self._push(float(self._line()))
 
     def _string_line(self) -> None:
-        line = self._window.readline()
+        line = self._line()
         if len(line) < 2 or line[:1] not in (b"'", b'"') or b"\\" in line:
             raise PickleRefused("it holds a quoted string that is no plain text")
         self._push(_decode(line[1:-1]))
 
     def _unicode_line(self) -> None:
-        self._push(_decode(self._window.readline()))
+        self._push(_decode(self._line()))
 
     # ---- containers ---------------------------------------------------------------------------
 
@@ -292,7 +352,8 @@ class Machine:
         if isinstance(target, list):
             target.extend(items)
         elif isinstance(target, set):
-            target.update(_key(item) for item in items)
+            for item in items:
+                target.add(_key(item, len(target)))
         else:
             raise PickleRefused("it appends to something that is no list")
 
@@ -301,7 +362,7 @@ class Machine:
         if not isinstance(target, dict) or len(items) % 2:
             raise PickleRefused("it sets items of something that is no dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            target[_key(key)] = value
+            target[_key(key, len(target))] = value
 
     # ---- memo ---------------------------------------------------------------------------------
 
@@ -318,6 +379,10 @@ class Machine:
     def _global(self, module: object, name: object) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise PickleRefused("a name in it is no text")
+        if len(module) + len(name) > _MAX_NAME:
+            raise PickleRefused(
+                f"it wants to use {module[:40] + '.' + name[:40]!r}..., which no weights need"
+            )
         found = Global(module, name)
         if not (found in _BUILDERS or found in _TYPES or _is_record(found) or self._is_scripted(found)):
             raise PickleRefused(
@@ -332,6 +397,8 @@ class Machine:
         arguments, made_by = self._pop(), self._pop()
         if not isinstance(made_by, Global) or not isinstance(arguments, tuple):
             raise PickleRefused("it calls something that is no name")
+        self._budget.copy(arguments)
+        self._budget.copy(*arguments)
         if made_by == Global("torch.storage", "_load_from_bytes"):
             data = _only(arguments)
             if self._nested is None or not isinstance(data, Span | bytes):
@@ -359,11 +426,14 @@ class Machine:
     def _build(self) -> None:
         state, target = self._pop(), self._top()
         if isinstance(target, Record):
-            parts = state if isinstance(state, tuple) else (state,)
+            parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)
             for part in parts:
                 if isinstance(part, dict):
+                    self._budget.copy(part)
                     target.state.update(part)
         elif isinstance(target, ArrayRef):
+            if isinstance(state, tuple) and len(state) == 5:
+                self._budget.copy(state[4])
             _fill_array(target, state)
         elif isinstance(target, _DType):
             order = state[1] if isinstance(state, tuple) and len(state) > 1 else "="
@@ -381,10 +451,13 @@ def _decode(data: bytes) -> str:
     return data.decode("utf-8", "surrogatepass")
 
 
-def _key(value: object) -> object:
-    """Return a key of a dictionary, if it is one that is cheap to hash."""
-    small = isinstance(value, int) and -(1 << 63) <= value < 1 << 63
-    if small or value is None or isinstance(value, str | bytes):
+def _key(value: object, beside: int = 0) -> object:
+    """Return a key of a dictionary, if it is one that is cheap to hash ``beside`` others."""
+    if value is None or isinstance(value, str | bytes):
+        return value
+    if isinstance(value, int) and -(1 << 63) <= value < 1 << 63:
+        if beside > _MAX_NUMBERED:
+            raise PickleRefused(f"it numbers more than {_MAX_NUMBERED} values")
         return value
     raise PickleRefused(f"it uses a {type(value).__name__} as a key")
 
@@ -402,7 +475,7 @@ def _ordered_dict(arguments: tuple[object, ...]) -> object:
     pairs = _only(arguments) if arguments else []
     if not isinstance(pairs, list) or not all(isinstance(p, list | tuple) and len(p) == 2 for p in pairs):
         raise PickleRefused("a dictionary in it is not made of pairs")
-    return {_key(key): value for key, value in pairs}
+    return {_key(key, len(pairs)): value for key, value in pairs}
 
 
 def _default_dict(arguments: tuple[object, ...]) -> object:
@@ -413,7 +486,7 @@ def _collection(arguments: tuple[object, ...]) -> object:
     items = _only(arguments) if arguments else []
     if not isinstance(items, list | tuple):
         raise PickleRefused("a set in it is not made of a list")
-    return {_key(item) for item in items}
+    return {_key(item, len(items)) for item in items}
 
 
 def _reconstructor(arguments: tuple[object, ...]) -> object:
@@ -432,7 +505,8 @@ def _persistent_object(arguments: tuple[object, ...]) -> object:
     meta = _only(arguments)
     if not isinstance(meta, dict) or not isinstance(meta.get("state"), dict):
         raise PickleRefused("a persistent object in it has no state")
-    return Record(str(meta.get("class_name", ""))[:100], dict(meta["state"]))
+    name = meta.get("class_name")
+    return Record(name[:100] if isinstance(name, str) else "", meta["state"])
 
 
 def _tensor(arguments: tuple[object, ...]) -> object:
@@ -450,8 +524,9 @@ def _tensor(arguments: tuple[object, ...]) -> object:
         raise PickleRefused(
             f"a tensor of {count} elements at {offset} is declared in a storage of {storage.numel}"
         )
-    dtype = arguments[6] if len(arguments) == 7 else None  # _rebuild_tensor_v3 has it
-    return TensorRef(storage, offset, size, stride, _TYPES.get(dtype) or storage.dtype)
+    named = arguments[6] if len(arguments) == 7 else None  # _rebuild_tensor_v3 has it
+    dtype = _TYPES.get(named) if isinstance(named, Global) else None
+    return TensorRef(storage, offset, size, stride, dtype or storage.dtype)
 
 
 def _parameter(arguments: tuple[object, ...]) -> object:
@@ -461,9 +536,12 @@ def _parameter(arguments: tuple[object, ...]) -> object:
 
 
 def _typed_tensor(arguments: tuple[object, ...]) -> object:
-    if len(arguments) != 4 or not isinstance(arguments[2], tuple) or arguments[0] not in _BUILDERS:
+    made_by = arguments[0] if arguments else None
+    if len(arguments) != 4 or not isinstance(made_by, Global) or not isinstance(arguments[2], tuple):
         raise PickleRefused("a tensor in it is of an unknown class")
-    return _BUILDERS[arguments[0]](arguments[2])
+    if made_by.module != "torch._utils" or made_by not in _BUILDERS:
+        raise PickleRefused("a tensor in it is made in an unknown way")
+    return _BUILDERS[made_by](arguments[2])
 
 
 def _extents(value: object) -> tuple[int, ...]:
@@ -487,15 +565,23 @@ def _size(arguments: tuple[object, ...]) -> object:
 
 
 def _device(arguments: tuple[object, ...]) -> object:
+    if len(arguments) > 2 or not all(isinstance(part, str | int) for part in arguments):
+        raise PickleRefused("a device in it has no name")
     return ":".join(str(part)[:20] for part in arguments)
 
 
 def _path(arguments: tuple[object, ...]) -> object:
-    return "/".join(str(part) for part in arguments if isinstance(part, str))
+    parts = [part for part in arguments if isinstance(part, str)]
+    if sum(map(len, parts)) > _MAX_PATH:
+        raise PickleRefused("a path in it is too long")
+    return "/".join(parts)
 
 
 def _layout(arguments: tuple[object, ...]) -> object:
-    return str(_only(arguments))[:40]
+    name = _only(arguments)
+    if not isinstance(name, str):
+        raise PickleRefused("a layout in it has no name")
+    return name[:40]
 
 
 def _array(arguments: tuple[object, ...]) -> object:
@@ -539,7 +625,7 @@ def _scalar(arguments: tuple[object, ...]) -> object:
 
 
 def _dtype(arguments: tuple[object, ...]) -> object:
-    if not arguments or not isinstance(arguments[0], str) or not arguments[0]:
+    if not arguments or not isinstance(arguments[0], str) or not 0 < len(arguments[0]) < 100:
         raise PickleRefused("an array in it has no type")
     return _DType(arguments[0])
 
@@ -693,20 +779,20 @@ _OPCODES: dict[int, Callable[[Machine], object]] = {
     ord("t"): lambda m: m._push(tuple(m._pop_to_mark())),
     ord("l"): lambda m: m._push(m._pop_to_mark()),
     ord("d"): lambda m: _dict_from_mark(m),
-    0x91: lambda m: m._push({_key(item) for item in m._pop_to_mark()}),  # FROZENSET
+    0x91: lambda m: m._push(_collection((m._pop_to_mark(),))),  # FROZENSET
     ord("a"): lambda m: _append(m),
     ord("e"): lambda m: _at_mark(m, m._extend),
     0x90: lambda m: _at_mark(m, m._extend),  # ADDITEMS
     ord("s"): lambda m: _set_item(m),
     ord("u"): lambda m: _at_mark(m, m._set_items),
-    ord("g"): lambda m: m._get(int(m._window.readline())),
+    ord("g"): lambda m: m._get(int(m._line())),
     ord("h"): lambda m: m._get(m._number("<B")),
     ord("j"): lambda m: m._get(m._number("<I")),
-    ord("p"): lambda m: m._put(int(m._window.readline())),
+    ord("p"): lambda m: m._put(int(m._line())),
     ord("q"): lambda m: m._put(m._number("<B")),
     ord("r"): lambda m: m._put(m._number("<I")),
     0x94: lambda m: m._put(len(m._memo)),
-    ord("c"): lambda m: m._global(_decode(m._window.readline()), _decode(m._window.readline())),
+    ord("c"): lambda m: m._global(_decode(m._line()), _decode(m._line())),
     0x93: lambda m: _stack_global(m),
     ord("R"): Machine._reduce,
     ord("b"): Machine._build,

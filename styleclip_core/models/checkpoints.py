@@ -19,6 +19,7 @@ from styleclip_core.files.checkpoint import (
     DAMAGE,
     Checkpoint,
     file_sha256,
+    guarded,
     is_array,
     is_safetensors,
     open_checkpoint,
@@ -51,11 +52,12 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> Gene
         CheckpointError: If the file is missing, damaged, hostile or of another kind.
     """
     path = Path(path)
-    if is_safetensors(path):
-        generator = _from_safetensors(path)
-    else:
-        with open_checkpoint(path) as file:
-            generator = _from_checkpoint(file)
+    with guarded(path):
+        if is_safetensors(path):
+            generator = _from_safetensors(path)
+        else:
+            with open_checkpoint(path) as file:
+                generator = _from_checkpoint(file)
     generator.fingerprint = file_sha256(path)
     return generator.to(device)
 
@@ -177,7 +179,10 @@ def _build(path: Path, state: dict[str, Tensor], extras: Mapping[str, float | No
             raise CheckpointError(
                 f"{path} is conditional and holds no average w; convert it with its own code"
             )
-        generator.mapping.w_avg.copy_(rosinality.estimated_average(generator.mapping, config.z_dim))
+        average = rosinality.estimated_average(generator.mapping, config.z_dim)
+        if not average.isfinite().all():
+            raise CheckpointError(f"{path} maps z to values that are not finite; fetch it again")
+        generator.mapping.w_avg.copy_(average)
     return generator
 
 

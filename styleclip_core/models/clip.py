@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from styleclip_core.errors import CheckpointError, PromptError
 from styleclip_core.files.checkpoint import (
     DAMAGE,
+    Checkpoint,
     file_sha256,
+    guarded,
     is_array,
     is_safetensors,
     open_checkpoint,
@@ -33,7 +35,7 @@ from styleclip_core.models.stylegan2 import is_finite
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
 _FORMAT = "styleclip-clip-1"
-_MAX_DEPTH = 32
+_MAX_DEPTH, _MAX_TENSORS, _MAX_CONTEXT = 32, 5_000, 1_024  # of RN50x64 some 1,100 tensors; texts of 77 tokens
 _SIZES = ("input_resolution", "context_length", "vocab_size")  # beside the weights in OpenAI's archives
 _PARAMETERS = {
     "weight", "bias", "in_proj_weight", "in_proj_bias", "proj", "class_embedding", "positional_embedding",
@@ -169,8 +171,9 @@ def load_clip(name_or_path: str | Path, device: str | torch.device = "cpu") -> C
         if not path.is_file():
             names = ", ".join(clip.available_models())
             raise CheckpointError(f"{name!r} is neither a file nor a CLIP name; the names are {names}")
-    state = _read_weights(path)
-    return ClipModel(_build(path, state, where), name=name, fingerprint=file_sha256(path), device=where)
+    with guarded(path):
+        model = _build(path, _read_weights(path), where)
+    return ClipModel(model, name=name, fingerprint=file_sha256(path), device=where)
 
 
 def save_clip(model: ClipModel, path: str | Path) -> None:
@@ -189,7 +192,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         with open_checkpoint(path) as file:
             content = file.content
             if file.kind == "torchscript" and isinstance(content, Record):
-                content = dict(_scripted_tensors(content))
+                content = dict(_scripted_tensors(file, content))
             if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
                 content = content["state_dict"]
             state = file.state(content) if isinstance(content, dict) else {}
@@ -200,15 +203,14 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if name not in _SIZES}
 
 
-def _scripted_tensors(root: Record) -> Iterator[tuple[str, object]]:
+def _scripted_tensors(file: Checkpoint, root: Record) -> Iterator[tuple[str, object]]:
     """Yield the parameters of a TorchScript module by the names that its state dict would have."""
     pending: list[tuple[str, Record, int]] = [("", root, 0)]
     while pending:
         prefix, record, depth = pending.pop()
         if depth > _MAX_DEPTH:
-            raise CheckpointError(
-                f"a TorchScript archive nests modules more than {_MAX_DEPTH} deep; fetch it again"
-            )
+            raise CheckpointError(f"{file.path} nests modules more than {_MAX_DEPTH} deep; fetch it again")
+        file.visit(record.state)
         for name, value in record.state.items():
             if isinstance(value, Record):
                 pending.append((f"{prefix}{name}.", value, depth + 1))
@@ -221,6 +223,9 @@ def _build(path: Path, state: dict[str, Tensor], device: torch.device) -> nn.Mod
 
     try:
         _check_sizes(state)
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that nothing is copied
+            build_model(dict(state))  # refuses what does not fit before memory is taken for it
         model: nn.Module = build_model(dict(state))
         if device.type == "cpu":  # build_model rounds to float16; what a file holds in float32 stays so
             model = model.float()
@@ -238,6 +243,10 @@ def _build(path: Path, state: dict[str, Tensor], device: torch.device) -> nn.Mod
 
 def _check_sizes(state: Mapping[str, Tensor]) -> None:
     """Refuse a file whose few size-giving tensors promise a network that its others cannot fill."""
+    if len(state) > _MAX_TENSORS:
+        raise CheckpointError(f"it has {len(state)} tensors, more than any CLIP")
+    if state["positional_embedding"].shape[0] > _MAX_CONTEXT:  # a square of it is built as a mask
+        raise CheckpointError(f"it reads texts of {state['positional_embedding'].shape[0]} tokens")
     width = state["ln_final.weight"].shape[0]
     for name, axis in (("positional_embedding", 1), ("token_embedding.weight", 1), ("text_projection", 0)):
         tensor = state[name]

@@ -23,6 +23,7 @@ from styleclip_core.errors import CheckpointError
 from styleclip_core.files.checkpoint import (
     DAMAGE,
     file_sha256,
+    guarded,
     is_safetensors,
     open_checkpoint,
     read_state,
@@ -51,6 +52,13 @@ class EncoderConfig:
     w_dim: int
     widths: tuple[int, int, int, int] = (32, 64, 96, 160)
     hidden: int = 512
+
+    def __post_init__(self) -> None:
+        sizes = (self.num_ws, self.w_dim, self.hidden, *self.widths)
+        if len(self.widths) != 4 or not all(isinstance(size, int) and 0 < size <= 1 << 13 for size in sizes):
+            raise CheckpointError(f"an encoder of sizes {sizes[:8]!r:.100} cannot be built")
+        if not isinstance(self.resolution, int) or self.resolution not in range(16, 4097, 16):
+            raise CheckpointError(f"an encoder reads multiples of 16 pixels, got {self.resolution!r:.40}")
 
 
 class Encoder(nn.Module):
@@ -102,7 +110,8 @@ class Encoder(nn.Module):
         Raises:
             CheckpointError: If a tensor is missing, left over or of another shape.
         """
-        encoder = cls(config)
+        with torch.device("meta"):  # no memory for sizes that the weights may not have
+            encoder = cls(config)
         load_exactly(encoder, {name: _widen(tensor) for name, tensor in state.items()}, what="encoder")
         return encoder.eval().requires_grad_(False)
 
@@ -124,28 +133,34 @@ def load_encoder(
         CheckpointError: If the file is missing, damaged, hostile or no encoder.
     """
     encoder: Encoder | PspEncoder
-    if not is_safetensors(path):
-        with open_checkpoint(path) as file:
-            encoder = read_psp(file, kind)
-    else:
-        state, metadata = read_state(path)
-        forms: dict[str | None, Callable[..., Encoder | PspEncoder]] = {_FORMAT: _compact, FORMAT: _published}
-        if metadata.get("format") not in forms:
-            raise CheckpointError(
-                f"{path} is not an encoder of this project (format {metadata.get('format')!r}, "
-                f"expected {_FORMAT} or {FORMAT}); give the file that `styleclip convert` or a training wrote"
-            )
-        try:
-            encoder = forms[metadata["format"]](json.loads(metadata["config"]), state)
-        except (CheckpointError, *DAMAGE) as error:
-            raise CheckpointError(f"{path} holds no usable encoder: {error}; fetch it again") from error
+    with guarded(path):
+        if is_safetensors(path):
+            encoder = _from_safetensors(path)
+        else:
+            with open_checkpoint(path) as file:
+                encoder = read_psp(file, kind)
     encoder.fingerprint = file_sha256(path)
     encoder.to(device)
     return encoder
 
 
+def _from_safetensors(path: str | Path) -> Encoder | PspEncoder:
+    state, metadata = read_state(path)
+    forms: dict[str, Callable[..., Encoder | PspEncoder]] = {_FORMAT: _compact, FORMAT: _published}
+    form = metadata.get("format")
+    if form not in forms:
+        raise CheckpointError(
+            f"{path} is not an encoder of this project (format {form!r:.60}, "
+            f"expected {_FORMAT} or {FORMAT}); give the file that `styleclip convert` or a training wrote"
+        )
+    try:
+        return forms[form](json.loads(metadata["config"]), state)
+    except (CheckpointError, *DAMAGE) as error:
+        raise CheckpointError(f"{path} holds no usable encoder: {error}; fetch it again") from error
+
+
 def _compact(settings: dict[str, Any], state: dict[str, Tensor]) -> Encoder:
-    return Encoder.from_state(EncoderConfig(**settings | {"widths": tuple(settings["widths"])}), state)
+    return Encoder.from_state(EncoderConfig(**settings | {"widths": tuple(settings["widths"][:5])}), state)
 
 
 def _published(settings: dict[str, Any], state: dict[str, Tensor]) -> PspEncoder:

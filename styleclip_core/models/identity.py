@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from styleclip_core.errors import CheckpointError
 from styleclip_core.files.checkpoint import (
+    DAMAGE,
     file_sha256,
+    guarded,
     is_safetensors,
     open_checkpoint,
     read_state,
@@ -90,6 +92,13 @@ def load_identity(path: str | Path, device: str | torch.device = "cpu") -> Ident
         CheckpointError: If the file is missing, damaged, hostile or of another architecture.
     """
     path = Path(path)
+    with guarded(path):
+        network = _read(path)
+    network.fingerprint = file_sha256(path)
+    return network.to(device)
+
+
+def _read(path: Path) -> IdentityNetwork:
     if is_safetensors(path):
         state, _ = read_state(path)
     else:
@@ -103,13 +112,9 @@ def load_identity(path: str | Path, device: str | torch.device = "cpu") -> Ident
         prefix for prefix in prefixes if any(name.startswith(prefix) for name in state) or not prefix
     )
     try:
-        network = IdentityNetwork.from_state(
-            {name.removeprefix(prefix): value for name, value in state.items()}
-        )
-    except CheckpointError as error:
+        return IdentityNetwork.from_state({name.removeprefix(prefix): value for name, value in state.items()})
+    except (CheckpointError, *DAMAGE) as error:
         raise CheckpointError(f"{path}: {error}; give ArcFace's model_ir_se50.pth") from error
-    network.fingerprint = file_sha256(path)
-    return network.to(device)
 
 
 def save_identity(network: IdentityNetwork, path: str | Path) -> None:

@@ -24,6 +24,7 @@ from styleclip_core.files.checkpoint import (
     DAMAGE,
     Checkpoint,
     file_sha256,
+    guarded,
     is_safetensors,
     open_checkpoint,
     read_state,
@@ -35,6 +36,7 @@ from styleclip_core.style_space import StyleCode
 _FORMAT = "styleclip-mapper-1"
 Kind = Literal["levels", "single", "style", "style-full"]
 _LEVELS = {"course": slice(0, 4), "medium": slice(4, 8), "fine": slice(8, None)}  # the published spelling
+_MAX_LAYERS = 64  # 26 at 1024 pixels
 PUBLISHED_STRENGTH = 0.1  # what the published code multiplies a mapper's output by
 
 
@@ -173,6 +175,8 @@ def _infer_config(state: Mapping[str, Tensor]) -> MapperConfig:
         return MapperConfig("levels", levels, w_dim=state[f"{levels[0]}_mapping.mapping.1.weight"].shape[0])
     if "mapping.mapping.1.weight" in state:
         return MapperConfig("single", w_dim=state["mapping.mapping.1.weight"].shape[0])
+    if len(layers) > _MAX_LAYERS:
+        raise CheckpointError(f"it has {len(layers)} layers, more than any style space")
     if layers:
         kind: Kind = "style-full" if 1 in dict(layers) else "style"  # layer 1 is the first toRGB
         return MapperConfig(kind, widths=tuple(layers))
@@ -193,15 +197,16 @@ def load_mapper(path: str | Path, device: str | torch.device = "cpu") -> Mapper:
         CheckpointError: If the file is missing, damaged, hostile or no mapper.
     """
     path = Path(path)
-    if is_safetensors(path):
-        state, _ = read_state(path)
-    else:
-        with open_checkpoint(path) as file:
-            state = _mapper_state(file)
-    try:
-        mapper = Mapper.from_state(state)
-    except (CheckpointError, *DAMAGE) as error:
-        raise CheckpointError(f"{path}: {error}; give a latent mapper's checkpoint") from error
+    with guarded(path):
+        if is_safetensors(path):
+            state, _ = read_state(path)
+        else:
+            with open_checkpoint(path) as file:
+                state = _mapper_state(file)
+        try:
+            mapper = Mapper.from_state(state)
+        except (CheckpointError, *DAMAGE) as error:
+            raise CheckpointError(f"{path}: {error}; give a latent mapper's checkpoint") from error
     mapper.fingerprint = file_sha256(path)
     return mapper.to(device)
 

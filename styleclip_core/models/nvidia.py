@@ -17,7 +17,7 @@ from styleclip_core.errors import CheckpointError
 from styleclip_core.files.checkpoint import Checkpoint, is_array
 from styleclip_core.files.pickles import Record
 
-_MAX_MODULES, _MAX_DEPTH = 20_000, 32
+_MAX_DEPTH = 32
 _Rule = tuple[str, Callable[[re.Match[str]], str], Callable[[Tensor], Tensor]]
 _NETWORK = "dnnlib.tflib.network.Network"
 
@@ -60,14 +60,15 @@ def _from_pytorch(file: Checkpoint, record: Record) -> tuple[dict[str, Tensor], 
         f"{prefix}{name}": value
         for prefix, state in modules.items()
         for part in ("_parameters", "_buffers")
-        for name, value in _children(state, part).items()
+        for name, value in _children(file, state, part).items()
         if is_array(value)
     }
     _refuse_other_architectures(file, values, modules)
     clamps = {_plain(state.get("conv_clamp")) for state in modules.values() if "conv_clamp" in state}
     if len(clamps) > 1:
         raise CheckpointError(
-            f"{file.path}: its layers are clamped at different values, {sorted(map(str, clamps))}"
+            f"{file.path}: its layers are clamped at different values, {sorted(map(str, clamps))[:4]}; "
+            "fetch it again"
         )
     gains = {
         float(gain)
@@ -84,24 +85,30 @@ def _from_pytorch(file: Checkpoint, record: Record) -> tuple[dict[str, Tensor], 
 def _modules(
     file: Checkpoint, record: Record, prefix: str, depth: int
 ) -> Iterator[tuple[str, Mapping[str, object]]]:
-    """Walk a module and those in it; every one has a name, so loops end at the depth limit."""
+    """Walk a module and those in it; loops end at the limits of depth and of visits."""
     if depth > _MAX_DEPTH:
         raise CheckpointError(
             f"{file.path}: its modules are nested more than {_MAX_DEPTH} deep; fetch it again"
         )
     yield prefix, record.state
-    for name, child in _children(record.state, "_modules").items():
+    for name, child in _children(file, record.state, "_modules").items():
         if isinstance(child, Record):
             yield from _modules(file, child, f"{prefix}{name}.", depth + 1)
 
 
-def _children(state: Mapping[str, object], part: str) -> dict[str, object]:
+def _children(file: Checkpoint, state: Mapping[str, object], part: str) -> dict[str, object]:
     found = state.get(part)
+    file.visit(found)
     return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
 
 
 def _plain(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) else None
+
+
+def _word(value: object) -> str | None:
+    """Return a setting that is a word; of anything else that a file might hold, only what kind it is."""
+    return value[:20] if isinstance(value, str) else None if value is None else type(value).__name__
 
 
 def _refuse_other_architectures(
@@ -111,17 +118,18 @@ def _refuse_other_architectures(
         raise CheckpointError(
             f"{file.path} is a StyleGAN3 generator, whose style space is another; give a StyleGAN2 model"
         )
-    named = {state.get("architecture") for state in modules.values()} - {None, "skip"}
+    named = {_word(state.get("architecture")) for state in modules.values()} - {None, "skip"}
     if any(".skip." in name for name in values) or named:
-        kind = ", ".join(str(name)[:20] for name in sorted(map(str, named))) or "resnet"
+        kind = ", ".join(sorted(map(str, named))[:4]) or "resnet"
         raise CheckpointError(
             f"{file.path} is a StyleGAN2 of architecture {kind!r}; StyleCLIP's style space is that of 'skip' "
             "(config-f and every published model): give one of those"
         )
-    activations = {state.get("activation") for state in modules.values()} - {None, "lrelu", "linear"}
+    activations = {_word(state.get("activation")) for state in modules.values()} - {None, "lrelu", "linear"}
     if activations:
         raise CheckpointError(
-            f"{file.path} uses the activation {min(map(str, activations))[:20]!r}; only 'lrelu' is known"
+            f"{file.path} uses the activation {min(map(str, activations))!r}; only 'lrelu' is known: give a "
+            "generator of that"
         )
 
 
@@ -132,10 +140,10 @@ def _from_tensorflow(file: Checkpoint, record: Record) -> tuple[dict[str, Tensor
     variables = dict(_variables(file, record, "", 0))
     settings = record.state.get("static_kwargs")
     settings = settings if isinstance(settings, dict) else {}
-    architecture = settings.get("architecture", "skip")
+    architecture = _word(settings.get("architecture", "skip"))
     if architecture != "skip" or any("/Skip/" in name or "ToRGB_lod" in name for name in variables):
         raise CheckpointError(
-            f"{file.path} is a TensorFlow StyleGAN2 of architecture {str(architecture)[:20]!r}; StyleCLIP's "
+            f"{file.path} is a TensorFlow StyleGAN2 of architecture {architecture!r}; StyleCLIP's "
             "style space is that of 'skip' (config-f and every published model): give one of those"
         )
     state: dict[str, Tensor] = {}
@@ -163,6 +171,7 @@ def _variables(file: Checkpoint, record: Record, prefix: str, depth: int) -> Ite
             f"{file.path}: its networks are nested more than {_MAX_DEPTH} deep; fetch it again"
         )
     variables = record.state.get("variables")
+    file.visit(variables)
     for pair in variables if isinstance(variables, list) else []:
         if (
             isinstance(pair, list | tuple)
@@ -172,6 +181,7 @@ def _variables(file: Checkpoint, record: Record, prefix: str, depth: int) -> Ite
         ):
             yield prefix + pair[0], pair[1]
     components = record.state.get("components")
+    file.visit(components)
     for name, child in components.items() if isinstance(components, dict) else ():
         if isinstance(child, Record):
             yield from _variables(file, child, f"{prefix}{name}/", depth + 1)

@@ -31,6 +31,7 @@ from styleclip_core.models.stylegan2 import FullyConnected, load_exactly
 FORMAT = "styleclip-psp-1"
 Kind = Literal["e4e", "psp"]
 _KINDS: dict[object, Kind] = {"Encoder4Editing": "e4e", "GradualStyleEncoder": "psp"}
+_MAX_ROWS = 32  # 18 at 1024 pixels
 _MIDDLE_FROM, _FINE_FROM = 3, 7  # heads below read the coarsest features, and so on
 
 
@@ -50,6 +51,20 @@ class PspConfig:
     height: int = 256
     width: int = 256
     w_dim: int = 512
+
+    def __post_init__(self) -> None:
+        sizes = (self.height, self.width)
+        if self.kind not in _KINDS.values() or not all(
+            isinstance(side, int) and 32 <= side <= 4096 for side in sizes
+        ):
+            raise CheckpointError(
+                f"an encoder of kind {self.kind!r:.40} for {sizes!r:.80} pixels is not known"
+            )
+        if not isinstance(self.num_ws, int) or not 0 < self.num_ws <= _MAX_ROWS or self.w_dim != 512:
+            raise CheckpointError(
+                f"an encoder of {self.num_ws!r:.40} rows of {self.w_dim!r:.40} cannot be built; expected "
+                f"up to {_MAX_ROWS} of 512"
+            )
 
 
 class StyleHead(nn.Module):
@@ -165,17 +180,17 @@ def read_psp(file: Checkpoint, kind: Kind | None = None) -> PspEncoder:
         }
     opts = content.get("opts")
     options = opts.state if isinstance(opts, Record) else opts if isinstance(opts, dict) else {}
-    heads = {int(match[1]) for name in state if (match := re.match(r"styles\.(\d+)\.", name))}
+    heads = {int(match[1]) for name in state if (match := re.match(r"styles\.(\d{1,4})\.", name))}
     if not heads or "input_layer.0.weight" not in state:
         raise CheckpointError(
             f"{file.path} holds no e4e or pSp encoder ('styles.*' are missing); give one of these"
         )
     if state["input_layer.0.weight"].shape[1:2] != (3,):
         raise CheckpointError(
-            f"{file.path} reads {state['input_layer.0.weight'].shape[1]} input channels (sketches or "
+            f"{file.path} reads {list(state['input_layer.0.weight'].shape[1:2])} input channels (sketches or "
             "segmentations, or ReStyle's iterations); give an encoder of photographs"
         )
-    cars = str(options.get("dataset_type", "")).startswith("cars")
+    cars = _word(options.get("dataset_type")).startswith("cars")
     config = PspConfig(kind=kind or _kind(file, options), num_ws=max(heads) + 1, height=192 if cars else 256)
     state["latent_avg"] = _average(file, content, names, options, config)
     try:
@@ -185,12 +200,12 @@ def read_psp(file: Checkpoint, kind: Kind | None = None) -> PspEncoder:
 
 
 def _kind(file: Checkpoint, options: Mapping[str, object]) -> Kind:
-    named = options.get("encoder_type")
+    named = _word(options.get("encoder_type"))
     if named in _KINDS:
         return _KINDS[named]
-    if named is not None:
+    if named:
         raise CheckpointError(
-            f"{file.path} is an encoder of type {str(named)[:60]!r}; known are {', '.join(map(str, _KINDS))}"
+            f"{file.path} is an encoder of type {named!r}; give one of {' or '.join(map(str, _KINDS))}"
         )
     if "progressive_steps" in options or "stylegan_size" in options:
         return "e4e"  # its options from before the type was stored
@@ -200,6 +215,11 @@ def _kind(file: Checkpoint, options: Mapping[str, object]) -> Kind:
         f"{file.path} does not say whether it is e4e or pSp, whose weights look alike; "
         "say so (load_encoder's kind, or --kind of styleclip convert)"
     )
+
+
+def _word(value: object) -> str:
+    """Return an option that is a word; of anything else that a file might hold, only what kind it is."""
+    return value[:60] if isinstance(value, str) else "" if value is None else type(value).__name__
 
 
 def _average(
@@ -215,7 +235,9 @@ def _average(
     if is_array(stored):
         rows = file.tensor(stored).reshape(-1, config.w_dim)
         if len(rows) not in (1, config.num_ws):
-            raise CheckpointError(f"{file.path}: its 'latent_avg' has {len(rows)} rows for {config.num_ws}")
+            raise CheckpointError(
+                f"{file.path}: its 'latent_avg' has {len(rows)} rows for {config.num_ws}; fetch it again"
+            )
         return rows.expand(config.num_ws, -1).clone()
     decoder = file.state(names, "decoder.")
     if not rosinality.looks_like_rosinality(decoder):

@@ -29,6 +29,14 @@ _LRELU_GAIN = math.sqrt(2)
 _FIR = (1.0, 3.0, 3.0, 1.0)
 
 
+# what files may ask for: published models have up to 1024 pixels, 1000 classes and a width of 512
+_BOUNDS = {
+    "resolution": (8, 4096), "z_dim": (1, 4096), "w_dim": (1, 4096), "c_dim": (0, 1 << 20),
+    "mapping_layers": (1, 32), "channel_base": (1, 1 << 20), "channel_max": (1, 1 << 16),
+    "const_width": (1, 16),
+}  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class GeneratorConfig:
     """What fixes the architecture of a StyleGAN2 generator.
@@ -59,11 +67,21 @@ class GeneratorConfig:
     mapping_lr: float = 0.01
 
     def __post_init__(self) -> None:
-        sizes = (self.z_dim, self.w_dim, self.mapping_layers, self.channel_base, self.channel_max)
-        if min(*sizes, self.const_width) < 1 or self.c_dim < 0 or max(sizes) > 1 << 20:
-            raise CheckpointError(f"a StyleGAN2 of sizes {self.to_dict()} cannot be built")
-        if self.resolution < 8 or self.resolution & (self.resolution - 1):
+        for name, (low, high) in _BOUNDS.items():
+            size = getattr(self, name)
+            if not isinstance(size, int) or not low <= size <= high:
+                raise CheckpointError(
+                    f"a StyleGAN2 of {name}={size!r:.40} cannot be built; it goes from {low} to {high}"
+                )
+        if self.resolution & (self.resolution - 1):
             raise CheckpointError(f"a StyleGAN2 resolution is a power of two from 8, got {self.resolution}")
+        if self.channels(self.resolution) < 1:
+            raise CheckpointError(f"channel_base={self.channel_base} leaves no channel at the largest side")
+        factors = (self.mapping_lr, 1.0 if self.conv_clamp is None else self.conv_clamp)
+        if not all(isinstance(x, int | float) and 0 < x < math.inf for x in factors):
+            raise CheckpointError(
+                f"mapping_lr={self.mapping_lr!r:.40} and conv_clamp={self.conv_clamp!r:.40} are not positive"
+            )
 
     def channels(self, resolution: int) -> int:
         """Return the output channels of the block at ``resolution``."""
@@ -440,8 +458,8 @@ def load_exactly(module: nn.Module, state: dict[str, Tensor], *, what: str) -> N
     Floating-point tensors become float32. The module may lie on the meta device.
 
     Raises:
-        CheckpointError: With the first few names that are missing, left over or of another shape, or
-            that hold a value which is no finite number.
+        CheckpointError: With the first few names that are missing, left over, of another shape or of
+            another kind of number, or that hold a value which is no finite number.
     """
     expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
     missing = sorted(expected.keys() - state.keys())
@@ -451,9 +469,19 @@ def load_exactly(module: nn.Module, state: dict[str, Tensor], *, what: str) -> N
         for name, shape in expected.items()
         if name in state and state[name].shape != shape
     ]
+    retyped = [
+        f"{name}: {state[name].dtype} instead of {tensor.dtype}"
+        for name, tensor in module.state_dict().items()
+        if name in state and state[name].is_floating_point() != tensor.is_floating_point()
+    ]
     problems = [
         f"{label} {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
-        for label, names in (("missing", missing), ("unexpected", unexpected), ("shape", reshaped))
+        for label, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("shape", reshaped),
+            ("type", retyped),
+        )
         if names
     ]
     if problems:

@@ -38,7 +38,7 @@ format: $(STAMP)  ## Format and fix
 	$(BIN)/ruff check --fix .
 
 hostile: $(STAMP)  ## Hostile weights files against every loader, with a long random search
-	$(BIN)/python -W ignore tests/core/hostile_run.py
+	HOSTILE_EXAMPLES=20000 $(BIN)/python -W ignore tests/core/hostile_run.py
 	HOSTILE_EXAMPLES=20000 $(BIN)/pytest tests/core/test_hostile_files.py -k random
 
 bench: $(STAMP)  ## Benchmarks, as ratios measured in one run

@@ -23,7 +23,7 @@ import torch
 
 _MAX_OPCODES = 2_000_000
 _MAX_TEXT = 256 << 20  # bytes, of all text together
-_MAX_COPIED_ITEMS = 2_000_000  # of containers that are made of others
+_MAX_COPIED_ITEMS = 500_000  # of containers that are made of others
 _MAX_NUMBERED = 1 << 14  # integer keys of one dictionary: unlike texts they can be chosen to collide
 _MAX_LINE = 1 << 20
 _MAX_INTEGER_BYTES = 64

@@ -279,7 +279,7 @@ BOMBS = {
     "list as an activation": _layer(activation=[1]),
     "dictionary as a TensorFlow setting": _network([], architecture={"a": 1}),
     "path that doubles": doubled(text("A" * 100), name("pathlib", "PosixPath") + PAIR + b"R", 40),
-    "text encoded again and again": Raw(LONG_TEXT + b"q\x01(" + _ENCODED * 20_000 + b"l"),
+    "text encoded again and again": Raw(LONG_TEXT + b"q\x01(" + _ENCODED * 4_000 + b"l"),
     "arrays over one text": Raw(
         LONG_TEXT
         + b"q\x01("
@@ -288,28 +288,28 @@ BOMBS = {
     ),
     "lists copied again and again": Raw(
         b"](" + b"N" * 300_000 + b"eq\x01("
-        + (name("torch.jit._pickle", "build_intlist") + again() + b"\x85R") * 20_000 + b"l"
+        + (name("torch.jit._pickle", "build_intlist") + again() + b"\x85R") * 4_000 + b"l"
     ),
     "dictionaries copied again and again": Raw(
         b"](" + b"".join(ops((i, 1)) for i in range(10_000)) + b"eq\x01("
-        + (name("collections", "OrderedDict") + again() + b"\x85R") * 20_000 + b"l"
+        + (name("collections", "OrderedDict") + again() + b"\x85R") * 4_000 + b"l"
     ),
     "sets copied again and again": Raw(
         ops([str(i) for i in range(50_000)]) + b"q\x01("
-        + (name("builtins", "set") + again() + b"\x85R") * 20_000 + b"l"
+        + (name("builtins", "set") + again() + b"\x85R") * 4_000 + b"l"
     ),
     "states copied again and again": Raw(
         ops({str(i): 1 for i in range(50_000)}) + b"q\x01("
-        + (name("torch.nn.modules.module", "Module") + b")\x81" + again() + b"b") * 20_000 + b"l"
+        + (name("torch.nn.modules.module", "Module") + b")\x81" + again() + b"b") * 4_000 + b"l"
     ),
     "persistent states copied again and again": Raw(
         ops({"state": {str(i): 1 for i in range(50_000)}}) + b"q\x01("
-        + (name("torch_utils.persistence", "_reconstruct_persistent_obj") + again() + b"\x85R") * 20_000 + b"l"
+        + (name("torch_utils.persistence", "_reconstruct_persistent_obj") + again() + b"\x85R") * 4_000 + b"l"
     ),
     "reconstructed again and again": Raw(
         ops({str(i): 1 for i in range(50_000)}) + b"q\x01("
         + (name("copyreg", "_reconstructor") + name("collections", "OrderedDict")
-           + name("builtins", "dict") + again() + b"\x87R") * 20_000 + b"l"
+           + name("builtins", "dict") + again() + b"\x87R") * 4_000 + b"l"
     ),
     "modules in a loop of one": _looped_modules(1),
     "modules in a loop of two": _looped_modules(2),
@@ -328,11 +328,11 @@ BOMBS = {
     "state dictionary in itself": Raw(b"}q\x01" + text("state_dict") + again() + b"s"),
     "record in itself": Raw(_MODULE + b")\x81q\x01" + ops({"a": Raw(again())}) + b"b"),
     "tuple in its list": Raw(b"]q\x01" + again() + b"\x85a"),
-    "lists nested deep": Raw(b"]" * 900_000 + b"a" * 899_999),
-    "tuples nested deep": Raw(b")" + b"\x85" * 1_000_000),
-    "dictionaries nested deep": Raw(b"}K\x01" * 400_000 + b"N" + b"s" * 400_000),
-    "records nested deep": doubled(_MODULE + b")\x81", _MODULE + b")\x81}" + text("a") + again() + b"sb", 150_000),
-    "tuple nested deep as a key": Raw(b"})" + b"\x85" * 500_000 + b"Ns"),
+    "lists nested deep": Raw(b"]" * 100_000 + b"a" * 99_999),
+    "tuples nested deep": Raw(b")" + b"\x85" * 100_000),
+    "dictionaries nested deep": Raw(b"}K\x01" * 100_000 + b"N" + b"s" * 100_000),
+    "records nested deep": doubled(_MODULE + b")\x81", _MODULE + b")\x81}" + text("a") + again() + b"sb", 30_000),
+    "tuple nested deep as a key": Raw(b"})" + b"\x85" * 100_000 + b"Ns"),
     "typed tensors nested deep": Raw(
         _TYPED + (b"(" + _TYPED + b"N") * 20_000 + b")" + b"}t" * 20_000 + b"R"
     ),

@@ -26,11 +26,13 @@ from torch import Tensor
 
 from styleclip_core.errors import ArtifactConflictError, LayoutMismatchError
 from styleclip_core.models.stylegan2 import Generator
+from styleclip_core.moves import ChannelMoves
 from styleclip_core.style_space import StyleCode, StyleLayout
 
 Centre = Literal["sample", "mean"]
 Precision = Literal["float32", "bfloat16", "float16"]
 EmbedImages = Callable[[Tensor], Tensor]
+_PREFIXES = 8  # codes whose network below the layer runs at once
 _INVISIBLE = 1e-6  # a change of the unit embedding below this length has no direction
 
 
@@ -43,17 +45,28 @@ class RelevanceSettings:
         centre: ``"sample"`` moves around the code's own value (the paper), ``"mean"`` around the
             channel's mean (the published script).
         precision: Number format of the networks; statistics are float64 always.
-        batch_size: Images synthesized at once.
+        batch_size: Images synthesized at once; halved by itself where a GPU's memory is too small.
+        eight_bit: Round images to 8 bits before CLIP, as images that pass through PIL are.
+        tolerance: Leave out the remaining codes of a channel once the angle between its measured and
+            its true direction has a standard error of at most this, in radians; 0 to use all codes.
+        minimum: Codes of every channel before the first such decision.
     """
 
     strength: float = 5.0
     centre: Centre = "sample"
     precision: Precision = "float32"
     batch_size: int = 64
+    eight_bit: bool = False
+    tolerance: float = 0.0
+    minimum: int = 8
 
     def __post_init__(self) -> None:
         if not self.strength > 0:
             raise ValueError(f"strength must be a positive number of deviations, got {self.strength}")
+        if not self.tolerance >= 0:
+            raise ValueError(f"tolerance is an angle in radians from 0, got {self.tolerance}")
+        if self.minimum < 2:
+            raise ValueError(f"minimum must be at least two codes, got {self.minimum}")
         if self.batch_size < 2 or self.batch_size % 2:
             raise ValueError(f"batch_size must be an even number from 2, got {self.batch_size}")
 
@@ -89,7 +102,8 @@ def measure_channels(
 ) -> ChannelDirections:
     """Measure the CLIP directions of channels of one layer (StyleCLIP, section 6.1).
 
-    The network below the layer runs once per code; only what follows runs for every move.
+    Code by code: what all moves of a code share is computed once, see ``styleclip_core.moves``. With a
+    tolerance, a channel's codes end where its direction is certain; that depends on its own codes alone.
 
     Args:
         generator: Draws the images.
@@ -111,22 +125,40 @@ def measure_channels(
     chosen = torch.as_tensor(wanted, dtype=torch.int64)
     _check_layer(generator, layer, chosen, mean, std)
     position = [each.name for each in generator.layout.layers].index(layer)
-    device_type = generator.device.type
+    device, dtype = generator.device, getattr(torch, settings.precision)
+    directions = _Accumulator(len(chosen), device)
+    batch = settings.batch_size // 2
+    for group in torch.arange(codes.batch_size).split(_PREFIXES):
+        some = codes.select(group)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            below = generator.advance(generator.begin(len(group)), some, position)
+        for index in range(len(group)):
+            rows = directions.unsettled(settings)
+            if not len(rows):
+                break
+            one = slice(index, index + 1)
+            moves = ChannelMoves(generator, some.select(one), layer, below.select(one), dtype=dtype)
+            values = _moved(some[layer][index], mean, std, settings)
+            while len(rows):
+                now = chosen[rows[:batch]].to(device)
+                try:
+                    ends = _embed(moves.images(now, values[:, now]), embed_images, settings)
+                except torch.OutOfMemoryError:
+                    if batch == 1:
+                        raise
+                    batch //= 2
+                    continue
+                directions.add(rows[:batch], *ends.chunk(2))
+                rows = rows[batch:]
+    return ChannelDirections(layer, chosen, directions.n.cpu(), directions.mean().float().cpu())
+
+
+def _embed(images: Tensor, embed_images: EmbedImages, settings: RelevanceSettings) -> Tensor:
+    if settings.eight_bit:
+        images = images.mul(127.5).add_(127.5).round_().clamp_(0, 255).div_(127.5).sub_(1)
     dtype = getattr(torch, settings.precision)
-    with torch.autocast(device_type, dtype, enabled=settings.precision != "float32"):
-        below = generator.advance(generator.begin(codes.batch_size), codes, position)
-        directions = _Accumulator(len(chosen))
-        row, code = (grid.flatten() for grid in torch.meshgrid(
-            torch.arange(len(chosen)), torch.arange(codes.batch_size), indexing="ij"))  # fmt: skip
-        for rows, picked in zip(
-            row.split(settings.batch_size // 2), code.split(settings.batch_size // 2), strict=True
-        ):
-            twice = torch.cat([picked, picked])
-            moved = _moved(codes, layer, chosen[rows], picked, mean, std, settings)
-            styles = codes.select(twice).replace(layer, moved)
-            images = generator.resume(below.select(twice), styles)
-            directions.add(rows, embed_images(images).float())
-    return ChannelDirections(layer, chosen, directions.n, directions.mean().float())
+    with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+        return embed_images(images).float()
 
 
 def _check_layer(generator: Generator, layer: str, chosen: Tensor, mean: Tensor, std: Tensor) -> None:
@@ -144,43 +176,42 @@ def _check_layer(generator: Generator, layer: str, chosen: Tensor, mean: Tensor,
         )
 
 
-def _moved(
-    codes: StyleCode,
-    layer: str,
-    channel: Tensor,
-    code: Tensor,
-    mean: Tensor,
-    std: Tensor,
-    settings: RelevanceSettings,
-) -> Tensor:
-    """Return the layer's style for every (channel, code) moved up, then down, ``[2b, C]``."""
-    style = codes[layer][code]
-    at = torch.arange(len(code))
-    centre = style[at, channel] if settings.centre == "sample" else mean[channel]
-    step = settings.strength * std[channel]
-    up, down = style.clone(), style.clone()
-    up[at, channel], down[at, channel] = centre + step, centre - step
-    return torch.cat([up, down])
+def _moved(style: Tensor, mean: Tensor, std: Tensor, settings: RelevanceSettings) -> Tensor:
+    """Return what every channel of one code's layer is moved to, up, then down, ``[2, C]``."""
+    centre = style if settings.centre == "sample" else mean.to(style)
+    step = settings.strength * std.to(style)
+    return torch.stack([centre + step, centre - step])
 
 
 class _Accumulator:
-    """Sums unit differences per row in float64."""
+    """Sums unit differences per row in float64, on the device: nothing waits for it."""
 
-    def __init__(self, rows: int) -> None:
-        self.n = torch.zeros(rows, dtype=torch.int64)
+    def __init__(self, rows: int, device: torch.device) -> None:
+        self.seen = 0
+        self.n = torch.zeros(rows, dtype=torch.int64, device=device)
         self.total: Tensor | None = None
+        self.open = torch.arange(rows)
 
-    def add(self, rows: Tensor, embeddings: Tensor) -> None:
-        """Add embeddings ``[2b, D]``: the moved-up half, then the moved-down half."""
-        up, down = embeddings.cpu().double().chunk(2)
-        difference = up - down
-        length = difference.norm(dim=1)
+    def add(self, rows: Tensor, up: Tensor, down: Tensor) -> None:
+        """Add the embeddings ``[b, D]`` of some rows moved up and moved down."""
+        difference = up.double() - down.double()
+        length = difference.norm(dim=1, keepdim=True)
         visible = length > _INVISIBLE
-        unit = difference[visible] / length[visible, None]
         if self.total is None:
-            self.total = torch.zeros(len(self.n), embeddings.shape[1], dtype=torch.float64)
-        self.total.index_add_(0, rows[visible], unit)
-        self.n.index_add_(0, rows[visible], torch.ones(int(visible.sum()), dtype=torch.int64))
+            self.total = torch.zeros(len(self.n), up.shape[1], dtype=torch.float64, device=up.device)
+        where = rows.to(up.device)
+        self.total.index_add_(0, where, torch.where(visible, difference / length, 0.0))
+        self.n.index_add_(0, where, visible[:, 0].long())
+
+    def unsettled(self, settings: RelevanceSettings) -> Tensor:
+        """Return the rows that the next code is measured for; call once before every code."""
+        if settings.tolerance and self.seen >= settings.minimum:
+            length = self.mean().norm(dim=1)
+            angle = standard_error(length, self.n) / length
+            settled = (angle <= settings.tolerance) | (self.n == 0)
+            self.open = self.open[~settled.cpu()[self.open]]
+        self.seen += 1
+        return self.open
 
     def mean(self) -> Tensor:
         """Return the mean per row, zero where nothing was seen."""

@@ -31,7 +31,7 @@ from tasks.sampling import SampledStyles, read_codes, read_statistics
 from tasks.settings import Models, Relevance
 from tasks.storage import join
 
-STEP, VERSION = "build-relevance", "1"
+STEP, VERSION = "build-relevance", "2"
 
 
 class ChannelShard(BaseModel):

@@ -182,12 +182,40 @@ def table_for(
     """Style codes, then the relevance table on them; or the table that lies in the folder ``given``."""
     if given:
         return None, find_table(given, chosen, hashes, device), []
-    enough = max(sampling_settings.codes, relevance_settings.samples)
+    enough = max(sampling_settings.codes, relevance_settings.first_sample + relevance_settings.samples)
     settings = sampling_settings.model_copy(update={"codes": enough})
     styles, sampled = sample(chosen, hashes, settings, workspace, device)
     planned = relevance.plan(workspace, chosen, hashes, styles, relevance_settings)
     table, measured = measure(planned, device)
     return styles, table, [counts(sampled), counts(measured)]
+
+
+def refine(
+    chosen: Models,
+    hashes: ModelHashes,
+    sampling_settings: Sampling,
+    relevance_settings: Relevance,
+    add: int,
+    last: str,
+    workspace: str,
+    device: str,
+) -> RunResult:
+    """The last relevance table and ``add`` new samples -> the table over all of them."""
+    enough = max(sampling_settings.codes, relevance_settings.samples)
+    settings = sampling_settings.model_copy(update={"codes": enough})
+    styles, sampled = sample(chosen, hashes, settings, workspace, device)
+    base = relevance.plan(workspace, chosen, hashes, styles, relevance_settings)
+    before = relevance.find_last_table(workspace, base, last)
+    first = before.last
+    codes = sampling.sample_more_codes(styles, chosen.generator, settings, first, first + add, device)
+    more = relevance_settings.model_copy(update={"first_sample": first, "samples": add})
+    extended = styles.model_copy(update={"codes": codes.uri})
+    planned = relevance.plan(workspace, chosen, hashes, extended, more)
+    _, measured = measure(planned, device)
+    after = relevance.refine_relevance(workspace, before, planned, device)
+    get_run_logger().info("%s samples: %d", after.uri, after.samples)
+    table = TableRef(relevance=after.uri, statistics=styles.statistics, fingerprint=after.fingerprint)
+    return RunResult(steps=[counts(sampled), counts(measured)], styles=styles, table=table)
 
 
 def report(plans: list[editing.EditPlan], listed: ImageIndex, steps: list[StepCounts]) -> ReportRef:

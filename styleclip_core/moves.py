@@ -175,17 +175,16 @@ class _MovedLayer:
         F.leaky_relu_(y, 0.2)
         if self.module.conv_clamp is not None:
             y.clamp_(-self.module.conv_clamp * LRELU_GAIN, self.module.conv_clamp * LRELU_GAIN)
-        return y.transpose(1, 2).unflatten(2, self.size)
+        features: Tensor = y.transpose(1, 2).unflatten(2, self.size)
+        return features
 
     def _taps(self, channels: Tensor) -> Tensor:
         """Return what each of the nine weights of an input channel multiplies, ``[n, 9, P]``."""
         x = self.x[0, channels][:, None]
         if not self.module.up:
-            taps: Tensor = F.unfold(x, 3, padding=1)
-            return taps
+            return F.unfold(x, 3, padding=1)
         each = torch.eye(9, device=x.device).view(1, 9, 3, 3)
-        spread = fir_blur(F.conv_transpose2d(x, each, stride=2), self.module.resample_filter)
-        return spread.flatten(2)
+        return fir_blur(F.conv_transpose2d(x, each, stride=2), self.module.resample_filter).flatten(2)
 
 
 def _convolution(generator: Generator, layer: StyleLayer) -> SynthesisLayer:

@@ -32,7 +32,6 @@ from styleclip_core.style_space import StyleCode, StyleLayout
 Centre = Literal["sample", "mean"]
 Precision = Literal["float32", "bfloat16", "float16"]
 EmbedImages = Callable[[Tensor], Tensor]
-_PREFIXES = 8  # codes whose network below the layer runs at once
 _INVISIBLE = 1e-6  # a change of the unit embedding below this length has no direction
 
 
@@ -123,33 +122,31 @@ def measure_channels(
     """
     wanted = list(channels)
     chosen = torch.as_tensor(wanted, dtype=torch.int64)
-    _check_layer(generator, layer, chosen, mean, std)
+    check_layer(generator, layer, chosen, mean, std)
     position = [each.name for each in generator.layout.layers].index(layer)
     device, dtype = generator.device, getattr(torch, settings.precision)
-    directions = _Accumulator(len(chosen), device)
+    directions = Accumulator(len(chosen), device)
     batch = settings.batch_size // 2
-    for group in torch.arange(codes.batch_size).split(_PREFIXES):
-        some = codes.select(group)
+    for index in range(codes.batch_size):  # alone: a code's images must not depend on its neighbours
+        rows = directions.unsettled(settings)
+        if not len(rows):
+            break
+        code = codes.select(slice(index, index + 1))
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            below = generator.advance(generator.begin(len(group)), some, position)
-        for index in range(len(group)):
-            rows = directions.unsettled(settings)
-            if not len(rows):
-                break
-            one = slice(index, index + 1)
-            moves = ChannelMoves(generator, some.select(one), layer, below.select(one), dtype=dtype)
-            values = _moved(some[layer][index], mean, std, settings)
-            while len(rows):
-                now = chosen[rows[:batch]].to(device)
-                try:
-                    ends = _embed(moves.images(now, values[:, now]), embed_images, settings)
-                except torch.OutOfMemoryError:
-                    if batch == 1:
-                        raise
-                    batch //= 2
-                    continue
-                directions.add(rows[:batch], *ends.chunk(2))
-                rows = rows[batch:]
+            below = generator.advance(generator.begin(1), code, position)
+        moves = ChannelMoves(generator, code, layer, below, dtype=dtype)
+        values = _moved(code[layer][0], mean, std, settings)
+        while len(rows):
+            now = chosen[rows[:batch]].to(device)
+            try:
+                ends = _embed(moves.images(now, values[:, now]), embed_images, settings)
+            except torch.OutOfMemoryError:
+                if batch == 1:
+                    raise
+                batch //= 2
+                continue
+            directions.add(rows[:batch], *ends.chunk(2))
+            rows = rows[batch:]
     return ChannelDirections(layer, chosen, directions.n.cpu(), directions.mean().float().cpu())
 
 
@@ -161,7 +158,12 @@ def _embed(images: Tensor, embed_images: EmbedImages, settings: RelevanceSetting
         return embed_images(images).float()
 
 
-def _check_layer(generator: Generator, layer: str, chosen: Tensor, mean: Tensor, std: Tensor) -> None:
+def check_layer(generator: Generator, layer: str, chosen: Tensor, mean: Tensor, std: Tensor) -> None:
+    """Refuse channels that cannot be measured, and statistics of another layer.
+
+    Raises:
+        LayoutMismatchError: With what does not fit.
+    """
     found = generator.layout.layer(layer)
     if found.is_torgb:
         raise LayoutMismatchError(f"{layer} is a toRGB layer: its channels have no relevance")
@@ -183,7 +185,7 @@ def _moved(style: Tensor, mean: Tensor, std: Tensor, settings: RelevanceSettings
     return torch.stack([centre + step, centre - step])
 
 
-class _Accumulator:
+class Accumulator:
     """Sums unit differences per row in float64, on the device: nothing waits for it."""
 
     def __init__(self, rows: int, device: torch.device) -> None:

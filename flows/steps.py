@@ -99,13 +99,25 @@ def measure(planned: RelevancePlan, device: str) -> tuple[TableRef, StepSummary[
     """Channel shards -> one relevance table."""
     layout = models.generator(planned.models.generator, device).layout
     shards = relevance.shards(layout, planned.settings)
-    futures = [relevance.measure_shard.submit(planned, shard, device) for shard in shards]
+    derivatives = _derivatives(planned, device)
+    futures = [relevance.measure_shard.submit(planned, shard, derivatives, device) for shard in shards]
     summary = gather("build-relevance", futures)
     relevance.merge_relevance(planned, [result.uri for result in summary.results], device)
     table = TableRef(
         relevance=planned.table, statistics=planned.styles.statistics, fingerprint=planned.fingerprint
     )
     return table, summary
+
+
+def _derivatives(planned: RelevancePlan, device: str) -> relevance.DerivativesRef | None:
+    """Style codes -> derivatives of the embedding, if the settings ask for them."""
+    ranges = relevance.derivative_shards(planned.settings)
+    if not ranges:
+        return None
+    basis = relevance.measure_basis(planned, device)
+    futures = [relevance.measure_derivatives.submit(planned, basis, *each, device) for each in ranges]
+    found = gather("derivatives", futures)
+    return relevance.DerivativesRef(basis=basis, parts=[result.uri for result in found.results])
 
 
 def check_places(photos: str, out: str, workspace: str) -> None:

@@ -54,6 +54,9 @@ Label = Annotated[int | None, typer.Option(min=0, help="Class of a conditional g
 Statistics = Annotated[int, typer.Option(min=2, help="Codes behind the statistics of style space")]
 Samples = Annotated[int, typer.Option(min=1, help="Style codes per channel of the relevance table")]
 Strength = Annotated[float, typer.Option(min=0, help="Move of a channel, in its standard deviations")]
+Fast = Annotated[
+    bool, typer.Option("--fast", help="Derivatives for all codes, corrected by moves until that is certain")
+]
 Tolerance = Annotated[
     float,
     typer.Option(
@@ -147,6 +150,7 @@ def build_relevance(
     statistics: Statistics = 100_000,
     samples: Samples = 100,
     strength: Strength = 5.0,
+    fast: Fast = False,
     tolerance: Tolerance = 0.0,
     add_samples: Annotated[
         int, typer.Option(min=0, help="Merge this many new codes into the last table; the rest as it was")
@@ -167,6 +171,7 @@ def build_relevance(
 
     sampling = Sampling(seed=seed, truncation_psi=psi, label=label, statistics=statistics, codes=samples)
     relevance = Relevance(samples=samples, strength=strength, tolerance=tolerance)
+    relevance = relevance.fast() if fast else relevance
     chosen = _models(generator, clip, "")
     result = _with_progress(
         lambda: flow(chosen, workspace, sampling, relevance, Execution(), add_samples, last_table)

@@ -14,6 +14,8 @@ Shapes: B style codes, N editable style channels, P directions, D width of the C
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,40 @@ from styleclip_core.errors import LayoutMismatchError
 from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.relevance import EmbedImages
 from styleclip_core.style_space import StyleCode
+
+
+def derivatives(
+    generator: Generator,
+    embed_images: EmbedImages,
+    codes: StyleCode,
+    directions: Tensor,
+    *,
+    batch_size: int = 8,
+) -> Iterator[Tensor]:
+    """Yield the derivative of the embedding along some directions by every channel, batch by batch.
+
+    Args:
+        generator: Draws the images.
+        embed_images: Images ``[b, 3, H, H]`` in -1..1 -> unit embeddings ``[b, D]``, with gradients.
+        codes: B style codes, left unchanged.
+        directions: Directions in the embedding, ``[P, D]``.
+        batch_size: Images at once.
+
+    Yields:
+        ``[b, P, N]`` float32, on the codes' device.
+    """
+    for index in torch.arange(codes.batch_size).split(batch_size):
+        some = {name: style.detach().clone() for name, style in codes.select(index).items()}
+        editable = [some[layer.name].requires_grad_() for layer in generator.layout.editable]
+        with torch.enable_grad():
+            embedding = embed_images(generator.synthesize(StyleCode(generator.layout, some)))
+            along = embedding @ directions.to(embedding).t()  # [b, P]
+        rows = []
+        for number in range(len(directions)):
+            last = number == len(directions) - 1
+            found = torch.autograd.grad(along[:, number].sum(), editable, retain_graph=not last)
+            rows.append(torch.cat(found, dim=1))
+        yield torch.stack(rows, dim=1)
 
 
 def mean_derivative(
@@ -31,30 +67,10 @@ def mean_derivative(
     *,
     batch_size: int = 8,
 ) -> Tensor:
-    """Return the mean derivative of the embedding along some directions by every channel.
-
-    Args:
-        generator: Draws the images.
-        embed_images: Images ``[b, 3, H, H]`` in -1..1 -> unit embeddings ``[b, D]``, with gradients.
-        codes: B style codes, left unchanged.
-        directions: Directions in the embedding, ``[P, D]``.
-        batch_size: Images at once.
-
-    Returns:
-        ``[P, N]`` float32.
-    """
-    total = torch.zeros(len(directions), generator.layout.num_editable, dtype=torch.float64)
-    for index in torch.arange(codes.batch_size).split(batch_size):
-        some = {name: style.detach().clone() for name, style in codes.select(index).items()}
-        editable = [some[layer.name].requires_grad_() for layer in generator.layout.editable]
-        with torch.enable_grad():
-            embedding = embed_images(generator.synthesize(StyleCode(generator.layout, some)))
-            along = embedding @ directions.to(embedding).t()  # [b, P]
-        for number in range(len(directions)):
-            last = number == len(directions) - 1
-            found = torch.autograd.grad(along[:, number].sum(), editable, retain_graph=not last)
-            total[number] += torch.cat([part.sum(dim=0) for part in found]).cpu().double()
-    return (total / codes.batch_size).float()
+    """Return the mean of ``derivatives`` over all codes, ``[P, N]`` float32."""
+    found = derivatives(generator, embed_images, codes, directions, batch_size=batch_size)
+    total = sum(part.sum(dim=0).cpu().double() for part in found)
+    return (torch.as_tensor(total) / codes.batch_size).float()
 
 
 def instant_relevance(

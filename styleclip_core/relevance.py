@@ -46,8 +46,8 @@ class RelevanceSettings:
         precision: Number format of the networks; statistics are float64 always.
         batch_size: Images synthesized at once; halved by itself where a GPU's memory is too small.
         eight_bit: Round images to 8 bits before CLIP, as images that pass through PIL are.
-        tolerance: Leave out the remaining codes of a channel once the angle between its measured and
-            its true direction has a standard error of at most this, in radians; 0 to use all codes.
+        tolerance: Leave out the remaining codes of a channel once the standard error of its direction,
+            divided by its length, is at most this: an angle in radians; 0 to use all codes.
         minimum: Codes of every channel before the first such decision.
     """
 
@@ -98,6 +98,7 @@ def measure_channels(
     mean: Tensor,
     std: Tensor,
     settings: RelevanceSettings,
+    expected: Tensor | None = None,
 ) -> ChannelDirections:
     """Measure the CLIP directions of channels of one layer (StyleCLIP, section 6.1).
 
@@ -113,9 +114,11 @@ def measure_channels(
         mean: Mean of the layer's channels over many codes, ``[C of the layer]``.
         std: Their standard deviation, ``[C of the layer]``.
         settings: How the channels are moved.
+        expected: Unit derivatives of the embedding by these channels at every code, ``[B, C, D]``.
+            With a tolerance, few codes are then enough: see ``styleclip_core.derivatives``.
 
     Returns:
-        One row per channel, in the order given.
+        One row per channel, in the order given; ``expected`` rows count all codes they stand for.
 
     Raises:
         LayoutMismatchError: If the layer does not exist, is a toRGB layer, or has fewer channels.
@@ -125,7 +128,7 @@ def measure_channels(
     check_layer(generator, layer, chosen, mean, std)
     position = [each.name for each in generator.layout.layers].index(layer)
     device, dtype = generator.device, getattr(torch, settings.precision)
-    directions = Accumulator(len(chosen), device)
+    directions = Accumulator(len(chosen), device, expected)
     batch = settings.batch_size // 2
     for index in range(codes.batch_size):  # alone: a code's images must not depend on its neighbours
         rows = directions.unsettled(settings)
@@ -147,7 +150,8 @@ def measure_channels(
                 continue
             directions.add(rows[:batch], *ends.chunk(2))
             rows = rows[batch:]
-    return ChannelDirections(layer, chosen, directions.n.cpu(), directions.mean().float().cpu())
+    n = directions.n if expected is None else (directions.n > 0) * codes.batch_size
+    return ChannelDirections(layer, chosen, n.cpu(), directions.mean().float().cpu())
 
 
 def _embed(images: Tensor, embed_images: EmbedImages, settings: RelevanceSettings) -> Tensor:
@@ -186,40 +190,68 @@ def _moved(style: Tensor, mean: Tensor, std: Tensor, settings: RelevanceSettings
 
 
 class Accumulator:
-    """Sums unit differences per row in float64, on the device: nothing waits for it."""
+    """Sums unit differences per row in float64, on the device: nothing waits for it.
 
-    def __init__(self, rows: int, device: torch.device) -> None:
+    With ``expected`` ``[B, C, D]`` what is summed is their difference from that.
+    """
+
+    def __init__(self, rows: int, device: torch.device, expected: Tensor | None = None) -> None:
         self.seen = 0
         self.n = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.squares = torch.zeros(rows, dtype=torch.float64, device=device)
         self.total: Tensor | None = None
         self.open = torch.arange(rows)
+        self.expected = expected
+        self.centre = None if expected is None else expected.double().mean(dim=0).to(device)
 
     def add(self, rows: Tensor, up: Tensor, down: Tensor) -> None:
         """Add the embeddings ``[b, D]`` of some rows moved up and moved down."""
         difference = up.double() - down.double()
         length = difference.norm(dim=1, keepdim=True)
         visible = length > _INVISIBLE
+        unit = difference / length
+        if self.expected is not None:
+            unit = unit - self.expected[self.seen - 1, rows].to(unit)
+        unit = torch.where(visible, unit, 0.0)
         if self.total is None:
             self.total = torch.zeros(len(self.n), up.shape[1], dtype=torch.float64, device=up.device)
         where = rows.to(up.device)
-        self.total.index_add_(0, where, torch.where(visible, difference / length, 0.0))
+        self.total.index_add_(0, where, unit)
+        self.squares.index_add_(0, where, unit.square().sum(dim=1))
         self.n.index_add_(0, where, visible[:, 0].long())
 
     def unsettled(self, settings: RelevanceSettings) -> Tensor:
         """Return the rows that the next code is measured for; call once before every code."""
         if settings.tolerance and self.seen >= settings.minimum:
-            length = self.mean().norm(dim=1)
-            angle = standard_error(length, self.n) / length
-            settled = (angle <= settings.tolerance) | (self.n == 0)
+            error = self._variance().sqrt()
+            length = (self._mean_change() if self.centre is None else self.centre).norm(dim=1)
+            settled = ((error <= settings.tolerance * length) & (self.n > 1)) | (self.n == 0)
             self.open = self.open[~settled.cpu()[self.open]]
         self.seen += 1
         return self.open
 
     def mean(self) -> Tensor:
         """Return the mean per row, zero where nothing was seen."""
+        change = self._mean_change()
+        if self.centre is None or self.expected is None or self.total is None:
+            return change
+        # a correction that is no larger than its error does more harm than good (James and Stein)
+        left = 1 - self.n / len(self.expected)
+        doubt = self._variance() * left / change.square().sum(dim=1).clamp(min=_INVISIBLE**2)
+        direction = self.centre + (1 - doubt).clamp(0, 1)[:, None] * change
+        direction = direction / direction.norm(dim=1, keepdim=True).clamp(min=1)
+        return torch.where(self.n[:, None] > 0, direction, 0.0)
+
+    def _mean_change(self) -> Tensor:
         if self.total is None:
             return torch.zeros(len(self.n), 0, dtype=torch.float64)
         return self.total / self.n.clamp(min=1)[:, None]
+
+    def _variance(self) -> Tensor:
+        """Return the variance of the mean change, summed over coordinates, infinite below two codes."""
+        spread = self.squares / self.n.clamp(min=1) - self._mean_change().square().sum(dim=1)
+        variance = spread.clamp(min=0) / (self.n - 1).clamp(min=1)
+        return torch.where(self.n > 1, variance, torch.inf)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

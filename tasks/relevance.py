@@ -13,6 +13,7 @@ from prefect import task
 from pydantic import BaseModel, ConfigDict
 
 import styleclip_core
+from styleclip_core.derivatives import embedding_basis, unit_derivatives
 from styleclip_core.errors import ArtifactConflictError
 from styleclip_core.reference_compat import measure_as_published, published_layers
 from styleclip_core.relevance import ChannelDirections, RelevanceTable, measure_channels
@@ -38,6 +39,7 @@ from tasks.settings import Models, Relevance
 from tasks.storage import MissingObjectError, join, list_objects
 
 STEP, REFINE_STEP, VERSION = "build-relevance", "refine-relevance", "2"
+_DERIVATIVE_SHARD = 16  # style codes
 
 
 class ChannelShard(BaseModel):
@@ -50,6 +52,15 @@ class ChannelShard(BaseModel):
     layer: str
     first: int
     last: int
+
+
+class DerivativesRef(BaseModel):
+    """Where the derivatives of a fast table lie."""
+
+    model_config = ConfigDict(frozen=True)
+
+    basis: str
+    parts: list[str]
 
 
 class RelevancePlan(BaseModel):
@@ -105,8 +116,10 @@ def shards(layout: StyleLayout, settings: Relevance) -> list[ChannelShard]:
     cache_policy=PER_RUN,
     persist_result=True,
 )
-def measure_shard(planned: RelevancePlan, shard: ChannelShard, device: str) -> ShardResult:
-    """Measure the CLIP directions of one shard of channels."""
+def measure_shard(
+    planned: RelevancePlan, shard: ChannelShard, derivatives: DerivativesRef | None, device: str
+) -> ShardResult:
+    """Measure the CLIP directions of one shard of channels, with what derivatives expect of them."""
     name = f"{planned.settings.channels_per_shard}-{part_name(shard.number, shard.total)}"
     uri, rows = join(planned.folder, "parts", name), shard.last - shard.first
     if is_complete(uri):
@@ -131,9 +144,69 @@ def measure_shard(planned: RelevancePlan, shard: ChannelShard, device: str) -> S
         measured = measure_channels(
             generator, clip.embed_whole, codes, layer=shard.layer, channels=channels,
             mean=mean[shard.layer][0], std=std[shard.layer][0], settings=settings.settings(),
+            expected=_expected(derivatives, layout, shard) if derivatives else None,
         )  # fmt: skip
     write_table(uri, _part_table(measured), provenance(planned, "relevance-part"))
     return ShardResult(uri=uri, rows=rows)
+
+
+@task(name="embedding-basis", cache_policy=PER_RUN, persist_result=True)
+def measure_basis(planned: RelevancePlan, device: str) -> str:
+    """Find the directions in the embedding that derivatives are taken along."""
+    uri = join(planned.folder, "parts", "basis.parquet")
+    if not is_complete(uri):
+        generator = models.generator(planned.models.generator, device)
+        clip = models.clip(planned.models.clip, device)
+        settings = planned.settings
+        codes = read_codes(planned.styles.codes, generator.layout, settings.first_sample, settings.samples)
+        basis = embedding_basis(generator, clip.embed_whole, codes.to(device), settings.derivatives)
+        table = pa.table({"direction": vector_column(basis.numpy())})
+        write_table(uri, table, provenance(planned, "embedding-basis"))
+    return uri
+
+
+def derivative_shards(settings: Relevance) -> list[tuple[int, int]]:
+    """Cut the style codes into ranges whose derivatives one task takes; none without derivatives."""
+    first, last = _range(settings)
+    starts = range(first, last, _DERIVATIVE_SHARD) if settings.derivatives else ()
+    return [(begin, min(begin + _DERIVATIVE_SHARD, last)) for begin in starts]
+
+
+@task(
+    name="measure-derivatives",
+    task_run_name="derivatives-{first}-{last}",
+    cache_policy=PER_RUN,
+    persist_result=True,
+)
+def measure_derivatives(
+    planned: RelevancePlan, basis: str, first: int, last: int, device: str
+) -> ShardResult:
+    """Take the derivatives of CLIP's embedding by all channels at some style codes."""
+    uri = join(planned.folder, "parts", f"derivatives-{first:06d}-{last:06d}.parquet")
+    if is_complete(uri):
+        return ShardResult(uri=uri, rows=last - first, reused=True)
+    generator = models.generator(planned.models.generator, device)
+    clip = models.clip(planned.models.clip, device)
+    codes = read_codes(planned.styles.codes, generator.layout, first, last - first).to(device)
+    along = torch.from_numpy(to_matrix(read_table(basis), "direction").copy())
+    found = torch.cat(list(unit_derivatives(generator, clip.embed_whole, codes, along)))
+    ids = pa.array(range(first, last), pa.int64())
+    table = pa.table({"sample_id": ids, "derivatives": vector_column(found.flatten(1).numpy())})
+    write_table(uri, table, provenance(planned, "relevance-derivatives"))
+    return ShardResult(uri=uri, rows=last - first)
+
+
+def _expected(derivatives: DerivativesRef, layout: StyleLayout, shard: ChannelShard) -> torch.Tensor:
+    """Return the unit derivatives by the channels of a shard, ``[B, C, D]``."""
+    basis = torch.from_numpy(to_matrix(read_table(derivatives.basis), "direction").copy())
+    start = layout.editable_slices[shard.layer].start
+    part = slice((start + shard.first) * len(basis), (start + shard.last) * len(basis))
+    rows = [
+        torch.from_numpy(to_matrix(read_table(uri), "derivatives")[:, part].copy())
+        for uri in derivatives.parts
+    ]
+    along: torch.Tensor = torch.cat(rows).unflatten(1, (-1, len(basis)))
+    return along @ basis
 
 
 @task(name="merge-relevance", cache_policy=PER_RUN, persist_result=True)

@@ -93,6 +93,12 @@ class Relevance(_Settings):
         "most this angle, in radians; 0 for all codes",
     )
     minimum: int = Field(8, ge=2, description="Style codes of a channel before that is first decided")
+    derivatives: int = Field(
+        0,
+        ge=0,
+        description="Fast mode: directions of the embedding along which derivatives say what moves will "
+        "show, so that a tolerance needs fewer moves; 0 for none",
+    )
     reference_compat: bool = Field(
         False,
         description="Measure as the published script does, with its slip; for comparison only",
@@ -110,10 +116,18 @@ class Relevance(_Settings):
     def parameters(self) -> dict[str, float | str | bool]:
         """Return what decides the numbers in a row, but for the style codes behind it."""
         names = {"strength", "centre", "precision", "eight_bit", "tolerance", "reference_compat"}
-        return self.model_dump(include=names | ({"minimum"} if self.tolerance else set()))
+        return self.model_dump(include=names | ({"minimum", "derivatives"} if self.tolerance else set()))
+
+    def fast(self) -> Relevance:
+        """Return these settings in fast mode, as measured on the embedded world."""
+        return self.model_copy(update={"derivatives": 64, "tolerance": 0.15, "minimum": 4})
 
     @model_validator(mode="after")
     def _check(self) -> Relevance:
+        if self.derivatives and not self.tolerance:
+            raise ValueError("derivatives save work only where a tolerance lets moves be left out; give one")
+        if self.derivatives and self.centre == "mean":
+            raise ValueError("derivatives are taken at the code's own values; use centre 'sample'")
         others = ("centre", "precision", "eight_bit", "tolerance")
         changed = [name for name in others if getattr(self, name) != type(self).model_fields[name].default]
         if self.reference_compat and changed:

@@ -60,7 +60,7 @@ def test_shards_in_closed_form_equal_the_published_loop(generator, codes):
 
 
 def test_layers_above_128_pixels_are_left_out():
-    big = Generator(GeneratorConfig(512, 4, 4, 0, 1, 64, 4))
+    big = Generator(GeneratorConfig(512, 4, 4, 0, 1, 2048, 4))
     names = [layer.name for layer in published_layers(big.layout)]
     assert names[-1] == "b128.conv1"
     assert len(names) == 11

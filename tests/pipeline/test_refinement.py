@@ -121,3 +121,29 @@ def test_a_tolerance_measures_fewer_codes_and_is_a_table_of_its_own(models, tmp_
     assert torch.equal(other.n, few.n)
     # some effects in this small random CLIP are near float32's rounding
     assert_close(other.direction, few.direction, atol=5e-3, rtol=0)
+
+
+def test_fast_mode_moves_less_and_is_nearer_to_the_exact_table(models, tmp_path):
+    exact = load(models, build(models, tmp_path).table)
+    few = load(models, build(models, tmp_path, 3).table)
+    settings = Relevance(samples=10, channels_per_shard=8, derivatives=16, tolerance=5, minimum=3)
+    built = build_relevance(models, str(tmp_path), SAMPLING, settings)
+    fast = load(models, built.table)
+    assert fast.n.tolist() == exact.n.tolist()
+    ours, theirs = ((table.direction - exact.direction).norm(dim=1) for table in (fast, few))
+    assert ours.mean() < 0.7 * theirs.mean()
+    assert read_provenance(built.table.relevance).parameters["derivatives"] == 16
+    again = build_relevance(models, str(tmp_path), SAMPLING, settings)
+    assert again.steps[1].computed == 0
+    with pytest.raises(ValueError, match="only where a tolerance lets moves be left out"):
+        Relevance(derivatives=8)
+
+
+def test_the_published_table_is_built_beside_ours(models, tmp_path):
+    settings = Relevance(samples=3, channels_per_shard=8, reference_compat=True)
+    built = build_relevance(models, str(tmp_path), SAMPLING, settings)
+    table = load(models, built.table)
+    assert table.direction.isfinite().all()
+    assert read_provenance(built.table.relevance).parameters["reference_compat"] is True
+    with pytest.raises(ValueError, match="reference_compat decides tolerance itself"):
+        Relevance(reference_compat=True, tolerance=0.1)

@@ -120,6 +120,21 @@ def measure_relevance() -> Iterator[tuple[str, ...]]:
         yield "instant mode, one prompt, 16 codes, 16 probes", "-", f"{_instant(case):.1f} s", "-", "-"
 
 
+def measure_growth() -> Iterator[tuple[str, ...]]:
+    """Yield a row per size of the work: channels, codes and resolution doubled in turn."""
+    clip = load_clip(data.CLIP)
+    for resolution, channels, codes in ((64, 12, 4), (64, 24, 4), (64, 24, 8), (128, 24, 8)):
+        torch.manual_seed(0)
+        config = GeneratorConfig(resolution, 64, 128, 0, 4, 2304 * resolution // 64, 96)
+        generator = Generator(config).eval().requires_grad_(False)
+        case = _case("", generator, clip, codes=codes, shard=channels, slow=0, many=codes)
+        layer = "b8.conv1"
+        std = case.std[layer][0]
+        seconds, _ = _clock(lambda: _ours(case, case.sampled, layer, range(channels), std))  # noqa: B023
+        name = f"{resolution} px, {channels} channels x {codes} codes"
+        yield name, f"{seconds:.2f}", f"{seconds / channels / codes / 2 * 1000:.2f}"
+
+
 def _clock(work: Callable[[], Tensor]) -> tuple[float, Tensor]:
     # the process's own time where it computes, wall time where a GPU does
     now = time.perf_counter if torch.cuda.is_available() else time.process_time

@@ -25,6 +25,8 @@ SAMPLES, STATISTICS = 16, 5000
 def measure_orchestration() -> Iterator[tuple[str, ...]]:
     """Yield one row: the build, seconds of the loop, seconds of the flow, overhead, largest difference."""
     os.environ.update(STYLECLIP_WORKERS="1", PREFECT_LOGGING_LEVEL="CRITICAL")
+    from prefect.testing.utilities import prefect_test_harness
+
     from flows.build_relevance import build_relevance
     from tasks.relevance import read_relevance
     from tasks.settings import Execution, Models, Relevance, Sampling
@@ -34,7 +36,7 @@ def measure_orchestration() -> Iterator[tuple[str, ...]]:
     started = time.perf_counter()
     expected = _loop(settings.channels_per_shard)
     loop = time.perf_counter() - started
-    with tempfile.TemporaryDirectory() as workspace:
+    with prefect_test_harness(server_startup_timeout=180), tempfile.TemporaryDirectory() as workspace:
         models = Models(generator=str(data.GENERATOR), clip=str(data.CLIP))
         started = time.perf_counter()
         built = build_relevance(models, workspace, sampling, settings, Execution(device="cpu"))

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.loading import measure_loading
-from benchmarks.relevance import measure_relevance
+from benchmarks.orchestration import measure_orchestration
+from benchmarks.relevance import measure_growth, measure_relevance
 
 
 def main() -> None:
@@ -21,8 +22,16 @@ def main() -> None:
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, one thread; "
         f"Python {platform.python_version()}, torch {torch.__version__}"
     )
-    table = Table("what", "reference loop", "ours", "ratio (median of 3)", "largest difference")
+    table = Table("what", "reference loop", "ours", "ratio (median of 3)", "difference to it")
     for row in measure_relevance():
+        table.add_row(*row)
+    console.print(table)
+    table = Table("exact relevance of b8.conv1, generated weights", "seconds", "ms per image")
+    for row in measure_growth():
+        table.add_row(*row)
+    console.print(table)
+    table = Table("what", "loop of core calls", "flow", "overhead", "largest difference")
+    for row in measure_orchestration():
         table.add_row(*row)
     console.print(table)
     table = Table("file", "size", "peak memory / size", "median of 3", "time / torch.load")

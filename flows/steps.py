@@ -99,13 +99,25 @@ def measure(planned: RelevancePlan, device: str) -> tuple[TableRef, StepSummary[
     """Channel shards -> one relevance table."""
     layout = models.generator(planned.models.generator, device).layout
     shards = relevance.shards(layout, planned.settings)
-    futures = [relevance.measure_shard.submit(planned, shard, device) for shard in shards]
+    derivatives = _derivatives(planned, device)
+    futures = [relevance.measure_shard.submit(planned, shard, derivatives, device) for shard in shards]
     summary = gather("build-relevance", futures)
     relevance.merge_relevance(planned, [result.uri for result in summary.results], device)
     table = TableRef(
         relevance=planned.table, statistics=planned.styles.statistics, fingerprint=planned.fingerprint
     )
     return table, summary
+
+
+def _derivatives(planned: RelevancePlan, device: str) -> relevance.DerivativesRef | None:
+    """Style codes -> derivatives of the embedding, if the settings ask for them."""
+    ranges = relevance.derivative_shards(planned.settings)
+    if not ranges:
+        return None
+    basis = relevance.measure_basis(planned, device)
+    futures = [relevance.measure_derivatives.submit(planned, basis, *each, device) for each in ranges]
+    found = gather("derivatives", futures)
+    return relevance.DerivativesRef(basis=basis, parts=[result.uri for result in found.results])
 
 
 def check_places(photos: str, out: str, workspace: str) -> None:
@@ -182,12 +194,40 @@ def table_for(
     """Style codes, then the relevance table on them; or the table that lies in the folder ``given``."""
     if given:
         return None, find_table(given, chosen, hashes, device), []
-    enough = max(sampling_settings.codes, relevance_settings.samples)
+    enough = max(sampling_settings.codes, relevance_settings.first_sample + relevance_settings.samples)
     settings = sampling_settings.model_copy(update={"codes": enough})
     styles, sampled = sample(chosen, hashes, settings, workspace, device)
     planned = relevance.plan(workspace, chosen, hashes, styles, relevance_settings)
     table, measured = measure(planned, device)
     return styles, table, [counts(sampled), counts(measured)]
+
+
+def refine(
+    chosen: Models,
+    hashes: ModelHashes,
+    sampling_settings: Sampling,
+    relevance_settings: Relevance,
+    add: int,
+    last: str,
+    workspace: str,
+    device: str,
+) -> RunResult:
+    """The last relevance table and ``add`` new samples -> the table over all of them."""
+    enough = max(sampling_settings.codes, relevance_settings.samples)
+    settings = sampling_settings.model_copy(update={"codes": enough})
+    styles, sampled = sample(chosen, hashes, settings, workspace, device)
+    base = relevance.plan(workspace, chosen, hashes, styles, relevance_settings)
+    before = relevance.find_last_table(workspace, base, last)
+    first = before.last
+    codes = sampling.sample_more_codes(styles, chosen.generator, settings, first, first + add, device)
+    more = relevance_settings.model_copy(update={"first_sample": first, "samples": add})
+    extended = styles.model_copy(update={"codes": codes.uri})
+    planned = relevance.plan(workspace, chosen, hashes, extended, more)
+    _, measured = measure(planned, device)
+    after = relevance.refine_relevance(workspace, before, planned, device)
+    get_run_logger().info("%s samples: %d", after.uri, after.samples)
+    table = TableRef(relevance=after.uri, statistics=styles.statistics, fingerprint=after.fingerprint)
+    return RunResult(steps=[counts(sampled), counts(measured)], styles=styles, table=table)
 
 
 def report(plans: list[editing.EditPlan], listed: ImageIndex, steps: list[StepCounts]) -> ReportRef:

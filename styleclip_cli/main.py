@@ -54,6 +54,16 @@ Label = Annotated[int | None, typer.Option(min=0, help="Class of a conditional g
 Statistics = Annotated[int, typer.Option(min=2, help="Codes behind the statistics of style space")]
 Samples = Annotated[int, typer.Option(min=1, help="Style codes per channel of the relevance table")]
 Strength = Annotated[float, typer.Option(min=0, help="Move of a channel, in its standard deviations")]
+Fast = Annotated[
+    bool, typer.Option("--fast", help="Derivatives for all codes, corrected by moves until that is certain")
+]
+Tolerance = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        help="Fast mode: a channel is done once its direction is this certain, in radians; 0 for never",
+    ),
+]
 Steps = Annotated[int, typer.Option(min=0, help="Refinement steps after the encoder")]
 Photos = Annotated[str, typer.Option(help="URI of the photographs' prefix; only read")]
 ShardSize = Annotated[int, typer.Option(min=1, help="Images per shard, on average")]
@@ -140,17 +150,32 @@ def build_relevance(
     statistics: Statistics = 100_000,
     samples: Samples = 100,
     strength: Strength = 5.0,
+    fast: Fast = False,
+    tolerance: Tolerance = 0.0,
+    add_samples: Annotated[
+        int, typer.Option(min=0, help="Merge this many new codes into the last table; the rest as it was")
+    ] = 0,
+    last_table: Annotated[
+        str, typer.Option(help="URI of the table to add to [default: the workspace's largest one]")
+    ] = "",
     workers: Workers = 0,
     verbose: Verbose = False,
 ) -> None:
     """Measure the CLIP direction of every style channel: the paper's preprocessing."""
     _prepare(workers, verbose)
     from flows.build_relevance import build_relevance as flow
-    from tasks.settings import Relevance, Sampling
+    from tasks.settings import Execution, Relevance, Sampling, SettingsError
+
+    if last_table and not add_samples:
+        raise SettingsError("--last-table says what to add to; give --add-samples too")
 
     sampling = Sampling(seed=seed, truncation_psi=psi, label=label, statistics=statistics, codes=samples)
-    relevance = Relevance(samples=samples, strength=strength)
-    result = _with_progress(lambda: flow(_models(generator, clip, ""), workspace, sampling, relevance))
+    relevance = Relevance(samples=samples, strength=strength, tolerance=tolerance)
+    relevance = relevance.fast() if fast else relevance
+    chosen = _models(generator, clip, "")
+    result = _with_progress(
+        lambda: flow(chosen, workspace, sampling, relevance, Execution(), add_samples, last_table)
+    )
     _summarize(result)
     if result.table:
         typer.echo(result.table.relevance)

@@ -101,12 +101,19 @@ def style_direction(
         LayoutMismatchError: If ``std`` or a layer pattern does not fit the table's layout.
         ValueError: If ``text_direction`` is not ``[D]``.
     """
-    if std.shape != (table.layout.num_editable,):
+    return select_channels(table.layout, table.relevance(text_direction), std, selection)
+
+
+def select_channels(
+    layout: StyleLayout, relevance: Tensor, std: Tensor, selection: ChannelSelection
+) -> StyleDirection:
+    """Turn the relevance of every channel, ``[N]``, into a style direction; see ``style_direction``."""
+    if std.shape != (layout.num_editable,) or relevance.shape != std.shape:
         raise LayoutMismatchError(
-            f"the table has {table.layout.num_editable} channels, their deviations {list(std.shape)}"
+            f"the layout has {layout.num_editable} channels, their deviations {list(std.shape)}, their "
+            f"relevance {list(relevance.shape)}"
         )
-    relevance = table.relevance(text_direction)
-    allowed = editable_mask(table.layout, selection.include, selection.exclude)
+    allowed = editable_mask(layout, selection.include, selection.exclude)
     size = torch.where(allowed, relevance.abs(), torch.zeros_like(relevance))
     strongest = size.max().item()
     if selection.beta is not None:
@@ -116,13 +123,13 @@ def style_direction(
         kept = torch.zeros_like(allowed)
         kept[ranked] = size[ranked] > 0
     if not kept.any():
-        layer, channel = table.layout.channel_of(int(size.argmax()))
+        layer, channel = layout.channel_of(int(size.argmax()))
         wanted = f"beta={selection.beta:g}" if selection.beta is not None else "a relevance above 0"
         raise NoRelevantChannelError(
             f"no style channel reaches {wanted}: the largest |relevance| is {strongest:.3f}, at "
             f"{layer}[{channel}]; give beta <= {strongest:.3f} or prompts that differ more"
         )
     delta = torch.where(kept, relevance / strongest * std.to(relevance), torch.zeros_like(relevance))
-    slices = table.layout.editable_slices
+    slices = layout.editable_slices
     layers = tuple(name for name, part in slices.items() if kept[part].any())
     return StyleDirection(delta, relevance, int(kept.sum()), layers)

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from styleclip_core.errors import ArtifactConflictError, LayoutMismatchError
 from styleclip_core.models.stylegan2 import Generator
+from styleclip_core.moves import ChannelMoves
 from styleclip_core.style_space import StyleCode, StyleLayout
 
 Centre = Literal["sample", "mean"]
@@ -43,17 +44,28 @@ class RelevanceSettings:
         centre: ``"sample"`` moves around the code's own value (the paper), ``"mean"`` around the
             channel's mean (the published script).
         precision: Number format of the networks; statistics are float64 always.
-        batch_size: Images synthesized at once.
+        batch_size: Images synthesized at once; halved by itself where a GPU's memory is too small.
+        eight_bit: Round images to 8 bits before CLIP, as images that pass through PIL are.
+        tolerance: Leave out the remaining codes of a channel once the standard error of its direction,
+            divided by its length, is at most this: an angle in radians; 0 to use all codes.
+        minimum: Codes of every channel before the first such decision.
     """
 
     strength: float = 5.0
     centre: Centre = "sample"
     precision: Precision = "float32"
     batch_size: int = 64
+    eight_bit: bool = False
+    tolerance: float = 0.0
+    minimum: int = 8
 
     def __post_init__(self) -> None:
         if not self.strength > 0:
             raise ValueError(f"strength must be a positive number of deviations, got {self.strength}")
+        if not self.tolerance >= 0:
+            raise ValueError(f"tolerance is an angle in radians from 0, got {self.tolerance}")
+        if self.minimum < 2:
+            raise ValueError(f"minimum must be at least two codes, got {self.minimum}")
         if self.batch_size < 2 or self.batch_size % 2:
             raise ValueError(f"batch_size must be an even number from 2, got {self.batch_size}")
 
@@ -86,10 +98,12 @@ def measure_channels(
     mean: Tensor,
     std: Tensor,
     settings: RelevanceSettings,
+    expected: Tensor | None = None,
 ) -> ChannelDirections:
     """Measure the CLIP directions of channels of one layer (StyleCLIP, section 6.1).
 
-    The network below the layer runs once per code; only what follows runs for every move.
+    Code by code: what all moves of a code share is computed once, see ``styleclip_core.moves``. With a
+    tolerance, a channel's codes end where its direction is certain; that depends on its own codes alone.
 
     Args:
         generator: Draws the images.
@@ -100,36 +114,60 @@ def measure_channels(
         mean: Mean of the layer's channels over many codes, ``[C of the layer]``.
         std: Their standard deviation, ``[C of the layer]``.
         settings: How the channels are moved.
+        expected: Unit derivatives of the embedding by these channels at every code, ``[B, C, D]``.
+            With a tolerance, few codes are then enough: see ``styleclip_core.derivatives``.
 
     Returns:
-        One row per channel, in the order given.
+        One row per channel, in the order given; ``expected`` rows count all codes they stand for.
 
     Raises:
         LayoutMismatchError: If the layer does not exist, is a toRGB layer, or has fewer channels.
     """
     wanted = list(channels)
     chosen = torch.as_tensor(wanted, dtype=torch.int64)
-    _check_layer(generator, layer, chosen, mean, std)
+    check_layer(generator, layer, chosen, mean, std)
     position = [each.name for each in generator.layout.layers].index(layer)
-    device_type = generator.device.type
+    device, dtype = generator.device, getattr(torch, settings.precision)
+    directions = Accumulator(len(chosen), device, expected)
+    batch = settings.batch_size // 2
+    for index in range(codes.batch_size):  # alone: a code's images must not depend on its neighbours
+        rows = directions.unsettled(settings)
+        if not len(rows):
+            break
+        code = codes.select(slice(index, index + 1))
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            below = generator.advance(generator.begin(1), code, position)
+        moves = ChannelMoves(generator, code, layer, below, dtype=dtype)
+        values = _moved(code[layer][0], mean, std, settings)
+        while len(rows):
+            now = chosen[rows[:batch]].to(device)
+            try:
+                ends = _embed(moves.images(now, values[:, now]), embed_images, settings)
+            except torch.OutOfMemoryError:
+                if batch == 1:
+                    raise
+                batch //= 2
+                continue
+            directions.add(rows[:batch], *ends.chunk(2))
+            rows = rows[batch:]
+    n = directions.n if expected is None else (directions.n > 0) * codes.batch_size
+    return ChannelDirections(layer, chosen, n.cpu(), directions.mean().float().cpu())
+
+
+def _embed(images: Tensor, embed_images: EmbedImages, settings: RelevanceSettings) -> Tensor:
+    if settings.eight_bit:
+        images = images.mul(127.5).add_(127.5).round_().clamp_(0, 255).div_(127.5).sub_(1)
     dtype = getattr(torch, settings.precision)
-    with torch.autocast(device_type, dtype, enabled=settings.precision != "float32"):
-        below = generator.advance(generator.begin(codes.batch_size), codes, position)
-        directions = _Accumulator(len(chosen))
-        row, code = (grid.flatten() for grid in torch.meshgrid(
-            torch.arange(len(chosen)), torch.arange(codes.batch_size), indexing="ij"))  # fmt: skip
-        for rows, picked in zip(
-            row.split(settings.batch_size // 2), code.split(settings.batch_size // 2), strict=True
-        ):
-            twice = torch.cat([picked, picked])
-            moved = _moved(codes, layer, chosen[rows], picked, mean, std, settings)
-            styles = codes.select(twice).replace(layer, moved)
-            images = generator.resume(below.select(twice), styles)
-            directions.add(rows, embed_images(images).float())
-    return ChannelDirections(layer, chosen, directions.n, directions.mean().float())
+    with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+        return embed_images(images).float()
 
 
-def _check_layer(generator: Generator, layer: str, chosen: Tensor, mean: Tensor, std: Tensor) -> None:
+def check_layer(generator: Generator, layer: str, chosen: Tensor, mean: Tensor, std: Tensor) -> None:
+    """Refuse channels that cannot be measured, and statistics of another layer.
+
+    Raises:
+        LayoutMismatchError: With what does not fit.
+    """
     found = generator.layout.layer(layer)
     if found.is_torgb:
         raise LayoutMismatchError(f"{layer} is a toRGB layer: its channels have no relevance")
@@ -144,49 +182,76 @@ def _check_layer(generator: Generator, layer: str, chosen: Tensor, mean: Tensor,
         )
 
 
-def _moved(
-    codes: StyleCode,
-    layer: str,
-    channel: Tensor,
-    code: Tensor,
-    mean: Tensor,
-    std: Tensor,
-    settings: RelevanceSettings,
-) -> Tensor:
-    """Return the layer's style for every (channel, code) moved up, then down, ``[2b, C]``."""
-    style = codes[layer][code]
-    at = torch.arange(len(code))
-    centre = style[at, channel] if settings.centre == "sample" else mean[channel]
-    step = settings.strength * std[channel]
-    up, down = style.clone(), style.clone()
-    up[at, channel], down[at, channel] = centre + step, centre - step
-    return torch.cat([up, down])
+def _moved(style: Tensor, mean: Tensor, std: Tensor, settings: RelevanceSettings) -> Tensor:
+    """Return what every channel of one code's layer is moved to, up, then down, ``[2, C]``."""
+    centre = style if settings.centre == "sample" else mean.to(style)
+    step = settings.strength * std.to(style)
+    return torch.stack([centre + step, centre - step])
 
 
-class _Accumulator:
-    """Sums unit differences per row in float64."""
+class Accumulator:
+    """Sums unit differences per row in float64, on the device: nothing waits for it.
 
-    def __init__(self, rows: int) -> None:
-        self.n = torch.zeros(rows, dtype=torch.int64)
+    With ``expected`` ``[B, C, D]`` what is summed is their difference from that.
+    """
+
+    def __init__(self, rows: int, device: torch.device, expected: Tensor | None = None) -> None:
+        self.seen = 0
+        self.n = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.squares = torch.zeros(rows, dtype=torch.float64, device=device)
         self.total: Tensor | None = None
+        self.open = torch.arange(rows)
+        self.expected = expected
+        self.centre = None if expected is None else expected.double().mean(dim=0).to(device)
 
-    def add(self, rows: Tensor, embeddings: Tensor) -> None:
-        """Add embeddings ``[2b, D]``: the moved-up half, then the moved-down half."""
-        up, down = embeddings.cpu().double().chunk(2)
-        difference = up - down
-        length = difference.norm(dim=1)
+    def add(self, rows: Tensor, up: Tensor, down: Tensor) -> None:
+        """Add the embeddings ``[b, D]`` of some rows moved up and moved down."""
+        difference = up.double() - down.double()
+        length = difference.norm(dim=1, keepdim=True)
         visible = length > _INVISIBLE
-        unit = difference[visible] / length[visible, None]
+        unit = difference / length
+        if self.expected is not None:
+            unit = unit - self.expected[self.seen - 1, rows].to(unit)
+        unit = torch.where(visible, unit, 0.0)
         if self.total is None:
-            self.total = torch.zeros(len(self.n), embeddings.shape[1], dtype=torch.float64)
-        self.total.index_add_(0, rows[visible], unit)
-        self.n.index_add_(0, rows[visible], torch.ones(int(visible.sum()), dtype=torch.int64))
+            self.total = torch.zeros(len(self.n), up.shape[1], dtype=torch.float64, device=up.device)
+        where = rows.to(up.device)
+        self.total.index_add_(0, where, unit)
+        self.squares.index_add_(0, where, unit.square().sum(dim=1))
+        self.n.index_add_(0, where, visible[:, 0].long())
+
+    def unsettled(self, settings: RelevanceSettings) -> Tensor:
+        """Return the rows that the next code is measured for; call once before every code."""
+        if settings.tolerance and self.seen >= settings.minimum:
+            error = self._variance().sqrt()
+            length = (self._mean_change() if self.centre is None else self.centre).norm(dim=1)
+            settled = ((error <= settings.tolerance * length) & (self.n > 1)) | (self.n == 0)
+            self.open = self.open[~settled.cpu()[self.open]]
+        self.seen += 1
+        return self.open
 
     def mean(self) -> Tensor:
         """Return the mean per row, zero where nothing was seen."""
+        change = self._mean_change()
+        if self.centre is None or self.expected is None or self.total is None:
+            return change
+        # a correction that is no larger than its error does more harm than good (James and Stein)
+        left = 1 - self.n / len(self.expected)
+        doubt = self._variance() * left / change.square().sum(dim=1).clamp(min=_INVISIBLE**2)
+        direction = self.centre + (1 - doubt).clamp(0, 1)[:, None] * change
+        direction = direction / direction.norm(dim=1, keepdim=True).clamp(min=1)
+        return torch.where(self.n[:, None] > 0, direction, 0.0)
+
+    def _mean_change(self) -> Tensor:
         if self.total is None:
             return torch.zeros(len(self.n), 0, dtype=torch.float64)
         return self.total / self.n.clamp(min=1)[:, None]
+
+    def _variance(self) -> Tensor:
+        """Return the variance of the mean change, summed over coordinates, infinite below two codes."""
+        spread = self.squares / self.n.clamp(min=1) - self._mean_change().square().sum(dim=1)
+        variance = spread.clamp(min=0) / (self.n - 1).clamp(min=1)
+        return torch.where(self.n > 1, variance, torch.inf)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

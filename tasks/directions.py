@@ -60,7 +60,7 @@ class TableRef(BaseModel):
 
 @task(name="find-table", cache_policy=PER_RUN, persist_result=True)
 def find_table(folder: str, chosen: Models, hashes: ModelHashes, device: str) -> TableRef:
-    """Return the relevance table and the statistics that lie in a folder, as an import leaves them.
+    """Return the relevance table in a folder and its statistics, beside it or where it says they are.
 
     Raises:
         ArtifactConflictError: If they were made with other networks.
@@ -69,6 +69,8 @@ def find_table(folder: str, chosen: Models, hashes: ModelHashes, device: str) ->
     layout = models.generator(chosen.generator, device).layout
     relevance, statistics = (join(folder, f"{name}.parquet") for name in ("relevance", "statistics"))
     read_relevance(relevance, layout, hashes)
+    if not is_complete(statistics):  # a table that was measured says where its statistics lie
+        statistics = read_provenance(relevance).inputs.get("statistics", statistics)
     made = read_provenance(statistics)
     if made.generator != hashes.generator:
         raise ArtifactConflictError(

@@ -27,7 +27,7 @@ from tasks.outcomes import OK, SKIPPED, STATUS_FIELDS, OutcomeLog, Row, failure,
 from tasks.progress import ShardResult
 from tasks.storage import StorageError, join, output_key, write_bytes_atomic
 
-STEP, VERSION = "edit-images", "1"
+STEP, VERSION = "edit-images", "2"
 _BATCH = 32
 
 MANIFEST_FIELDS = [

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import reduce
+from itertools import pairwise
+
 import pyarrow as pa
 import torch
 from prefect import task
 from pydantic import BaseModel, ConfigDict
 
 import styleclip_core
+from styleclip_core.derivatives import embedding_basis, unit_derivatives
 from styleclip_core.errors import ArtifactConflictError
+from styleclip_core.reference_compat import measure_as_published, published_layers
 from styleclip_core.relevance import ChannelDirections, RelevanceTable, measure_channels
-from styleclip_core.style_space import StyleLayout
+from styleclip_core.style_space import StyleCode, StyleLayout
 from tasks import models
 from tasks.artifacts import (
     Provenance,
@@ -29,9 +36,10 @@ from tasks.identity import ModelHashes
 from tasks.progress import ShardResult
 from tasks.sampling import SampledStyles, read_codes, read_statistics
 from tasks.settings import Models, Relevance
-from tasks.storage import join
+from tasks.storage import MissingObjectError, join, list_objects
 
-STEP, VERSION = "build-relevance", "1"
+STEP, REFINE_STEP, VERSION = "build-relevance", "refine-relevance", "2"
+_DERIVATIVE_SHARD = 16  # style codes
 
 
 class ChannelShard(BaseModel):
@@ -44,6 +52,15 @@ class ChannelShard(BaseModel):
     layer: str
     first: int
     last: int
+
+
+class DerivativesRef(BaseModel):
+    """Where the derivatives of a fast table lie."""
+
+    model_config = ConfigDict(frozen=True)
+
+    basis: str
+    parts: list[str]
 
 
 class RelevancePlan(BaseModel):
@@ -64,7 +81,7 @@ def plan(
     workspace: str, chosen: Models, hashes: ModelHashes, styles: SampledStyles, settings: Relevance
 ) -> RelevancePlan:
     """Return where the table of these settings lies; nothing is computed."""
-    parameters = settings.model_dump(include={"samples", "strength", "centre", "precision"})
+    parameters = {"samples": settings.samples, "first_sample": settings.first_sample, **settings.parameters()}
     inputs = {"generator": hashes.generator, "clip": hashes.clip, "styles": styles.fingerprint}
     print_ = fingerprint(STEP, VERSION, parameters, inputs)
     folder = artifact_uri(workspace, "relevance", print_)
@@ -84,7 +101,7 @@ def shards(layout: StyleLayout, settings: Relevance) -> list[ChannelShard]:
     size = settings.channels_per_shard
     ranges = [
         (layer.name, first, min(first + size, layer.channels))
-        for layer in layout.editable
+        for layer in (published_layers(layout) if settings.reference_compat else layout.editable)
         for first in range(0, layer.channels, size)
     ]
     return [
@@ -99,8 +116,10 @@ def shards(layout: StyleLayout, settings: Relevance) -> list[ChannelShard]:
     cache_policy=PER_RUN,
     persist_result=True,
 )
-def measure_shard(planned: RelevancePlan, shard: ChannelShard, device: str) -> ShardResult:
-    """Measure the CLIP directions of one shard of channels."""
+def measure_shard(
+    planned: RelevancePlan, shard: ChannelShard, derivatives: DerivativesRef | None, device: str
+) -> ShardResult:
+    """Measure the CLIP directions of one shard of channels, with what derivatives expect of them."""
     name = f"{planned.settings.channels_per_shard}-{part_name(shard.number, shard.total)}"
     uri, rows = join(planned.folder, "parts", name), shard.last - shard.first
     if is_complete(uri):
@@ -109,20 +128,85 @@ def measure_shard(planned: RelevancePlan, shard: ChannelShard, device: str) -> S
     clip = models.clip(planned.models.clip, device)
     layout = generator.layout
     statistics = read_statistics(planned.styles.statistics)
-    offset = sum(layer.channels for layer in layout.layers[: list(layout.by_name).index(shard.layer)])
-    part = slice(offset, offset + layout.layer(shard.layer).channels)
-    measured = measure_channels(
-        generator,
-        clip.embed_whole,
-        read_codes(planned.styles.codes, layout, planned.settings.samples).to(device),
-        layer=shard.layer,
-        channels=range(shard.first, shard.last),
-        mean=statistics.mean[part].float().to(device),
-        std=statistics.std[part].float().to(device),
-        settings=planned.settings.settings(),
+    mean, std = (
+        StyleCode.from_flat(layout, each[None].float()).to(device)
+        for each in (statistics.mean, statistics.std)
     )
+    settings = planned.settings
+    codes = read_codes(planned.styles.codes, layout, settings.first_sample, settings.samples).to(device)
+    channels = range(shard.first, shard.last)
+    if settings.reference_compat:
+        measured = measure_as_published(
+            generator, clip.embed_whole, codes, layer=shard.layer, channels=channels, mean=mean, std=std,
+            settings=settings.settings(),
+        )  # fmt: skip
+    else:
+        measured = measure_channels(
+            generator, clip.embed_whole, codes, layer=shard.layer, channels=channels,
+            mean=mean[shard.layer][0], std=std[shard.layer][0], settings=settings.settings(),
+            expected=_expected(derivatives, layout, shard) if derivatives else None,
+        )  # fmt: skip
     write_table(uri, _part_table(measured), provenance(planned, "relevance-part"))
     return ShardResult(uri=uri, rows=rows)
+
+
+@task(name="embedding-basis", cache_policy=PER_RUN, persist_result=True)
+def measure_basis(planned: RelevancePlan, device: str) -> str:
+    """Find the directions in the embedding that derivatives are taken along."""
+    uri = join(planned.folder, "parts", "basis.parquet")
+    if not is_complete(uri):
+        generator = models.generator(planned.models.generator, device)
+        clip = models.clip(planned.models.clip, device)
+        settings = planned.settings
+        codes = read_codes(planned.styles.codes, generator.layout, settings.first_sample, settings.samples)
+        basis = embedding_basis(generator, clip.embed_whole, codes.to(device), settings.derivatives)
+        table = pa.table({"direction": vector_column(basis.numpy())})
+        write_table(uri, table, provenance(planned, "embedding-basis"))
+    return uri
+
+
+def derivative_shards(settings: Relevance) -> list[tuple[int, int]]:
+    """Cut the style codes into ranges whose derivatives one task takes; none without derivatives."""
+    first, last = _range(settings)
+    starts = range(first, last, _DERIVATIVE_SHARD) if settings.derivatives else ()
+    return [(begin, min(begin + _DERIVATIVE_SHARD, last)) for begin in starts]
+
+
+@task(
+    name="measure-derivatives",
+    task_run_name="derivatives-{first}-{last}",
+    cache_policy=PER_RUN,
+    persist_result=True,
+)
+def measure_derivatives(
+    planned: RelevancePlan, basis: str, first: int, last: int, device: str
+) -> ShardResult:
+    """Take the derivatives of CLIP's embedding by all channels at some style codes."""
+    uri = join(planned.folder, "parts", f"derivatives-{first:06d}-{last:06d}.parquet")
+    if is_complete(uri):
+        return ShardResult(uri=uri, rows=last - first, reused=True)
+    generator = models.generator(planned.models.generator, device)
+    clip = models.clip(planned.models.clip, device)
+    codes = read_codes(planned.styles.codes, generator.layout, first, last - first).to(device)
+    along = torch.from_numpy(to_matrix(read_table(basis), "direction").copy())
+    found = torch.cat(list(unit_derivatives(generator, clip.embed_whole, codes, along)))
+    ids = pa.array(range(first, last), pa.int64())
+    table = pa.table({"sample_id": ids, "derivatives": vector_column(found.flatten(1).numpy())})
+    write_table(uri, table, provenance(planned, "relevance-derivatives"))
+    return ShardResult(uri=uri, rows=last - first)
+
+
+def _expected(derivatives: DerivativesRef, layout: StyleLayout, shard: ChannelShard) -> torch.Tensor:
+    """Return the unit derivatives by the channels of a shard, ``[B, C, D]``."""
+    basis = torch.from_numpy(to_matrix(read_table(derivatives.basis), "direction").copy())
+    start = layout.editable_slices[shard.layer].start
+    part = slice((start + shard.first) * len(basis), (start + shard.last) * len(basis))
+    rows = [
+        torch.from_numpy(to_matrix(read_table(uri), "derivatives")[:, part].copy())
+        for uri in derivatives.parts
+    ]
+    along: torch.Tensor = torch.cat(rows).unflatten(1, (-1, len(basis)))
+    return along @ basis
 
 
 @task(name="merge-relevance", cache_policy=PER_RUN, persist_result=True)
@@ -144,14 +228,151 @@ def provenance(planned: RelevancePlan, kind: str) -> Provenance:
         step=STEP,
         version=VERSION,
         parameters={
-            **settings.model_dump(include={"samples", "strength", "centre", "precision"}),
-            "sample_ranges": [[0, settings.samples]],
+            **settings.parameters(),
+            "samples": settings.samples,
+            "sample_ranges": [[settings.first_sample, settings.first_sample + settings.samples]],
         },
         inputs={"styles": styles.fingerprint, "statistics": styles.statistics, "codes": styles.codes},
         generator=planned.hashes.generator,
         clip=planned.hashes.clip,
         code_version=styleclip_core.__version__,
     )
+
+
+class TableRecord(BaseModel):
+    """A relevance table and what it was measured on."""
+
+    model_config = ConfigDict(frozen=True)
+
+    uri: str
+    fingerprint: str
+    sample_ranges: list[tuple[int, int]]
+
+    @property
+    def samples(self) -> int:
+        """Return the number of style codes behind the table."""
+        return sum(last - first for first, last in self.sample_ranges)
+
+    @property
+    def last(self) -> int:
+        """Return the number of the first style code after all that were used."""
+        return max(last for _, last in self.sample_ranges)
+
+
+@task(name="find-last-table", cache_policy=PER_RUN, persist_result=True)
+def find_last_table(workspace: str, planned: RelevancePlan, given: str) -> TableRecord:
+    """Return the table ``given``, or the one in the workspace with the most samples.
+
+    Raises:
+        ArtifactConflictError: If there is none, or the given one was measured in another way.
+    """
+    folder = join(workspace, "relevance")
+    found = []
+    for uri in [given] if given else _tables(folder):
+        made = read_provenance(uri)
+        difference = _difference(made, planned)
+        if not difference:
+            ranges = made.parameters["sample_ranges"]
+            found.append(TableRecord(uri=uri, fingerprint=made.fingerprint, sample_ranges=ranges))
+        elif given:
+            raise ArtifactConflictError(
+                f"{uri} cannot be added to: {difference}; repeat the settings it was built with"
+            )
+    if not found:
+        raise ArtifactConflictError(
+            f"{folder} holds no table of these networks and settings to add to; build one first"
+        )
+    return max(found, key=lambda record: (record.samples, record.fingerprint))
+
+
+def _tables(folder: str) -> list[str]:
+    try:
+        keys = [entry.key for entry in list_objects(folder, (".parquet",))]
+    except MissingObjectError:
+        return []
+    return [join(folder, key) for key in keys if key.count("/") == 1 and key.endswith("/relevance.parquet")]
+
+
+def _difference(made: Provenance, planned: RelevancePlan) -> str:
+    """Return how a table was measured in another way than planned; empty if in the same."""
+    wanted = {
+        **planned.settings.parameters(), "kind": "relevance", "styles": planned.styles.fingerprint,
+        "generator": planned.hashes.generator, "CLIP": planned.hashes.clip,
+    }  # fmt: skip
+    theirs = {
+        **made.parameters, "kind": made.kind, "styles": made.inputs.get("styles"),
+        "generator": made.generator, "CLIP": made.clip,
+    }  # fmt: skip
+    if made.step in (STEP, REFINE_STEP) and made.version != VERSION:
+        return f"version of the step is {made.version}, not {VERSION}"
+    return ", ".join(
+        f"{name} is {theirs.get(name)}, not {value}"
+        for name, value in wanted.items()
+        if theirs.get(name) != value
+    )
+
+
+def check_disjoint(ranges: Sequence[tuple[int, int]]) -> None:
+    """Refuse ranges of samples that overlap: a code counted twice would pass for new evidence.
+
+    Raises:
+        ArtifactConflictError: If two overlap; the message names them.
+    """
+    ordered = sorted(ranges)
+    for (first, last), (begin, end) in pairwise(ordered):
+        if begin < last:
+            raise ArtifactConflictError(
+                f"samples {first} to {last - 1} and {begin} to {end - 1} overlap; tables merge only over "
+                "different samples"
+            )
+
+
+def plan_refined(workspace: str, last: TableRecord, added: RelevancePlan) -> str:
+    """Return where the table over last's samples and the added ones lies; nothing is computed.
+
+    Raises:
+        ArtifactConflictError: If some samples are in both.
+    """
+    check_disjoint([*last.sample_ranges, _range(added.settings)])
+    inputs = {"last": last.fingerprint, "added": added.fingerprint}
+    print_ = fingerprint(REFINE_STEP, VERSION, {}, inputs)
+    return join(artifact_uri(workspace, "relevance", print_), "relevance.parquet")
+
+
+@task(name="refine-relevance", cache_policy=PER_RUN, persist_result=True)
+def refine_relevance(workspace: str, last: TableRecord, added: RelevancePlan, device: str) -> TableRecord:
+    """Merge the table over the added samples into the last one; both stay as they are.
+
+    Raises:
+        ArtifactConflictError: If some samples are in both.
+    """
+    uri = plan_refined(workspace, last, added)
+    ranges = sorted([*last.sample_ranges, _range(added.settings)])
+    made = provenance(added, "relevance")
+    print_ = uri.split("/")[-2]
+    if not is_complete(uri):
+        layout = models.generator(added.models.generator, device).layout
+        both = (read_relevance(each, layout, added.hashes) for each in (last.uri, added.table))
+        record = replace(
+            made,
+            fingerprint=print_,
+            step=REFINE_STEP,
+            parameters={
+                **made.parameters,
+                "samples": sum(end - begin for begin, end in ranges),
+                "sample_ranges": [list(each) for each in ranges],
+            },
+            inputs={
+                "styles": added.styles.fingerprint, "statistics": added.styles.statistics,
+                "last": last.fingerprint, "added": added.fingerprint,
+            },
+        )  # fmt: skip
+        write_table(uri, relevance_table(reduce(RelevanceTable.merge, both)), record)
+    return TableRecord(uri=uri, fingerprint=print_, sample_ranges=ranges)
+
+
+def _range(settings: Relevance) -> tuple[int, int]:
+    return settings.first_sample, settings.first_sample + settings.samples
 
 
 def relevance_table(table: RelevanceTable) -> pa.Table:

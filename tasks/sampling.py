@@ -92,15 +92,34 @@ def sample_codes(planned: SampledStyles, generator: str, sampling: Sampling, dev
     """Sample and store the style codes that relevance is measured on."""
     if is_complete(planned.codes):
         return ShardResult(uri=planned.codes, rows=sampling.codes, reused=True)
+    _write_codes(planned.codes, planned, generator, sampling, range(sampling.codes), device)
+    return ShardResult(uri=planned.codes, rows=sampling.codes)
+
+
+@task(name="sample-more-codes", cache_policy=PER_RUN, persist_result=True)
+def sample_more_codes(
+    planned: SampledStyles, generator: str, sampling: Sampling, first: int, last: int, device: str
+) -> ShardResult:
+    """Sample and store the style codes ``first`` to ``last - 1`` beside those that are there."""
+    uri = join(artifact_folder(planned), f"codes-{first:06d}-{last:06d}.parquet")
+    if is_complete(uri):
+        return ShardResult(uri=uri, rows=last - first, reused=True)
+    _write_codes(uri, planned, generator, sampling, range(first, last), device)
+    return ShardResult(uri=uri, rows=last - first)
+
+
+def _write_codes(
+    uri: str, planned: SampledStyles, generator: str, sampling: Sampling, ids: range, device: str
+) -> None:
     network = models.generator(generator, device)
     with torch.no_grad():
-        batches = list(_batches(network, sampling, range(sampling.codes)))
+        batches = list(_batches(network, sampling, ids))
     w = np.concatenate([latent.cpu().numpy() for _, latent, _ in batches])
     flat = np.concatenate([styles.flat().cpu().numpy() for _, _, styles in batches])
-    ids = pa.array([sample for ids, _, _ in batches for sample in ids], pa.int64())
-    table = pa.table({"sample_id": ids, "w": vector_column(w), "s": vector_column(flat)})
-    write_table(planned.codes, table, provenance(planned, sampling, "style-samples"))
-    return ShardResult(uri=planned.codes, rows=len(ids))
+    table = pa.table({
+        "sample_id": pa.array(ids, pa.int64()), "w": vector_column(w), "s": vector_column(flat),
+    })  # fmt: skip
+    write_table(uri, table, provenance(planned, sampling, "style-samples"))
 
 
 @task(name="sample-shard", task_run_name="sample-shard-{shard}", cache_policy=PER_RUN, persist_result=True)
@@ -159,18 +178,21 @@ def read_statistics(uri: str) -> ChannelStatistics:
     return ChannelStatistics(n=int(table["n"][0].as_py()), **columns)
 
 
-def read_codes(uri: str, layout: StyleLayout, count: int) -> StyleCode:
-    """Read the first ``count`` stored style codes.
+def read_codes(uri: str, layout: StyleLayout, first: int, count: int) -> StyleCode:
+    """Read the stored style codes of the samples ``first`` to ``first + count - 1``.
 
     Raises:
-        ArtifactConflictError: If fewer are stored.
+        ArtifactConflictError: If some of them are not stored.
     """
-    table = read_table(uri, columns=["s"])
-    if len(table) < count:
+    table = read_table(uri, columns=["sample_id", "s"])
+    ids = table["sample_id"].to_numpy()
+    kept = (ids >= first) & (ids < first + count)
+    if kept.sum() != count:
         raise ArtifactConflictError(
-            f"{uri} holds {len(table)} style codes, {count} are asked for; sample more codes"
+            f"{uri} holds {len(table)} style codes, {kept.sum()} of the {count} from {first} that are asked "
+            "for; sample more codes"
         )
-    return StyleCode.from_flat(layout, torch.from_numpy(to_matrix(table, "s")[:count].copy()))
+    return StyleCode.from_flat(layout, torch.from_numpy(to_matrix(table, "s")[kept].copy()))
 
 
 def artifact_folder(planned: SampledStyles) -> str:

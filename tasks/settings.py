@@ -74,7 +74,8 @@ class Sampling(_Settings):
 class Relevance(_Settings):
     """How the relevance table is measured."""
 
-    samples: int = Field(100, ge=1, description="Style codes per channel")
+    samples: int = Field(100, ge=1, description="Style codes per channel; the most that one gets")
+    first_sample: int = Field(0, ge=0, description="Number of the first style code")
     strength: float = Field(5.0, gt=0, description="Size of the move in standard deviations of the channel")
     centre: Literal["sample", "mean"] = Field(
         "sample", description="Move around the code's own value or the mean"
@@ -82,12 +83,56 @@ class Relevance(_Settings):
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Number format of the networks"
     )
+    eight_bit: bool = Field(
+        False, description="Round images to 8 bits before CLIP, as the published code does"
+    )
+    tolerance: float = Field(
+        0.0,
+        ge=0,
+        description="Fast mode: a channel gets no more codes once its direction has a standard error of at "
+        "most this angle, in radians; 0 for all codes",
+    )
+    minimum: int = Field(8, ge=2, description="Style codes of a channel before that is first decided")
+    derivatives: int = Field(
+        0,
+        ge=0,
+        description="Fast mode: directions of the embedding along which derivatives say what moves will "
+        "show, so that a tolerance needs fewer moves; 0 for none",
+    )
+    reference_compat: bool = Field(
+        False,
+        description="Measure as the published script does, with its slip; for comparison only",
+    )
     batch_size: int = Field(32, ge=2, multiple_of=2, description="Images synthesized at once")
     channels_per_shard: int = Field(24, ge=1, description="Style channels measured by one task")
 
     def settings(self) -> RelevanceSettings:
         """Return what the core needs of this."""
-        return RelevanceSettings(self.strength, self.centre, self.precision, self.batch_size)
+        return RelevanceSettings(
+            self.strength, self.centre, self.precision, self.batch_size, self.eight_bit, self.tolerance,
+            self.minimum,
+        )  # fmt: skip
+
+    def parameters(self) -> dict[str, float | str | bool]:
+        """Return what decides the numbers in a row, but for the style codes behind it."""
+        names = {"strength", "centre", "precision", "eight_bit", "tolerance", "reference_compat"}
+        return self.model_dump(include=names | ({"minimum", "derivatives"} if self.tolerance else set()))
+
+    def fast(self) -> Relevance:
+        """Return these settings in fast mode, as measured on the embedded world."""
+        return self.model_copy(update={"derivatives": 64, "tolerance": 0.15, "minimum": 4})
+
+    @model_validator(mode="after")
+    def _check(self) -> Relevance:
+        if self.derivatives and not self.tolerance:
+            raise ValueError("derivatives save work only where a tolerance lets moves be left out; give one")
+        if self.derivatives and self.centre == "mean":
+            raise ValueError("derivatives are taken at the code's own values; use centre 'sample'")
+        others = ("centre", "precision", "eight_bit", "tolerance")
+        changed = [name for name in others if getattr(self, name) != type(self).model_fields[name].default]
+        if self.reference_compat and changed:
+            raise ValueError(f"reference_compat decides {', '.join(changed)} itself; leave it out")
+        return self
 
 
 class Inversion(_Settings):

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from styleclip_core.errors import CheckpointError, PromptError
 from styleclip_core.files.checkpoint import (
@@ -59,6 +61,7 @@ class ClipModel:
         self.model = model.to(device).eval().requires_grad_(False)
         self.name, self.fingerprint, self.device = name, fingerprint, device
         self.input_resolution = int(cast(Any, model.visual).input_resolution)
+        self._image_tower = fold_batch_norm(cast(nn.Module, self.model.visual))
         self.embedding_dim = int(cast(Tensor, model.text_projection).shape[1])
 
     def preprocess(self, image: Tensor) -> Tensor:
@@ -102,7 +105,7 @@ class ClipModel:
             Unit rows, ``[B, D]`` float32.
         """
         pixels = self.preprocess(image).contiguous(memory_format=torch.channels_last)
-        return F.normalize(self.model.encode_image(pixels.to(self.model.dtype)).float(), dim=1)  # type: ignore[operator, arg-type]
+        return F.normalize(self._image_tower(pixels.to(self.model.dtype)).float(), dim=1)  # type: ignore[arg-type]
 
     def embed_whole(self, image: Tensor) -> Tensor:
         """Embed images of any shape without cropping them, ``[B, 3, H, W]`` in -1..1 -> ``[B, D]``.
@@ -135,6 +138,31 @@ class ClipModel:
             ) from error
         embedded = [self.model.encode_text(part.to(self.device)) for part in tokens.split(256)]  # type: ignore[operator]
         return F.normalize(torch.cat(embedded).float(), dim=1)
+
+
+def fold_batch_norm(tower: nn.Module) -> nn.Module:
+    """Return a residual image tower with its normalizations in the weights of its convolutions.
+
+    The function is the same, a tenth of the work is gone. A vision transformer, and a tower in half
+    precision, where the folded weights would be rounded again, are returned as they are.
+    """
+    layers = list(tower.modules())
+    normalized = any(isinstance(each, nn.BatchNorm2d) for each in layers)
+    if not normalized or any(each.dtype != torch.float32 for each in tower.parameters()):
+        return tower
+    folded = deepcopy(tower)
+    for module in folded.modules():
+        children = dict(module.named_children())
+        # OpenAI's names: conv1, bn1 of a block; 0, 1 of a down-sampling
+        for name in [name for name, child in children.items() if isinstance(child, nn.BatchNorm2d)]:
+            before = "0" if name == "1" else name.replace("bn", "conv")
+            setattr(
+                module,
+                before,
+                fuse_conv_bn_eval(cast(nn.Conv2d, children[before]), cast(nn.BatchNorm2d, children[name])),
+            )
+            setattr(module, name, nn.Identity())
+    return folded
 
 
 def _first_too_long(texts: Sequence[str]) -> str:

@@ -25,7 +25,7 @@ from styleclip_core.errors import CheckpointError, LayoutMismatchError
 from styleclip_core.style_space import StyleCode, StyleLayer, StyleLayout
 
 Noise = Literal["const", "random", "none"]
-_LRELU_GAIN = math.sqrt(2)
+LRELU_GAIN = math.sqrt(2)
 _FIR = (1.0, 3.0, 3.0, 1.0)
 
 
@@ -129,7 +129,7 @@ class FullyConnected(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, in_features]`` to ``[B, out_features]``."""
         x = F.linear(x, self.weight * self.weight_gain, self.bias * self.bias_gain)
-        return F.leaky_relu(x, 0.2) * _LRELU_GAIN if self.activate else x
+        return F.leaky_relu(x, 0.2) * LRELU_GAIN if self.activate else x
 
 
 class MappingNetwork(nn.Module):
@@ -206,7 +206,7 @@ class SynthesisLayer(ModulatedConv):
         x = x * style[:, :, None, None].to(x.dtype)
         if self.up:
             x = F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2)
-            x = _fir_blur(x, self.resample_filter)
+            x = fir_blur(x, self.resample_filter)
         else:
             x = F.conv2d(x, self.weight, padding=1)
         x = x * self.demodulation(style)[:, :, None, None].to(x.dtype)
@@ -215,8 +215,8 @@ class SynthesisLayer(ModulatedConv):
             x = x + (drawn * self.noise_strength).to(x.dtype)
         elif noise == "const":
             x = x + (self.noise_const * self.noise_strength).to(x.dtype)
-        x = F.leaky_relu(x + self.bias[:, None, None].to(x.dtype), 0.2) * _LRELU_GAIN
-        return _clamp(x, self.conv_clamp, _LRELU_GAIN)
+        x = F.leaky_relu(x + self.bias[:, None, None].to(x.dtype), 0.2) * LRELU_GAIN
+        return _clamp(x, self.conv_clamp, LRELU_GAIN)
 
 
 class ToRGBLayer(ModulatedConv):
@@ -362,7 +362,7 @@ class Generator(nn.Module):
         return StyleCode(
             self.layout,
             {
-                layer.name: self._module(layer).affine(w_plus[:, layer.ws_index])
+                layer.name: self.modulated(layer).affine(w_plus[:, layer.ws_index])
                 for layer in self.layout.layers
             },
         )
@@ -400,10 +400,10 @@ class Generator(nn.Module):
         """Run the layers of ``state`` up to, not including, number ``stop`` of the layout."""
         x, image = state.features, state.image
         for layer in self.layout.layers[state.next_layer : stop]:
-            module = self._module(layer)
+            module = self.modulated(layer)
             if isinstance(module, ToRGBLayer):
                 rgb = module(x, styles[layer.name])
-                image = rgb if image is None else rgb + self._upsample(image, layer.resolution)
+                image = rgb if image is None else rgb + self.upsample(image, layer.resolution)
             else:
                 x = module(x, styles[layer.name], noise)
         return SynthesisState(stop, x, image)
@@ -427,12 +427,14 @@ class Generator(nn.Module):
         load_exactly(generator, state, what="StyleGAN2 generator")
         return generator.eval().requires_grad_(False)
 
-    def _module(self, layer: StyleLayer) -> ModulatedConv:
+    def modulated(self, layer: StyleLayer) -> ModulatedConv:
+        """Return the part of the network that a style layer names."""
         block, _, part = layer.name.partition(".")
         module: ModulatedConv = getattr(getattr(self.synthesis, block), part)
         return module
 
-    def _upsample(self, image: Tensor, resolution: int) -> Tensor:
+    def upsample(self, image: Tensor, resolution: int) -> Tensor:
+        """Return a sum of toRGB outputs at twice its size, which is ``resolution``."""
         kernel = self.synthesis.block(resolution).resample_filter * 4
         channels = image.shape[1]
         return F.conv_transpose2d(
@@ -515,7 +517,7 @@ def fir_kernel() -> Tensor:
     return kernel / kernel.sum()
 
 
-def _fir_blur(x: Tensor, kernel: Tensor) -> Tensor:
+def fir_blur(x: Tensor, kernel: Tensor) -> Tensor:
     """Low-pass a doubled feature map ``[B, C, 2n+1, 2n+1]`` to ``[B, C, 2n, 2n]``."""
     channels = x.shape[1]
     taps = (kernel.flip(0, 1) * 4).to(x.dtype).expand(channels, 1, 4, 4)

@@ -18,7 +18,7 @@ from PIL import Image
 from styleclip_core import load_clip
 from styleclip_core.errors import CheckpointError, PromptError
 from styleclip_core.images import from_uint8
-from styleclip_core.models.clip import save_clip
+from styleclip_core.models.clip import fold_batch_norm, save_clip
 from styleclip_core.prompts import embed_prompt, text_direction
 from styleclip_core.templates import TEMPLATE_SETS
 
@@ -206,3 +206,18 @@ def test_weights_of_another_architecture_are_refused(tmp_path, tiny_clip_path, c
     torch.save(state | change, tmp_path / "odd.pt")
     with pytest.raises(CheckpointError, match=r"odd\.pt is no CLIP of OpenAI's architecture"):
         load_clip(tmp_path / "odd.pt")
+
+
+def test_folding_batch_norm_leaves_the_embedding(any_clip_path):
+    tower = load_clip(any_clip_path).model.visual
+    source = torch.Generator().manual_seed(5)
+    for module in tower.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.copy_(torch.randn(module.num_features, generator=source) / 5)
+            module.running_var.copy_(torch.rand(module.num_features, generator=source) + 0.5)
+            module.weight.copy_(torch.rand(module.num_features, generator=source) + 0.5)
+    side = tower.input_resolution
+    pixels = torch.randn(3, 3, side, side, generator=source)
+    folded = fold_batch_norm(tower)
+    torch.testing.assert_close(folded(pixels), tower(pixels), atol=1e-5, rtol=1e-4)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())

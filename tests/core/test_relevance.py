@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from styleclip_core.errors import ArtifactConflictError, LayoutMismatchError
+from styleclip_core.images import from_uint8, to_uint8
 from styleclip_core.relevance import (
     ChannelDirections,
     RelevanceSettings,
@@ -90,6 +91,71 @@ def test_torgb_and_unknown_channels_are_refused(generator, codes):
         _measure(generator, codes, "b8.torgb")
     with pytest.raises(LayoutMismatchError, match=r"channels 0\.\.11, asked for 0\.\.20"):
         _measure(generator, codes, channels=[0, 20])
+
+
+def test_a_channel_ends_where_its_direction_is_certain(generator, codes):
+    # all codes alike: every unit change is the same, and two codes show that
+    alike = codes.select(torch.zeros(12, dtype=torch.int64))
+    measured = _measure(generator, alike, tolerance=0.1, minimum=3)
+    assert set(measured.n.tolist()) <= {0, 3}
+    assert_close(measured.direction, _measure(generator, alike).direction, atol=1e-4, rtol=0)
+
+
+def test_what_is_left_out_depends_on_the_channel_alone(generator):
+    z = torch.randn(24, 8, generator=torch.Generator().manual_seed(7))
+    codes = generator.styles(generator.map(z))
+    settings = {"tolerance": 0.4, "minimum": 3}
+    together = _measure(generator, codes, channels=range(12), **settings)
+    assert 3 <= together.n.min() < together.n.max() <= 24
+    for channels in ([5], range(4, 9)):
+        some = _measure(generator, codes, channels=channels, **settings)
+        assert some.n.tolist() == together.n[list(channels)].tolist()
+    # what is measured is the start of what would be
+    first = int(together.n[5])
+    start = _measure(generator, codes.select(slice(0, first)), channels=[5])
+    assert_close(start.direction[0], together.direction[5], atol=1e-4, rtol=0)
+    errors = RelevanceTable(_layout(12), together.n, together.direction)
+    certain = together.n < 24
+    assert (errors.standard_error / errors.consistency)[certain].max() <= 0.4 + 1e-6
+
+
+def _layout(channels):
+    return StyleLayout((StyleLayer("b8.conv1", 8, channels, 0),))
+
+
+def test_eight_bits_are_those_of_an_image_file(generator, codes):
+    seen = []
+
+    def embed(images):
+        seen.append(images)
+        return _embed(images)
+
+    std = torch.full((12,), 0.3)
+    measure_channels(
+        generator, embed, codes, layer="b8.conv1", channels=[1], mean=std, std=std,
+        settings=RelevanceSettings(eight_bit=True),
+    )  # fmt: skip
+    for images in seen:
+        assert_close(images, from_uint8(to_uint8(images)), atol=1e-6, rtol=0)
+
+
+def test_memory_that_is_too_small_halves_the_batch(generator, codes):
+    sizes = []
+
+    def embed(images):
+        sizes.append(len(images))
+        if len(images) > 4:
+            raise torch.OutOfMemoryError("too small")
+        return _embed(images)
+
+    std = torch.full((12,), 0.3)
+    given = {"layer": "b8.conv1", "channels": range(6), "mean": std, "std": std}
+    settings = RelevanceSettings(batch_size=16)
+    measured = measure_channels(generator, embed, codes, settings=settings, **given)
+    whole = measure_channels(generator, _embed, codes, settings=settings, **given)
+    assert_close(measured.direction, whole.direction, atol=1e-5, rtol=0)
+    assert sizes[:3] == [12, 8, 4]
+    assert sizes[3:] == [4] * (len(sizes) - 3)
 
 
 def _table(direction, n=10):

@@ -1,0 +1,123 @@
+"""Instant relevance: channel relevance for one prompt from gradients, without a table.
+
+The table moves every channel and looks; here the network's derivative says what a small move would do.
+With J the mean over the codes of the derivative of CLIP's image embedding by the style code, times the
+deviation of each channel, relevance is the cosine of a channel's row with the text direction,
+``J_c t / |J_c|``. The numerator costs one backward pass per image. The length of a row is estimated
+with random orthogonal directions v in place of t, ``|J_c|^2 = D mean (J_c v)^2``, one more pass each; it
+does not depend on the prompt. With as many probes as the embedding is wide it is exact.
+
+What differs from the table: a derivative sees small moves, the table those of several deviations.
+
+Shapes: B style codes, N editable style channels, P directions, D width of the CLIP embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from styleclip_core.errors import LayoutMismatchError
+from styleclip_core.models.stylegan2 import Generator
+from styleclip_core.relevance import EmbedImages
+from styleclip_core.style_space import StyleCode
+
+
+def derivatives(
+    generator: Generator,
+    embed_images: EmbedImages,
+    codes: StyleCode,
+    directions: Tensor,
+    *,
+    batch_size: int = 8,
+) -> Iterator[Tensor]:
+    """Yield the derivative of the embedding along some directions by every channel, batch by batch.
+
+    Args:
+        generator: Draws the images.
+        embed_images: Images ``[b, 3, H, H]`` in -1..1 -> unit embeddings ``[b, D]``, with gradients.
+        codes: B style codes, left unchanged.
+        directions: Directions in the embedding, ``[P, D]``.
+        batch_size: Images at once.
+
+    Yields:
+        ``[b, P, N]`` float32, on the codes' device.
+    """
+    for index in torch.arange(codes.batch_size).split(batch_size):
+        some = {name: style.detach().clone() for name, style in codes.select(index).items()}
+        editable = [some[layer.name].requires_grad_() for layer in generator.layout.editable]
+        with torch.enable_grad():
+            embedding = embed_images(generator.synthesize(StyleCode(generator.layout, some)))
+            along = embedding @ directions.to(embedding).t()  # [b, P]
+        rows = []
+        for number in range(len(directions)):
+            last = number == len(directions) - 1
+            found = torch.autograd.grad(along[:, number].sum(), editable, retain_graph=not last)
+            rows.append(torch.cat(found, dim=1))
+        yield torch.stack(rows, dim=1)
+
+
+def mean_derivative(
+    generator: Generator,
+    embed_images: EmbedImages,
+    codes: StyleCode,
+    directions: Tensor,
+    *,
+    batch_size: int = 8,
+) -> Tensor:
+    """Return the mean of ``derivatives`` over all codes, ``[P, N]`` float32."""
+    found = derivatives(generator, embed_images, codes, directions, batch_size=batch_size)
+    total = sum(part.sum(dim=0).cpu().double() for part in found)
+    return (torch.as_tensor(total) / codes.batch_size).float()
+
+
+def instant_relevance(
+    generator: Generator,
+    embed_images: EmbedImages,
+    codes: StyleCode,
+    text_direction: Tensor,
+    std: Tensor,
+    *,
+    probes: int = 16,
+    seed: int = 0,
+    batch_size: int = 8,
+) -> Tensor:
+    """Return the relevance of every editable channel for a prompt, from gradients.
+
+    Args:
+        generator: Draws the images.
+        embed_images: Images ``[b, 3, H, H]`` in -1..1 -> unit embeddings ``[b, D]``, with gradients.
+        codes: Style codes to average over; a dozen will do.
+        text_direction: Unit vector from the neutral to the target prompt, ``[D]``.
+        std: Standard deviation of every editable channel, ``[N]``.
+        probes: Random directions that estimate the length of a channel's effect, D at most. With none,
+            relevance is the effect itself, divided by the largest: channels that move little in any
+            direction then count little.
+        seed: Seed of the probes.
+        batch_size: Images at once.
+
+    Returns:
+        ``[N]`` float32 in -1..1, for ``styleclip_core.editing.select_channels``; 0 for a channel that
+        does nothing.
+
+    Raises:
+        LayoutMismatchError: If ``std`` is not ``[N]``.
+        ValueError: If there are no codes, or more probes than dimensions.
+    """
+    if std.shape != (generator.layout.num_editable,):
+        raise LayoutMismatchError(
+            f"the generator has {generator.layout.num_editable} editable channels, std is {list(std.shape)}"
+        )
+    width = len(text_direction)
+    if not codes.batch_size:
+        raise ValueError("there are no style codes to average over; give at least one")
+    if not 0 <= probes <= width:
+        raise ValueError(f"probes must be from 0 to the embedding's width {width}, got {probes}")
+    source = torch.Generator().manual_seed(seed)
+    basis = torch.linalg.qr(torch.randn(width, max(probes, 1), generator=source)).Q[:, :probes]
+    directions = torch.cat([text_direction[None].cpu().float(), basis.t()])
+    effect = mean_derivative(generator, embed_images, codes, directions, batch_size=batch_size) * std.cpu()
+    size = (effect[1:].square().sum(dim=0) * width / probes).sqrt() if probes else effect.abs().max()
+    return torch.where(size > 0, effect[0] / size, torch.zeros_like(effect[0])).clamp(-1, 1)

@@ -45,6 +45,8 @@ class OptimizationSettings:
         mode: ``"edit"``, or ``"free_generation"`` for the CLIP term alone.
         steps: Evaluations of the loss, at most; the published code takes 300, its notebook 40.
         learning_rate: Adam's rate at its peak; it rises over 5 % of the steps and falls over 25 %.
+        epsilon: Adam's; with torch's 1e-8, as published, elements with next to no gradient move as far as
+            any other, along their rounding errors, which grow from step to step.
         l2_weight: Pull towards the source, per squared unit of w or s, summed and not averaged.
         identity_weight: Weight of the identity term; 0.005 in the published notebook.
         patience: A pair ends after this many steps without an improvement of 0.1 %, with its best code.
@@ -57,6 +59,7 @@ class OptimizationSettings:
     mode: Mode = "edit"
     steps: int = 300
     learning_rate: float = 0.1
+    epsilon: float = 1e-8
     l2_weight: float = 0.008
     identity_weight: float = 0.0
     patience: int | None = None
@@ -148,7 +151,7 @@ def optimize(
     problem = _Problem(generator, embed_images, embed_identity, settings)
     first = source = problem.start(w_source.detach(), offset)
     latents = source.moving.clone().requires_grad_(True)
-    optimizer = torch.optim.Adam([latents], lr=settings.learning_rate)
+    optimizer = torch.optim.Adam([latents], lr=settings.learning_rate, eps=settings.epsilon)
     result, where = source.moving.clone(), w_source.device
     pairs = torch.arange(len(result), device=where)
     status, stale = torch.zeros_like(pairs), torch.zeros_like(pairs)
@@ -192,7 +195,7 @@ def optimize(
 def _only(kept: Tensor, latents: Tensor, optimizer: torch.optim.Adam) -> tuple[Tensor, torch.optim.Adam]:
     """Return the latents and the Adam of some pairs; their moments go with them."""
     fewer = latents.detach()[kept].requires_grad_(True)
-    smaller = torch.optim.Adam([fewer], lr=optimizer.param_groups[0]["lr"])
+    smaller = torch.optim.Adam([fewer], eps=optimizer.param_groups[0]["eps"])
     smaller.state[fewer] = {
         name: value if name == "step" else value[kept] for name, value in optimizer.state[latents].items()
     }

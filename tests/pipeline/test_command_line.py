@@ -55,7 +55,7 @@ def test_every_command_has_help_with_units(environment):
     overview = styleclip(environment, "--help")
     commands = [
         "demo", "sample-styles", "build-relevance", "invert", "edit", "align", "paste", "convert", "import",
-        "export", "models",
+        "export", "models", "train-mapper",
     ]  # fmt: skip
     assert overview.returncode == 0
     for command in commands:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.loading import measure_loading
+from benchmarks.optimization import measure_optimization
 from benchmarks.relevance import measure_relevance
 
 
@@ -22,7 +23,7 @@ def main() -> None:
         f"Python {platform.python_version()}, torch {torch.__version__}"
     )
     table = Table("what", "reference loop", "ours", "ratio (median of 3)", "largest difference")
-    for row in measure_relevance():
+    for row in (*measure_relevance(), *measure_optimization()):
         table.add_row(*row)
     console.print(table)
     table = Table("file", "size", "peak memory / size", "median of 3", "time / torch.load")

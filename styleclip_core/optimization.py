@@ -87,8 +87,8 @@ class OptimizationSettings:
 
 PRESETS: Mapping[str, OptimizationSettings] = MappingProxyType({
     "published": OptimizationSettings(),
-    # for small generators, where the published rate leaves what the generator can draw
-    "gentle": OptimizationSettings(steps=60, learning_rate=0.01, l2_weight=0.05),
+    # for small generators and small CLIPs, which the published rate takes where only CLIP sees the prompt
+    "gentle": OptimizationSettings(space="s", steps=60, learning_rate=0.02, l2_weight=0.1),
 })  # fmt: skip
 
 

@@ -299,6 +299,7 @@ def train_mapper(
         int | None, typer.Option(min=1, help="Validations without a gain before it ends")
     ] = None,
     precision: Annotated[str, typer.Option(help="float32, or bfloat16 for mixed precision")] = "float32",
+    templates: Annotated[str, typer.Option(help="Prompt templates, e.g. styleclip-79")] = "none",
     seed: Seed = 0,
     workers: Workers = 0,
     verbose: Verbose = False,
@@ -314,7 +315,7 @@ def train_mapper(
         "batch_size": batch_size, "learning_rate": learning_rate, "decay": decay, "clip_weight": clip_weight,
         "identity_weight": weight, "l2_weight": l2_weight, "validate_every": validate_every,
         "patience": patience, "precision": precision, "latents": latents, "codes": codes,
-        "truncation_psi": psi, "validation": validation,
+        "truncation_psi": psi, "validation": validation, "templates": templates,
     })  # fmt: skip
     for mapper in flow(_models(generator, clip, "", identity), target, workspace, training).mappers:
         done = "found" if mapper.reused else "trained"

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.loading import measure_loading
+from benchmarks.optimization import measure_optimization
 from benchmarks.orchestration import measure_orchestration
 from benchmarks.relevance import measure_growth, measure_relevance
 
@@ -23,7 +24,7 @@ def main() -> None:
         f"Python {platform.python_version()}, torch {torch.__version__}"
     )
     table = Table("what", "reference loop", "ours", "ratio (median of 3)", "difference to it")
-    for row in measure_relevance():
+    for row in (*measure_relevance(), *measure_optimization()):
         table.add_row(*row)
     console.print(table)
     table = Table("exact relevance of b8.conv1, generated weights", "seconds", "ms per image")

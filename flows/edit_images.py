@@ -1,7 +1,7 @@
 """Edit the images under a prefix by text: the whole chain.
 
 seeds ----> style codes, statistics -> relevance table --+
-prompts ----------------------------------------------> style directions --+
+prompts ------------------------------> style directions, mappers, optimizations --+
 bucket prefix -> index -> latents ----------------------------------------> edited images,
                                                                 manifest, contact sheet, page
 """
@@ -37,12 +37,15 @@ def edit_images(
     steps.check_places(photos, out, place)
     hashes, device = steps.begin(models, execution)
     steps.check_edits(variants, models, device)
+    others = steps.prepare_others(variants, models, hashes, device)
     index = steps.index(photos, place, execution)
-    styles, found, done = steps.table_for(models, hashes, sampling, relevance, place, device, given=table)
-    directions = steps.directions(variants, found, models, hashes, place, device)
+    styles, found, done = None, None, list[steps.StepCounts]()
+    if steps.needs_table(variants):
+        styles, found, done = steps.table_for(models, hashes, sampling, relevance, place, device, given=table)
+    prepared = steps.directions(variants, found, models, hashes, place, device, others)
     inverted, summary = steps.invert(index, place, models, hashes, inversion, device)
     done.append(steps.counts(summary))
-    plans, edited = steps.edit(directions, index, inverted, out, place, device)
+    plans, edited = steps.edit(prepared, index, inverted, out, place, device)
     done.append(steps.counts(edited))
     return steps.RunResult(
         steps=done,

@@ -13,12 +13,14 @@ from prefect.logging import get_run_logger
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import BaseModel, ConfigDict
 
-from tasks import editing, images, inversion, models, relevance, reports, sampling
+from tasks import editing, images, inversion, mappers, models, relevance, reports, sampling
 from tasks.caching import probe_result_storage
-from tasks.directions import DirectionRef, TableRef, check_edit, compute_direction, find_table
+from tasks.directions import PreparedEdit, TableRef, check_edit, compute_direction, find_table
 from tasks.identity import ModelHashes, identify_models
 from tasks.images import ImageIndex
 from tasks.inversion import InversionPlan
+from tasks.mappers import MapperRef, prepare_mapper
+from tasks.optimization import prepare_optimization
 from tasks.progress import ShardResult, StepSummary, gather
 from tasks.relevance import RelevancePlan
 from tasks.reports import ReportRef
@@ -27,6 +29,7 @@ from tasks.settings import (
     EditVariant,
     Execution,
     Inversion,
+    MapperTraining,
     Models,
     Relevance,
     Sampling,
@@ -58,6 +61,7 @@ class RunResult(BaseModel):
     table: TableRef | None = None
     latents: str = ""
     report: ReportRef | None = None
+    mappers: list[MapperRef] = []
 
 
 def task_runner() -> TaskRunner[PrefectFuture[Any]]:
@@ -138,7 +142,26 @@ def check_places(photos: str, out: str, workspace: str) -> None:
 
 def check_edits(variants: list[EditVariant], chosen: Models, device: str) -> None:
     """Refuse prompts and layers that cannot work, before hours of work on the table."""
-    check_edit.map(variants, unmapped(chosen), unmapped(device)).result()
+    directions_wanted = [variant for variant in variants if variant.method == "global"]
+    if directions_wanted:
+        check_edit.map(directions_wanted, unmapped(chosen), unmapped(device)).result()
+
+
+def needs_table(variants: list[EditVariant]) -> bool:
+    """Return whether an edit is a style direction, which alone needs the relevance table."""
+    return any(variant.method == "global" for variant in variants)
+
+
+def prepare_others(
+    variants: list[EditVariant], chosen: Models, hashes: ModelHashes, device: str
+) -> dict[str, PreparedEdit]:
+    """Mappers and optimizations, by label; one that cannot work stops the run here, at once."""
+    prepare = {"mapper": prepare_mapper, "optimization": prepare_optimization}
+    return {
+        variant.label: prepare[variant.method](variant, chosen, hashes, device)
+        for variant in variants
+        if variant.method != "global"
+    }
 
 
 def index(photos: str, workspace: str, execution: Execution) -> ImageIndex:
@@ -156,7 +179,7 @@ def invert(
 
 
 def edit(
-    chosen: list[DirectionRef],
+    chosen: list[PreparedEdit],
     listed: ImageIndex,
     inverted: InversionPlan,
     out: str,
@@ -171,14 +194,40 @@ def edit(
 
 def directions(
     variants: list[EditVariant],
-    table: TableRef,
+    table: TableRef | None,
     chosen: Models,
     hashes: ModelHashes,
     workspace: str,
     device: str,
-) -> list[DirectionRef]:
+    others: dict[str, PreparedEdit],
+) -> list[PreparedEdit]:
     """Prompts -> style directions; a prompt that names no direction stops the run here, at once."""
-    return [compute_direction(variant, table, chosen, hashes, workspace, device) for variant in variants]
+    return [
+        compute_direction(variant, table, chosen, hashes, workspace, device)
+        if variant.method == "global" and table
+        else others[variant.label]
+        for variant in variants
+    ]
+
+
+def train(
+    targets: list[str],
+    workspace: str,
+    chosen: Models,
+    hashes: ModelHashes,
+    settings: MapperTraining,
+    device: str,
+) -> list[MapperRef]:
+    """Prompts -> mappers, one after the other: each may take the whole machine."""
+    if not targets:
+        raise SettingsError("there is no prompt to train a mapper for; give at least one")
+    if settings.identity_weight > 0 and not chosen.identity:
+        raise SettingsError(
+            f"identity_weight is {settings.identity_weight:g}, but there is no identity network; "
+            "give --identity or set --identity-weight 0"
+        )
+    planned = [mappers.plan(target, workspace, chosen, hashes, settings) for target in targets]
+    return [mappers.train_mapper(each, device) for each in planned]
 
 
 def table_for(

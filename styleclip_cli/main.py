@@ -43,6 +43,9 @@ Clip = Annotated[str, typer.Option(help="CLIP name (ViT-B/32) or URI; the embedd
 Encoder = Annotated[
     str, typer.Option(help="URI of the encoder (e4e, pSp); inversion starts at the average w without one")
 ]
+Identity = Annotated[
+    str, typer.Option(help="URI of the identity network (model_ir_se50.pth); none scores no identity")
+]
 Workspace = Annotated[str, typer.Option(help="URI of the folder for intermediate artifacts")]
 Workers = Annotated[int, typer.Option(min=0, help="Shards at once; 0 for one per core, or one on a GPU")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's log")]
@@ -69,14 +72,19 @@ Photos = Annotated[str, typer.Option(help="URI of the photographs' prefix; only 
 ShardSize = Annotated[int, typer.Option(min=1, help="Images per shard, on average")]
 
 
-def _models(generator: str, clip: str, encoder: str) -> Any:  # noqa: ANN401 - tasks.settings is imported late
+def _models(generator: str, clip: str, encoder: str, identity: str = "") -> Any:  # noqa: ANN401 - tasks.settings is imported late
     from tasks.settings import Models
 
     if not generator:
         return Models(
-            generator=str(data.GENERATOR), clip=clip or str(data.CLIP), encoder=encoder or str(data.ENCODER)
+            generator=str(data.GENERATOR),
+            clip=clip or str(data.CLIP),
+            encoder=encoder or str(data.ENCODER),
+            identity=identity or None,
         )
-    return Models(generator=generator, clip=clip or "ViT-B/32", encoder=encoder or None)
+    return Models(
+        generator=generator, clip=clip or "ViT-B/32", encoder=encoder or None, identity=identity or None
+    )
 
 
 def _prepare(workers: int, verbose: bool) -> None:
@@ -231,6 +239,7 @@ def edit(
     generator: Generator = "",
     clip: Clip = "",
     encoder: Encoder = "",
+    identity: Identity = "",
     workspace: Annotated[str, typer.Option(help="Folder for artifacts [default: OUT/workspace]")] = "",
     seed: Seed = 5,
     psi: Psi = 0.7,
@@ -266,7 +275,7 @@ def edit(
     )
     result = _with_progress(
         lambda: flow(
-            _models(generator, clip, encoder),
+            _models(generator, clip, encoder, identity),
             photos,
             out,
             wanted,
@@ -279,6 +288,66 @@ def edit(
         )
     )
     _finish(result)
+
+
+@app.command("train-mapper")
+def train_mapper(
+    workspace: Workspace,
+    target: Annotated[list[str], typer.Option(help="What images should become; may be repeated")],
+    generator: Generator = "",
+    clip: Clip = "",
+    identity: Identity = "",
+    latents: Annotated[
+        str, typer.Option(help="Folder of latents that `invert` wrote; codes are sampled without")
+    ] = "",
+    codes: Annotated[int, typer.Option(min=2, help="Codes to sample, if there are no latents")] = 5000,
+    validation: Annotated[int, typer.Option(min=1, help="Of the codes, those kept for validation")] = 100,
+    psi: Psi = 0.7,
+    kind: Annotated[str, typer.Option(help="levels, single, style or style-full")] = "levels",
+    level: Annotated[
+        list[str] | None,
+        typer.Option(help="For levels: coarse, medium, fine; may be repeated [default: all]"),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps, at most")] = 50_000,
+    batch_size: Annotated[int, typer.Option(min=1, help="Codes per step")] = 2,
+    learning_rate: Annotated[float, typer.Option(min=0, help="RAdam's rate")] = 0.5,
+    decay: Annotated[
+        float, typer.Option(min=0, max=1, help="Fraction of the steps over which the rate falls to 0")
+    ] = 0.0,
+    clip_weight: Annotated[float, typer.Option(min=0, help="Weight of the CLIP term")] = 1.0,
+    identity_weight: Annotated[
+        float | None, typer.Option(min=0, help="Weight of identity [default: 0.1, or 0 without --identity]")
+    ] = None,
+    l2_weight: Annotated[float, typer.Option(min=0, help="Weight of the mean squared move")] = 0.8,
+    validate_every: Annotated[int, typer.Option(min=1, help="Steps between validations and stores")] = 2000,
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="Validations without a gain before it ends")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="float32, or bfloat16 for mixed precision")] = "float32",
+    templates: Annotated[str, typer.Option(help="Prompt templates, e.g. styleclip-79")] = "none",
+    seed: Seed = 0,
+    workers: Workers = 0,
+    verbose: Verbose = False,
+) -> None:
+    """Train a latent mapper for each prompt; a run that was stopped goes on where it was."""
+    _prepare(workers, verbose)
+    from flows.train_mapper import train_mapper as flow
+    from tasks.settings import MapperTraining
+
+    weight = identity_weight if identity_weight is not None else 0.1 if identity else 0.0
+    training = MapperTraining.model_validate({
+        "kind": kind, "levels": level or ("coarse", "medium", "fine"), "steps": steps, "seed": seed,
+        "batch_size": batch_size, "learning_rate": learning_rate, "decay": decay, "clip_weight": clip_weight,
+        "identity_weight": weight, "l2_weight": l2_weight, "validate_every": validate_every,
+        "patience": patience, "precision": precision, "latents": latents, "codes": codes,
+        "truncation_psi": psi, "validation": validation, "templates": templates,
+    })  # fmt: skip
+    for mapper in flow(_models(generator, clip, "", identity), target, workspace, training).mappers:
+        done = "found" if mapper.reused else "trained"
+        console.print(
+            f"{mapper.target}: {done}, {mapper.steps} steps, best validation loss {mapper.loss:.4f}"
+        )
+        typer.echo(mapper.best)
 
 
 @app.command()

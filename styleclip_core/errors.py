@@ -12,6 +12,7 @@ StyleCLIPError
 ├── LayoutMismatchError      two style codes or tables do not describe the same generator
 ├── NoRelevantChannelError   no style channel reaches the threshold
 ├── PromptError              two prompts that name no direction
+├── TrainingDivergedError    a training ended in numbers that are not finite
 └── UnknownModelError        no published model has that name
 
 Wrong arguments (a negative beta, a wrong shape) raise ValueError, as everywhere in Python.
@@ -64,6 +65,10 @@ class NoRelevantChannelError(StyleCLIPError):
 
 class PromptError(StyleCLIPError):
     """Two prompts name no direction, because CLIP cannot tell them apart."""
+
+
+class TrainingDivergedError(StyleCLIPError):
+    """A training ended in numbers that are not finite."""
 
 
 class UnknownModelError(StyleCLIPError):

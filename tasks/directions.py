@@ -35,16 +35,25 @@ STEP, VERSION = "style-direction", "1"
 ALPHA_UNIT = "standard deviations of the most relevant channel"
 
 
-class DirectionRef(BaseModel):
-    """A computed style direction and what it says of itself."""
+class PreparedEdit(BaseModel):
+    """What an edit needs: a style direction or a mapper, and what it says of itself.
+
+    Attributes:
+        variant: The edit.
+        uri: Where direction or mapper lies; empty for an optimization, which needs neither.
+        fingerprint: Names what decides the edit, beside the latents.
+        channels: Style channels that take part, of a style direction.
+        layers: Layers they lie in.
+        text_norm: Distance of the two prompts in CLIP space.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     variant: EditVariant
     uri: str
     fingerprint: str
-    channels: int
-    layers: list[str]
+    channels: int | None = None
+    layers: list[str] = []
     text_norm: float
 
 
@@ -88,7 +97,7 @@ def check_edit(variant: EditVariant, chosen: Models, device: str) -> float:
     """Fail at once if CLIP cannot tell the prompts apart or a layer pattern matches nothing."""
     layout = models.generator(chosen.generator, device).layout
     editable_mask(layout, variant.include, variant.exclude)
-    return _text(chosen.clip, variant.neutral, variant.target, variant.templates, device).norm
+    return prompt_distance(variant, chosen, device)
 
 
 @task(
@@ -99,9 +108,9 @@ def check_edit(variant: EditVariant, chosen: Models, device: str) -> float:
 )
 def compute_direction(
     variant: EditVariant, table: TableRef, chosen: Models, hashes: ModelHashes, workspace: str, device: str
-) -> DirectionRef:
+) -> PreparedEdit:
     """Compute the style direction of one edit variant, or find it done."""
-    parameters = variant.model_dump(exclude={"name", "alpha"})
+    parameters = {k: v for k, v in variant.parameters().items() if k not in ("name", "alpha")}
     inputs = {"relevance": table.fingerprint, "clip": hashes.clip, "generator": hashes.generator}
     print_ = fingerprint(STEP, VERSION, parameters, inputs)
     uri = join(artifact_uri(workspace, "directions", print_), "direction.parquet")
@@ -132,7 +141,7 @@ def compute_direction(
         })  # fmt: skip
         write_table(uri, columns, provenance)
     made = read_provenance(uri).parameters
-    return DirectionRef(
+    return PreparedEdit(
         variant=variant,
         uri=uri,
         fingerprint=print_,
@@ -140,6 +149,20 @@ def compute_direction(
         layers=made["layers"],
         text_norm=made["text_norm"],
     )
+
+
+def prompt_distance(variant: EditVariant, chosen: Models, device: str) -> float:
+    """Return how far CLIP holds the two prompts of an edit apart.
+
+    Raises:
+        PromptError: If it cannot tell them apart.
+    """
+    return _text(chosen.clip, variant.neutral, variant.target, variant.templates, device).norm
+
+
+def text_vector(variant: EditVariant, clip: str, device: str) -> torch.Tensor:
+    """Return the unit text direction of an edit, ``[D]``."""
+    return _text(clip, variant.neutral, variant.target, variant.templates, device).direction
 
 
 @lru_cache(maxsize=256)

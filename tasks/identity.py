@@ -18,6 +18,7 @@ class ModelHashes(BaseModel):
     generator: str
     clip: str = ""
     encoder: str = ""
+    identity: str = ""
 
 
 @task(name="identify-models", cache_policy=PER_RUN, persist_result=True)
@@ -28,4 +29,5 @@ def identify_models(chosen: Models, device: str, *, with_clip: bool) -> ModelHas
         generator=models.generator(chosen.generator, device).fingerprint,
         clip=models.clip(chosen.clip, device).fingerprint if with_clip else "",
         encoder=encoder,
+        identity=models.identity(chosen.identity, device).fingerprint if chosen.identity else "",
     )

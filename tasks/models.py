@@ -16,10 +16,12 @@ from typing import TypeVar
 
 import torch
 
-from styleclip_core import load_clip, load_encoder, load_generator
+from styleclip_core import load_clip, load_encoder, load_generator, load_identity, load_mapper
 from styleclip_core.errors import CheckpointError
 from styleclip_core.models.clip import ClipModel
 from styleclip_core.models.encoder import Encoder
+from styleclip_core.models.identity import IdentityNetwork
+from styleclip_core.models.mapper import Mapper
 from styleclip_core.models.mtcnn import DetectionSettings, Mtcnn, load_face_detector
 from styleclip_core.models.psp import PspEncoder
 from styleclip_core.models.stylegan2 import Generator
@@ -73,6 +75,16 @@ def generator(uri: str, device: str) -> Generator:
 def encoder(uri: str, device: str) -> Encoder | PspEncoder:
     """Return the encoder at ``uri``."""
     return _cached("encoder", uri, device, lambda: load_encoder(local_weights(uri), device=device))
+
+
+def identity(uri: str, device: str) -> IdentityNetwork:
+    """Return the identity network at ``uri``."""
+    return _cached("identity", uri, device, lambda: load_identity(local_weights(uri), device=device))
+
+
+def mapper(uri: str, device: str) -> Mapper:
+    """Return the latent mapper at ``uri``."""
+    return _cached("mapper", uri, device, lambda: load_mapper(local_weights(uri), device=device))
 
 
 def clip(name: str, device: str) -> ClipModel:

@@ -26,7 +26,7 @@ from tasks.images import ImageIndex
 from tasks.outcomes import OK
 from tasks.storage import join, read_bytes, write_bytes_atomic
 
-STEP, VERSION = "report", "1"
+STEP, VERSION = "report", "2"
 _ROWS, _COLUMNS, _TILE, _MARGIN, _HEADER = 8, 12, 128, 4, 40
 _PAGES = jinja2.Environment(loader=jinja2.PackageLoader("tasks"), autoescape=True)
 
@@ -62,7 +62,10 @@ def write_report(plans: list[EditPlan], index: ImageIndex) -> ReportRef:
     provenance = Provenance(
         kind="edits-manifest", fingerprint=print_, step=STEP, version=VERSION,
         parameters={
-            "edits": [plan.direction.variant.model_dump() for plan in plans],
+            "edits": [
+                {**plan.prepared.variant.parameters(), "method": plan.prepared.variant.method}
+                for plan in plans
+            ],
             "photos": index.photos, "alpha_unit": ALPHA_UNIT,
         },
         inputs={"index": index.fingerprint, **{plan.images: plan.fingerprint for plan in plans}},
@@ -144,9 +147,8 @@ def _tile(sheet: Image.Image, uri: str, place: tuple[int, int], *, whole: bool) 
 
 
 def _title(plan: EditPlan) -> str:
-    variant = plan.direction.variant
-    choice = f"b {variant.beta:g}" if variant.beta is not None else f"top {variant.top_k}"
-    return f"{variant.name[:18]}\na {variant.alpha:g}, {choice}"
+    variant = plan.prepared.variant
+    return f"{variant.name[:18]}\n{variant.summary}"
 
 
 def _collect(plans: list[EditPlan], index: ImageIndex) -> _Batch:
@@ -188,19 +190,19 @@ def _page(batch: _Batch, index: ImageIndex, provenance: Provenance, sheet: bytes
 
 
 def _edit_rows(batch: _Batch) -> list[dict[str, object]]:
-    rows = []
+    rows: list[dict[str, object]] = []
     manifest = batch.manifest
     for plan in batch.plans:
-        variant = plan.direction.variant
+        variant = plan.prepared.variant
         mine = manifest[manifest["output_key"].fillna("").str.startswith(plan.images + "/")]
         rows.append({
             "variant": variant,
-            "channels": plan.direction.channels,
-            "layers": ", ".join(plan.direction.layers),
-            "text_norm": plan.direction.text_norm,
+            "channels": plan.prepared.channels,
+            "layers": ", ".join(plan.prepared.layers),
+            "text_norm": plan.prepared.text_norm,
             "done": len(mine),
             "images": plan.images,
-            **{name: mine[name].mean() for name in ("clip_before", "clip_after", "directional")},
+            **{name: mine[name].mean() for name in ("clip_before", "clip_after", "directional", "identity")},
         })  # fmt: skip
     return rows
 

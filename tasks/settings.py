@@ -7,7 +7,8 @@ file of the command line and the ``edits`` parameter of the flows are the same l
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -15,6 +16,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from styleclip_core.editing import ChannelSelection
 from styleclip_core.errors import StyleCLIPError
 from styleclip_core.inversion import RefinementSettings
+from styleclip_core.mapper_training import LEVELS, Level, MapperTrainingSettings
+from styleclip_core.models.mapper import PUBLISHED_STRENGTH
+from styleclip_core.optimization import PRESETS, OptimizationSettings
 from styleclip_core.relevance import RelevanceSettings
 from styleclip_core.templates import TEMPLATE_SETS
 from tasks.storage import read_bytes
@@ -46,6 +50,9 @@ class Models(_Settings):
     clip: str = Field("ViT-B/32", description="CLIP name, or URI of its weights")
     encoder: str | None = Field(
         None, description="URI of the encoder (ours, e4e or pSp); none starts at the average w"
+    )
+    identity: str | None = Field(
+        None, description="URI of the identity network (model_ir_se50.pth); none scores no identity"
     )
 
 
@@ -154,6 +161,66 @@ class Inversion(_Settings):
         )
 
 
+class Optimization(_Settings):
+    """How a latent is optimized; what is left out comes from the preset."""
+
+    preset: Literal["published", "gentle"] = Field(
+        "published", description="Named defaults: published, or gentle for small generators"
+    )
+    space: Literal["w_plus", "s"] | None = Field(None, description="What moves: w_plus, or style space")
+    mode: Literal["edit", "free_generation"] | None = Field(
+        None, description="free_generation has the CLIP term alone"
+    )
+    steps: int | None = Field(None, ge=1, description="Evaluations of the loss, at most")
+    learning_rate: float | None = Field(None, gt=0, description="Adam's rate at its peak")
+    l2_weight: float | None = Field(None, ge=0, description="Pull to the source, per squared unit, summed")
+    identity_weight: float | None = Field(None, ge=0, description="Weight of the identity term")
+    patience: int | None = Field(None, ge=1, description="Steps without a gain of 0.1 % before a pair ends")
+    chunk: int | None = Field(None, ge=1, description="Pairs drawn at once, always exactly so many")
+    reference_compat: bool = Field(
+        False, description="Show CLIP what the published losses do: box-filtered pixels, not normalized"
+    )
+
+    def settings(self) -> OptimizationSettings:
+        """Return what the core needs of this."""
+        given = self.model_dump(exclude={"preset", "reference_compat"}, exclude_none=True)
+        return replace(PRESETS[self.preset], **given)
+
+
+class MapperTraining(_Settings):
+    """How a latent mapper is trained; weights, rate and batch are the published ones."""
+
+    kind: Literal["levels", "single", "style", "style-full"] = Field(
+        "levels", description="Networks: one per level of W+, one for all rows, or one per style layer"
+    )
+    levels: tuple[Level, ...] = Field(
+        LEVELS, description="For levels: those that move, of coarse, medium, fine"
+    )
+    steps: int = Field(50_000, ge=1, description="Optimizer steps, at most")
+    batch_size: int = Field(2, ge=1, description="Codes per step")
+    learning_rate: float = Field(0.5, gt=0, description="RAdam's rate; the effective one is a hundredth")
+    decay: float = Field(0.0, ge=0, le=1, description="Fraction of the steps over which the rate falls to 0")
+    clip_weight: float = Field(1.0, ge=0, description="Weight of the CLIP term")
+    identity_weight: float = Field(0.1, ge=0, description="Weight of the identity term")
+    l2_weight: float = Field(0.8, ge=0, description="Weight of the mean squared move")
+    validate_every: int = Field(2000, ge=1, description="Steps between validations, which also store all")
+    patience: int | None = Field(None, ge=1, description="Validations without a gain before it ends")
+    seed: int = Field(0, ge=0, description="Seed of first weights, order and sampled codes")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="bfloat16 for mixed precision on a GPU"
+    )
+    templates: TemplateSet = Field("none", description="Prompt templates; the published training has none")
+    latents: str = Field("", description="URI of a folder of latents to train on; empty to sample codes")
+    codes: int = Field(5000, ge=2, description="Codes to sample, if no latents are given")
+    truncation_psi: float = Field(0.7, gt=0, le=1, description="Truncation of sampled codes; 1 for none")
+    validation: int = Field(100, ge=1, description="Of all codes, the last ones, kept for validation")
+
+    def settings(self) -> MapperTrainingSettings:
+        """Return what the core needs of this."""
+        ours = {"templates", "latents", "codes", "truncation_psi", "validation"}
+        return MapperTrainingSettings(**self.model_dump(exclude=ours))
+
+
 class FaceSource(_Settings):
     """Where faces come from: a detector, or landmarks that somebody has already."""
 
@@ -199,36 +266,79 @@ def _as_tuple(value: float | tuple[float, ...]) -> tuple[float, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
+Method = Literal["global", "mapper", "optimization"]
+_GLOBAL_ALONE = ("alpha", "beta", "top_k", "include", "exclude")
+
+
 class EditVariant(_Settings):
-    """One edit at one strength and one selection of channels."""
+    """One edit by one method with one set of settings; those of the other methods are empty."""
 
     name: str
     neutral: str
     target: str
-    alpha: float
-    beta: float | None
-    top_k: int | None
+    alpha: float | None = None
+    beta: float | None = None
+    top_k: int | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     templates: TemplateSet = "styleclip-79"
+    method: Method = "global"
+    mapper: str | None = None
+    strength: float | None = None
+    optimization: Optimization | None = None
 
     def selection(self) -> ChannelSelection:
         """Return what the core needs of this."""
         return ChannelSelection(self.beta, self.top_k, self.include, self.exclude)
 
+    def parameters(self) -> dict[str, Any]:
+        """Return what decides the result, as JSON values."""
+        if self.method == "global":  # as they were before there were other methods
+            return self.model_dump(exclude={"method", "mapper", "strength", "optimization"})
+        shared = self.model_dump(include={"name", "neutral", "target", "templates", "method"})
+        if self.method == "mapper":
+            return shared | {"strength": self.strength}
+        return shared | self.optimization_parameters()
+
+    def optimization_parameters(self) -> dict[str, Any]:
+        """Return the settings of an optimization, resolved."""
+        if self.optimization is None:
+            raise SettingsError(f"{self.name} is no optimization")
+        resolved = self.optimization.settings()
+        names = [name for name in resolved.__dataclass_fields__]
+        return {
+            **{name: getattr(resolved, name) for name in names},
+            "reference_compat": self.optimization.reference_compat,
+        }
+
     @property
     def label(self) -> str:
         """Return a readable folder name, e.g. ``grey-hair_a3_b0.15``."""
+        if self.method == "mapper":
+            return f"{self.name}_m{self.strength:g}"
+        if self.method == "optimization":
+            return f"{self.name}_o{self.optimization_parameters()['steps']}"
         choice = f"b{self.beta:g}" if self.beta is not None else f"k{self.top_k}"
         return f"{self.name}_a{self.alpha:g}_{choice}"
 
+    @property
+    def summary(self) -> str:
+        """Return the main settings for a person, e.g. ``a 3, b 0.15``."""
+        if self.method == "mapper":
+            return f"mapper x {self.strength:g}"
+        if self.method == "optimization":
+            return f"{self.optimization_parameters()['steps']} steps"
+        choice = f"b {self.beta:g}" if self.beta is not None else f"top {self.top_k}"
+        return f"a {self.alpha:g}, {choice}"
+
 
 class Edit(_Settings):
-    """One entry of an edit file: prompts, strengths and which channels take part."""
+    """One entry of an edit file: prompts, a method, and that method's settings."""
 
     name: str = Field("", description="Folder name of the edit; made from the target if empty")
     neutral: str = Field("face", min_length=1, description="What the prompt is compared with")
     target: str = Field(min_length=1, description="What the image should become")
+    method: Method = Field("global", description="global (style direction), mapper, or optimization")
     alpha: float | tuple[float, ...] = Field(
         3.0, description="Strength in standard deviations of the most relevant channel; one or several"
     )
@@ -238,7 +348,14 @@ class Edit(_Settings):
     top_k: int | None = Field(None, ge=1, description="Number of channels, instead of beta")
     include: tuple[str, ...] = Field((), description="Layers that may change, e.g. b4.*; none for all")
     exclude: tuple[str, ...] = Field((), description="Layers that stay, e.g. b64.* to leave colours alone")
-    templates: TemplateSet = Field("styleclip-79", description="Prompt templates")
+    mapper: str | None = Field(None, description="URI of the mapper's weights, for method mapper")
+    strength: float | tuple[float, ...] = Field(
+        PUBLISHED_STRENGTH, description="Factor of the mapper's output, 0.1 as published; one or several"
+    )
+    optimization: Optimization | None = Field(None, description="Settings of method optimization")
+    templates: TemplateSet | None = Field(
+        None, description="Prompt templates; styleclip-79 for style directions, none for the other methods"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Edit:
@@ -248,20 +365,40 @@ class Edit(_Settings):
             )
         if self.top_k is not None and self.beta is not None:
             raise ValueError("give beta or top_k, one of them")
-        if not _as_tuple(self.alpha):
-            raise ValueError("alpha must hold at least one strength")
+        if not _as_tuple(self.alpha) or not _as_tuple(self.strength):
+            raise ValueError("alpha and strength must hold at least one value")
         for beta in _as_tuple(self.beta) if self.beta is not None else ():
             ChannelSelection(beta, None)
+        if (self.mapper is not None) != (self.method == "mapper"):
+            raise ValueError("method mapper needs the URI of a mapper, and no other method takes one")
+        foreign = {
+            "global": ("strength", "optimization"),
+            "mapper": (*_GLOBAL_ALONE, "optimization"),
+            "optimization": (*_GLOBAL_ALONE, "strength"),
+        }[self.method]
+        given = [name for name in foreign if name in self.model_fields_set]
+        if given:
+            raise ValueError(f"method {self.method} has no {given[0]}; leave it out")
         return self
 
     def variants(self) -> list[EditVariant]:
-        """Return the edit at every alpha and beta it lists."""
+        """Return the edit at every alpha and beta, or every strength, it lists."""
+        name = self.name or re.sub(r"[^a-z0-9]+", "-", self.target.lower()).strip("-")[:64] or "edit"
+        shared: dict[str, Any] = {
+            "name": name, "neutral": self.neutral, "target": self.target, "method": self.method,
+            "templates": self.templates or ("styleclip-79" if self.method == "global" else "none"),
+        }  # fmt: skip
+        if self.method == "mapper":
+            return [
+                EditVariant(**shared, mapper=self.mapper, strength=each) for each in _as_tuple(self.strength)
+            ]
+        if self.method == "optimization":
+            return [EditVariant(**shared, optimization=self.optimization or Optimization())]
         default = (0.15,) if self.top_k is None else (None,)
         betas = default if self.beta is None else _as_tuple(self.beta)
-        name = self.name or re.sub(r"[^a-z0-9]+", "-", self.target.lower()).strip("-")[:64] or "edit"
-        shared = self.model_dump(exclude={"name", "alpha", "beta"})
+        channels = {"top_k": self.top_k, "include": self.include, "exclude": self.exclude}
         return [
-            EditVariant(name=name, alpha=alpha, beta=beta, **shared)
+            EditVariant(**shared, **channels, alpha=alpha, beta=beta)
             for beta in betas
             for alpha in _as_tuple(self.alpha)
         ]

@@ -187,8 +187,8 @@ def read_psp(file: Checkpoint, kind: Kind | None = None) -> PspEncoder:
         )
     if state["input_layer.0.weight"].shape[1:2] != (3,):
         raise CheckpointError(
-            f"{file.path} reads {list(state['input_layer.0.weight'].shape[1:2])} input channels (sketches or "
-            "segmentations, or ReStyle's iterations); give an encoder of photographs"
+            f"{file.path} reads {state['input_layer.0.weight'].shape[1:2].numel()} input channels (sketches "
+            "or segmentations, or ReStyle's iterations); give an encoder of photographs"
         )
     cars = _word(options.get("dataset_type")).startswith("cars")
     config = PspConfig(kind=kind or _kind(file, options), num_ws=max(heads) + 1, height=192 if cars else 256)

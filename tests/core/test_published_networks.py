@@ -179,7 +179,7 @@ def test_an_encoder_says_which_kind_it_is_or_is_asked(two_heads, tmp_path):
     assert load_encoder(tmp_path / "e.pt", kind="psp").config.kind == "psp"
     torch.save(_checkpoint(two_heads, opts={"encoder_type": "BackboneEncoder"}), tmp_path / "o.pt")
     with pytest.raises(
-        CheckpointError, match="an encoder of type 'BackboneEncoder'; known are Encoder4Editing"
+        CheckpointError, match="an encoder of type 'BackboneEncoder'; give one of Encoder4Editing"
     ):
         load_encoder(tmp_path / "o.pt")
 

@@ -126,3 +126,29 @@ def test_contrastive_loss_is_lowest_when_true_pairs_are_close():
 def test_area_under_curve_by_hand():
     score, truth = torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([False, False, True, True])
     assert area_under_curve(score, truth) == pytest.approx(0.75)  # three of four pairs in order
+
+
+def test_an_optimization_moves_what_its_prompt_says_whatever_its_batch(world):
+    from dataclasses import replace
+
+    from styleclip_core.optimization import PRESETS, optimize
+    from styleclip_core.prompts import embed_prompt
+    from styleclip_core.style_space import StyleCode
+
+    generator, clip, encoder, regressor = world
+    factors = photographs.held_out_factors(photographs.VALIDATION_SEED, 24)
+    shown = strengths(factors)
+    plain = (shown[:, [INDEX[name] for name in ("hat", "hair_grey", "hair_dye")]] < 0.4).all(dim=1)
+    w_source = encoder.encode(render(factors[plain][:5]))
+    text = embed_prompt(clip, "face with grey hair").expand(len(w_source), -1)
+    settings = replace(PRESETS["gentle"], chunk=5)
+    *_, together = optimize(generator, clip.embed_images, w_source, text, settings)
+    codes = StyleCode.from_flat(generator.layout, together.latents)
+    before = regressor.read(generator.synthesize(generator.styles(w_source)))
+    moved = (regressor.read(generator.synthesize(codes)) - before).mean(dim=0)
+    assert moved[INDEX["hair_grey"]] > 0.25
+    assert moved[INDEX["glasses"]].abs() < 0.3
+    short = replace(settings, steps=8)
+    *_, together = optimize(generator, clip.embed_images, w_source, text, short)
+    *_, alone = optimize(generator, clip.embed_images, w_source[1:2], text[:1], short)
+    assert torch.equal(alone.latents[0], together.latents[1])

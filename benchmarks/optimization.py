@@ -1,0 +1,65 @@
+"""Latent optimization: many pairs at once against one after the other.
+
+The loop of the reference is written as the published script works: one pair, one image per step. The same
+pairs, one at a time through ours, must give the same bits as together.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+import data
+from styleclip_core import load_clip, load_generator
+from styleclip_core.models.clip import ClipModel
+from styleclip_core.models.stylegan2 import Generator
+from styleclip_core.optimization import PRESETS, learning_rate_factor, optimize
+from styleclip_core.sampling import sample_z
+
+PAIRS, STEPS, SINGLES = 32, 10, 4
+
+
+def measure_optimization() -> Iterator[tuple[str, ...]]:
+    """Yield one row: seconds per pair of the reference's loop and of ours, their ratio, the difference."""
+    generator, clip = load_generator(data.GENERATOR), load_clip(data.CLIP)
+    with torch.no_grad():
+        w_source = generator.map(sample_z(0, range(PAIRS), generator.config.z_dim))
+    prompts = ("face with grey hair", "face with glasses", "smiling face", "face with a hat")
+    text = clip.embed_text(prompts).repeat(PAIRS // len(prompts), 1)
+    settings = replace(PRESETS["published"], steps=STEPS)
+    started = time.perf_counter()
+    for index in range(PAIRS):
+        _reference(generator, clip, w_source[index : index + 1], text[index])
+    slow = time.perf_counter() - started
+    started = time.perf_counter()
+    *_, together = optimize(generator, clip.embed_images, w_source, text, settings)
+    fast = time.perf_counter() - started
+    difference = 0.0
+    for index in range(0, PAIRS, PAIRS // SINGLES):
+        part = slice(index, index + 1)
+        *_, alone = optimize(generator, clip.embed_images, w_source[part], text[part], settings)
+        difference = max(difference, (alone.latents - together.latents[part]).abs().max().item())
+    yield (
+        f"optimization, {PAIRS} pairs, {STEPS} steps", f"{PAIRS * STEPS / slow:.1f} steps/s",
+        f"{PAIRS * STEPS / fast:.1f} steps/s", f"{slow / fast:.1f}",
+        f"{difference:.1e} (alone against together)",
+    )  # fmt: skip
+
+
+def _reference(generator: Generator, clip: ClipModel, w_source: Tensor, text: Tensor) -> Tensor:
+    published = PRESETS["published"]
+    latent = w_source.detach().clone().requires_grad_(True)
+    optimizer = torch.optim.Adam([latent], lr=published.learning_rate)
+    for step in range(STEPS):
+        optimizer.param_groups[0]["lr"] = published.learning_rate * learning_rate_factor(step, STEPS)
+        image = generator.synthesize(generator.styles(latent))
+        loss = 1 - (clip.embed_images(image) @ text).squeeze()
+        loss = loss + published.l2_weight * (latent - w_source).square().sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return latent.detach()

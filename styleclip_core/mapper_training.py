@@ -1,0 +1,430 @@
+"""Training of a latent mapper for one prompt (StyleCLIP, section 5).
+
+For codes w the mapper M is trained to make w_hat = w + strength M(w) show the prompt t:
+
+    clip (1 - cos(E_I(G(w_hat)), E_T(t))) + id (1 - <R(G(w_hat)), R(G(w))>) + l2 mean((w_hat - w)^2)
+
+each a mean over the batch; in style space the L2 term is summed over the layers that move. The published
+optimizer, Ranger, calls functions that torch has since removed. Here it is RAdam of torch with
+Ranger's moments: the rectified part of Ranger, kept and tested by torch itself; what is left out is
+Lookahead and the centring of gradients.
+
+A training is a value that can be stored between any two steps: weights, the best weights, moments, step,
+curve. Which codes a step sees is a function of (seed, step), and so is the learning rate. So a
+training that was stopped anywhere goes on as if it had not been, to the same bits on a CPU.
+
+Shapes: n codes, B batch, L rows of w_plus, W w_dim, M style channels, D width of the CLIP embedding.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from styleclip_core.errors import ArtifactConflictError, CheckpointError, TrainingDivergedError
+from styleclip_core.models.mapper import PUBLISHED_STRENGTH, Kind, Mapper, MapperConfig
+from styleclip_core.models.stylegan2 import Generator
+from styleclip_core.style_space import StyleCode
+
+Embedding = Callable[[Tensor], Tensor]  # images [B, 3, H, H] in -1..1 -> unit rows
+Level = Literal["coarse", "medium", "fine"]
+LEVELS: tuple[Level, ...] = ("coarse", "medium", "fine")
+CURVE_COLUMNS = ("step", "validation", "clip", "identity", "l2", "loss", "learning_rate")
+_FORMAT, _HEADER = "styleclip-mapper-training-1", "styleclip"
+_PUBLISHED_NAMES = {"coarse": "course"}  # sic, in every published checkpoint
+_FIRST_ROW = {"coarse": 0, "medium": 4, "fine": 8}
+
+
+@dataclass(frozen=True, slots=True)
+class MapperTrainingSettings:
+    """What is trained, and how; weights, rate, batch and steps are the published ones.
+
+    Attributes:
+        kind: ``"levels"``, ``"single"``, ``"style"`` or ``"style-full"``; see ``models.mapper``.
+        levels: For ``"levels"``, those that move; the published code leaves out ``"fine"`` for prompts
+            that should keep colours.
+        steps: Optimizer steps, at most.
+        batch_size: Codes per step.
+        learning_rate: RAdam's rate. Weights are stored a hundredfold, so the effective one is a hundredth.
+        decay: Fraction of the steps, at the end, over which the rate falls to zero along a cosine; 0
+            keeps it constant, as published.
+        strength: What the mapper's output is multiplied by.
+        clip_weight: Weight of the CLIP term.
+        identity_weight: Weight of the identity term; without an identity network it must be 0.
+        l2_weight: Weight of the L2 term.
+        validate_every: Steps between validations.
+        patience: Validations without a better loss after which the training ends; None for never.
+        seed: Decides the first weights and the order of the codes.
+        precision: Of the networks under the loss, ``"bfloat16"`` for mixed precision on a GPU. The
+            mapper itself and the losses are float32.
+    """
+
+    kind: Kind = "levels"
+    levels: tuple[Level, ...] = LEVELS
+    steps: int = 50_000
+    batch_size: int = 2
+    learning_rate: float = 0.5
+    decay: float = 0.0
+    strength: float = PUBLISHED_STRENGTH
+    clip_weight: float = 1.0
+    identity_weight: float = 0.1
+    l2_weight: float = 0.8
+    validate_every: int = 2000
+    patience: int | None = None
+    seed: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        counts = (self.steps, self.batch_size, self.validate_every, self.patience or 1)
+        if min(counts) < 1 or not (self.learning_rate > 0 and self.strength > 0 and 0 <= self.decay <= 1):
+            raise ValueError(
+                "steps, batch_size, validate_every and patience are numbers from 1, learning_rate and "
+                f"strength are positive and decay is 0 to 1; got {counts}, {self.learning_rate}, "
+                f"{self.strength}, {self.decay}"
+            )
+        if min(self.clip_weight, self.identity_weight, self.l2_weight) < 0:
+            raise ValueError("clip_weight, identity_weight and l2_weight must not be negative")
+        if self.kind == "levels" and (not self.levels or not set(self.levels) <= set(LEVELS)):
+            raise ValueError(f"levels must be some of {', '.join(LEVELS)}; got {self.levels}")
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """Terms of the objective, unweighted, and their weighted sum."""
+
+    clip: float
+    identity: float
+    l2: float
+    total: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingStep:
+    """State after a step.
+
+    Attributes:
+        step: Number of steps done.
+        losses: Of the step's batch.
+        validation: Of all validation codes, where this step ends with a validation.
+        best: Lowest validation loss so far.
+        improved: Whether it is this step's.
+        finished: Whether the training ends here.
+    """
+
+    step: int
+    losses: Losses
+    validation: Losses | None
+    best: float
+    improved: bool
+    finished: bool
+
+
+class MapperTraining:
+    """One training: ``run`` does its steps, ``to_bytes`` stores it, ``restore`` takes up a stored one.
+
+    Attributes:
+        mapper: What is trained.
+        best: The mapper at its lowest validation loss; the first weights before any validation.
+        step: Steps done.
+        curve: A row per step and per validation, columns ``CURVE_COLUMNS``.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        embed_images: Embedding,
+        text: Tensor,
+        codes: Tensor,
+        validation: Tensor,
+        settings: MapperTrainingSettings,
+        *,
+        embed_identity: Embedding | None = None,
+    ) -> None:
+        """Prepare a training.
+
+        Args:
+            generator: Draws the images; its weights stay as they are.
+            embed_images: CLIP's image tower.
+            text: Unit embedding of the prompt, ``[D]``.
+            codes: w_plus to train on, ``[n, L, W]``.
+            validation: w_plus to choose the best weights by, ``[n, L, W]``.
+            settings: Losses, steps, rates.
+            embed_identity: Identity network; needed if ``identity_weight`` is positive.
+
+        Raises:
+            ValueError: If codes have another shape than the generator's, or the identity term lacks its
+                network, or a level has no rows in this generator.
+        """
+        rows = (generator.num_ws, generator.config.w_dim)
+        for name, each in (("codes", codes), ("validation", validation)):
+            if each.ndim != 3 or not len(each) or each.shape[1:] != rows:
+                raise ValueError(f"{name} must be [n, {rows[0]}, {rows[1]}], got {list(each.shape)}")
+        if settings.identity_weight > 0 and embed_identity is None:
+            raise ValueError(
+                f"identity_weight is {settings.identity_weight:g}, but there is no identity network; "
+                "give one (load_identity) or set the weight to 0"
+            )
+        self.generator, self.settings = generator, settings
+        self._embed_images, self._embed_identity = embed_images, embed_identity
+        self._text, self._codes, self._validation = text, codes, validation
+        self.mapper = new_mapper(generator, settings).to(generator.device)
+        self.best = copy.deepcopy(self.mapper)
+        self._optimizer = torch.optim.RAdam(
+            self.mapper.parameters(), lr=settings.learning_rate, betas=(0.95, 0.999), eps=1e-5
+        )
+        self.step, self.best_loss, self._stale = 0, math.inf, 0
+        self.curve: list[tuple[float, ...]] = []
+
+    @property
+    def finished(self) -> bool:
+        """Return whether there is no step left to do."""
+        patience = self.settings.patience
+        return self.step >= self.settings.steps or (patience is not None and self._stale >= patience)
+
+    def run(self) -> Iterator[TrainingStep]:
+        """Do the remaining steps and yield after each; between two of them the training can be stored.
+
+        Raises:
+            TrainingDivergedError: If a loss is no finite number; the weights are those before.
+        """
+        while not self.finished:
+            rate = self._learning_rate()
+            for group in self._optimizer.param_groups:
+                group["lr"] = rate
+            loss, losses = self._losses(self.mapper, self._codes[self._batch()])
+            if not math.isfinite(losses.total):
+                raise TrainingDivergedError(
+                    f"the loss of step {self.step + 1} is {losses.total} (CLIP {losses.clip:.3g}, L2 "
+                    f"{losses.l2:.3g}); lower the learning rate, now {self.settings.learning_rate:g}"
+                )
+            self._optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self._optimizer.step()
+            self.step += 1
+            self._note(losses, rate, validation=False)
+            found, improved = None, False
+            if self.step % self.settings.validate_every == 0 or self.step == self.settings.steps:
+                found = self.validate()
+                self._note(found, rate, validation=True)
+                improved = found.total < self.best_loss
+                self._stale = 0 if improved else self._stale + 1
+                if improved:
+                    self.best_loss = found.total
+                    self.best.load_state_dict(self.mapper.state_dict())
+            yield TrainingStep(self.step, losses, found, self.best_loss, improved, self.finished)
+
+    @torch.no_grad()
+    def validate(self) -> Losses:
+        """Return the losses of the current weights over all validation codes."""
+        parts = self._validation.split(max(self.settings.batch_size, 16))
+        found = [self._losses(self.mapper, part)[1] for part in parts]
+        total = len(self._validation)
+        return Losses(**{
+            name: sum(getattr(losses, name) * len(part) for losses, part in zip(found, parts, strict=True))
+            / total
+            for name in ("clip", "identity", "l2", "total")
+        })  # fmt: skip
+
+    # ---- storing -----------------------------------------------------------------------------------
+
+    def to_bytes(self) -> bytes:
+        """Return the whole training as the content of a safetensors file."""
+        tensors = {f"mapper.{name}": tensor for name, tensor in self.mapper.state_dict().items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best.state_dict().items()}
+        for number, state in self._optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
+        tensors["curve"] = torch.tensor(self.curve, dtype=torch.float64).view(-1, len(CURVE_COLUMNS))
+        header = {
+            "format": _FORMAT, "settings": asdict(self.settings), "step": self.step, "stale": self._stale,
+            "best_loss": self.best_loss if math.isfinite(self.best_loss) else None,
+            "data": self._fingerprint(),
+        }  # fmt: skip
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        content: bytes = safetensors.torch.save(plain, {_HEADER: json.dumps(header, sort_keys=True)})
+        return content
+
+    def restore(self, content: bytes) -> None:
+        """Take up a training that ``to_bytes`` stored, at its step.
+
+        Raises:
+            CheckpointError: If the content is damaged or no such training.
+            ArtifactConflictError: If it was another training: other settings, codes or prompt.
+        """
+        tensors, header = _read(content)
+        mine = json.loads(json.dumps(asdict(self.settings)))
+        other = {**header["settings"], "steps": mine["steps"]}  # more steps are no other training
+        if other != mine or header["data"] != self._fingerprint():
+            changed = sorted(name for name in mine if other.get(name) != mine[name]) or ["codes or prompt"]
+            raise ArtifactConflictError(
+                f"the stored training has another {', '.join(changed)}; delete it to begin anew, or restore "
+                "what it was begun with"
+            )
+        try:
+            for name, module in (("mapper.", self.mapper), ("best.", self.best)):
+                module.load_state_dict(_under(tensors, name))
+            moments: dict[int, dict[str, Tensor]] = {}
+            for name, tensor in _under(tensors, "optimizer.").items():
+                number, _, part = name.partition(".")
+                moments.setdefault(int(number), {})[part] = tensor
+            groups = self._optimizer.state_dict()["param_groups"]
+            self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
+            self.curve = [tuple(row) for row in tensors["curve"].tolist()]
+            self.step, self._stale = int(header["step"]), int(header["stale"])
+            self.best_loss = math.inf if header["best_loss"] is None else float(header["best_loss"])
+        except (KeyError, ValueError, RuntimeError, TypeError) as error:
+            raise CheckpointError(
+                f"a stored training is damaged ({error}); delete it to begin anew"
+            ) from error
+
+    def _fingerprint(self) -> str:
+        """Return numbers that tell one set of codes and prompt from another."""
+        sums = [tensor.detach().double().cpu() for tensor in (self._text, self._codes, self._validation)]
+        return ",".join(f"{len(each)}:{each.sum():.9e}:{each.square().sum():.9e}" for each in sums)
+
+    # ---- one step ----------------------------------------------------------------------------------
+
+    def _batch(self) -> Tensor:
+        """Return the codes of this step: each once per epoch, in an order of (seed, epoch)."""
+        size, total = self.settings.batch_size, len(self._codes)
+        places = torch.arange(self.step * size, (self.step + 1) * size)
+        orders = {int(epoch): self._order(int(epoch)) for epoch in (places // total).unique()}
+        return torch.stack([orders[int(place) // total][int(place) % total] for place in places])
+
+    def _order(self, epoch: int) -> Tensor:
+        mixed = (self.settings.seed * 1_000_003 + epoch + 1) % (2**63)
+        return torch.randperm(len(self._codes), generator=torch.Generator().manual_seed(mixed))
+
+    def _learning_rate(self) -> float:
+        settings = self.settings
+        left = 1 - self.step / settings.steps
+        if left >= settings.decay:
+            return settings.learning_rate
+        return settings.learning_rate * (0.5 - 0.5 * math.cos(math.pi * left / settings.decay))
+
+    def _losses(self, mapper: Mapper, w_plus: Tensor) -> tuple[Tensor, Losses]:
+        settings = self.settings
+        before = self.generator.styles(w_plus)
+        after, l2 = _moved(mapper, self.generator, w_plus, before, settings.strength)
+        device = self.generator.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+            image = self.generator.synthesize(after)
+            embedded = self._embed_images(image)
+        clip = (1 - embedded.float() @ self._text.float()).mean()
+        identity = torch.zeros_like(clip)
+        if self._embed_identity is not None and settings.identity_weight > 0:
+            with torch.autocast(device, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+                with torch.no_grad():
+                    known = self._embed_identity(self.generator.synthesize(before))
+                found = self._embed_identity(image)
+            identity = (1 - (found.float() * known.float()).sum(dim=1)).mean()
+        loss = settings.clip_weight * clip + settings.identity_weight * identity + settings.l2_weight * l2
+        return loss, Losses(clip.item(), identity.item(), l2.item(), loss.item())
+
+    def _note(self, losses: Losses, rate: float, *, validation: bool) -> None:
+        self.curve.append((
+            float(self.step), float(validation), losses.clip, losses.identity, losses.l2, losses.total, rate
+        ))  # fmt: skip
+
+
+def new_mapper(generator: Generator, settings: MapperTrainingSettings) -> Mapper:
+    """Build a mapper for a generator with first weights of ``settings.seed``, as published: normal, no bias.
+
+    Raises:
+        ValueError: If a level has no rows in this generator.
+    """
+    without = [name for name in settings.levels if _FIRST_ROW[name] >= generator.num_ws]
+    if settings.kind == "levels" and without:
+        raise ValueError(
+            f"this generator has {generator.num_ws} rows of w_plus, none of them {without[0]}; "
+            f"leave that level out"
+        )
+    mapper = Mapper(_config(generator, settings))
+    source = torch.Generator().manual_seed(settings.seed)
+    with torch.no_grad():
+        for name, parameter in sorted(mapper.named_parameters()):
+            if name.endswith("weight"):
+                parameter.copy_(torch.randn(parameter.shape, generator=source) / 0.01)
+            else:
+                parameter.zero_()
+    return mapper
+
+
+def apply_mapper(
+    mapper: Mapper, generator: Generator, w_plus: Tensor, strength: float, *, offset: Tensor | None = None
+) -> StyleCode:
+    """Return the style codes of w_plus ``[B, L, W]`` moved by ``strength`` times the mapper's step.
+
+    Args:
+        mapper: Trained, of W+ or of style space.
+        generator: The one it was trained with.
+        w_plus: Codes to edit.
+        strength: 0.1 for the published edit; 0 leaves the codes alone.
+        offset: What earlier edits added to the flat style codes, ``[B, M]``; None for nothing.
+
+    Raises:
+        ValueError: If the mapper moves codes of another shape.
+        LayoutMismatchError: If it was made for other style layers.
+    """
+    codes = generator.styles(w_plus)
+    if offset is not None:
+        codes = StyleCode.from_flat(generator.layout, codes.flat() + offset)
+    if mapper.in_style_space:
+        step = mapper.style_step(codes).flat()
+        return StyleCode.from_flat(generator.layout, codes.flat() + strength * step)
+    moved = generator.styles(w_plus + strength * mapper.step(w_plus))
+    return moved if offset is None else StyleCode.from_flat(generator.layout, moved.flat() + offset)
+
+
+def _moved(
+    mapper: Mapper, generator: Generator, w_plus: Tensor, codes: StyleCode, strength: float
+) -> tuple[StyleCode, Tensor]:
+    """Return the moved style codes, and the L2 term of the move."""
+    if not mapper.in_style_space:
+        step = strength * mapper.step(w_plus)
+        return generator.styles(w_plus + step), step.square().mean()
+    steps = mapper.style_step(codes)
+    moved = StyleCode(codes.layout, {name: codes[name] + strength * steps[name] for name in codes})
+    return moved, torch.stack([(strength * steps[name]).square().mean() for name in codes]).sum()
+
+
+def _config(generator: Generator, settings: MapperTrainingSettings) -> MapperConfig:
+    w_dim = generator.config.w_dim
+    if settings.kind == "levels":
+        chosen = [name for name in LEVELS if name in settings.levels]
+        return MapperConfig("levels", tuple(_PUBLISHED_NAMES.get(name, name) for name in chosen), w_dim=w_dim)
+    if settings.kind == "single":
+        return MapperConfig("single", w_dim=w_dim)
+    widths = tuple(
+        (index, layer.channels)
+        for index, layer in enumerate(generator.layout.layers)
+        if settings.kind == "style-full" or not layer.is_torgb
+    )
+    return MapperConfig(settings.kind, widths=widths)
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _read(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        tensors = safetensors.torch.load(content)
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_HEADER])
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise CheckpointError(f"a stored training is damaged ({error}); delete it to begin anew") from error
+    if header.get("format") != _FORMAT:
+        raise CheckpointError(
+            f"this is no stored training (format {header.get('format')!r}, expected {_FORMAT!r}); "
+            "give the bytes of to_bytes"
+        )
+    return tensors, header

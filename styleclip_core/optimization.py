@@ -1,0 +1,364 @@
+"""Latent optimization: one code per (image, prompt), by gradient descent (StyleCLIP, section 4).
+
+For a source code w_s and a prompt t, the edited code is
+
+    argmin over w of  1 - cos(E_I(G(w)), E_T(t)) + l2 ||w - w_s||^2 + id (1 - <R(G(w)), R(G(w_s))>)
+
+with E_I, E_T the two towers of CLIP and R an identity network; w runs over W+, or over the convolution
+channels of S. The published code generates freely with the CLIP term alone. Many pairs are optimized at
+once: their losses are summed, and neither that sum nor Adam, which works element by element, lets
+one pair see another. A pair that ends leaves the batch, and the others go on without it.
+
+Shapes: P pairs, A of them still active, L rows of w_plus, W w_dim, M style channels (toRGB too), N editable
+ones, D width of the CLIP embedding, H side in pixels. Images are in -1..1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from types import MappingProxyType
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from styleclip_core.images import pad_square
+from styleclip_core.models.clip import ClipModel
+from styleclip_core.models.stylegan2 import Generator
+from styleclip_core.style_space import StyleCode
+
+Embedding = Callable[[Tensor], Tensor]  # images [B, 3, H, H] in -1..1 -> unit rows
+Space = Literal["w_plus", "s"]
+Mode = Literal["edit", "free_generation"]
+_IMPROVEMENT = 1e-3  # of the best loss; less counts as standing still
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizationSettings:
+    """What is minimized, and how; the defaults are the published ones.
+
+    Attributes:
+        space: ``"w_plus"``, or ``"s"`` for the convolution channels of style space; toRGB stays.
+        mode: ``"edit"``, or ``"free_generation"`` for the CLIP term alone.
+        steps: Evaluations of the loss, at most; the published code takes 300, its notebook 40.
+        learning_rate: Adam's rate at its peak; it rises over 5 % of the steps and falls over 25 %.
+        epsilon: Adam's; with torch's 1e-8, as published, elements with next to no gradient move as far as
+            any other, along their rounding errors, which grow from step to step.
+        l2_weight: Pull towards the source, per squared unit of w or s, summed and not averaged.
+        identity_weight: Weight of the identity term; 0.005 in the published notebook.
+        patience: A pair ends after this many steps without an improvement of 0.1 %, with its best code.
+            None to do all steps and take the last code, as published.
+        chunk: Pairs whose images are drawn at once, always exactly so many: the last chunk is filled up. A
+            machine rounds differently for other sizes of a batch, and differences of 1e-7 grow to
+            1e-2 within 40 steps; with one size a result is the same, bit for bit, whatever its batch.
+            More fit a GPU; 1 is the published way, and as slow.
+        max_move: A pair whose code lies further from its source than this, as a root mean square over
+            its elements, has run away and ends.
+    """
+
+    space: Space = "w_plus"
+    mode: Mode = "edit"
+    steps: int = 300
+    learning_rate: float = 0.1
+    epsilon: float = 1e-8
+    l2_weight: float = 0.008
+    identity_weight: float = 0.0
+    patience: int | None = None
+    chunk: int = 8
+    max_move: float = 20.0
+
+    def __post_init__(self) -> None:
+        counts = (self.steps, self.chunk, 1 if self.patience is None else self.patience)
+        if min(counts) < 1 or not (self.learning_rate > 0 and self.epsilon > 0):
+            raise ValueError(
+                "steps, chunk and patience are numbers from 1, learning_rate and epsilon are positive; "
+                f"got {counts}, {self.learning_rate}, {self.epsilon}"
+            )
+        if not (self.l2_weight >= 0 and self.identity_weight >= 0 and self.max_move > 0):
+            raise ValueError(
+                "l2_weight and identity_weight must not be negative and max_move is positive; "
+                f"got {self.l2_weight}, {self.identity_weight}, {self.max_move}"
+            )
+
+
+PRESETS: Mapping[str, OptimizationSettings] = MappingProxyType({
+    "published": OptimizationSettings(),
+    # for small generators and small CLIPs, which the published rate takes where only CLIP sees the prompt
+    "gentle": OptimizationSettings(space="s", steps=60, learning_rate=0.02, l2_weight=0.1),
+})  # fmt: skip
+
+
+class Status(IntEnum):
+    """How a pair stands."""
+
+    RUNNING = 0
+    DONE = 1  # all steps
+    CONVERGED = 2  # its patience is at an end
+    DIVERGED = 3  # its loss is no number, or its code ran away
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OptimizationState:
+    """State after an evaluation.
+
+    Attributes:
+        step: Number of the evaluation, from 0; the first is of the source itself.
+        pairs: Numbers of the pairs it was of, ``[A]`` int64.
+        clip: Their CLIP terms, ``[A]``.
+        l2: Their squared distances from the source, unweighted, ``[A]``.
+        identity: Their identity terms, unweighted, ``[A]``; 0 without an identity network.
+        loss: What is minimized, ``[A]``.
+        latents: Best codes so far of all pairs (the last ones without patience): w_plus ``[P, L, W]``, or in
+            style space flat style codes ``[P, M]``. A pair that diverged keeps its last finite ones.
+        status: How each pair stands, ``[P]``, values of ``Status``.
+    """
+
+    step: int
+    pairs: Tensor
+    clip: Tensor
+    l2: Tensor
+    identity: Tensor
+    loss: Tensor
+    latents: Tensor
+    status: Tensor
+
+
+def learning_rate_factor(step: int, steps: int) -> float:
+    """Return the published schedule: from 0 up over 5 % of the steps, down along a cosine over 25 %."""
+    t = step / steps
+    falling = 0.5 - 0.5 * math.cos(math.pi * min(1.0, (1 - t) / 0.25))
+    return falling * min(1.0, t / 0.05)
+
+
+def optimize(
+    generator: Generator,
+    embed_images: Embedding,
+    w_source: Tensor,
+    text: Tensor,
+    settings: OptimizationSettings,
+    *,
+    embed_identity: Embedding | None = None,
+    offset: Tensor | None = None,
+) -> Iterator[OptimizationState]:
+    """Optimize many (image, prompt) pairs at once and yield after every evaluation.
+
+    Args:
+        generator: Draws the images, with its stored noise; its weights stay as they are.
+        embed_images: CLIP's image tower; ``published_embedding`` for the published preprocessing.
+        w_source: Code of each pair's image, ``[P, L, W]``; left unchanged.
+        text: Unit embedding of each pair's prompt, ``[P, D]``.
+        settings: Terms, steps, rate.
+        embed_identity: Identity network; needed if ``identity_weight`` is positive, unused otherwise.
+        offset: What earlier edits added to each pair's flat style code, ``[P, M]``; None for nothing.
+
+    Yields:
+        A state per step, until no pair is running; the last holds the result.
+
+    Raises:
+        ValueError: If the shapes do not fit, or the identity term lacks its network.
+    """
+    _check(generator, w_source, text, settings, embed_identity)
+    problem = _Problem(generator, embed_images, embed_identity, settings)
+    first = source = problem.start(w_source.detach(), offset)
+    latents = source.moving.clone()
+    optimizer = torch.optim.Adam([latents], lr=settings.learning_rate, eps=settings.epsilon)
+    result, where = source.moving.clone(), w_source.device
+    pairs = torch.arange(len(result), device=where)
+    status, stale = torch.zeros_like(pairs), torch.zeros_like(pairs)
+    best = torch.full((len(result),), math.inf, device=where, dtype=w_source.dtype)
+    for step in range(settings.steps):
+        terms, gradient = problem.evaluate(latents, source, text[pairs])
+        clip, l2, identity, loss = terms
+
+        # each pair on its own: has it diverged, improved, stood still for too long?
+        value = loss.to(best)
+        fine = value.isfinite() & (l2 <= settings.max_move**2 * latents[0].numel())
+        improved = fine & (value < best[pairs] * (1 - _IMPROVEMENT))
+        kept = fine if settings.patience is None else improved
+        result[pairs[kept]] = latents[kept]
+        best[pairs[improved]] = value[improved]
+        stale[pairs] = torch.where(improved, 0, stale[pairs] + 1)
+        outcome = torch.full_like(pairs, Status.RUNNING if step + 1 < settings.steps else Status.DONE)
+        if settings.patience is not None:
+            outcome[stale[pairs] >= settings.patience] = Status.CONVERGED
+        outcome[~fine] = Status.DIVERGED
+        status[pairs] = outcome
+        yield OptimizationState(
+            step, pairs, clip, l2, identity, loss,
+            problem.whole(result, first), status.clone(),
+        )  # fmt: skip
+        running = outcome == Status.RUNNING
+        if not running.any():
+            return
+
+        optimizer.param_groups[0]["lr"] = settings.learning_rate * learning_rate_factor(step, settings.steps)
+        latents.grad = gradient
+        optimizer.step()
+        if not running.all():
+            latents, optimizer = _only(running, latents, optimizer)
+            source, pairs = source.select(running), pairs[running]
+
+
+def _only(kept: Tensor, latents: Tensor, optimizer: torch.optim.Adam) -> tuple[Tensor, torch.optim.Adam]:
+    """Return the latents and the Adam of some pairs; their moments go with them."""
+    fewer = latents[kept]
+    smaller = torch.optim.Adam([fewer], eps=optimizer.param_groups[0]["eps"])
+    smaller.state[fewer] = {
+        name: value if name == "step" else value[kept] for name, value in optimizer.state[latents].items()
+    }
+    return fewer, smaller
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Source:
+    """Where pairs start.
+
+    Attributes:
+        moving: What is optimized: w_plus ``[A, L, W]``, or convolution channels ``[A, N]``.
+        styles: Flat style codes of the source, ``[A, M]``.
+        offset: What is added to the flat style codes of w_plus, ``[A, M]``, or None.
+        identity: Unit identity embeddings of the source, ``[A, D]``, or None.
+    """
+
+    moving: Tensor
+    styles: Tensor
+    offset: Tensor | None
+    identity: Tensor | None
+
+    def select(self, kept: Tensor) -> _Source:
+        """Return the sources of some pairs."""
+        offset = None if self.offset is None else self.offset[kept]
+        identity = None if self.identity is None else self.identity[kept]
+        return _Source(self.moving[kept], self.styles[kept], offset, identity)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Problem:
+    """The objective: what moves, how it becomes an image, and the three terms."""
+
+    generator: Generator
+    embed_images: Embedding
+    embed_identity: Embedding | None
+    settings: OptimizationSettings
+
+    @torch.no_grad()
+    def start(self, w_source: Tensor, offset: Tensor | None) -> _Source:
+        """Return where the pairs start."""
+        parts = [
+            self._start(w_source[index], None if offset is None else offset[index])
+            for index in self._chunks(w_source)
+        ]
+        count = len(w_source)
+        styles = torch.cat([styles for styles, _ in parts])[:count]
+        moving = w_source if self.settings.space == "w_plus" else styles[:, self._editable()]
+        embedded = [identity for _, identity in parts if identity is not None]
+        return _Source(moving, styles, offset, torch.cat(embedded)[:count] if embedded else None)
+
+    def _start(self, w_source: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        styles = self.generator.styles(w_source).flat()
+        styles = styles if offset is None else styles + offset
+        if self.embed_identity is None or self.settings.mode != "edit" or not self.settings.identity_weight:
+            return styles, None
+        return styles, self.embed_identity(self._draw(styles))
+
+    def _chunks(self, pairs: Tensor) -> Iterator[Tensor]:
+        """Yield the numbers of the pairs in chunks of one size, the last filled up with its first pair."""
+        for first in range(0, len(pairs), self.settings.chunk):
+            index = torch.arange(first, first + self.settings.chunk, device=pairs.device)
+            yield torch.where(index < len(pairs), index, first)
+
+    def whole(self, moving: Tensor, source: _Source) -> Tensor:
+        """Return w_plus as it is, or convolution channels among the toRGB channels of the source."""
+        if self.settings.space == "w_plus":
+            return moving.clone()
+        return source.styles.index_copy(1, self._editable(), moving)
+
+    def evaluate(self, moving: Tensor, source: _Source, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the three terms and the loss, ``[4, A]``, and the loss's gradient, ``[A, ...]``."""
+        settings, parts = self.settings, []
+        for index in self._chunks(moving):
+            latents = moving[index].requires_grad_(True)
+            clip, l2, identity = self.terms(latents, source.select(index), text[index])
+            loss = clip
+            if settings.mode == "edit":
+                loss = clip + settings.l2_weight * l2 + settings.identity_weight * identity
+            (gradient,) = torch.autograd.grad(loss.sum(), latents)
+            parts.append((torch.stack([clip, l2, identity, loss]).detach(), gradient))
+        terms, gradients = zip(*parts, strict=True)
+        return torch.cat(terms, dim=1)[:, : len(moving)], torch.cat(gradients)[: len(moving)]
+
+    def terms(self, moving: Tensor, source: _Source, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the CLIP, L2 and identity terms, unweighted, ``[A]`` each."""
+        if self.settings.space == "w_plus":
+            styles = self.generator.styles(moving).flat()
+            styles = styles if source.offset is None else styles + source.offset
+        else:
+            styles = self.whole(moving, source)
+        image = self._draw(styles)
+        clip = 1 - (self.embed_images(image) * text).sum(dim=1)
+        l2 = (moving - source.moving).square().flatten(1).sum(dim=1)
+        identity = torch.zeros_like(clip)
+        if self.embed_identity is not None and source.identity is not None:
+            identity = 1 - (self.embed_identity(image) * source.identity).sum(dim=1)
+        return clip, l2, identity
+
+    def _draw(self, flat: Tensor) -> Tensor:
+        return self.generator.synthesize(StyleCode.from_flat(self.generator.layout, flat))
+
+    def _editable(self) -> Tensor:
+        """Return the places of the convolution channels in a flat style code, ``[N]``."""
+        layers = self.generator.layout.layers
+        mask = torch.cat([torch.full((layer.channels,), not layer.is_torgb) for layer in layers])
+        return mask.nonzero().squeeze(1).to(self.generator.device)
+
+
+def _check(
+    generator: Generator,
+    w_source: Tensor,
+    text: Tensor,
+    settings: OptimizationSettings,
+    embed_identity: Embedding | None,
+) -> None:
+    expected = (generator.num_ws, generator.config.w_dim)
+    if w_source.ndim != 3 or not len(w_source) or w_source.shape[1:] != expected:
+        raise ValueError(f"w_source must be [P, {expected[0]}, {expected[1]}], got {list(w_source.shape)}")
+    if text.ndim != 2 or len(text) != len(w_source):
+        raise ValueError(
+            f"text must be [{len(w_source)}, D], an embedding for each pair, got {list(text.shape)}"
+        )
+    if settings.mode == "edit" and settings.identity_weight > 0 and embed_identity is None:
+        raise ValueError(
+            f"identity_weight is {settings.identity_weight:g}, but there is no identity network; "
+            "give one (load_identity) or set the weight to 0"
+        )
+
+
+def published_embedding(clip: ClipModel) -> Embedding:
+    """Return the image embedding of the published losses: a box filter, and no normalization.
+
+    Those repeat every pixel 7 times, average squares of a 32nd of the image's side, and give CLIP the
+    -1..1 that remain. Both steps together are one box filter along each axis, which is what this
+    computes: the same numbers without the 7168 x 7168 image in between.
+    """
+
+    def embed(image: Tensor) -> Tensor:
+        square = pad_square(image)
+        weights = _box_filter(square.shape[-1], clip.input_resolution).to(square)  # [R, H]
+        pixels = weights @ square @ weights.T
+        model = clip.model
+        return F.normalize(model.encode_image(pixels.to(model.dtype)).float(), dim=1)  # type: ignore[operator, arg-type]
+
+    return embed
+
+
+def _box_filter(size: int, side: int) -> Tensor:
+    """Return the share of each of ``size`` pixels in each of ``side`` equal stretches of them."""
+    edges = torch.arange(side + 1, dtype=torch.float64) * size / side
+    pixels = torch.arange(size + 1, dtype=torch.float64)
+    low = torch.maximum(edges[:-1, None], pixels[None, :-1])
+    high = torch.minimum(edges[1:, None], pixels[None, 1:])
+    return (high - low).clamp(min=0) * side / size

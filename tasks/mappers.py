@@ -1,0 +1,275 @@
+"""Latent mappers: trained for a prompt in storable strides, and applied as an edit."""
+
+from __future__ import annotations
+
+import base64
+import io
+import tempfile
+from pathlib import Path
+from uuid import UUID
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from PIL import Image, ImageDraw
+from prefect import task
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.logging import get_run_logger
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+import styleclip_core
+from styleclip_core.mapper_training import CURVE_COLUMNS, MapperTraining, apply_mapper
+from styleclip_core.models.mapper import Mapper, save_mapper
+from styleclip_core.models.stylegan2 import Generator
+from styleclip_core.sampling import sample_z
+from tasks import models
+from tasks.artifacts import (
+    Provenance,
+    artifact_uri,
+    fingerprint,
+    is_complete,
+    read_provenance,
+    read_table,
+    to_matrix,
+    write_table,
+)
+from tasks.caching import PER_RUN
+from tasks.directions import PreparedEdit, prompt_distance, target_embedding
+from tasks.identity import ModelHashes
+from tasks.outcomes import OK
+from tasks.settings import EditVariant, Models, SettingsError
+from tasks.settings import MapperTraining as Settings
+from tasks.storage import exists, join, list_objects, read_bytes, write_bytes_atomic
+
+STEP, VERSION = "train-mapper", "1"
+STRENGTH_UNIT = "times the mapper's output, in units of the latent"
+_APPLY, _APPLY_VERSION = "apply-mapper", "1"
+
+
+class MapperPlan(BaseModel):
+    """One training: what decides it and where its files lie."""
+
+    model_config = ConfigDict(frozen=True)
+
+    target: str
+    folder: str
+    fingerprint: str
+    models: Models
+    hashes: ModelHashes
+    settings: Settings
+
+    @property
+    def state(self) -> str:
+        """Return where the training is stored between strides."""
+        return join(self.folder, "training.safetensors")
+
+
+class MapperRef(BaseModel):
+    """A trained mapper."""
+
+    model_config = ConfigDict(frozen=True)
+
+    target: str
+    best: str
+    last: str
+    curve: str
+    fingerprint: str
+    steps: int
+    loss: float
+    reused: bool
+
+
+def plan(target: str, workspace: str, chosen: Models, hashes: ModelHashes, settings: Settings) -> MapperPlan:
+    """Return where the mapper of a prompt and these settings lies; nothing is computed."""
+    parameters = {"target": target, **settings.model_dump(mode="json")}
+    inputs = {"generator": hashes.generator, "clip": hashes.clip}
+    if settings.identity_weight > 0:
+        inputs["identity"] = hashes.identity
+    print_ = fingerprint(STEP, VERSION, parameters, inputs)
+    return MapperPlan(
+        target=target,
+        folder=artifact_uri(workspace, "mappers", print_),
+        fingerprint=print_,
+        models=chosen,
+        hashes=hashes,
+        settings=settings,
+    )
+
+
+@task(name="train-mapper", task_run_name="train-{planned.target}", cache_policy=PER_RUN, persist_result=True)
+def train_mapper(planned: MapperPlan, device: str) -> MapperRef:
+    """Train the mapper of one prompt, from where an earlier run was stopped if there was one."""
+    best, last, curve = (
+        join(planned.folder, name) for name in ("best.safetensors", "last.safetensors", "curve.parquet")
+    )
+    done = is_complete(curve)
+    if not done:
+        training = _training(planned, device)
+        if exists(planned.state):
+            training.restore(read_bytes(planned.state))
+            get_run_logger().info("%s: resumed at step %d", planned.target, training.step)
+        _train(planned, training)
+        for uri, mapper in ((best, training.best), (last, training.mapper)):
+            write_bytes_atomic(uri, _mapper_bytes(mapper))
+        write_table(curve, _curve_table(training.curve), _provenance(planned))
+        _show_curve(planned, training.curve)
+    rows = read_table(curve)
+    losses = [
+        loss
+        for loss, is_validation in zip(rows["loss"].to_pylist(), rows["validation"].to_pylist(), strict=True)
+        if is_validation
+    ]
+    return MapperRef(
+        target=planned.target, best=best, last=last, curve=curve, fingerprint=planned.fingerprint,
+        steps=max(rows["step"].to_pylist()), loss=min(losses), reused=done,
+    )  # fmt: skip
+
+
+def _train(planned: MapperPlan, training: MapperTraining) -> None:
+    total = planned.settings.steps
+    artifact: UUID = create_progress_artifact(  # type: ignore[assignment]
+        progress=100.0 * training.step / total, key="train-mapper", description=planned.target
+    )
+    for state in training.run():
+        if state.validation is None:
+            continue
+        write_bytes_atomic(planned.state, training.to_bytes())
+        get_run_logger().info(
+            "%s: step %d of %d, validation loss %.4f (CLIP %.4f, identity %.4f, L2 %.4f), best %.4f",
+            planned.target, state.step, total, state.validation.total, state.validation.clip,
+            state.validation.identity, state.validation.l2, state.best,
+        )  # fmt: skip
+        update_progress_artifact(artifact, progress=100.0 * state.step / total)
+
+
+def _training(planned: MapperPlan, device: str) -> MapperTraining:
+    chosen, settings = planned.models, planned.settings
+    generator, clip = models.generator(chosen.generator, device), models.clip(chosen.clip, device)
+    codes = _codes(generator, settings)
+    if settings.validation >= len(codes):
+        raise SettingsError(
+            f"there are {len(codes)} codes, {settings.validation} of them for validation; none is left to "
+            "train on: give more latents or a smaller validation"
+        )
+    return MapperTraining(
+        generator,
+        clip.embed_whole,
+        target_embedding(chosen.clip, planned.target, settings.templates, device),
+        codes[: -settings.validation],
+        codes[-settings.validation :],
+        settings.settings(),
+        embed_identity=models.identity(chosen.identity, device).embed
+        if chosen.identity and settings.identity_weight > 0
+        else None,
+    )
+
+
+@torch.no_grad()
+def _codes(generator: Generator, settings: Settings) -> Tensor:
+    """Return the w_plus to train on: stored latents, or sampled ones."""
+    if not settings.latents:
+        ids = range(settings.codes)
+        z = torch.cat([sample_z(settings.seed, ids[i : i + 500], generator.config.z_dim)
+                       for i in range(0, len(ids), 500)])  # fmt: skip
+        return generator.map(z.to(generator.device), truncation_psi=settings.truncation_psi)
+    found: dict[str, np.ndarray] = {}
+    for item in list_objects(settings.latents, (".parquet",)):
+        if ".attempt-" not in item.key:
+            continue
+        uri = join(settings.latents, item.key)
+        made = read_provenance(uri)
+        if made.generator != generator.fingerprint:
+            raise SettingsError(
+                f"{uri} was made with generator {made.generator[:16]}, this run uses "
+                f"{generator.fingerprint[:16]}; give latents of this generator"
+            )
+        rows = read_table(uri, columns=["image_key", "w_plus", "status"])
+        rows = rows.filter(pc.equal(rows["status"], OK))
+        if len(rows):
+            found |= dict(zip(rows["image_key"].to_pylist(), to_matrix(rows, "w_plus"), strict=True))
+    if not found:
+        raise SettingsError(
+            f"no latents under {settings.latents}; give the folder that `styleclip invert` names"
+        )
+    flat = np.stack([found[key] for key in sorted(found)])
+    return torch.from_numpy(flat).view(len(flat), generator.num_ws, -1).to(generator.device)
+
+
+def _mapper_bytes(mapper: Mapper) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "mapper.safetensors"
+        save_mapper(mapper, path)
+        return path.read_bytes()
+
+
+def _curve_table(curve: list[tuple[float, ...]]) -> pa.Table:
+    columns = dict(zip(CURVE_COLUMNS, zip(*curve, strict=True), strict=True))
+    return pa.table({
+        "step": pa.array([int(step) for step in columns["step"]], pa.int64()),
+        "validation": pa.array([bool(flag) for flag in columns["validation"]]),
+        **{name: pa.array(columns[name], pa.float64()) for name in CURVE_COLUMNS[2:]},
+    })  # fmt: skip
+
+
+def _provenance(planned: MapperPlan) -> Provenance:
+    hashes = planned.hashes
+    return Provenance(
+        kind="mapper", fingerprint=planned.fingerprint, step=STEP, version=VERSION,
+        parameters={
+            "target": planned.target, **planned.settings.model_dump(mode="json"),
+            "strength_unit": STRENGTH_UNIT,
+        },
+        inputs={"generator": hashes.generator, "clip": hashes.clip, "identity": hashes.identity},
+        generator=hashes.generator, clip=hashes.clip, code_version=styleclip_core.__version__,
+    )  # fmt: skip
+
+
+def _show_curve(planned: MapperPlan, curve: list[tuple[float, ...]]) -> None:
+    """Draw the loss of training and validation into Prefect's UI."""
+    width, height, margin = 640, 240, 12
+    sheet = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(sheet)
+    low, high = min(row[5] for row in curve), max(row[5] for row in curve)
+    last = max(row[0] for row in curve)
+
+    def place(row: tuple[float, ...]) -> tuple[float, float]:
+        down = (high - row[5]) / max(high - low, 1e-9)
+        return margin + (width - 2 * margin) * row[0] / last, margin + (height - 2 * margin) * down
+
+    for validation, colour in ((0.0, "#9bb"), (1.0, "#c30")):
+        points = [place(row) for row in curve if row[1] == validation]
+        if len(points) > 1:
+            pen.line(points, fill=colour, width=2)
+    pen.text((margin, 0), f"loss {high:.3f} (top) to {low:.3f}, {last:.0f} steps", fill="black")
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    picture = base64.b64encode(buffer.getvalue()).decode()
+    create_markdown_artifact(
+        f"{planned.target}: training (grey) and validation (red)\n\n![loss](data:image/png;base64,{picture})",
+        key="train-mapper-loss",
+        description=f"loss of the mapper {planned.target}",
+    )
+
+
+# ---- applying ------------------------------------------------------------------------------------------
+
+
+@task(
+    name="prepare-mapper", task_run_name="prepare-{variant.label}", cache_policy=PER_RUN, persist_result=True
+)
+def prepare_mapper(variant: EditVariant, chosen: Models, hashes: ModelHashes, device: str) -> PreparedEdit:
+    """Load the mapper once, so that a wrong one fails here, and name it by its content."""
+    if variant.mapper is None:
+        raise SettingsError(f"edit {variant.name!r} names no mapper")
+    network, generator = models.mapper(variant.mapper, device), models.generator(chosen.generator, device)
+    average = generator.mapping.w_avg.expand(2, generator.num_ws, -1)
+    apply_mapper(network, generator, average, 0.0)  # raises if it is another generator's
+    inputs = {"mapper": network.fingerprint, "generator": hashes.generator, "clip": hashes.clip}
+    return PreparedEdit(
+        variant=variant,
+        uri=variant.mapper,
+        fingerprint=fingerprint(_APPLY, _APPLY_VERSION, {"strength": variant.strength}, inputs),
+        text_norm=prompt_distance(variant, chosen, device),
+    )

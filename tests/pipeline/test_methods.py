@@ -1,0 +1,263 @@
+"""Mappers and optimizations through the flows: trained, resumed, mixed with style directions in one run."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from flows.invert_images import invert_images
+from flows.train_mapper import train_mapper
+from styleclip_core import load_clip, load_generator, load_mapper
+from styleclip_core.errors import LayoutMismatchError, PromptError
+from styleclip_core.mapper_training import MapperTraining as Training
+from styleclip_core.mapper_training import MapperTrainingSettings, apply_mapper, new_mapper
+from styleclip_core.metrics import clip_similarity
+from styleclip_core.models.identity import IdentityNetwork, save_identity
+from styleclip_core.models.mapper import save_mapper
+from tasks import optimization as optimization_task
+from tasks.artifacts import read_provenance
+from tasks.settings import (
+    Edit,
+    Execution,
+    Inversion,
+    MapperTraining,
+    Models,
+    Optimization,
+    SettingsError,
+    load_edits,
+)
+from tasks.storage import read_bytes
+from tests.pipeline.test_flows import encoded, files_of, manifest_of, portrait, run
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+TRAINING = MapperTraining(
+    levels=("coarse",),
+    steps=6,
+    validate_every=2,
+    identity_weight=0,
+    learning_rate=0.1,
+    codes=12,
+    validation=4,
+)
+OPTIMIZED = Edit(
+    name="optimized", target="grey hair", method="optimization", optimization=Optimization(steps=5, chunk=2)
+)
+
+
+@pytest.fixture
+def models(network_files) -> Models:
+    return Models(**network_files)
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index in range(3):
+        (folder / f"p{index}.png").write_bytes(encoded(portrait(index)))
+    return folder
+
+
+@pytest.fixture
+def mapper_file(models, tmp_path) -> str:
+    settings = MapperTrainingSettings(levels=("coarse",), identity_weight=0)
+    save_mapper(new_mapper(load_generator(models.generator), settings), tmp_path / "mapper.safetensors")
+    return str(tmp_path / "mapper.safetensors")
+
+
+def test_one_run_mixes_three_methods_and_a_second_computes_nothing(models, photos, tmp_path, mapper_file):
+    edits = [
+        Edit(name="direction", target="grey hair", alpha=2, beta=0.0),
+        Edit(name="mapped", target="grey hair", method="mapper", mapper=mapper_file, strength=(0.1, 0.3)),
+        OPTIMIZED,
+    ]
+    out = tmp_path / "out"
+    result = run(models, photos, out, edits)
+    rows = manifest_of(result)
+    assert len(rows) == 3 * 4
+    assert set(rows.status) == {"ok"}
+    methods = {name: set(part.method) for name, part in rows.groupby("edit")}
+    assert methods == {"direction": {"global"}, "mapped": {"mapper"}, "optimized": {"optimization"}}
+    settings = {row.edit: json.loads(row.settings) for row in rows.itertuples()}
+    assert settings["direction"]["alpha_unit"].startswith("standard deviations")
+    assert settings["mapped"]["strength_unit"].startswith("times the mapper's output")
+    assert settings["optimized"]["l2_weight"] == 0.008
+    assert sorted(rows[rows.edit == "mapped"].strength.unique()) == [0.1, 0.3]
+    assert rows[rows.method != "global"].alpha.isna().all()
+    assert "mapper x 0.3" in read_bytes(result.report.page).decode()
+    before = files_of(out)
+    again = run(models, photos, out, edits)
+    assert [step.computed for step in again.steps] == [0] * len(again.steps)
+    assert files_of(out) == before
+
+
+def test_optimized_latents_and_trajectories_are_stored_and_are_those_of_the_scores(models, photos, tmp_path):
+    out = tmp_path / "out"
+    result = run(models, photos, out, [OPTIMIZED])
+    assert {step.step for step in result.steps} == {"invert-images", "edit-images"}  # no table is built
+    rows = manifest_of(result)
+    generator, clip = load_generator(models.generator), load_clip(models.clip)
+    text = clip.embed_text(["grey hair"])[0]
+    for row in rows.itertuples():
+        place = out / "workspace" / row.latents
+        latents = pq.read_table(place).to_pandas().set_index("image_key")
+        w_plus = torch.from_numpy(np.stack(latents.loc[[row.image_key]].w_plus)).view(1, generator.num_ws, -1)
+        image = generator.synthesize(generator.styles(w_plus))
+        assert row.clip_after == pytest.approx(
+            clip_similarity(clip.embed_images(image), text).item(), abs=1e-5
+        )
+        steps = pd.read_parquet(str(place).replace(".latents-", ".trajectory-"))
+        mine = steps[steps.image_key == row.image_key]
+        assert mine.step.tolist() == [0, 1, 2, 3, 4]
+        assert mine["clip"].iloc[0] == pytest.approx(1 - row.clip_before, abs=1e-5)
+        assert mine["clip"].iloc[-1] == pytest.approx(1 - row.clip_after, abs=1e-5)
+
+
+def test_a_photograph_whose_optimization_diverges_is_a_row(models, photos, tmp_path, monkeypatch):
+    real = optimization_task.optimize
+
+    def diverge_first(generator, embed, w_source, text, settings, **others):
+        calls = []
+
+        def breaks(image):
+            calls.append(1)
+            harm = torch.ones(len(image), 1)
+            harm[0] = torch.nan if len(calls) == 1 else 1
+            return embed(image) * harm
+
+        return real(generator, breaks, w_source, text, settings, **others)
+
+    monkeypatch.setattr(optimization_task, "optimize", diverge_first)
+    edit = OPTIMIZED.model_copy(update={"optimization": Optimization(steps=3, chunk=3)})
+    settings = {"execution": Execution(shard_size=10)}
+    rows = manifest_of(run(models, photos, tmp_path / "out", [edit], **settings)).set_index("image_key")
+    assert rows.status.value_counts().to_dict() == {"ok": 2, "failed": 1}
+    failed = rows[rows.status == "failed"].iloc[0]
+    assert failed.error_type == "RunawayError"
+    assert pd.isna(failed.output_key)
+    monkeypatch.setattr(optimization_task, "optimize", real)
+    again = manifest_of(run(models, photos, tmp_path / "out", [edit], **settings))
+    assert set(again.status) == {"ok"}
+
+
+def test_identity_is_scored_where_there_is_a_network(models, photos, tmp_path):
+    torch.manual_seed(0)
+    save_identity(IdentityNetwork().eval(), tmp_path / "identity.safetensors")
+    with_identity = models.model_copy(update={"identity": str(tmp_path / "identity.safetensors")})
+    weighted = Optimization(steps=2, chunk=3, identity_weight=0.005)
+    edits = [
+        Edit(name="none", target="grey hair", alpha=0.0, beta=0.0),
+        OPTIMIZED.model_copy(update={"optimization": weighted}),
+    ]
+    (photos / "p2.png").unlink()
+    rows = manifest_of(run(with_identity, photos, tmp_path / "out", edits))
+    assert rows[rows.edit == "none"].identity.to_numpy() == pytest.approx(1, abs=1e-4)
+    assert (rows.identity <= 1 + 1e-4).all()
+    assert manifest_of(run(models, photos, tmp_path / "out", edits[:1])).identity.isna().all()
+    with pytest.raises(
+        SettingsError, match=r"'optimized' weighs identity with 0\.005, but there is no identity"
+    ):
+        run(models, photos, tmp_path / "other", edits[1:])
+
+
+def test_training_writes_mapper_and_curve_once(models, tmp_path):
+    (ref,) = train_mapper(models, ["grey hair"], str(tmp_path), TRAINING).mappers
+    mapper = load_mapper(ref.best)
+    assert mapper.config.levels == ("course",)
+    curve = pd.read_parquet(ref.curve)
+    assert curve[~curve.validation].step.tolist() == [1, 2, 3, 4, 5, 6]
+    assert curve[curve.validation].step.tolist() == [2, 4, 6]
+    assert ref.loss == pytest.approx(curve[curve.validation].loss.min())
+    made = read_provenance(ref.curve)
+    assert made.parameters["target"] == "grey hair"
+    assert made.generator == load_generator(models.generator).fingerprint
+    again = train_mapper(models, ["grey hair"], str(tmp_path), TRAINING).mappers[0]
+    assert again.reused
+    assert not ref.reused
+
+
+def test_a_training_that_broke_off_goes_on_to_the_same_weights(models, tmp_path, monkeypatch):
+    (undisturbed,) = train_mapper(models, ["hat"], str(tmp_path / "one"), TRAINING).mappers
+    real, begun = Training.run, []
+
+    def break_off(self):
+        for state in real(self):
+            begun.append(state.step)
+            if state.step == 5 and len(begun) == 5:
+                raise RuntimeError("injected fault")
+            yield state
+
+    monkeypatch.setattr(Training, "run", break_off)
+    with pytest.raises(RuntimeError, match="injected fault"):
+        train_mapper(models, ["hat"], str(tmp_path / "two"), TRAINING)
+    (resumed,) = train_mapper(models, ["hat"], str(tmp_path / "two"), TRAINING).mappers
+    assert begun == [1, 2, 3, 4, 5, 5, 6]  # stored at each validation, the last at step 4
+    for name in ("best", "last", "curve"):
+        assert read_bytes(getattr(resumed, name)) == read_bytes(getattr(undisturbed, name))
+
+
+def test_a_mapper_learns_from_stored_latents(models, photos, tmp_path):
+    inverted = invert_images(models, str(photos), str(tmp_path / "w"), Inversion(steps=1))
+    settings = TRAINING.model_copy(update={"latents": inverted.latents, "validation": 1, "steps": 2})
+    (ref,) = train_mapper(models, ["hat"], str(tmp_path), settings).mappers
+    assert ref.steps == 2
+    with pytest.raises(SettingsError, match="there are 3 codes, 3 of them for validation"):
+        train_mapper(models, ["hat"], str(tmp_path), settings.model_copy(update={"validation": 3}))
+    with pytest.raises(SettingsError, match="no latents under"):
+        train_mapper(models, ["hat"], str(tmp_path), settings.model_copy(update={"latents": str(photos)}))
+
+
+def test_what_cannot_work_is_refused_before_any_work(models, photos, tmp_path):
+    with pytest.raises(SettingsError, match="no identity network; give --identity"):
+        train_mapper(models, ["hat"], str(tmp_path), TRAINING.model_copy(update={"identity_weight": 0.1}))
+    with pytest.raises(SettingsError, match="there is no prompt"):
+        train_mapper(models, [], str(tmp_path), TRAINING)
+    with pytest.raises(PromptError, match="cannot tell 'hat' from 'hat'"):
+        run(models, photos, tmp_path / "out", [Edit(target="hat", neutral="hat", method="optimization")])
+    other = load_generator(models.generator)
+    settings = MapperTrainingSettings(kind="style", identity_weight=0)
+    mapper = new_mapper(other, settings)
+    codes = other.styles(other.mapping.w_avg.expand(1, other.num_ws, -1))
+    assert (
+        apply_mapper(mapper, other, other.mapping.w_avg.expand(1, other.num_ws, -1), 0.0)
+        .flat()
+        .equal(codes.flat())
+    )
+    widths = tuple((index, width + 1) for index, width in mapper.config.widths)
+    wrong = type(mapper)(type(mapper.config)("style", widths=widths))
+    save_mapper(wrong, tmp_path / "wrong.safetensors")
+    edit = Edit(target="hat", method="mapper", mapper=str(tmp_path / "wrong.safetensors"))
+    with pytest.raises(LayoutMismatchError, match="give the generator it was trained with"):
+        run(models, photos, tmp_path / "out", [edit])
+    assert not (tmp_path / "out" / "images").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("- {target: hat, method: mapper}", "method mapper needs the URI of a mapper"),
+        ("- {target: hat, mapper: m.pt}", "no other method takes one"),
+        ("- {target: hat, method: optimization, alpha: 3}", "method optimization has no alpha; leave it out"),
+        ("- {target: hat, method: mapper, mapper: m.pt, beta: 0.1}", "method mapper has no beta"),
+        ("- {target: hat, strength: 0.2}", "method global has no strength"),
+        ("- {target: hat, method: optimization, optimization: {steps: 0}}", "greater than or equal to 1"),
+    ],
+)
+def test_settings_of_another_method_are_refused(tmp_path, content, message):
+    (tmp_path / "edits.yaml").write_text(content)
+    with pytest.raises(SettingsError, match=message):
+        load_edits(str(tmp_path / "edits.yaml"))
+
+
+def test_presets_and_overrides():
+    gentle = Optimization(preset="gentle", steps=7).settings()
+    assert (gentle.steps, gentle.space) == (7, "s")
+    published = Optimization().settings()
+    assert (published.steps, published.learning_rate, published.l2_weight) == (300, 0.1, 0.008)
+    trained = MapperTraining().settings()
+    assert (trained.learning_rate, trained.strength, trained.l2_weight) == (0.5, 0.1, 0.8)
+    assert Edit(target="x", method="optimization").variants()[0].label == "x_o300"

@@ -4,7 +4,7 @@ PYTHON ?= $(shell for each in python3.11 python3.12 python3; do $$each -c '' 2>/
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test check format hostile bench models world-quality setup help
+.PHONY: demo test operations parity check format hostile bench models world-quality setup help
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -26,6 +26,10 @@ test: $(STAMP)  ## All tests
 
 parity: $(STAMP)  ## Differences to the published implementations, on the golden arrays
 	$(BIN)/pytest tests/core -q -k "equal or golden or parity"
+
+operations: $(STAMP)  ## Retry on a real Prefect server, with workers and a browser (needs Chromium)
+	@command -v chromium >/dev/null || { echo 'Chromium is needed: apt-get install chromium' >&2; exit 2; }
+	$(BIN)/pytest tests/operations
 
 check: $(STAMP)  ## Format, lint, types, layer rule
 	$(BIN)/ruff format --check .

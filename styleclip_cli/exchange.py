@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-import data
+from styleclip_cli.shared import chosen_models
 
 _Kind = Literal["generator", "encoder", "identity", "clip", "mapper"]
 Generator = Annotated[str, typer.Option(help="URI of the generator; the embedded model if not given")]
@@ -56,9 +56,9 @@ def import_(
         raise ValueError("--statistics and --w both give statistics; import one of them")
     from tasks import exchange, models
 
-    network = models.generator(generator or str(data.GENERATOR), "cpu")
+    network = models.generator(chosen_models(generator, clip).generator, "cpu")
     if relevance:
-        embedder = models.clip(_clip(generator, clip), "cpu")
+        embedder = models.clip(chosen_models(generator, clip).clip, "cpu")
         width = embedder.embedding_dim
         typer.echo(exchange.import_relevance(relevance, out, network, embedder.fingerprint, width=width))
     if statistics:
@@ -87,11 +87,12 @@ def export(
     from tasks.artifacts import read_provenance
     from tasks.identity import ModelHashes
 
-    network = models.generator(generator or str(data.GENERATOR), "cpu")
+    network = models.generator(chosen_models(generator, clip).generator, "cpu")
     kind = read_provenance(source).kind if source.endswith(".parquet") else "latents"
     if kind == "relevance":
         hashes = ModelHashes(
-            generator=network.fingerprint, clip=models.clip(_clip(generator, clip), "cpu").fingerprint
+            generator=network.fingerprint,
+            clip=models.clip(chosen_models(generator, clip).clip, "cpu").fingerprint,
         )
         exchange.export_relevance(
             source, target, network, hashes, published_layers=published_layers, half=half
@@ -103,10 +104,6 @@ def export(
     else:
         raise ValueError(f"{source} is a {kind}, which the published code has no file for")
     typer.echo(target)
-
-
-def _clip(generator: str, clip: str) -> str:
-    return clip or ("ViT-B/32" if generator else str(data.CLIP))
 
 
 def register(app: typer.Typer) -> None:

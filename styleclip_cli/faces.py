@@ -7,12 +7,11 @@ from typing import Annotated
 import typer
 
 import data
+from styleclip_cli.shared import Verbose, Workers, console, prepare, summarize, with_progress
 
 Out = Annotated[str, typer.Option(help="URI of the prefix for the results")]
-Workspace = Annotated[str, typer.Option(help="Folder for artifacts [default: OUT/workspace]")]
 ShardSize = Annotated[int, typer.Option(min=1, help="Photographs per shard, on average")]
-Workers = Annotated[int, typer.Option(min=0, help="Shards at once; 0 for one per core, or one on a GPU")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's log")]
+Workspace = Annotated[str, typer.Option(help="Folder for artifacts [default: OUT/workspace]")]
 
 
 def align(
@@ -39,9 +38,7 @@ def align(
     verbose: Verbose = False,
 ) -> None:
     """Cut the faces out of every photograph under a prefix, as FFHQ does."""
-    from styleclip_cli import main
-
-    main._prepare(workers, verbose)
+    prepare(workers, verbose)
     from flows.align_faces import align_faces as flow
     from tasks.settings import Alignment, Execution, FaceSource
 
@@ -57,10 +54,10 @@ def align(
         max_faces=max_faces or None,
     )
     execution = Execution(shard_size=shard_size)
-    result = main._with_progress(lambda: flow(source, photos, out, workspace, alignment, execution))
-    main._summarize(result)
+    result = with_progress(lambda: flow(source, photos, out, workspace, alignment, execution))
+    summarize(result)
     found = result.faces
-    main.console.print(
+    console.print(
         f"{found.aligned} faces in {found.photographs} photographs, {found.without} photographs without a "
         f"face, {found.skipped} faces too small, {found.failed} failed (see the table)"
     )
@@ -82,17 +79,15 @@ def paste(
     verbose: Verbose = False,
 ) -> None:
     """Put edited faces back into their photographs."""
-    from styleclip_cli import main
-
-    main._prepare(workers, verbose)
+    prepare(workers, verbose)
     from flows.paste_faces import paste_faces as flow
     from tasks.settings import Execution, Pasting
 
     settings, execution = Pasting(feather=feather), Execution(shard_size=shard_size)
-    result = main._with_progress(lambda: flow(faces, edited, out, photos, workspace, settings, execution))
-    main._summarize(result)
+    result = with_progress(lambda: flow(faces, edited, out, photos, workspace, settings, execution))
+    summarize(result)
     pasted = result.pasted
-    main.console.print(
+    console.print(
         f"{pasted.pasted} photographs, {pasted.skipped} skipped (nobody in them, or a face that was not "
         f"aligned), {pasted.failed} failed (see the table)"
     )

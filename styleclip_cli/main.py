@@ -6,20 +6,25 @@ wrong, where, and what to do, and exit status 2; a run in which some shards fail
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import data
 from styleclip_cli import exchange, faces
 from styleclip_cli.models import app as models_app
+from styleclip_cli.shared import (
+    Verbose,
+    Workers,
+    chosen_models,
+    console,
+    prepare,
+    summarize,
+    with_progress,
+)
 from styleclip_core.errors import StyleCLIPError
 
 app = typer.Typer(
@@ -30,8 +35,6 @@ app = typer.Typer(
 )
 app.add_typer(models_app, name="models")
 exchange.register(app)
-console = Console(stderr=True, highlight=False)
-_T = TypeVar("_T")
 
 Generator = Annotated[
     str,
@@ -47,13 +50,12 @@ Identity = Annotated[
     str, typer.Option(help="URI of the identity network (model_ir_se50.pth); none scores no identity")
 ]
 Workspace = Annotated[str, typer.Option(help="URI of the folder for intermediate artifacts")]
-Workers = Annotated[int, typer.Option(min=0, help="Shards at once; 0 for one per core, or one on a GPU")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's log")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the sampled codes")]
 Psi = Annotated[
     float, typer.Option(min=0.01, max=1, help="Truncation: pull towards the average w, 1 for none")
 ]
 Label = Annotated[int | None, typer.Option(min=0, help="Class of a conditional generator")]
+ShardSize = Annotated[int, typer.Option(min=1, help="Images per shard, on average")]
 Statistics = Annotated[int, typer.Option(min=2, help="Codes behind the statistics of style space")]
 Samples = Annotated[int, typer.Option(min=1, help="Style codes per channel of the relevance table")]
 Strength = Annotated[float, typer.Option(min=0, help="Move of a channel, in its standard deviations")]
@@ -69,57 +71,6 @@ Tolerance = Annotated[
 ]
 Steps = Annotated[int, typer.Option(min=0, help="Refinement steps after the encoder")]
 Photos = Annotated[str, typer.Option(help="URI of the photographs' prefix; only read")]
-ShardSize = Annotated[int, typer.Option(min=1, help="Images per shard, on average")]
-
-
-def _models(generator: str, clip: str, encoder: str, identity: str = "") -> Any:  # noqa: ANN401 - tasks.settings is imported late
-    from tasks.settings import Models
-
-    if not generator:
-        return Models(
-            generator=str(data.GENERATOR),
-            clip=clip or str(data.CLIP),
-            encoder=encoder or str(data.ENCODER),
-            identity=identity or None,
-        )
-    return Models(
-        generator=generator, clip=clip or "ViT-B/32", encoder=encoder or None, identity=identity or None
-    )
-
-
-def _prepare(workers: int, verbose: bool) -> None:
-    """Set what Prefect and torch read when they are imported."""
-    if workers:
-        os.environ["STYLECLIP_WORKERS"] = str(workers)
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO" if verbose else "CRITICAL")
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
-
-
-def _with_progress(work: Callable[[], _T]) -> _T:
-    """Run a flow with one progress bar per step."""
-    from tasks.progress import observe
-
-    columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TextColumn("shards"))
-    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
-        bars: dict[str, Any] = {}
-
-        def show(step: str, done: int, total: int) -> None:
-            if step not in bars:
-                bars[step] = progress.add_task(step, total=total)
-            progress.update(bars[step], completed=done)
-
-        with observe(show):
-            return work()
-
-
-def _summarize(result: Any) -> None:  # noqa: ANN401
-    for step in result.steps:
-        rate = step.rows / step.seconds if step.seconds else 0.0
-        console.print(
-            f"{step.step}: {step.rows} rows in {step.shards} shards, {step.computed} computed now, "
-            f"{step.failed} items failed, {step.seconds:.1f} s, {rate:.1f} rows/s"
-        )
 
 
 @app.command("sample-styles")
@@ -135,14 +86,14 @@ def sample_styles(
     verbose: Verbose = False,
 ) -> None:
     """Sample style codes and the statistics of style space."""
-    _prepare(workers, verbose)
+    prepare(workers, verbose)
     from flows.sample_styles import sample_styles as flow
     from tasks.settings import Sampling
 
     sampling = Sampling(seed=seed, truncation_psi=psi, label=label, statistics=statistics, codes=codes)
-    chosen = _models(generator, str(data.CLIP), "")
-    result = _with_progress(lambda: flow(chosen, workspace, sampling))
-    _summarize(result)
+    chosen = chosen_models(generator, str(data.CLIP), "")
+    result = with_progress(lambda: flow(chosen, workspace, sampling))
+    summarize(result)
     if result.styles:
         typer.echo(result.styles.statistics)
 
@@ -170,7 +121,7 @@ def build_relevance(
     verbose: Verbose = False,
 ) -> None:
     """Measure the CLIP direction of every style channel: the paper's preprocessing."""
-    _prepare(workers, verbose)
+    prepare(workers, verbose)
     from flows.build_relevance import build_relevance as flow
     from tasks.settings import Execution, Relevance, Sampling, SettingsError
 
@@ -180,11 +131,11 @@ def build_relevance(
     sampling = Sampling(seed=seed, truncation_psi=psi, label=label, statistics=statistics, codes=samples)
     relevance = Relevance(samples=samples, strength=strength, tolerance=tolerance)
     relevance = relevance.fast() if fast else relevance
-    chosen = _models(generator, clip, "")
-    result = _with_progress(
+    chosen = chosen_models(generator, clip, "")
+    result = with_progress(
         lambda: flow(chosen, workspace, sampling, relevance, Execution(), add_samples, last_table)
     )
-    _summarize(result)
+    summarize(result)
     if result.table:
         typer.echo(result.table.relevance)
 
@@ -201,15 +152,15 @@ def invert(
     verbose: Verbose = False,
 ) -> None:
     """Find the latent of every photograph under a prefix."""
-    _prepare(workers, verbose)
+    prepare(workers, verbose)
     from flows.invert_images import invert_images as flow
     from tasks.settings import Execution, Inversion
 
-    chosen = _models(generator, str(data.CLIP), encoder)
-    result = _with_progress(
+    chosen = chosen_models(generator, str(data.CLIP), encoder)
+    result = with_progress(
         lambda: flow(chosen, photos, workspace, Inversion(steps=steps), Execution(shard_size=shard_size))
     )
-    _summarize(result)
+    summarize(result)
     typer.echo(result.latents)
 
 
@@ -252,7 +203,7 @@ def edit(
     verbose: Verbose = False,
 ) -> None:
     """Edit every photograph under a prefix by text: the whole chain."""
-    _prepare(workers, verbose)
+    prepare(workers, verbose)
     from flows.edit_images import edit_images as flow
     from tasks.settings import Edit, Execution, Inversion, Relevance, Sampling, SettingsError, load_edits
 
@@ -273,9 +224,9 @@ def edit(
             )
         ]
     )
-    result = _with_progress(
+    result = with_progress(
         lambda: flow(
-            _models(generator, clip, encoder, identity),
+            chosen_models(generator, clip, encoder, identity),
             photos,
             out,
             wanted,
@@ -330,7 +281,7 @@ def train_mapper(
     verbose: Verbose = False,
 ) -> None:
     """Train a latent mapper for each prompt; a run that was stopped goes on where it was."""
-    _prepare(workers, verbose)
+    prepare(workers, verbose)
     from flows.train_mapper import train_mapper as flow
     from tasks.settings import MapperTraining
 
@@ -342,7 +293,7 @@ def train_mapper(
         "patience": patience, "precision": precision, "latents": latents, "codes": codes,
         "truncation_psi": psi, "validation": validation, "templates": templates,
     })  # fmt: skip
-    for mapper in flow(_models(generator, clip, "", identity), target, workspace, training).mappers:
+    for mapper in flow(chosen_models(generator, clip, "", identity), target, workspace, training).mappers:
         done = "found" if mapper.reused else "trained"
         console.print(
             f"{mapper.target}: {done}, {mapper.steps} steps, best validation loss {mapper.loss:.4f}"
@@ -357,15 +308,15 @@ def demo(
     verbose: Verbose = False,
 ) -> None:
     """Edit the embedded photographs by text, with the embedded models."""
-    _prepare(workers, verbose)
+    prepare(workers, verbose)
     from flows.edit_images import edit_images as flow
     from tasks.settings import Inversion, Relevance, Sampling, load_edits
 
     place = str(Path(out).resolve()) if "://" not in out else out
     console.print(f"editing {len(list(data.PHOTOGRAPHS.glob('*.png')))} photographs into {place}")
-    result = _with_progress(
+    result = with_progress(
         lambda: flow(
-            _models("", "", ""),
+            chosen_models("", "", ""),
             str(data.PHOTOGRAPHS),
             place,
             load_edits(str(data.EDITS)),
@@ -382,7 +333,7 @@ DEMO_SAMPLES = 24
 
 
 def _finish(result: Any) -> None:  # noqa: ANN401
-    _summarize(result)
+    summarize(result)
     report = result.report
     console.print(f"{report.rows} edits, {report.failed} of them failed or skipped (see the manifest)")
     typer.echo(f"manifest       {report.manifest}")

@@ -65,13 +65,12 @@ def identify(path: str | Path) -> Kind:
     with open_checkpoint(path) as file:
         if nvidia.find_generator(file) is not None:
             return "generator"
-        content = file.content
-        if isinstance(content, Record) and file.kind == "torchscript":
+        weights = file.weights
+        if isinstance(weights, Record) and file.kind == "torchscript":
             return "clip"
-        if not isinstance(content, dict):
+        if not isinstance(weights, dict):
             raise _unknown(path)
-        nested = content.get("state_dict")
-        names = [str(name) for name in (nested if isinstance(nested, dict) else content)]
+        names = [str(name) for name in weights]
     if "text_projection" in names:
         return "clip"
     if any(name.startswith(_MAPPER_NAMES) for name in names):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from styleclip_core.convert import Conversion, Kind, convert
 from styleclip_core.files.checkpoint import file_sha256
 from styleclip_core.models.psp import Kind as EncoderKind
 from styleclip_core.models.stylegan2 import Generator
-from styleclip_core.sampling import ChannelStatistics
+from styleclip_core.sampling import measure_statistics
 from styleclip_core.style_space import StyleCode
 from tasks import models
 from tasks.artifacts import (
@@ -112,15 +113,16 @@ def import_codes(w: str, out: str, generator: Generator, *, codes: int) -> tuple
         )
     if not len(rows):
         raise SettingsError(f"{w} holds no row; give a file of w with one from 1")
-    total: ChannelStatistics | None = None
     kept: list[np.ndarray] = []
-    for first in range(0, len(rows), _BATCH):
-        styles = _styles(generator, np.array(rows[first : first + _BATCH], np.float32))
-        part = ChannelStatistics.from_codes(styles.flat())
-        total = part if total is None else total.merge(part)
-        if first < codes:
-            kept.append(styles.flat().cpu().numpy()[: codes - first])
-    assert total is not None
+
+    def batches() -> Iterator[StyleCode]:
+        for first in range(0, len(rows), _BATCH):
+            styles = _styles(generator, np.array(rows[first : first + _BATCH], np.float32))
+            if first < codes:
+                kept.append(styles.flat().cpu().numpy()[: codes - first])
+            yield styles
+
+    total = measure_statistics(batches())
     stored = np.concatenate(kept)
     places = join(out, "codes.parquet"), join(out, "statistics.parquet")
     table = pa.table({

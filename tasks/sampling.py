@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 import styleclip_core
 from styleclip_core.errors import ArtifactConflictError
 from styleclip_core.models.stylegan2 import Generator
-from styleclip_core.sampling import ChannelStatistics, sample_styles
+from styleclip_core.sampling import ChannelStatistics, measure_statistics, sample_styles
 from styleclip_core.style_space import StyleCode, StyleLayout
 from tasks import models
 from tasks.artifacts import (
@@ -133,11 +133,9 @@ def sample_shard(
         return ShardResult(uri=uri, rows=last - first, reused=True)
     network = models.generator(generator, device)
     with torch.no_grad():
-        parts = (
-            ChannelStatistics.from_codes(styles.flat())
-            for _, _, styles in _batches(network, sampling, range(first, last))
+        statistics = measure_statistics(
+            styles for _, _, styles in _batches(network, sampling, range(first, last))
         )
-        statistics = reduce(ChannelStatistics.merge, parts)
     table = statistics_table(network.layout, statistics)
     write_table(uri, table, provenance(planned, sampling, "style-statistics-part"))
     return ShardResult(uri=uri, rows=last - first)

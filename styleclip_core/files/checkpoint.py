@@ -111,6 +111,12 @@ class Checkpoint:
                 return torch.from_numpy(np.ascontiguousarray(array))
             raise PickleRefused(f"a {type(value).__name__} lies where an array should be")
 
+    @property
+    def weights(self) -> object:
+        """Return what should be the state dict: the one under ``state_dict``, or the whole content."""
+        nested = self.content.get("state_dict") if isinstance(self.content, dict) else None
+        return nested if isinstance(nested, dict) else self.content
+
     def state(self, values: object, prefix: str = "") -> dict[str, Tensor]:
         """Read the arrays of a state dict whose names begin with ``prefix``, which is cut off.
 

@@ -126,7 +126,8 @@ def _from_checkpoint(file: Checkpoint) -> Generator:
     average = content.get("latent_avg")
     state = _foreign_state(found, file.path)
     if is_array(average):
-        state["mapping.w_avg"] = file.tensor(average).reshape(-1, *file.tensor(average).shape[-1:])[0]
+        rows = file.tensor(average)  # one, or one for each row of w_plus
+        state["mapping.w_avg"] = rows.reshape(-1, *rows.shape[-1:])[0]
     elif average is not None:
         raise CheckpointError(f"{file.path}: its 'latent_avg' is no tensor; fetch it again")
     return _build(file.path, state, {})

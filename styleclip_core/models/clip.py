@@ -218,12 +218,10 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         state, _ = read_state(path)
     else:
         with open_checkpoint(path) as file:
-            content = file.content
-            if file.kind == "torchscript" and isinstance(content, Record):
-                content = dict(_scripted_tensors(file, content))
-            if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-                content = content["state_dict"]
-            state = file.state(content) if isinstance(content, dict) else {}
+            weights = file.weights
+            if file.kind == "torchscript" and isinstance(weights, Record):
+                weights = dict(_scripted_tensors(file, weights))
+            state = file.state(weights) if isinstance(weights, dict) else {}
     if "text_projection" not in state:
         raise CheckpointError(
             f"{path} holds no CLIP weights ('text_projection' is missing); give the state dict of a CLIP"

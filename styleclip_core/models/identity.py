@@ -103,10 +103,7 @@ def _read(path: Path) -> IdentityNetwork:
         state, _ = read_state(path)
     else:
         with open_checkpoint(path) as file:
-            content = file.content
-            if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-                content = content["state_dict"]
-            state = file.state(content)
+            state = file.state(file.weights)
     prefixes = ("facenet.", "module.", "")
     prefix = next(
         prefix for prefix in prefixes if any(name.startswith(prefix) for name in state) or not prefix

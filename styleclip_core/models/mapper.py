@@ -217,8 +217,6 @@ def save_mapper(mapper: Mapper, path: str | Path) -> None:
 
 
 def _mapper_state(file: Checkpoint) -> dict[str, Tensor]:
-    content = file.content
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    names = content if isinstance(content, dict) else {}
-    return file.state(content, "mapper." if any(str(name).startswith("mapper.") for name in names) else "")
+    weights = file.weights
+    names = weights if isinstance(weights, dict) else {}
+    return file.state(weights, "mapper." if any(str(name).startswith("mapper.") for name in names) else "")

@@ -167,11 +167,9 @@ def read_psp(file: Checkpoint, kind: Kind | None = None) -> PspEncoder:
     Raises:
         CheckpointError: If it holds no such encoder, or not enough to tell its average latent.
     """
-    content = file.content
-    if not isinstance(content, dict):
+    content, names = file.content, file.weights
+    if not isinstance(content, dict) or not isinstance(names, dict):
         raise CheckpointError(f"{file.path} holds no encoder; give a checkpoint of e4e or pSp")
-    nested = content.get("state_dict")
-    names = nested if isinstance(nested, dict) else content
     prefix = "encoder." if any(str(name).startswith("encoder.") for name in names) else ""
     state = file.state(names, prefix)
     if not prefix:

@@ -44,6 +44,21 @@ class Build:
         }
         return self.prefect.start_run("build-relevance/faulty", parameters)
 
+    def disturbed(self, wish: str, state: str) -> tuple[str, list[str]]:
+        """Run with a fault until the run is in ``state``; returns the run and what it executed."""
+        self.flag.write_text(wish)
+        run = self.start()
+        self.prefect.wait_for(run, state)
+        first = self.executions()
+        self.flag.unlink()
+        return run, first
+
+    def retried(self, run: str) -> list[str]:
+        """Retry a run by the command line, to its end; returns all that was ever executed."""
+        self.prefect.run("flow-run", "retry", run)
+        self.prefect.wait_for(run, "Completed")
+        return self.executions()
+
     def executions(self) -> list[str]:
         return self.log.read_text().split() if self.log.exists() else []
 
@@ -122,28 +137,16 @@ def test_a_person_presses_retry_in_the_browser(build, prefect, browser):
 def test_the_command_line_retries_too(build, prefect):
     prefect.work()
     expected = build.undisturbed()
-    build.flag.write_text("fail")
-    run = build.start()
-    prefect.wait_for(run, "Failed")
-    first = build.executions()
-    build.flag.unlink()
-    prefect.run("flow-run", "retry", run)
-    prefect.wait_for(run, "Completed")
-    assert build.executions()[len(first) :] == [f"{LAYER}-0"]
+    run, first = build.disturbed("fail", "Failed")
+    assert build.retried(run)[len(first) :] == [f"{LAYER}-0"]
     assert build.files() == expected
 
 
 def test_a_process_that_is_killed_crashes_its_run_which_is_then_retried(build, prefect):
     prefect.work()
     expected = build.undisturbed()
-    build.flag.write_text("die")
-    run = build.start()
-    prefect.wait_for(run, "Crashed")
-    first = build.executions()
-    build.flag.unlink()
-    prefect.run("flow-run", "retry", run)
-    prefect.wait_for(run, "Completed")
-    again = build.executions()[len(first) :]
+    run, first = build.disturbed("die", "Crashed")
+    again = build.retried(run)[len(first) :]
     assert again[0] == f"{LAYER}-0"
     assert not set(again[1:]) & set(first)  # what was done before the kill is not done again
     assert build.files() == expected
@@ -175,9 +178,7 @@ def test_a_cancelled_run_is_retried_from_where_it_was(build, prefect):
     prefect.wait_for(run, "Cancelled")
     first = build.executions()
     build.flag.unlink()
-    prefect.run("flow-run", "retry", run)
-    prefect.wait_for(run, "Completed")
-    again = build.executions()[len(first) :]
+    again = build.retried(run)[len(first) :]
     assert again[0] == f"{LAYER}-0"
     assert not set(again[1:]) & set(first)
     assert build.files() == expected

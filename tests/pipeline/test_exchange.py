@@ -95,6 +95,7 @@ def test_a_table_comes_in_and_goes_out_unchanged(run, published, network_files, 
     assert again.dtype == np.float16
     np.testing.assert_allclose(again, np.nan_to_num(fs3), atol=1e-3)
     assert not again[2].any()
+    # as the published code reads it; the export was written here
     for theirs, ours in zip(mean_std, pickle.loads(_read(statistics)), strict=True):
         for a, b in zip(theirs, ours, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)

@@ -1,0 +1,74 @@
+"""What the commands share: options, the embedded models as defaults, progress bars, closing lines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+import data
+
+if TYPE_CHECKING:  # imported late, after prepare() has set what Prefect reads
+    from tasks.settings import Models
+
+console = Console(stderr=True, highlight=False)
+_T = TypeVar("_T")
+
+Workers = Annotated[int, typer.Option(min=0, help="Shards at once; 0 for one per core, or one on a GPU")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's log")]
+
+
+def chosen_models(generator: str, clip: str, encoder: str = "", identity: str = "") -> Models:
+    """Return the networks to use: the embedded ones where no generator is given."""
+    from tasks.settings import Models
+
+    if not generator:
+        return Models(
+            generator=str(data.GENERATOR),
+            clip=clip or str(data.CLIP),
+            encoder=encoder or str(data.ENCODER),
+            identity=identity or None,
+        )
+    return Models(
+        generator=generator, clip=clip or "ViT-B/32", encoder=encoder or None, identity=identity or None
+    )
+
+
+def prepare(workers: int, verbose: bool) -> None:
+    """Set what Prefect and torch read when they are imported."""
+    if workers:
+        os.environ["STYLECLIP_WORKERS"] = str(workers)
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO" if verbose else "CRITICAL")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+
+
+def with_progress(work: Callable[[], _T]) -> _T:
+    """Run a flow with one progress bar per step."""
+    from tasks.progress import observe
+
+    columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TextColumn("shards"))
+    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
+        bars: dict[str, Any] = {}
+
+        def show(step: str, done: int, total: int) -> None:
+            if step not in bars:
+                bars[step] = progress.add_task(step, total=total)
+            progress.update(bars[step], completed=done)
+
+        with observe(show):
+            return work()
+
+
+def summarize(result: Any) -> None:  # noqa: ANN401 - flows are imported late
+    """Print what each step of a run did."""
+    for step in result.steps:
+        rate = step.rows / step.seconds if step.seconds else 0.0
+        console.print(
+            f"{step.step}: {step.rows} rows in {step.shards} shards, {step.computed} computed now, "
+            f"{step.failed} items failed, {step.seconds:.1f} s, {rate:.1f} rows/s"
+        )

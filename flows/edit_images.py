@@ -11,7 +11,8 @@ from __future__ import annotations
 from prefect import flow
 
 from flows import steps
-from tasks.settings import Edit, Execution, Inversion, Models, Relevance, Sampling, all_variants
+from tasks.edits import Edit, all_variants
+from tasks.settings import Execution, Inversion, Models, Relevance, Sampling
 
 
 @flow(name="edit-images", task_runner=steps.task_runner(), persist_result=True)

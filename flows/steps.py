@@ -15,18 +15,20 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks import editing, images, inversion, mappers, models, relevance, reports, sampling
 from tasks.caching import probe_result_storage
-from tasks.directions import PreparedEdit, TableRef, check_edit, compute_direction, find_table
+from tasks.directions import PreparedStep, TableRef, check_edit, compute_direction, find_table
+from tasks.edits import EditVariant, StepVariant
 from tasks.identity import ModelHashes, identify_models
 from tasks.images import ImageIndex
 from tasks.inversion import InversionPlan
 from tasks.mappers import MapperRef, prepare_mapper
+from tasks.methods import PreparedEdit
 from tasks.optimization import prepare_optimization
+from tasks.overlap import shards_at_once
 from tasks.progress import ShardResult, StepSummary, gather
 from tasks.relevance import RelevancePlan
 from tasks.reports import ReportRef
 from tasks.sampling import SampledStyles
 from tasks.settings import (
-    EditVariant,
     Execution,
     Inversion,
     MapperTraining,
@@ -66,7 +68,7 @@ class RunResult(BaseModel):
 
 def task_runner() -> TaskRunner[PrefectFuture[Any]]:
     """Return the runner that works on as many shards at once as this machine should."""
-    runner = ThreadPoolTaskRunner(max_workers=models.worker_count())  # type: ignore[var-annotated]
+    runner = ThreadPoolTaskRunner(max_workers=shards_at_once(models.any_device()))  # type: ignore[var-annotated]
     return cast(TaskRunner[PrefectFuture[Any]], runner)
 
 
@@ -142,25 +144,30 @@ def check_places(photos: str, out: str, workspace: str) -> None:
 
 def check_edits(variants: list[EditVariant], chosen: Models, device: str) -> None:
     """Refuse prompts and layers that cannot work, before hours of work on the table."""
-    directions_wanted = [variant for variant in variants if variant.method == "global"]
+    directions_wanted = [step for step in distinct_steps(variants) if step.method == "global"]
     if directions_wanted:
         check_edit.map(directions_wanted, unmapped(chosen), unmapped(device)).result()
 
 
+def distinct_steps(variants: list[EditVariant]) -> list[StepVariant]:
+    """Return every step of the edits once, in order."""
+    return list(dict.fromkeys(step for variant in variants for step in variant.steps))
+
+
 def needs_table(variants: list[EditVariant]) -> bool:
-    """Return whether an edit is a style direction, which alone needs the relevance table."""
-    return any(variant.method == "global" for variant in variants)
+    """Return whether a step is a style direction from the relevance table; nothing else needs it."""
+    return any(step.method == "global" and step.relevance == "table" for step in distinct_steps(variants))
 
 
 def prepare_others(
     variants: list[EditVariant], chosen: Models, hashes: ModelHashes, device: str
-) -> dict[str, PreparedEdit]:
-    """Mappers and optimizations, by label; one that cannot work stops the run here, at once."""
+) -> dict[StepVariant, PreparedStep]:
+    """Mappers and optimizations; one that cannot work stops the run here, at once."""
     prepare = {"mapper": prepare_mapper, "optimization": prepare_optimization}
     return {
-        variant.label: prepare[variant.method](variant, chosen, hashes, device)
-        for variant in variants
-        if variant.method != "global"
+        step: prepare[step.method](step, chosen, hashes, device)
+        for step in distinct_steps(variants)
+        if step.method != "global"
     }
 
 
@@ -199,13 +206,15 @@ def directions(
     hashes: ModelHashes,
     workspace: str,
     device: str,
-    others: dict[str, PreparedEdit],
+    others: dict[StepVariant, PreparedStep],
 ) -> list[PreparedEdit]:
     """Prompts -> style directions; a prompt that names no direction stops the run here, at once."""
+    prepared = dict(others)
+    for step in distinct_steps(variants):
+        if step.method == "global" and table:
+            prepared[step] = compute_direction(step, table, chosen, hashes, workspace, device)
     return [
-        compute_direction(variant, table, chosen, hashes, workspace, device)
-        if variant.method == "global" and table
-        else others[variant.label]
+        PreparedEdit(variant=variant, steps=[prepared[step] for step in variant.steps])
         for variant in variants
     ]
 

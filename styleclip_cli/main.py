@@ -205,7 +205,8 @@ def edit(
     """Edit every photograph under a prefix by text: the whole chain."""
     prepare(workers, verbose)
     from flows.edit_images import edit_images as flow
-    from tasks.settings import Edit, Execution, Inversion, Relevance, Sampling, SettingsError, load_edits
+    from tasks.edits import Edit, load_edits
+    from tasks.settings import Execution, Inversion, Relevance, Sampling, SettingsError
 
     if bool(edits) == bool(target):
         raise SettingsError("say what to edit: --target with a prompt, or --edits with a file, one of them")
@@ -310,7 +311,8 @@ def demo(
     """Edit the embedded photographs by text, with the embedded models."""
     prepare(workers, verbose)
     from flows.edit_images import edit_images as flow
-    from tasks.settings import Inversion, Relevance, Sampling, load_edits
+    from tasks.edits import load_edits
+    from tasks.settings import Inversion, Relevance, Sampling
 
     place = str(Path(out).resolve()) if "://" not in out else out
     console.print(f"editing {len(list(data.PHOTOGRAPHS.glob('*.png')))} photographs into {place}")

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from styleclip_core.errors import LayoutMismatchError, NoRelevantChannelError
+from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.relevance import RelevanceTable
-from styleclip_core.style_space import StyleLayout
+from styleclip_core.style_space import StyleCode, StyleLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,38 @@ class StyleDirection:
     relevance: Tensor
     channels: int
     layers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EditedLatents:
+    """Where edits have brought a batch, so that the next one can start there. A value, never changed.
+
+    W+ methods move ``w_plus``; what moves style space adds to ``offset``. The style code is that of
+    ``w_plus``, plus the offset.
+
+    Attributes:
+        w_plus: Rows of w, ``[B, L, W]``.
+        offset: What was added to the flat style codes, ``[B, M]``; None for nothing yet.
+    """
+
+    w_plus: Tensor
+    offset: Tensor | None = None
+
+    def codes(self, generator: Generator) -> StyleCode:
+        """Return the style codes."""
+        styles = generator.styles(self.w_plus)
+        if self.offset is None:
+            return styles
+        return StyleCode.from_flat(generator.layout, styles.flat() + self.offset)
+
+    def at(self, w_plus: Tensor) -> EditedLatents:
+        """Return these with another w_plus and the same offset."""
+        return EditedLatents(w_plus, self.offset)
+
+    def add(self, step: Tensor) -> EditedLatents:
+        """Return these with a step in flat style space, ``[B, M]`` or ``[M]``, added."""
+        step = step.expand(len(self.w_plus), -1)
+        return EditedLatents(self.w_plus, step if self.offset is None else self.offset + step)
 
 
 def editable_mask(layout: StyleLayout, include: Sequence[str], exclude: Sequence[str]) -> Tensor:

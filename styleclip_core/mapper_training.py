@@ -30,6 +30,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from styleclip_core.editing import EditedLatents
 from styleclip_core.errors import ArtifactConflictError, CheckpointError, TrainingDivergedError
 from styleclip_core.models.mapper import PUBLISHED_STRENGTH, Kind, Mapper, MapperConfig
 from styleclip_core.models.stylegan2 import Generator
@@ -359,29 +360,23 @@ def new_mapper(generator: Generator, settings: MapperTrainingSettings) -> Mapper
 
 
 def apply_mapper(
-    mapper: Mapper, generator: Generator, w_plus: Tensor, strength: float, *, offset: Tensor | None = None
-) -> StyleCode:
-    """Return the style codes of w_plus ``[B, L, W]`` moved by ``strength`` times the mapper's step.
+    mapper: Mapper, generator: Generator, source: EditedLatents, strength: float
+) -> EditedLatents:
+    """Return latents moved by ``strength`` times the mapper's step.
 
     Args:
         mapper: Trained, of W+ or of style space.
         generator: The one it was trained with.
-        w_plus: Codes to edit.
-        strength: 0.1 for the published edit; 0 leaves the codes alone.
-        offset: What earlier edits added to the flat style codes, ``[B, M]``; None for nothing.
+        source: Latents to edit, and what earlier edits added to them.
+        strength: 0.1 for the published edit; 0 leaves the latents alone.
 
     Raises:
         ValueError: If the mapper moves codes of another shape.
         LayoutMismatchError: If it was made for other style layers.
     """
-    codes = generator.styles(w_plus)
-    if offset is not None:
-        codes = StyleCode.from_flat(generator.layout, codes.flat() + offset)
     if mapper.in_style_space:
-        step = mapper.style_step(codes).flat()
-        return StyleCode.from_flat(generator.layout, codes.flat() + strength * step)
-    moved = generator.styles(w_plus + strength * mapper.step(w_plus))
-    return moved if offset is None else StyleCode.from_flat(generator.layout, moved.flat() + offset)
+        return source.add(strength * mapper.style_step(source.codes(generator)).flat())
+    return source.at(source.w_plus + strength * mapper.step(source.w_plus))
 
 
 def _moved(

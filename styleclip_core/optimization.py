@@ -311,9 +311,7 @@ class _Problem:
 
     def _editable(self) -> Tensor:
         """Return the places of the convolution channels in a flat style code, ``[N]``."""
-        layers = self.generator.layout.layers
-        mask = torch.cat([torch.full((layer.channels,), not layer.is_torgb) for layer in layers])
-        return mask.nonzero().squeeze(1).to(self.generator.device)
+        return self.generator.layout.editable_index.to(self.generator.device)
 
 
 def _check(

@@ -75,6 +75,12 @@ class StyleLayout:
             start += layer.channels
         return slices
 
+    @cached_property
+    def editable_index(self) -> Tensor:
+        """Return the places of the editable channels in a flat style code, ``[N]`` int64."""
+        mask = torch.cat([torch.full((layer.channels,), not layer.is_torgb) for layer in self.layers])
+        return mask.nonzero().squeeze(1)
+
     def layer(self, name: str) -> StyleLayer:
         """Return the layer called ``name``.
 

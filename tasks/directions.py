@@ -1,4 +1,4 @@
-"""Text prompts -> style directions, one small artifact for each edit variant."""
+"""Text prompts -> style directions, one small artifact for each."""
 
 from __future__ import annotations
 
@@ -25,23 +25,24 @@ from tasks.artifacts import (
     write_table,
 )
 from tasks.caching import PER_RUN
+from tasks.edits import StepVariant
 from tasks.identity import ModelHashes
 from tasks.relevance import read_relevance
 from tasks.sampling import read_statistics
-from tasks.settings import EditVariant, Models
+from tasks.settings import Models
 from tasks.storage import join
 
 STEP, VERSION = "style-direction", "1"
 ALPHA_UNIT = "standard deviations of the most relevant channel"
 
 
-class PreparedEdit(BaseModel):
-    """What an edit needs: a style direction or a mapper, and what it says of itself.
+class PreparedStep(BaseModel):
+    """What a step of an edit needs: a style direction or a mapper, and what it says of itself.
 
     Attributes:
-        variant: The edit.
+        variant: The step.
         uri: Where direction or mapper lies; empty for an optimization, which needs neither.
-        fingerprint: Names what decides the edit, beside the latents.
+        fingerprint: Names what decides the step, beside the latents.
         channels: Style channels that take part, of a style direction.
         layers: Layers they lie in.
         text_norm: Distance of the two prompts in CLIP space.
@@ -49,7 +50,7 @@ class PreparedEdit(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    variant: EditVariant
+    variant: StepVariant
     uri: str
     fingerprint: str
     channels: int | None = None
@@ -93,7 +94,7 @@ def find_table(folder: str, chosen: Models, hashes: ModelHashes, device: str) ->
 
 
 @task(name="check-edit", task_run_name="check-{variant.label}", cache_policy=PER_RUN, persist_result=True)
-def check_edit(variant: EditVariant, chosen: Models, device: str) -> float:
+def check_edit(variant: StepVariant, chosen: Models, device: str) -> float:
     """Fail at once if CLIP cannot tell the prompts apart or a layer pattern matches nothing."""
     layout = models.generator(chosen.generator, device).layout
     editable_mask(layout, variant.include, variant.exclude)
@@ -107,10 +108,10 @@ def check_edit(variant: EditVariant, chosen: Models, device: str) -> float:
     persist_result=True,
 )
 def compute_direction(
-    variant: EditVariant, table: TableRef, chosen: Models, hashes: ModelHashes, workspace: str, device: str
-) -> PreparedEdit:
-    """Compute the style direction of one edit variant, or find it done."""
-    parameters = {k: v for k, v in variant.parameters().items() if k not in ("name", "alpha")}
+    variant: StepVariant, table: TableRef, chosen: Models, hashes: ModelHashes, workspace: str, device: str
+) -> PreparedStep:
+    """Compute the style direction of one step, or find it done."""
+    parameters = {k: v for k, v in variant.parameters().items() if k != "alpha"}
     inputs = {"relevance": table.fingerprint, "clip": hashes.clip, "generator": hashes.generator}
     print_ = fingerprint(STEP, VERSION, parameters, inputs)
     uri = join(artifact_uri(workspace, "directions", print_), "direction.parquet")
@@ -118,12 +119,12 @@ def compute_direction(
         layout = models.generator(chosen.generator, device).layout
         relevance = read_relevance(table.relevance, layout, hashes)
         statistics = read_statistics(table.statistics)
-        editable = torch.cat([
-            torch.full((layer.channels,), not layer.is_torgb) for layer in layout.layers
-        ])  # fmt: skip
         text = _text(chosen.clip, variant.neutral, variant.target, variant.templates, device)
         found = style_direction(
-            relevance, text.direction.cpu(), statistics.std[editable].float(), variant.selection()
+            relevance,
+            text.direction.cpu(),
+            statistics.std[layout.editable_index].float(),
+            variant.selection(),
         )
         provenance = Provenance(
             kind="style-direction", fingerprint=print_, step=STEP, version=VERSION,
@@ -141,7 +142,7 @@ def compute_direction(
         })  # fmt: skip
         write_table(uri, columns, provenance)
     made = read_provenance(uri).parameters
-    return PreparedEdit(
+    return PreparedStep(
         variant=variant,
         uri=uri,
         fingerprint=print_,
@@ -151,7 +152,7 @@ def compute_direction(
     )
 
 
-def prompt_distance(variant: EditVariant, chosen: Models, device: str) -> float:
+def prompt_distance(variant: StepVariant, chosen: Models, device: str) -> float:
     """Return how far CLIP holds the two prompts of an edit apart.
 
     Raises:
@@ -160,7 +161,7 @@ def prompt_distance(variant: EditVariant, chosen: Models, device: str) -> float:
     return _text(chosen.clip, variant.neutral, variant.target, variant.templates, device).norm
 
 
-def text_vector(variant: EditVariant, clip: str, device: str) -> torch.Tensor:
+def text_vector(variant: StepVariant, clip: str, device: str) -> torch.Tensor:
     """Return the unit text direction of an edit, ``[D]``."""
     return _text(clip, variant.neutral, variant.target, variant.templates, device).direction
 

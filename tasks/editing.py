@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,34 +19,37 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 import styleclip_core
+from styleclip_core.editing import EditedLatents
 from styleclip_core.errors import StyleCLIPError
 from styleclip_core.images import encode_png
-from styleclip_core.mapper_training import apply_mapper
-from styleclip_core.metrics import clip_similarity, directional_similarity
-from styleclip_core.style_space import StyleCode
 from tasks import models
 from tasks.artifacts import Provenance, artifact_uri, fingerprint, write_table
 from tasks.caching import PER_RUN
-from tasks.directions import ALPHA_UNIT, PreparedEdit, read_direction, target_embedding, text_vector
+from tasks.directions import PreparedStep
 from tasks.images import ImageShard
 from tasks.inversion import InversionPlan
-from tasks.mappers import STRENGTH_UNIT
-from tasks.optimization import TRAJECTORY_SCHEMA, Optimized, latents_table, optimize_batch
+from tasks.methods import PreparedEdit, apply_step, units
+from tasks.optimization import TRAJECTORY_SCHEMA, Optimized, latents_table
 from tasks.outcomes import OK, SKIPPED, STATUS_FIELDS, OutcomeLog, Row, failure, success
+from tasks.overlap import Writes, computing
 from tasks.progress import ShardResult
-from tasks.settings import EditVariant
+from tasks.scoring import Judge, Seen
 from tasks.storage import StorageError, join, output_key, write_bytes_atomic
+from tasks.videos import encode_video
 
-STEP, VERSION = "edit-images", "2"
+STEP, VERSION = "edit-images", "3"
 _BATCH = 32
 
+_SETTINGS = [
+    ("neutral", pa.string()), ("target", pa.string()), ("method", pa.string()), ("alpha", pa.float64()),
+    ("beta", pa.float64()), ("top_k", pa.int32()), ("strength", pa.float64()), ("channels", pa.int32()),
+    ("layers", pa.string()), ("settings", pa.string()),
+]  # fmt: skip
+_SCORES = [(name, pa.float32()) for name in ("clip_before", "clip_after", "directional", "identity")]
+STEP_TYPE = pa.struct([*_SETTINGS, *_SCORES, ("latents", pa.string()), ("video", pa.string())])
 MANIFEST_FIELDS = [
-    ("image_key", pa.string()), ("edit", pa.string()), ("method", pa.string()),
-    ("neutral", pa.string()), ("target", pa.string()), ("alpha", pa.float64()), ("beta", pa.float64()),
-    ("top_k", pa.int32()), ("channels", pa.int32()), ("layers", pa.string()), ("output_key", pa.string()),
-    ("clip_before", pa.float32()), ("clip_after", pa.float32()), ("directional", pa.float32()),
-    ("identity", pa.float32()), ("strength", pa.float64()), ("settings", pa.string()),
-    ("latents", pa.string()), *STATUS_FIELDS,
+    ("image_key", pa.string()), ("edit", pa.string()), *_SETTINGS, ("output_key", pa.string()),
+    *_SCORES, ("steps", pa.list_(STEP_TYPE)), *STATUS_FIELDS,
 ]  # fmt: skip
 MANIFEST_SCHEMA = pa.schema(MANIFEST_FIELDS)
 TIMING_SCHEMA = pa.schema([("image_key", pa.string()), ("edit", pa.string()), ("seconds", pa.float32())])
@@ -100,29 +106,15 @@ def edit_shard(plans: list[EditPlan], shard: ImageShard, device: str) -> ShardRe
     started = time.monotonic()
     latents = plans[0].inversion.log(shard).latest()
     rows_total, failed, computed = 0, 0, False
-    latent_batches = _LatentBatches(plans[0], device)
+    sources = _Sources(plans[0], device)
     for planned in plans:
-        log = planned.log(shard)
-        known = {row["image_key"]: row for row in log.latest()}
+        known = {row["image_key"]: row for row in planned.log(shard).latest()}
         todo = [row for row in latents if known.get(row["image_key"], {}).get("status") != OK]
-        missing = [row for row in todo if row["status"] != OK]
         ready = [row for row in todo if row["status"] == OK]
-        rows = [_skipped_row(planned, row) for row in missing]
-        timings: list[Row] = []
-        optimized: list[Optimized] = []
-        for first in range(0, len(ready), _BATCH):
-            edited = _edit_batch(planned, latent_batches, ready[first : first + _BATCH], device)
-            rows += edited.rows
-            timings += edited.timings
-            optimized += [edited.optimized] if edited.optimized else []
-        if optimized:
-            _write_optimized(planned, shard, [row["image_key"] for row in ready], optimized, rows)
-        uri = log.append(rows, MANIFEST_SCHEMA, provenance(planned))
-        if uri and timings:
-            table = pa.Table.from_pylist(timings, schema=TIMING_SCHEMA)
-            write_table(_timings_uri(uri), table, provenance(planned))
-        computed = computed or bool(ready)
+        skipped = [_skipped_row(planned, row) for row in todo if row["status"] != OK]
+        rows = _edit(planned, shard, sources, ready, skipped)
         known |= {row["image_key"]: row for row in rows}
+        computed = computed or bool(ready)
         rows_total += len(known)
         failed += sum(row["status"] != OK for row in known.values())
     return ShardResult(
@@ -134,22 +126,68 @@ def edit_shard(plans: list[EditPlan], shard: ImageShard, device: str) -> ShardRe
     )
 
 
+def _edit(
+    planned: EditPlan, shard: ImageShard, sources: _Sources, ready: list[Row], skipped: list[Row]
+) -> list[Row]:
+    """Edit the latents of a shard by one edit, and write images, rows and what else there is."""
+    variant, writes = planned.prepared.variant, Writes[str](2 * _BATCH)
+    pending: list[tuple[Row, Future[str] | None]] = []
+    timings: list[Row] = []
+    parts: list[_Part] = []
+    for first in range(0, len(ready), _BATCH):
+        batch = ready[first : first + _BATCH]
+        with computing(sources.device) as elapsed:
+            edited = _edit_batch(planned, sources, batch)
+            share = elapsed() / len(batch)
+        parts += edited.parts
+        timings += [{"image_key": row["image_key"], "edit": variant.label, "seconds": share} for row in batch]
+        for row, image in zip(edited.rows, edited.images, strict=True):
+            write = partial(_write_image, planned, row["image_key"], image)
+            pending.append((row, None if "status" in row else writes.submit(write)))
+    extras = _write_optimized(planned, shard, parts)
+    rows = skipped + [_finished(planned, row, written, extras) for row, written in pending]
+    uri = planned.log(shard).append(rows, MANIFEST_SCHEMA, provenance(planned))
+    if uri and timings:
+        table = pa.Table.from_pylist(timings, schema=TIMING_SCHEMA)
+        write_table(_timings_uri(uri), table, provenance(planned))
+    return rows
+
+
+def _write_image(planned: EditPlan, image_key: str, image: Tensor) -> str:
+    key = planned.output_key(image_key)
+    write_bytes_atomic(join(planned.out, key), encode_png(image))
+    return key
+
+
+def _finished(planned: EditPlan, row: Row, written: Future[str] | None, extras: dict[int, str]) -> Row:
+    """Return a row with what became of its image."""
+    whole = _row(planned, row["image_key"])
+    if written is None:
+        return whole | row
+    try:
+        key = written.result()
+    except (StorageError, OSError) as error:
+        return whole | {"image_key": row["image_key"]} | failure(error)
+    for number, uri in extras.items():
+        row["steps"][number]["latents"] = uri
+        if planned.prepared.steps[number].variant.frames:
+            row["steps"][number]["video"] = _video_key(planned, row["image_key"], number)
+    return whole | row | {"output_key": key} | success()
+
+
 @dataclass(frozen=True)
 class _Source:
-    w_plus: Tensor
-    codes: StyleCode
-    embedding: Tensor
-    identity: Tensor | None
+    latents: EditedLatents
+    seen: Seen
 
 
-class _LatentBatches:
-    """Style codes and embeddings of unedited batches, kept for the next edit of the same shard."""
+class _Sources:
+    """Latents and embeddings of unedited batches, kept for the next edit of the same shard."""
 
     def __init__(self, planned: EditPlan, device: str) -> None:
-        chosen = planned.inversion.models
-        self.generator = models.generator(chosen.generator, device)
-        self.clip = models.clip(chosen.clip, device)
-        self.identity = models.identity(chosen.identity, device) if chosen.identity else None
+        self.chosen = planned.inversion.models
+        self.generator = models.generator(self.chosen.generator, device)
+        self.judge = Judge(self.chosen, device)
         self.device = device
         self._kept: dict[tuple[str, ...], _Source] = {}
 
@@ -159,109 +197,136 @@ class _LatentBatches:
         if keys not in self._kept:
             flat = np.asarray([row["w_plus"] for row in rows], dtype=np.float32)
             w_plus = torch.from_numpy(flat).view(len(rows), self.generator.num_ws, -1).to(self.device)
-            codes = self.generator.styles(w_plus)
-            image = self.generator.synthesize(codes)
-            known = self.identity.embed(image) if self.identity else None
-            self._kept[keys] = _Source(w_plus, codes, self.clip.embed_whole(image), known)
+            image = self.generator.synthesize(self.generator.styles(w_plus))
+            self._kept[keys] = _Source(EditedLatents(w_plus), self.judge.see(image))
         return self._kept[keys]
 
 
 @dataclass(frozen=True)
+class _Part:
+    """What an optimization made of a batch."""
+
+    step: int
+    keys: list[str]
+    optimized: Optimized
+
+
+@dataclass(frozen=True)
 class _Edited:
+    """A batch after an edit: a row and an image each; a row with a status has failed."""
+
     rows: list[Row]
-    timings: list[Row]
-    optimized: Optimized | None
+    images: Tensor
+    parts: list[_Part] = field(default_factory=list)
 
 
 @torch.no_grad()
-def _edit_batch(planned: EditPlan, sources: _LatentBatches, rows: list[Row], device: str) -> _Edited:
-    started = time.monotonic()
-    variant = planned.prepared.variant
-    source, optimized = sources.get(rows), None
-    chosen = planned.inversion.models
-    if variant.method == "optimization":
-        keys = [row["image_key"] for row in rows]
-        optimized = optimize_batch(variant, chosen, source.w_plus, keys, device)
-        codes = optimized.codes
-    elif variant.method == "mapper":
-        network = models.mapper(planned.prepared.uri, device)
-        codes = apply_mapper(network, sources.generator, source.w_plus, variant.strength or 0.0)
-    else:
-        delta = read_direction(planned.prepared.uri)[0].to(device)
-        codes = source.codes.add((variant.alpha or 0.0) * delta)
-    image = sources.generator.synthesize(codes)
-    after = sources.clip.embed_whole(image)
-    target = target_embedding(chosen.clip, variant.target, variant.templates, device)
-    scores = {
-        "clip_before": clip_similarity(source.embedding, target),
-        "clip_after": clip_similarity(after, target),
-        "directional": directional_similarity(
-            source.embedding, after, text_vector(variant, chosen.clip, device)
-        ),
-    }
-    if sources.identity and source.identity is not None:
-        scores["identity"] = (sources.identity.embed(image) * source.identity).sum(dim=1)
-    errors = optimized.errors if optimized else {}
-    done = []
-    for index, row in enumerate(rows):
-        outcome = _row(planned, row["image_key"])
-        if index in errors:
-            done.append(outcome | failure(errors[index]))
-            continue
-        try:
-            key = planned.output_key(row["image_key"])
-            write_bytes_atomic(join(planned.out, key), encode_png(image[index].cpu()))
-        except (StorageError, OSError) as error:
-            done.append(outcome | failure(error))
-            continue
-        values = {name: score[index].item() for name, score in scores.items()}
-        done.append(outcome | values | {"output_key": key} | success())
-    share = (time.monotonic() - started) / len(rows)
-    timings = [{"image_key": row["image_key"], "edit": variant.label, "seconds": share} for row in rows]
-    return _Edited(done, timings, optimized)
+def _edit_batch(planned: EditPlan, sources: _Sources, batch: list[Row]) -> _Edited:
+    generator, judge = sources.generator, sources.judge
+    keys = [row["image_key"] for row in batch]
+    source = sources.get(batch)
+    latents, before = source.latents, source.seen
+    errors: dict[int, StyleCLIPError] = {}
+    records: list[list[Row]] = [[] for _ in batch]
+    parts = []
+    for number, step in enumerate(planned.prepared.steps):
+        applied = apply_step(step, latents, keys, sources.chosen, generator, sources.device)
+        if applied.optimized:
+            parts.append(_Part(number, keys, applied.optimized))
+        latents, errors = applied.latents, applied.errors | errors
+        image = generator.synthesize(latents.codes(generator))
+        after = judge.see(image)
+        scores = judge.score((step.variant,), before, after)
+        for record, values in zip(records, _per_image(scores), strict=True):
+            record.append(_settings(step) | values)
+        before = after
+    whole = judge.score(planned.prepared.variant.steps, source.seen, after)
+    rows = [
+        {"image_key": key}
+        | (failure(errors[index]) if index in errors else {**values, "steps": records[index]})
+        for index, (key, values) in enumerate(zip(keys, _per_image(whole), strict=True))
+    ]
+    return _Edited(rows, image.cpu(), parts)
+
+
+def _per_image(scores: dict[str, Tensor]) -> Iterator[Row]:
+    """Yield the scores of each image of a batch."""
+    columns = [score.tolist() for score in scores.values()]
+    return (dict(zip(scores, values, strict=True)) for values in zip(*columns, strict=True))
 
 
 def _row(planned: EditPlan, image_key: str) -> Row:
+    """Return a row that says what the edit is; settings are those of its one step, if it has one."""
     variant = planned.prepared.variant
-    return dict.fromkeys(MANIFEST_SCHEMA.names) | {
-        "image_key": image_key,
-        "edit": variant.name,
-        "method": variant.method,
+    steps = planned.prepared.steps
+    return (
+        dict.fromkeys(MANIFEST_SCHEMA.names)
+        | (_settings(steps[0]) if len(steps) == 1 else {})
+        | {
+            "image_key": image_key,
+            "edit": variant.name,
+            "neutral": variant.neutral,
+            "target": variant.target,
+            "method": variant.method,
+        }
+    )
+
+
+def _settings(step: PreparedStep) -> Row:
+    """Return the settings of a step, with the unit of its strength."""
+    variant = step.variant
+    apart = ("neutral", "target", "method")
+    settings: dict[str, Any] = {k: v for k, v in variant.parameters().items() if k not in apart}
+    settings |= units(variant) | ({"mapper": variant.mapper} if variant.mapper else {})
+    return {
         "neutral": variant.neutral,
         "target": variant.target,
+        "method": variant.method,
         "alpha": variant.alpha,
         "beta": variant.beta,
         "top_k": variant.top_k,
-        "channels": planned.prepared.channels,
-        "layers": " ".join(planned.prepared.layers) or None,
         "strength": variant.strength,
-        "settings": json.dumps(_settings(variant), sort_keys=True),
+        "channels": step.channels,
+        "layers": " ".join(step.layers) or None,
+        "settings": json.dumps(settings, sort_keys=True),
     }
 
 
-def _settings(variant: EditVariant) -> dict[str, Any]:
-    """Return the settings of an edit with the unit of its strength."""
-    apart = ("name", "neutral", "target", "method")
-    settings = {name: value for name, value in variant.parameters().items() if name not in apart}
-    return settings | _units(variant) | ({"mapper": variant.mapper} if variant.mapper else {})
+def _write_optimized(planned: EditPlan, shard: ImageShard, parts: list[_Part]) -> dict[int, str]:
+    """Write latents, trajectories and videos of a shard's optimizations; return the latents' by step."""
+    places = {}
+    for number in sorted({part.step for part in parts}):
+        mine = [part for part in parts if part.step == number]
+        keys = [key for part in mine for key in part.keys]
+        variant = planned.prepared.steps[number].variant
+        latents = latents_table(keys, torch.cat([part.optimized.latents for part in mine]), variant)
+        trajectory = sorted(
+            (row for part in mine for row in part.optimized.trajectory),
+            key=lambda row: (row["image_key"], row["step"]),
+        )
+        digest = hashlib.sha256(repr(trajectory).encode()).hexdigest()[:8]  # a killed run may leave others
+        way = pa.Table.from_pylist(trajectory, schema=TRAJECTORY_SCHEMA)
+        for kind, table in (("latents", latents), ("trajectory", way)):
+            name = f"{shard.digest}.step-{number}.{kind}-{digest}.parquet"
+            write_table(join(planned.folder, name), table, provenance(planned))
+        places[number] = f"edits/{planned.fingerprint}/{shard.digest}.step-{number}.latents-{digest}.parquet"
+        _write_videos(planned, number, mine)
+    return places
 
 
-def _write_optimized(
-    planned: EditPlan, shard: ImageShard, keys: list[str], parts: list[Optimized], rows: list[Row]
-) -> None:
-    """Write latents and trajectories of a shard's optimizations, and name the file in the rows."""
-    latents = latents_table(keys, torch.cat([part.latents for part in parts]), planned.prepared)
-    trajectory = sorted(
-        (row for part in parts for row in part.trajectory), key=lambda row: (row["image_key"], row["step"])
-    )
-    digest = hashlib.sha256(repr(trajectory).encode()).hexdigest()[:8]  # a killed run may leave others
-    names = {kind: f"{shard.digest}.{kind}-{digest}.parquet" for kind in ("latents", "trajectory")}
-    tables = {"latents": latents, "trajectory": pa.Table.from_pylist(trajectory, schema=TRAJECTORY_SCHEMA)}
-    for kind, table in tables.items():
-        write_table(join(planned.folder, names[kind]), table, provenance(planned))
-    for row in rows:
-        if row["status"] == OK:
-            row["latents"] = f"edits/{planned.fingerprint}/{names['latents']}"
+def _write_videos(planned: EditPlan, number: int, parts: list[_Part]) -> None:
+    for part in parts:
+        for place, key in enumerate(part.keys):
+            frames = [frame[place] for frame in part.optimized.frames]
+            if frames:
+                uri = join(planned.out, _video_key(planned, key, number))
+                write_bytes_atomic(uri, encode_video(frames))
+
+
+def _video_key(planned: EditPlan, image_key: str, number: int) -> str:
+    """Return where the video of an optimization lies, relative to ``out``."""
+    folder = planned.images.replace("images/", "videos/", 1)
+    return f"{folder}/step-{number}/{output_key(image_key, suffix='.mp4')}"
 
 
 def _skipped_row(planned: EditPlan, latent: Row) -> Row:
@@ -273,25 +338,19 @@ def _skipped_row(planned: EditPlan, latent: Row) -> Row:
     )
 
 
-def _units(variant: EditVariant) -> dict[str, str]:
-    if variant.method == "global":
-        return {"alpha_unit": ALPHA_UNIT}
-    return {"strength_unit": STRENGTH_UNIT} if variant.method == "mapper" else {}
-
-
 def _timings_uri(rows_uri: str) -> str:
     return rows_uri.replace(".attempt-", ".timings-")
 
 
 def provenance(planned: EditPlan) -> Provenance:
     """Return what the Parquet metadata of a manifest says."""
-    hashes = planned.inversion.hashes
+    hashes, variant = planned.inversion.hashes, planned.prepared.variant
     return Provenance(
         kind="edits",
         fingerprint=planned.fingerprint,
         step=STEP,
         version=VERSION,
-        parameters={**planned.prepared.variant.parameters(), **_units(planned.prepared.variant)},
+        parameters={**variant.parameters(), "units": [units(step) for step in variant.steps]},
         inputs={"direction": planned.prepared.fingerprint, "latents": planned.inversion.fingerprint},
         generator=hashes.generator,
         clip=hashes.clip,

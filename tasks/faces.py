@@ -25,6 +25,7 @@ from tasks.caching import PER_RUN
 from tasks.images import ImageIndex, ImageShard, read_shard
 from tasks.landmarks import read_landmarks
 from tasks.outcomes import FAILED, OK, SKIPPED, STATUS_FIELDS, OutcomeLog, Row, failure, success
+from tasks.overlap import computing
 from tasks.progress import ShardResult
 from tasks.settings import Alignment, FaceSource
 from tasks.storage import join, output_key, read_bytes, write_bytes_atomic
@@ -170,7 +171,8 @@ def _find(planned: AlignmentPlan, key: str, image: Image.Image, device: str) -> 
     """
     source = planned.source
     if source.detector is not None:
-        faces = models.face_detector(source.detector, device, source.min_score).detect(image)
+        with computing(device):
+            faces = models.face_detector(source.detector, device, source.min_score).detect(image)
         if not faces:
             raise NoFaceError(
                 f"no face with a score above {source.min_score:g} in {key}; lower min_score, or give its "

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 
 import pyarrow as pa
 import torch
@@ -23,6 +25,7 @@ from tasks.caching import PER_RUN
 from tasks.identity import ModelHashes
 from tasks.images import ImageShard, read_shard
 from tasks.outcomes import OK, STATUS_FIELDS, OutcomeLog, Row, failure, success
+from tasks.overlap import Writes, computing, read_ahead
 from tasks.progress import ShardResult
 from tasks.settings import Inversion, Models
 from tasks.storage import join, output_key, read_bytes, write_bytes_atomic
@@ -105,29 +108,48 @@ class _Photo:
 
 
 def _invert(planned: InversionPlan, todo: list[tuple[str, str]], device: str) -> list[Row]:
-    generator = models.generator(planned.models.generator, device)
-    rows: list[Row] = []
+    """Invert photographs in batches; the next ones are read, and the last ones written, meanwhile."""
+    size, count = models.generator(planned.models.generator, device).image_size, planned.settings.batch_size
+    writes = Writes[None](2 * count)
+    pending: list[tuple[Row, Future[None] | None]] = []
     batch: list[_Photo] = []
-    for key, etag in todo:
-        try:
-            batch.append(_read(planned, key, etag, generator.image_size))
-        except (StyleCLIPError, OSError) as error:
-            rows.append({**_empty_row(key, etag), **failure(error)})
-        if len(batch) == planned.settings.batch_size:
-            rows += _invert_batch(planned, generator, batch, device)
+    found = read_ahead(todo, partial(_read, planned, size), ahead=2 * count)
+    for number, photo in enumerate(found, start=1):
+        if isinstance(photo, _Photo):
+            batch.append(photo)
+        else:
+            pending.append((photo, None))
+        if batch and (len(batch) == count or number == len(todo)):
+            with computing(device):
+                rows, images = _invert_batch(planned, batch, device)
+            for row, image in zip(rows, images, strict=True):
+                write = partial(_write_reconstruction, planned, row["image_key"], image)
+                pending.append((row, writes.submit(write) if row["status"] == OK else None))
             batch = []
-    return rows + (_invert_batch(planned, generator, batch, device) if batch else [])
+    for _, written in pending:
+        if written:
+            written.result()
+    return [row for row, _ in pending]
 
 
-def _read(planned: InversionPlan, key: str, etag: str, size: tuple[int, int]) -> _Photo:
-    data = read_bytes(join(planned.photos, key))
-    image = fit(decode_image(data), *size)
+def _read(planned: InversionPlan, size: tuple[int, int], item: tuple[str, str]) -> _Photo | Row:
+    """Read and decode a photograph, or return the row of one that cannot be."""
+    key, etag = item
+    try:
+        data = read_bytes(join(planned.photos, key))
+        image = fit(decode_image(data), *size)
+    except (StyleCLIPError, OSError) as error:
+        return {**_empty_row(key, etag), **failure(error)}
     return _Photo(key, etag, hashlib.sha256(data).hexdigest(), image)
 
 
-def _invert_batch(
-    planned: InversionPlan, generator: Generator, batch: list[_Photo], device: str
-) -> list[Row]:
+def _write_reconstruction(planned: InversionPlan, image_key: str, image: Tensor) -> None:
+    write_bytes_atomic(planned.reconstruction_uri(image_key), encode_png(image))
+
+
+def _invert_batch(planned: InversionPlan, batch: list[_Photo], device: str) -> tuple[list[Row], Tensor]:
+    """Return a row and the generator's version of each photograph."""
+    generator = models.generator(planned.models.generator, device)
     target = torch.stack([photo.image for photo in batch]).to(device)
     start = _first_guess(planned, generator, target, device)
     *_, end = refine(generator, target, start, planned.settings.settings())
@@ -141,7 +163,6 @@ def _invert_batch(
         if not (end.w_plus[index].isfinite().all() and quality[index].isfinite()):
             rows.append(row | failure(DivergedError("the latent is not finite; lower the learning rate")))
             continue
-        write_bytes_atomic(planned.reconstruction_uri(photo.key), encode_png(image[index].cpu()))
         row |= {
             "w_plus": end.w_plus[index].flatten().cpu().numpy(),
             "mse": mse[index].item(),
@@ -149,7 +170,7 @@ def _invert_batch(
             "method": _method(planned),
         }
         rows.append(row | success())
-    return rows
+    return rows, image.cpu()
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 import styleclip_core
+from styleclip_core.editing import EditedLatents
 from styleclip_core.mapper_training import CURVE_COLUMNS, MapperTraining, apply_mapper
 from styleclip_core.models.mapper import Mapper, save_mapper
 from styleclip_core.models.stylegan2 import Generator
@@ -36,11 +37,12 @@ from tasks.artifacts import (
     write_table,
 )
 from tasks.caching import PER_RUN
-from tasks.directions import PreparedEdit, prompt_distance, target_embedding
+from tasks.directions import PreparedStep, prompt_distance, target_embedding
+from tasks.edits import StepVariant
 from tasks.identity import ModelHashes
 from tasks.outcomes import OK
-from tasks.settings import EditVariant, Models, SettingsError
 from tasks.settings import MapperTraining as Settings
+from tasks.settings import Models, SettingsError
 from tasks.storage import exists, join, list_objects, read_bytes, write_bytes_atomic
 
 STEP, VERSION = "train-mapper", "1"
@@ -259,15 +261,15 @@ def _show_curve(planned: MapperPlan, curve: list[tuple[float, ...]]) -> None:
 @task(
     name="prepare-mapper", task_run_name="prepare-{variant.label}", cache_policy=PER_RUN, persist_result=True
 )
-def prepare_mapper(variant: EditVariant, chosen: Models, hashes: ModelHashes, device: str) -> PreparedEdit:
+def prepare_mapper(variant: StepVariant, chosen: Models, hashes: ModelHashes, device: str) -> PreparedStep:
     """Load the mapper once, so that a wrong one fails here, and name it by its content."""
     if variant.mapper is None:
-        raise SettingsError(f"edit {variant.name!r} names no mapper")
+        raise SettingsError(f"the edit towards {variant.target!r} names no mapper")
     network, generator = models.mapper(variant.mapper, device), models.generator(chosen.generator, device)
     average = generator.mapping.w_avg.expand(2, generator.num_ws, -1)
-    apply_mapper(network, generator, average, 0.0)  # raises if it is another generator's
+    apply_mapper(network, generator, EditedLatents(average), 0.0)  # raises if it is another generator's
     inputs = {"mapper": network.fingerprint, "generator": hashes.generator, "clip": hashes.clip}
-    return PreparedEdit(
+    return PreparedStep(
         variant=variant,
         uri=variant.mapper,
         fingerprint=fingerprint(_APPLY, _APPLY_VERSION, {"strength": variant.strength}, inputs),

@@ -25,7 +25,8 @@ from styleclip_core.models.mapper import Mapper
 from styleclip_core.models.mtcnn import DetectionSettings, Mtcnn, load_face_detector
 from styleclip_core.models.psp import PspEncoder
 from styleclip_core.models.stylegan2 import Generator
-from tasks.settings import Execution, SettingsError
+from tasks.overlap import compute_slots
+from tasks.settings import Execution
 from tasks.storage import copy_to_local, is_local, local_path, version
 
 _T = TypeVar("_T")
@@ -38,33 +39,20 @@ def cache_folder() -> Path:
     return Path(os.environ.get("STYLECLIP_CACHE") or Path.home() / ".cache" / "styleclip").expanduser()
 
 
-def pick_device(execution: Execution) -> str:
-    """Return ``"cuda"`` or ``"cpu"``."""
-    if execution.device != "auto":
-        return execution.device
+def any_device() -> str:
+    """Return ``"cuda"`` if there is a GPU, else ``"cpu"``."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def worker_count() -> int:
-    """Return how many shards this machine works on at once: ``STYLECLIP_WORKERS``, or one per core.
-
-    With a GPU it is one, as shards share it.
-
-    Raises:
-        SettingsError: If the variable is not a number from 1.
-    """
-    wanted = os.environ.get("STYLECLIP_WORKERS", "")
-    if wanted:
-        if not wanted.isdecimal() or int(wanted) < 1:
-            raise SettingsError(f"STYLECLIP_WORKERS must be a number from 1, got {wanted!r}")
-        return int(wanted)
-    return 1 if torch.cuda.is_available() else os.cpu_count() or 1
+def pick_device(execution: Execution) -> str:
+    """Return ``"cuda"`` or ``"cpu"``."""
+    return any_device() if execution.device == "auto" else execution.device
 
 
 def share_cores(device: str) -> None:
-    """Give every worker thread its share of the cores; more threads than cores slow torch down."""
+    """Give every computing thread its share of the cores; more threads than cores slow torch down."""
     if device == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // worker_count()))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // compute_slots(device)))
 
 
 def generator(uri: str, device: str) -> Generator:

@@ -1,30 +1,36 @@
-"""Latent optimization as an edit: a batch of latents and a prompt -> optimized codes, and their ways."""
+"""Latent optimization as an edit: a batch of latents and a prompt -> moved latents, and their ways there."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import torch
 from prefect import task
 from torch import Tensor
 
+from styleclip_core.editing import EditedLatents
 from styleclip_core.errors import StyleCLIPError
-from styleclip_core.optimization import Status, optimize, published_embedding
-from styleclip_core.style_space import StyleCode
+from styleclip_core.images import to_uint8
+from styleclip_core.models.stylegan2 import Generator
+from styleclip_core.optimization import OptimizationState, Status, optimize, published_embedding
 from tasks import models
 from tasks.artifacts import fingerprint
 from tasks.caching import PER_RUN
-from tasks.directions import PreparedEdit, prompt_distance, target_embedding
+from tasks.directions import PreparedStep, prompt_distance, target_embedding
+from tasks.edits import StepVariant
 from tasks.identity import ModelHashes
 from tasks.outcomes import Row
-from tasks.settings import EditVariant, Models, SettingsError
+from tasks.settings import Models, SettingsError
+from tasks.videos import check_encoder
 
 STEP, VERSION = "optimize-latents", "1"
 TRAJECTORY_SCHEMA = pa.schema([
     ("image_key", pa.string()), ("step", pa.int32()), ("clip", pa.float32()), ("l2", pa.float32()),
     ("identity", pa.float32()), ("loss", pa.float32()),
 ])  # fmt: skip
+_FRAME_SIDE = 512
 
 
 class RunawayError(StyleCLIPError):
@@ -36,16 +42,18 @@ class Optimized:
     """What became of a batch of latents.
 
     Attributes:
-        codes: Style codes of the results, for all of the batch.
-        latents: w_plus, or flat style codes, ``[B, ...]``.
+        moved: Where the batch is now.
+        latents: What was optimized: w_plus, or flat style codes, ``[B, ...]``.
         errors: By place in the batch, what ended in an error.
         trajectory: Loss terms, a row per image and step.
+        frames: Images on the way, ``[B, H, V, 3]`` uint8 each, if frames are wanted.
     """
 
-    codes: StyleCode
+    moved: EditedLatents
     latents: Tensor
     errors: dict[int, StyleCLIPError]
     trajectory: list[Row]
+    frames: list[np.ndarray]
 
 
 @task(
@@ -55,20 +63,22 @@ class Optimized:
     persist_result=True,
 )
 def prepare_optimization(
-    variant: EditVariant, chosen: Models, hashes: ModelHashes, device: str
-) -> PreparedEdit:
+    variant: StepVariant, chosen: Models, hashes: ModelHashes, device: str
+) -> PreparedStep:
     """Fail at once if CLIP cannot tell the prompts apart, or the identity term lacks its network."""
     parameters = variant.optimization_parameters()
     weighted = parameters["mode"] == "edit" and parameters["identity_weight"] > 0
     if weighted and not chosen.identity:
         raise SettingsError(
-            f"edit {variant.name!r} weighs identity with {parameters['identity_weight']:g}, but there is no "
-            "identity network; give --identity or set identity_weight to 0"
+            f"the edit towards {variant.target!r} weighs identity with {parameters['identity_weight']:g}, "
+            "but there is no identity network; give --identity or set identity_weight to 0"
         )
+    if variant.frames:
+        check_encoder()
     inputs = {"clip": hashes.clip, "generator": hashes.generator}
     if weighted:
         inputs["identity"] = hashes.identity
-    return PreparedEdit(
+    return PreparedStep(
         variant=variant,
         uri="",
         fingerprint=fingerprint(STEP, VERSION, parameters, inputs),
@@ -77,12 +87,17 @@ def prepare_optimization(
 
 
 def optimize_batch(
-    variant: EditVariant, chosen: Models, w_plus: Tensor, image_keys: list[str], device: str
+    variant: StepVariant,
+    chosen: Models,
+    generator: Generator,
+    source: EditedLatents,
+    image_keys: list[str],
+    device: str,
 ) -> Optimized:
-    """Optimize a batch of latents ``[B, L, W]`` towards one prompt."""
+    """Optimize a batch of latents towards one prompt."""
     if variant.optimization is None:
-        raise SettingsError(f"edit {variant.name!r} has no settings of an optimization")
-    generator, clip = models.generator(chosen.generator, device), models.clip(chosen.clip, device)
+        raise SettingsError(f"the edit towards {variant.target!r} has no settings of an optimization")
+    clip = models.clip(chosen.clip, device)
     settings = variant.optimization.settings()
     compatible = variant.optimization.reference_compat
     text = target_embedding(chosen.clip, variant.target, variant.templates, device)
@@ -90,14 +105,17 @@ def optimize_batch(
     if chosen.identity and settings.mode == "edit" and settings.identity_weight > 0:
         identity = models.identity(chosen.identity, device).embed
     trajectory: list[Row] = []
+    frames: list[np.ndarray] = []
+    every = -(-settings.steps // max(1, variant.frames))
     with torch.enable_grad():
         states = optimize(
             generator,
             published_embedding(clip) if compatible else clip.embed_whole,
-            w_plus,
-            text.expand(len(w_plus), -1),
+            source.w_plus,
+            text.expand(len(source.w_plus), -1),
             settings,
             embed_identity=identity,
+            offset=source.offset,
         )
         for state in states:
             terms = {name: getattr(state, name).tolist() for name in ("clip", "l2", "identity", "loss")}
@@ -106,23 +124,38 @@ def optimize_batch(
                 | {name: values[place] for name, values in terms.items()}
                 for place, pair in enumerate(state.pairs.tolist())
             ]
-    latents = state.latents
-    codes = (
-        generator.styles(latents)
-        if settings.space == "w_plus"
-        else StyleCode.from_flat(generator.layout, latents)
-    )
+            if variant.frames and state.step % every == 0:
+                frames.append(_frame(generator, _moved(generator, source, state, settings.space)))
     errors: dict[int, StyleCLIPError] = {
         place: RunawayError("the optimization diverged; lower learning_rate or raise l2_weight")
         for place, status in enumerate(state.status.tolist())
         if status == Status.DIVERGED
     }
-    return Optimized(codes, latents, errors, trajectory)
+    return Optimized(
+        _moved(generator, source, state, settings.space), state.latents, errors, trajectory, frames
+    )
 
 
-def latents_table(image_keys: list[str], latents: Tensor, prepared: PreparedEdit) -> pa.Table:
+def _moved(
+    generator: Generator, source: EditedLatents, state: OptimizationState, space: str
+) -> EditedLatents:
+    """Return where an optimization has brought its batch."""
+    if space == "w_plus":
+        return source.at(state.latents)
+    return EditedLatents(source.w_plus, state.latents - generator.styles(source.w_plus).flat())
+
+
+@torch.no_grad()
+def _frame(generator: Generator, moved: EditedLatents) -> np.ndarray:
+    """Return the images of a batch for a video, at most 512 pixels wide and high."""
+    image = generator.synthesize(moved.codes(generator))
+    reduction = -(-max(image.shape[-2:]) // _FRAME_SIDE)
+    return to_uint8(torch.nn.functional.avg_pool2d(image, reduction) if reduction > 1 else image)
+
+
+def latents_table(image_keys: list[str], latents: Tensor, variant: StepVariant) -> pa.Table:
     """Return optimized latents as a table: a row per image, ``w_plus`` or flat style codes ``s``."""
-    name = "w_plus" if prepared.variant.optimization_parameters()["space"] == "w_plus" else "s"
+    name = "w_plus" if variant.optimization_parameters()["space"] == "w_plus" else "s"
     flat = latents.flatten(1).cpu()
     width = pa.list_(pa.float32(), flat.shape[1])
     rows = sorted(zip(image_keys, flat.numpy(), strict=True), key=lambda row: row[0])

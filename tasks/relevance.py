@@ -33,6 +33,7 @@ from tasks.artifacts import (
 )
 from tasks.caching import PER_RUN
 from tasks.identity import ModelHashes
+from tasks.overlap import computing
 from tasks.progress import ShardResult
 from tasks.sampling import SampledStyles, read_codes, read_statistics
 from tasks.settings import Models, Relevance
@@ -135,17 +136,19 @@ def measure_shard(
     settings = planned.settings
     codes = read_codes(planned.styles.codes, layout, settings.first_sample, settings.samples).to(device)
     channels = range(shard.first, shard.last)
-    if settings.reference_compat:
-        measured = measure_as_published(
-            generator, clip.embed_whole, codes, layer=shard.layer, channels=channels, mean=mean, std=std,
-            settings=settings.settings(),
-        )  # fmt: skip
-    else:
-        measured = measure_channels(
-            generator, clip.embed_whole, codes, layer=shard.layer, channels=channels,
-            mean=mean[shard.layer][0], std=std[shard.layer][0], settings=settings.settings(),
-            expected=_expected(derivatives, layout, shard) if derivatives else None,
-        )  # fmt: skip
+    expected = _expected(derivatives, layout, shard) if derivatives else None
+    with computing(device):
+        if settings.reference_compat:
+            measured = measure_as_published(
+                generator, clip.embed_whole, codes, layer=shard.layer, channels=channels, mean=mean, std=std,
+                settings=settings.settings(),
+            )  # fmt: skip
+        else:
+            measured = measure_channels(
+                generator, clip.embed_whole, codes, layer=shard.layer, channels=channels,
+                mean=mean[shard.layer][0], std=std[shard.layer][0], settings=settings.settings(),
+                expected=expected,
+            )  # fmt: skip
     write_table(uri, _part_table(measured), provenance(planned, "relevance-part"))
     return ShardResult(uri=uri, rows=rows)
 
@@ -159,7 +162,8 @@ def measure_basis(planned: RelevancePlan, device: str) -> str:
         clip = models.clip(planned.models.clip, device)
         settings = planned.settings
         codes = read_codes(planned.styles.codes, generator.layout, settings.first_sample, settings.samples)
-        basis = embedding_basis(generator, clip.embed_whole, codes.to(device), settings.derivatives)
+        with computing(device):
+            basis = embedding_basis(generator, clip.embed_whole, codes.to(device), settings.derivatives)
         table = pa.table({"direction": vector_column(basis.numpy())})
         write_table(uri, table, provenance(planned, "embedding-basis"))
     return uri
@@ -189,7 +193,8 @@ def measure_derivatives(
     clip = models.clip(planned.models.clip, device)
     codes = read_codes(planned.styles.codes, generator.layout, first, last - first).to(device)
     along = torch.from_numpy(to_matrix(read_table(basis), "direction").copy())
-    found = torch.cat(list(unit_derivatives(generator, clip.embed_whole, codes, along)))
+    with computing(device):
+        found = torch.cat(list(unit_derivatives(generator, clip.embed_whole, codes, along)))
     ids = pa.array(range(first, last), pa.int64())
     table = pa.table({"sample_id": ids, "derivatives": vector_column(found.flatten(1).numpy())})
     write_table(uri, table, provenance(planned, "relevance-derivatives"))

@@ -197,9 +197,8 @@ def _edit_rows(batch: _Batch) -> list[dict[str, object]]:
         mine = manifest[manifest["output_key"].fillna("").str.startswith(plan.images + "/")]
         rows.append({
             "variant": variant,
-            "channels": plan.prepared.channels,
-            "layers": ", ".join(plan.prepared.layers),
-            "text_norm": plan.prepared.text_norm,
+            "channels": [step.channels for step in plan.prepared.steps if step.channels is not None],
+            "layers": "; ".join(", ".join(step.layers) for step in plan.prepared.steps),
             "done": len(mine),
             "images": plan.images,
             **{name: mine[name].mean() for name in ("clip_before", "clip_after", "directional", "identity")},

@@ -30,6 +30,7 @@ from tasks.artifacts import (
     write_table,
 )
 from tasks.caching import PER_RUN
+from tasks.overlap import computing
 from tasks.progress import ShardResult
 from tasks.settings import Sampling
 from tasks.storage import join
@@ -112,7 +113,7 @@ def _write_codes(
     uri: str, planned: SampledStyles, generator: str, sampling: Sampling, ids: range, device: str
 ) -> None:
     network = models.generator(generator, device)
-    with torch.no_grad():
+    with computing(device), torch.no_grad():
         batches = list(_batches(network, sampling, ids))
     w = np.concatenate([latent.cpu().numpy() for _, latent, _ in batches])
     flat = np.concatenate([styles.flat().cpu().numpy() for _, _, styles in batches])
@@ -132,7 +133,7 @@ def sample_shard(
     if is_complete(uri):
         return ShardResult(uri=uri, rows=last - first, reused=True)
     network = models.generator(generator, device)
-    with torch.no_grad():
+    with computing(device), torch.no_grad():
         statistics = measure_statistics(
             styles for _, _, styles in _batches(network, sampling, range(first, last))
         )

@@ -1,34 +1,30 @@
 """Parameters of the flows: typed, documented, refused before a run starts if they are wrong.
 
-Each model becomes a form in Prefect's UI. Units and ranges are in the field descriptions. The edit
-file of the command line and the ``edits`` parameter of the flows are the same list of ``Edit``.
+Each model becomes a form in Prefect's UI. Units and ranges are in the field descriptions.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from styleclip_core.editing import ChannelSelection
 from styleclip_core.errors import StyleCLIPError
 from styleclip_core.inversion import RefinementSettings
 from styleclip_core.mapper_training import LEVELS, Level, MapperTrainingSettings
-from styleclip_core.models.mapper import PUBLISHED_STRENGTH
 from styleclip_core.optimization import PRESETS, OptimizationSettings
 from styleclip_core.relevance import RelevanceSettings
 from styleclip_core.templates import TEMPLATE_SETS
-from tasks.storage import read_bytes
 
 
 class SettingsError(StyleCLIPError):
     """A parameter or an edit file is wrong."""
 
 
-class _Settings(BaseModel):
+class Settings(BaseModel):
+    """A form: a value, and nothing else in it than its fields."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -41,7 +37,7 @@ def _known_templates(name: str) -> str:
 TemplateSet = Annotated[str, AfterValidator(_known_templates)]
 
 
-class Models(_Settings):
+class Models(Settings):
     """Which networks to use. Files may lie on any fsspec file system."""
 
     generator: str = Field(
@@ -56,14 +52,14 @@ class Models(_Settings):
     )
 
 
-class Execution(_Settings):
+class Execution(Settings):
     """How the work is run; none of it changes a result."""
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU if there is one")
     shard_size: int = Field(16, ge=1, le=100_000, description="Images per shard, on average")
 
 
-class Sampling(_Settings):
+class Sampling(Settings):
     """Style codes to sample and the statistics of style space."""
 
     seed: int = Field(5, ge=0, description="Seed; sample i of a seed is the same on every machine")
@@ -78,7 +74,7 @@ class Sampling(_Settings):
     codes: int = Field(100, ge=1, description="Codes stored for the relevance table")
 
 
-class Relevance(_Settings):
+class Relevance(Settings):
     """How the relevance table is measured."""
 
     samples: int = Field(100, ge=1, description="Style codes per channel; the most that one gets")
@@ -142,7 +138,7 @@ class Relevance(_Settings):
         return self
 
 
-class Inversion(_Settings):
+class Inversion(Settings):
     """How photographs become latents."""
 
     steps: int = Field(100, ge=0, description="Refinement steps after the encoder; 0 for the encoder alone")
@@ -161,7 +157,7 @@ class Inversion(_Settings):
         )
 
 
-class Optimization(_Settings):
+class Optimization(Settings):
     """How a latent is optimized; what is left out comes from the preset."""
 
     preset: Literal["published", "gentle"] = Field(
@@ -180,14 +176,15 @@ class Optimization(_Settings):
     reference_compat: bool = Field(
         False, description="Show CLIP what the published losses do: box-filtered pixels, not normalized"
     )
+    frames: int = Field(0, ge=0, le=1000, description="Frames of a video of each image's way; 0 for none")
 
     def settings(self) -> OptimizationSettings:
         """Return what the core needs of this."""
-        given = self.model_dump(exclude={"preset", "reference_compat"}, exclude_none=True)
+        given = self.model_dump(exclude={"preset", "reference_compat", "frames"}, exclude_none=True)
         return replace(PRESETS[self.preset], **given)
 
 
-class MapperTraining(_Settings):
+class MapperTraining(Settings):
     """How a latent mapper is trained; weights, rate and batch are the published ones."""
 
     kind: Literal["levels", "single", "style", "style-full"] = Field(
@@ -221,7 +218,7 @@ class MapperTraining(_Settings):
         return MapperTrainingSettings(**self.model_dump(exclude=ours))
 
 
-class FaceSource(_Settings):
+class FaceSource(Settings):
     """Where faces come from: a detector, or landmarks that somebody has already."""
 
     detector: str | None = Field(None, description="URI of the face detector's weights (.safetensors)")
@@ -237,7 +234,7 @@ class FaceSource(_Settings):
         return self
 
 
-class Alignment(_Settings):
+class Alignment(Settings):
     """How faces are cut out of photographs."""
 
     output_size: int = Field(
@@ -254,193 +251,12 @@ class Alignment(_Settings):
     )
 
 
-class Pasting(_Settings):
+class Pasting(Settings):
     """How edited faces are put back into photographs."""
 
     feather: float = Field(
         0.08, gt=0, le=0.5, description="Width of the fade at the edge of a face, as a fraction of its side"
     )
-
-
-def _as_tuple(value: float | tuple[float, ...]) -> tuple[float, ...]:
-    return value if isinstance(value, tuple) else (value,)
-
-
-Method = Literal["global", "mapper", "optimization"]
-_GLOBAL_ALONE = ("alpha", "beta", "top_k", "include", "exclude")
-
-
-class EditVariant(_Settings):
-    """One edit by one method with one set of settings; those of the other methods are empty."""
-
-    name: str
-    neutral: str
-    target: str
-    alpha: float | None = None
-    beta: float | None = None
-    top_k: int | None = None
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    templates: TemplateSet = "styleclip-79"
-    method: Method = "global"
-    mapper: str | None = None
-    strength: float | None = None
-    optimization: Optimization | None = None
-
-    def selection(self) -> ChannelSelection:
-        """Return what the core needs of this."""
-        return ChannelSelection(self.beta, self.top_k, self.include, self.exclude)
-
-    def parameters(self) -> dict[str, Any]:
-        """Return what decides the result, as JSON values."""
-        if self.method == "global":  # as they were before there were other methods
-            return self.model_dump(exclude={"method", "mapper", "strength", "optimization"})
-        shared = self.model_dump(include={"name", "neutral", "target", "templates", "method"})
-        if self.method == "mapper":
-            return shared | {"strength": self.strength}
-        return shared | self.optimization_parameters()
-
-    def optimization_parameters(self) -> dict[str, Any]:
-        """Return the settings of an optimization, resolved."""
-        if self.optimization is None:
-            raise SettingsError(f"{self.name} is no optimization")
-        resolved = self.optimization.settings()
-        names = [name for name in resolved.__dataclass_fields__]
-        return {
-            **{name: getattr(resolved, name) for name in names},
-            "reference_compat": self.optimization.reference_compat,
-        }
-
-    @property
-    def label(self) -> str:
-        """Return a readable folder name, e.g. ``grey-hair_a3_b0.15``."""
-        if self.method == "mapper":
-            return f"{self.name}_m{self.strength:g}"
-        if self.method == "optimization":
-            return f"{self.name}_o{self.optimization_parameters()['steps']}"
-        choice = f"b{self.beta:g}" if self.beta is not None else f"k{self.top_k}"
-        return f"{self.name}_a{self.alpha:g}_{choice}"
-
-    @property
-    def summary(self) -> str:
-        """Return the main settings for a person, e.g. ``a 3, b 0.15``."""
-        if self.method == "mapper":
-            return f"mapper x {self.strength:g}"
-        if self.method == "optimization":
-            return f"{self.optimization_parameters()['steps']} steps"
-        choice = f"b {self.beta:g}" if self.beta is not None else f"top {self.top_k}"
-        return f"a {self.alpha:g}, {choice}"
-
-
-class Edit(_Settings):
-    """One entry of an edit file: prompts, a method, and that method's settings."""
-
-    name: str = Field("", description="Folder name of the edit; made from the target if empty")
-    neutral: str = Field("face", min_length=1, description="What the prompt is compared with")
-    target: str = Field(min_length=1, description="What the image should become")
-    method: Method = Field("global", description="global (style direction), mapper, or optimization")
-    alpha: float | tuple[float, ...] = Field(
-        3.0, description="Strength in standard deviations of the most relevant channel; one or several"
-    )
-    beta: float | tuple[float, ...] | None = Field(
-        None, description="Threshold on |relevance|, 0 to 1; one or several (0.15 if top_k is not given)"
-    )
-    top_k: int | None = Field(None, ge=1, description="Number of channels, instead of beta")
-    include: tuple[str, ...] = Field((), description="Layers that may change, e.g. b4.*; none for all")
-    exclude: tuple[str, ...] = Field((), description="Layers that stay, e.g. b64.* to leave colours alone")
-    mapper: str | None = Field(None, description="URI of the mapper's weights, for method mapper")
-    strength: float | tuple[float, ...] = Field(
-        PUBLISHED_STRENGTH, description="Factor of the mapper's output, 0.1 as published; one or several"
-    )
-    optimization: Optimization | None = Field(None, description="Settings of method optimization")
-    templates: TemplateSet | None = Field(
-        None, description="Prompt templates; styleclip-79 for style directions, none for the other methods"
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> Edit:
-        if self.name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}", self.name):
-            raise ValueError(
-                f"edit name {self.name!r} must be a folder name of letters, digits, '-', '+' and '.'"
-            )
-        if self.top_k is not None and self.beta is not None:
-            raise ValueError("give beta or top_k, one of them")
-        if not _as_tuple(self.alpha) or not _as_tuple(self.strength):
-            raise ValueError("alpha and strength must hold at least one value")
-        for beta in _as_tuple(self.beta) if self.beta is not None else ():
-            ChannelSelection(beta, None)
-        if (self.mapper is not None) != (self.method == "mapper"):
-            raise ValueError("method mapper needs the URI of a mapper, and no other method takes one")
-        foreign = {
-            "global": ("strength", "optimization"),
-            "mapper": (*_GLOBAL_ALONE, "optimization"),
-            "optimization": (*_GLOBAL_ALONE, "strength"),
-        }[self.method]
-        given = [name for name in foreign if name in self.model_fields_set]
-        if given:
-            raise ValueError(f"method {self.method} has no {given[0]}; leave it out")
-        return self
-
-    def variants(self) -> list[EditVariant]:
-        """Return the edit at every alpha and beta, or every strength, it lists."""
-        name = self.name or re.sub(r"[^a-z0-9]+", "-", self.target.lower()).strip("-")[:64] or "edit"
-        shared: dict[str, Any] = {
-            "name": name, "neutral": self.neutral, "target": self.target, "method": self.method,
-            "templates": self.templates or ("styleclip-79" if self.method == "global" else "none"),
-        }  # fmt: skip
-        if self.method == "mapper":
-            return [
-                EditVariant(**shared, mapper=self.mapper, strength=each) for each in _as_tuple(self.strength)
-            ]
-        if self.method == "optimization":
-            return [EditVariant(**shared, optimization=self.optimization or Optimization())]
-        default = (0.15,) if self.top_k is None else (None,)
-        betas = default if self.beta is None else _as_tuple(self.beta)
-        channels = {"top_k": self.top_k, "include": self.include, "exclude": self.exclude}
-        return [
-            EditVariant(**shared, **channels, alpha=alpha, beta=beta)
-            for beta in betas
-            for alpha in _as_tuple(self.alpha)
-        ]
-
-
-def all_variants(edits: list[Edit]) -> list[EditVariant]:
-    """Return every variant of a list of edits.
-
-    Raises:
-        SettingsError: If the list is empty, or two variants would write to one folder.
-    """
-    variants = [variant for edit in edits for variant in edit.variants()]
-    labels = [variant.label for variant in variants]
-    twice = sorted({label for label in labels if labels.count(label) > 1})
-    if twice:
-        raise SettingsError(f"two edits write to the same folder {twice[0]!r}; give one of them another name")
-    if not variants:
-        raise SettingsError("there is no edit to do; list at least one with a target prompt")
-    return variants
-
-
-def load_edits(uri: str) -> list[Edit]:
-    """Read an edit file: a YAML or JSON list, or a mapping with the list under ``edits``.
-
-    Raises:
-        SettingsError: If it is no such list; the message names the entry and the field.
-    """
-    try:
-        content = yaml.safe_load(read_bytes(uri))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{uri} is neither YAML nor JSON: {' '.join(str(error).split())}") from error
-    entries = content.get("edits") if isinstance(content, dict) else content
-    if not isinstance(entries, list):
-        raise SettingsError(f"{uri} must hold a list of edits, or a mapping with the list under 'edits'")
-    edits = []
-    for number, entry in enumerate(entries, start=1):
-        try:
-            edits.append(Edit.model_validate(entry))
-        except ValidationError as error:
-            raise SettingsError(f"{uri}, edit {number}: {describe(error)}") from error
-    all_variants(edits)
-    return edits
 
 
 def describe(error: ValidationError) -> str:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from styleclip_core import load_mapper
+from styleclip_core.editing import EditedLatents
 from styleclip_core.errors import ArtifactConflictError, CheckpointError, TrainingDivergedError
 from styleclip_core.mapper_training import MapperTraining, MapperTrainingSettings, apply_mapper, new_mapper
 from styleclip_core.models.mapper import save_mapper
@@ -75,7 +76,8 @@ def test_losses_are_those_of_the_paper():
 def test_in_style_space_the_l2_term_is_summed_over_layers(kind):
     training = small_training(kind=kind)
     codes = training.generator.styles(training._validation)
-    moved = apply_mapper(training.mapper, training.generator, training._validation, 0.1)
+    source = EditedLatents(training._validation)
+    moved = apply_mapper(training.mapper, training.generator, source, 0.1).codes(training.generator)
     expected = sum(F.mse_loss(moved[name], codes[name]) for name in codes)
     assert training.validate().l2 == pytest.approx(expected.item(), rel=1e-5)
     rgb = [layer.name for layer in codes.layout.layers if layer.is_torgb]
@@ -89,7 +91,8 @@ def test_levels_that_are_left_out_stay(generator):
     step = mapper.step(w_plus)
     assert not step[:, :4].any()
     assert step[:, 4:].abs().min() > 0
-    assert torch.equal(apply_mapper(mapper, generator, w_plus, 0.0).flat(), generator.styles(w_plus).flat())
+    unmoved = apply_mapper(mapper, generator, EditedLatents(w_plus), 0.0)
+    assert torch.equal(unmoved.codes(generator).flat(), generator.styles(w_plus).flat())
     with pytest.raises(ValueError, match="6 rows of w_plus, none of them fine; leave that level out"):
         new_mapper(generator, MapperTrainingSettings(levels=("coarse", "fine")))
 
@@ -209,10 +212,12 @@ def test_a_trained_mapper_is_a_mapper_file(tmp_path, kind):
     save_mapper(training.mapper, tmp_path / "m.safetensors")
     loaded = load_mapper(tmp_path / "m.safetensors")
     assert loaded.config == training.mapper.config
+    source, generator = EditedLatents(training._codes), training.generator
     codes = [
-        apply_mapper(each, training.generator, training._codes, 0.1) for each in (loaded, training.mapper)
+        apply_mapper(each, generator, source, 0.1).codes(generator).flat()
+        for each in (loaded, training.mapper)
     ]
-    assert torch.equal(codes[0].flat(), codes[1].flat())
+    assert torch.equal(codes[0], codes[1])
 
 
 @pytest.mark.parametrize(

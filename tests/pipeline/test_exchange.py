@@ -24,9 +24,10 @@ from styleclip_core.models.psp import PspConfig, PspEncoder
 from styleclip_core.models.stylegan2 import Generator, GeneratorConfig
 from tasks import models
 from tasks.artifacts import read_provenance, read_table, to_matrix
+from tasks.edits import Edit
 from tasks.progress import ShardsFailedError
 from tasks.sampling import read_statistics
-from tasks.settings import Edit, Execution, Inversion, Models, Relevance, Sampling
+from tasks.settings import Execution, Inversion, Models, Relevance, Sampling
 
 
 @pytest.fixture

@@ -20,11 +20,12 @@ from styleclip_core.errors import ArtifactConflictError, LayoutMismatchError, Pr
 from styleclip_core.images import decode_image, from_uint8
 from tasks import inversion as inversion_task
 from tasks.artifacts import read_provenance
+from tasks.edits import Edit
 from tasks.identity import ModelHashes
 from tasks.images import NoImagesError
 from tasks.progress import ShardsFailedError
 from tasks.relevance import read_relevance
-from tasks.settings import Edit, Execution, Inversion, Models, Relevance, Sampling, SettingsError
+from tasks.settings import Execution, Inversion, Models, Relevance, Sampling, SettingsError
 from tasks.storage import AccessDeniedError, list_objects, read_bytes, write_bytes_atomic
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -211,8 +212,8 @@ def test_every_bad_image_has_its_outcome_and_the_rest_is_edited(models, photos, 
     calls = []
     monkeypatch.setattr(
         inversion_task, "_invert_batch",
-        lambda plan, generator, batch, device, real=inversion_task._invert_batch: (
-            calls.append([photo.key for photo in batch]) or real(plan, generator, batch, device)
+        lambda plan, batch, device, real=inversion_task._invert_batch: (
+            calls.append([photo.key for photo in batch]) or real(plan, batch, device)
         ),
     )  # fmt: skip
     again = run(models, photos, tmp_path / "out")

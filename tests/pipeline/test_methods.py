@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import av
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -12,23 +13,26 @@ import torch
 from flows.invert_images import invert_images
 from flows.train_mapper import train_mapper
 from styleclip_core import load_clip, load_generator, load_mapper
+from styleclip_core.editing import EditedLatents
 from styleclip_core.errors import LayoutMismatchError, PromptError
+from styleclip_core.images import decode_image
 from styleclip_core.mapper_training import MapperTraining as Training
 from styleclip_core.mapper_training import MapperTrainingSettings, apply_mapper, new_mapper
 from styleclip_core.metrics import clip_similarity
 from styleclip_core.models.identity import IdentityNetwork, save_identity
 from styleclip_core.models.mapper import save_mapper
+from styleclip_core.style_space import StyleCode
 from tasks import optimization as optimization_task
 from tasks.artifacts import read_provenance
+from tasks.directions import target_embedding
+from tasks.edits import Edit, load_edits
 from tasks.settings import (
-    Edit,
     Execution,
     Inversion,
     MapperTraining,
     Models,
     Optimization,
     SettingsError,
-    load_edits,
 )
 from tasks.storage import read_bytes
 from tests.pipeline.test_flows import encoded, files_of, manifest_of, portrait, run
@@ -103,7 +107,8 @@ def test_optimized_latents_and_trajectories_are_stored_and_are_those_of_the_scor
     generator, clip = load_generator(models.generator), load_clip(models.clip)
     text = clip.embed_text(["grey hair"])[0]
     for row in rows.itertuples():
-        place = out / "workspace" / row.latents
+        (step,) = row.steps
+        place = out / "workspace" / step["latents"]
         latents = pq.read_table(place).to_pandas().set_index("image_key")
         w_plus = torch.from_numpy(np.stack(latents.loc[[row.image_key]].w_plus)).view(1, generator.num_ws, -1)
         image = generator.synthesize(generator.styles(w_plus))
@@ -115,6 +120,63 @@ def test_optimized_latents_and_trajectories_are_stored_and_are_those_of_the_scor
         assert mine.step.tolist() == [0, 1, 2, 3, 4]
         assert mine["clip"].iloc[0] == pytest.approx(1 - row.clip_before, abs=1e-5)
         assert mine["clip"].iloc[-1] == pytest.approx(1 - row.clip_after, abs=1e-5)
+
+
+def test_a_sequence_starts_each_step_at_the_result_of_the_one_before(models, photos, tmp_path, mapper_file):
+    grey = {"target": "grey hair", "alpha": 2.0, "beta": 0.0}
+    mapped = {"target": "hat", "method": "mapper", "mapper": mapper_file, "strength": (0.1, 0.3)}
+    gentle = {"target": "smile", "method": "optimization", "optimization": {"preset": "gentle", "steps": 3}}
+    edits = [
+        Edit(**grey, name="alone"),
+        Edit(**grey, name="all", then=[mapped, gentle]),
+        Edit(**mapped, name="mapped"),
+        Edit(**grey, name="both", then=[mapped]),
+        Edit(**mapped, name="other-order", then=[grey]),
+    ]
+    out = tmp_path / "out"
+    rows = manifest_of(run(models, photos, out, edits)).set_index(["image_key", "edit"]).sort_index()
+    assert set(rows.status) == {"ok"}
+    whole = rows.loc["p0.png", "all"]
+    assert list(whole.method) == ["global+mapper+optimization"] * 2  # at both strengths of the mapper
+    assert whole.target.iloc[0] == "grey hair; hat; smile"
+    first, second, third = whole.steps.iloc[0]
+    alone = rows.loc[("p0.png", "alone")]
+    for name in ("clip_before", "clip_after", "directional", "channels", "alpha", "beta"):
+        assert first[name] == pytest.approx(alone[name], abs=1e-6)
+    assert second["strength"] == 0.1
+    assert third["clip_before"] != pytest.approx(third["clip_after"], abs=1e-6)
+    generator, clip = load_generator(models.generator), load_clip(models.clip)
+    flat = pq.read_table(out / "workspace" / third["latents"]).to_pandas().set_index("image_key")
+    codes = StyleCode.from_flat(generator.layout, torch.from_numpy(np.stack(flat.loc[["p0.png"]].s)))
+    seen = clip.embed_images(generator.synthesize(codes))
+    expected = [clip_similarity(seen, clip.embed_text([t])[0]).item() for t in ("hat", "smile")]
+    assert third["clip_after"] == pytest.approx(expected[1], abs=1e-5)
+    assert whole.clip_after.iloc[0] == pytest.approx(
+        np.mean([clip_similarity(seen, target_embedding(models.clip, *text, "cpu")).item() for text in (
+            ("grey hair", "styleclip-79"), ("hat", "none"), ("smile", "none"))]), abs=1e-5,
+    )  # fmt: skip
+    # a move in W+ and one in style space commute, each of them alone leads elsewhere
+    pictures = {
+        name: np.stack([
+            np.asarray(decode_image(read_bytes(str(out / key)))).astype(float)
+            for key in rows.loc[("p0.png", name)].output_key
+        ])
+        for name in ("both", "other-order", "mapped")
+    }  # fmt: skip
+    assert np.abs(pictures["both"] - pictures["other-order"]).max() <= 1
+    assert np.abs(pictures["both"] - pictures["mapped"]).max() > 1
+
+
+def test_an_optimization_leaves_a_video_of_its_way(models, photos, tmp_path):
+    edit = OPTIMIZED.model_copy(update={"optimization": Optimization(steps=5, chunk=2, frames=5)})
+    out = tmp_path / "out"
+    row = manifest_of(run(models, photos, out, [edit])).iloc[0]
+    with av.open(str(out / row.steps[0]["video"])) as video:
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    assert len(frames) == 5
+    picture = np.asarray(decode_image(read_bytes(str(out / row.output_key)))).astype(float)
+    assert np.abs(frames[-1] - picture).mean() < np.abs(frames[0] - picture).mean()
+    assert "video" not in json.loads(row.settings)
 
 
 def test_a_photograph_whose_optimization_diverges_is_a_row(models, photos, tmp_path, monkeypatch):
@@ -159,7 +221,7 @@ def test_identity_is_scored_where_there_is_a_network(models, photos, tmp_path):
     assert (rows.identity <= 1 + 1e-4).all()
     assert manifest_of(run(models, photos, tmp_path / "out", edits[:1])).identity.isna().all()
     with pytest.raises(
-        SettingsError, match=r"'optimized' weighs identity with 0\.005, but there is no identity"
+        SettingsError, match=r"towards 'grey hair' weighs identity with 0\.005, but there is no identity"
     ):
         run(models, photos, tmp_path / "other", edits[1:])
 
@@ -221,12 +283,9 @@ def test_what_cannot_work_is_refused_before_any_work(models, photos, tmp_path):
     other = load_generator(models.generator)
     settings = MapperTrainingSettings(kind="style", identity_weight=0)
     mapper = new_mapper(other, settings)
-    codes = other.styles(other.mapping.w_avg.expand(1, other.num_ws, -1))
-    assert (
-        apply_mapper(mapper, other, other.mapping.w_avg.expand(1, other.num_ws, -1), 0.0)
-        .flat()
-        .equal(codes.flat())
-    )
+    average = EditedLatents(other.mapping.w_avg.expand(1, other.num_ws, -1))
+    unmoved = apply_mapper(mapper, other, average, 0.0).codes(other)
+    assert unmoved.flat().equal(average.codes(other).flat())
     widths = tuple((index, width + 1) for index, width in mapper.config.widths)
     wrong = type(mapper)(type(mapper.config)("style", widths=widths))
     save_mapper(wrong, tmp_path / "wrong.safetensors")
@@ -240,8 +299,8 @@ def test_what_cannot_work_is_refused_before_any_work(models, photos, tmp_path):
     ("content", "message"),
     [
         ("- {target: hat, method: mapper}", "method mapper needs the URI of a mapper"),
-        ("- {target: hat, mapper: m.pt}", "no other method takes one"),
-        ("- {target: hat, method: optimization, alpha: 3}", "method optimization has no alpha; leave it out"),
+        ("- {target: hat, mapper: m.pt}", "method global has no mapper; leave it out"),
+        ("- {target: hat, method: optimization, alpha: 2}", "method optimization has no alpha; leave it out"),
         ("- {target: hat, method: mapper, mapper: m.pt, beta: 0.1}", "method mapper has no beta"),
         ("- {target: hat, strength: 0.2}", "method global has no strength"),
         ("- {target: hat, method: optimization, optimization: {steps: 0}}", "greater than or equal to 1"),

@@ -9,7 +9,8 @@ from prefect.states import State, StateType
 from flows.edit_images import edit_images
 from tasks import inversion as inversion_task
 from tasks.caching import ResultStorageError, probe_result_storage
-from tasks.settings import Edit, Execution, Inversion, Models, Relevance, Sampling
+from tasks.edits import Edit
+from tasks.settings import Execution, Inversion, Models, Relevance, Sampling
 from tests.pipeline.test_flows import encoded, portrait
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -40,17 +41,21 @@ def test_retry_executes_only_the_failed_shard(network_files, tmp_path, monkeypat
         "inversion": Inversion(steps=2),
         "execution": Execution(shard_size=2),
     }
-    executed, broken = [], [True]
+    executed, broken, first_shard = [], [True], []
     bodies = {name: getattr(inversion_task, name) for name in ("read_shard", "_invert")}
-    monkeypatch.setattr(
-        inversion_task, "read_shard",
-        lambda shard: executed.append(shard.number) or bodies["read_shard"](shard),
-    )  # fmt: skip
+
+    def read(shard):
+        executed.append(shard.number)
+        items = bodies["read_shard"](shard)
+        first_shard.extend(items if shard.number == 0 else [])
+        return items
 
     def fail_on_the_first(plan, todo, device):
-        if broken[0] and executed[-1] == 0:
+        if broken[0] and todo[0] in first_shard:
             raise RuntimeError("injected fault")
         return bodies["_invert"](plan, todo, device)
+
+    monkeypatch.setattr(inversion_task, "read_shard", read)
 
     monkeypatch.setattr(inversion_task, "_invert", fail_on_the_first)
     monkeypatch.setenv("STYLECLIP_WORKERS", "1")

@@ -3,7 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from tasks.settings import Edit, SettingsError, all_variants, describe, load_edits
+from tasks.edits import Edit, all_variants, load_edits
+from tasks.settings import SettingsError, describe
 
 
 def test_one_edit_at_several_strengths_is_several_variants():
@@ -11,7 +12,7 @@ def test_one_edit_at_several_strengths_is_several_variants():
     assert [variant.label for variant in edit.variants()] == [
         "grey-hair_a1_b0.1", "grey-hair_a2.5_b0.1", "grey-hair_a1_b0.2", "grey-hair_a2.5_b0.2",
     ]  # fmt: skip
-    assert Edit(target="x").variants()[0].beta == 0.15
+    assert Edit(target="x").variants()[0].steps[0].beta == 0.15
     assert Edit(target="x", top_k=7).variants()[0].label == "x_a3_k7"
 
 

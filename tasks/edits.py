@@ -1,0 +1,288 @@
+"""What to do to every image: the edit file of the command line, and the ``edits`` parameter of the flows.
+
+An ``Edit`` is one step, or a sequence of steps that each start at the result of the former. A step that
+lists several strengths or thresholds stands for all of them; with all choices made it is a ``StepVariant``,
+and an edit with all choices made an ``EditVariant``.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import product
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from styleclip_core.editing import ChannelSelection
+from styleclip_core.models.mapper import PUBLISHED_STRENGTH
+from tasks.settings import Optimization, Settings, SettingsError, TemplateSet, describe
+from tasks.storage import read_bytes
+
+Method = Literal["global", "mapper", "optimization"]
+RelevanceSource = Literal["table", "instant"]
+_FOREIGN = {
+    "global": ("mapper", "strength", "optimization"),
+    "mapper": ("alpha", "beta", "top_k", "include", "exclude", "relevance", "optimization"),
+    "optimization": ("alpha", "beta", "top_k", "include", "exclude", "relevance", "mapper", "strength"),
+}
+_NAME = 64  # characters of a folder name
+
+
+class StepVariant(Settings):
+    """One step by one method with one set of settings; those of the other methods are empty."""
+
+    neutral: str
+    target: str
+    alpha: float | None = None
+    beta: float | None = None
+    top_k: int | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    templates: TemplateSet = "styleclip-79"
+    method: Method = "global"
+    relevance: RelevanceSource = "table"
+    mapper: str | None = None
+    strength: float | None = None
+    optimization: Optimization | None = None
+
+    def selection(self) -> ChannelSelection:
+        """Return what the core needs of this."""
+        return ChannelSelection(self.beta, self.top_k, self.include, self.exclude)
+
+    def parameters(self) -> dict[str, Any]:
+        """Return what decides the result, as JSON values."""
+        if self.method == "global":
+            foreign = {"method", "relevance", *_FOREIGN["global"]}
+            instant = {"relevance": self.relevance} if self.relevance != "table" else {}
+            return self.model_dump(exclude=foreign) | instant
+        shared = self.model_dump(include={"neutral", "target", "templates", "method"})
+        if self.method == "mapper":
+            return shared | {"strength": self.strength}
+        return shared | self.optimization_parameters() | ({"frames": self.frames} if self.frames else {})
+
+    @property
+    def frames(self) -> int:
+        """Return the frames of a video of each image's way; 0 for none."""
+        return self.optimization.frames if self.optimization else 0
+
+    def optimization_parameters(self) -> dict[str, Any]:
+        """Return the settings of an optimization, resolved.
+
+        Raises:
+            SettingsError: If this is no optimization.
+        """
+        if self.optimization is None:
+            raise SettingsError(f"the edit towards {self.target!r} is no optimization")
+        resolved = self.optimization.settings()
+        return {
+            **{name: getattr(resolved, name) for name in resolved.__dataclass_fields__},
+            "reference_compat": self.optimization.reference_compat,
+        }
+
+    @property
+    def name(self) -> str:
+        """Return the target as a part of a folder name."""
+        return _slug(self.target)
+
+    @property
+    def label(self) -> str:
+        """Return target and main settings as a part of a folder name."""
+        return f"{self.name}_{self.setting}"
+
+    @property
+    def setting(self) -> str:
+        """Return the main settings as a part of a folder name, e.g. ``a3_b0.15``."""
+        if self.method == "mapper":
+            return f"m{self.strength:g}"
+        if self.method == "optimization":
+            return f"o{self.optimization_parameters()['steps']}"
+        choice = f"b{self.beta:g}" if self.beta is not None else f"k{self.top_k}"
+        return f"a{self.alpha:g}_{choice}" + ("_instant" if self.relevance == "instant" else "")
+
+    @property
+    def summary(self) -> str:
+        """Return the main settings for a person, e.g. ``a 3, b 0.15``."""
+        if self.method == "mapper":
+            return f"mapper x {self.strength:g}"
+        if self.method == "optimization":
+            return f"{self.optimization_parameters()['steps']} steps"
+        choice = f"b {self.beta:g}" if self.beta is not None else f"top {self.top_k}"
+        return f"a {self.alpha:g}, {choice}" + (", instant" if self.relevance == "instant" else "")
+
+
+class EditVariant(Settings):
+    """An edit with all choices made: its steps, in their order."""
+
+    name: str
+    steps: tuple[StepVariant, ...] = Field(min_length=1)
+
+    @property
+    def label(self) -> str:
+        """Return a readable folder name, e.g. ``grey-hair_a3_b0.15``."""
+        return "_".join([self.name, *(step.setting for step in self.steps)])
+
+    @property
+    def summary(self) -> str:
+        """Return the main settings for a person."""
+        return "; ".join(step.summary for step in self.steps)
+
+    @property
+    def neutral(self) -> str:
+        """Return the neutral prompts of all steps."""
+        return "; ".join(dict.fromkeys(step.neutral for step in self.steps))
+
+    @property
+    def target(self) -> str:
+        """Return the target prompts of all steps."""
+        return "; ".join(step.target for step in self.steps)
+
+    @property
+    def method(self) -> str:
+        """Return the methods of all steps, e.g. ``global`` or ``global+optimization``."""
+        return "+".join(step.method for step in self.steps)
+
+    def parameters(self) -> dict[str, Any]:
+        """Return what decides the result, as JSON values."""
+        return {"name": self.name, "steps": [step.parameters() for step in self.steps]}
+
+
+class EditStep(Settings):
+    """Prompts, a method, and that method's settings."""
+
+    neutral: str = Field("face", min_length=1, description="What the prompt is compared with")
+    target: str = Field(min_length=1, description="What the image should become")
+    method: Method = Field("global", description="global (style direction), mapper, or optimization")
+    alpha: float | tuple[float, ...] = Field(
+        3.0, description="Strength in standard deviations of the most relevant channel; one or several"
+    )
+    beta: float | tuple[float, ...] | None = Field(
+        None, description="Threshold on |relevance|, 0 to 1; one or several (0.15 if top_k is not given)"
+    )
+    top_k: int | None = Field(None, ge=1, description="Number of channels, instead of beta")
+    include: tuple[str, ...] = Field((), description="Layers that may change, e.g. b4.*; none for all")
+    exclude: tuple[str, ...] = Field((), description="Layers that stay, e.g. b64.* to leave colours alone")
+    relevance: RelevanceSource = Field(
+        "table", description="Where relevance comes from: the table, or instant for gradients of this prompt"
+    )
+    mapper: str | None = Field(None, description="URI of the mapper's weights, for method mapper")
+    strength: float | tuple[float, ...] = Field(
+        PUBLISHED_STRENGTH, description="Factor of the mapper's output, 0.1 as published; one or several"
+    )
+    optimization: Optimization | None = Field(None, description="Settings of method optimization")
+    templates: TemplateSet | None = Field(
+        None, description="Prompt templates; styleclip-79 for style directions, none for the other methods"
+    )
+
+    @model_validator(mode="after")
+    def _check_step(self) -> EditStep:
+        if self.top_k is not None and self.beta is not None:
+            raise ValueError("give beta or top_k, one of them")
+        if not _as_tuple(self.alpha) or not _as_tuple(self.strength):
+            raise ValueError("alpha and strength must hold at least one value")
+        for beta in _as_tuple(self.beta) if self.beta is not None else ():
+            ChannelSelection(beta, None)
+        fields = EditStep.model_fields  # a form sends every field, most of them as they were
+        given = [name for name in _FOREIGN[self.method] if getattr(self, name) != fields[name].default]
+        if given:
+            raise ValueError(f"method {self.method} has no {given[0]}; leave it out")
+        if self.method == "mapper" and self.mapper is None:
+            raise ValueError("method mapper needs the URI of a mapper")
+        return self
+
+    def step_variants(self) -> list[StepVariant]:
+        """Return the step at every alpha and beta, or every strength, it lists."""
+        shared: dict[str, Any] = {
+            "neutral": self.neutral, "target": self.target, "method": self.method,
+            "templates": self.templates or ("styleclip-79" if self.method == "global" else "none"),
+        }  # fmt: skip
+        if self.method == "mapper":
+            return [
+                StepVariant(**shared, mapper=self.mapper, strength=each) for each in _as_tuple(self.strength)
+            ]
+        if self.method == "optimization":
+            return [StepVariant(**shared, optimization=self.optimization or Optimization())]
+        default = (0.15,) if self.top_k is None else (None,)
+        betas = default if self.beta is None else _as_tuple(self.beta)
+        channels = {
+            "top_k": self.top_k, "include": self.include, "exclude": self.exclude,
+            "relevance": self.relevance,
+        }  # fmt: skip
+        return [
+            StepVariant(**shared, **channels, alpha=alpha, beta=beta)
+            for beta in betas
+            for alpha in _as_tuple(self.alpha)
+        ]
+
+
+class Edit(EditStep):
+    """One entry of an edit file: a step, and the steps that follow it."""
+
+    name: str = Field("", description="Folder name of the edit; made from the targets if empty")
+    then: tuple[EditStep, ...] = Field(
+        (), description="Further edits, each of the result of the one before it"
+    )
+
+    @model_validator(mode="after")
+    def _check_name(self) -> Edit:
+        if self.name and not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9.+-]{{0,{_NAME - 1}}}", self.name):
+            raise ValueError(
+                f"edit name {self.name!r} must be a folder name of letters, digits, '-', '+' and '.'"
+            )
+        return self
+
+    def variants(self) -> list[EditVariant]:
+        """Return the edit with every combination of the choices that its steps list."""
+        steps: list[EditStep] = [self, *self.then]
+        name = self.name or "+".join(_slug(step.target) for step in steps)[:_NAME]
+        return [
+            EditVariant(name=name, steps=chosen)
+            for chosen in product(*(step.step_variants() for step in steps))
+        ]
+
+
+def _as_tuple(value: float | tuple[float, ...]) -> tuple[float, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _slug(target: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", target.lower()).strip("-")[:_NAME] or "edit"
+
+
+def all_variants(edits: list[Edit]) -> list[EditVariant]:
+    """Return every variant of a list of edits.
+
+    Raises:
+        SettingsError: If the list is empty, or two variants would write to one folder.
+    """
+    variants = [variant for edit in edits for variant in edit.variants()]
+    labels = [variant.label for variant in variants]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise SettingsError(f"two edits write to the same folder {twice[0]!r}; give one of them another name")
+    if not variants:
+        raise SettingsError("there is no edit to do; list at least one with a target prompt")
+    return variants
+
+
+def load_edits(uri: str) -> list[Edit]:
+    """Read an edit file: a YAML or JSON list, or a mapping with the list under ``edits``.
+
+    Raises:
+        SettingsError: If it is no such list; the message names the entry and the field.
+    """
+    try:
+        content = yaml.safe_load(read_bytes(uri))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{uri} is neither YAML nor JSON: {' '.join(str(error).split())}") from error
+    entries = content.get("edits") if isinstance(content, dict) else content
+    if not isinstance(entries, list):
+        raise SettingsError(f"{uri} must hold a list of edits, or a mapping with the list under 'edits'")
+    edits = []
+    for number, entry in enumerate(entries, start=1):
+        try:
+            edits.append(Edit.model_validate(entry))
+        except ValidationError as error:
+            raise SettingsError(f"{uri}, edit {number}: {describe(error)}") from error
+    all_variants(edits)
+    return edits

@@ -1,0 +1,80 @@
+"""The three methods behind one function: latents and a prepared step in, moved latents out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from styleclip_core.editing import EditedLatents
+from styleclip_core.errors import StyleCLIPError
+from styleclip_core.mapper_training import apply_mapper
+from styleclip_core.models.stylegan2 import Generator
+from tasks import models
+from tasks.artifacts import fingerprint
+from tasks.directions import ALPHA_UNIT, PreparedStep, read_direction
+from tasks.edits import EditVariant, StepVariant
+from tasks.mappers import STRENGTH_UNIT
+from tasks.optimization import Optimized, optimize_batch
+from tasks.settings import Models
+
+
+class PreparedEdit(BaseModel):
+    """An edit and what its steps need."""
+
+    model_config = ConfigDict(frozen=True)
+
+    variant: EditVariant
+    steps: list[PreparedStep]
+
+    @property
+    def fingerprint(self) -> str:
+        """Return the name of what decides the edit, beside the latents and the settings."""
+        inputs = {str(number): step.fingerprint for number, step in enumerate(self.steps)}
+        return inputs["0"] if len(inputs) == 1 else fingerprint("edit-sequence", "1", {}, inputs)
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What a step made of a batch.
+
+    Attributes:
+        latents: Moved latents.
+        errors: Error of each image, by its place in the batch, whose latents are of no use.
+        optimized: Latents and trajectory of an optimization.
+    """
+
+    latents: EditedLatents
+    errors: dict[int, StyleCLIPError] = field(default_factory=dict)
+    optimized: Optimized | None = None
+
+
+def apply_step(
+    step: PreparedStep,
+    source: EditedLatents,
+    image_keys: list[str],
+    chosen: Models,
+    generator: Generator,
+    device: str,
+) -> Applied:
+    """Apply one step to a batch of latents."""
+    variant = step.variant
+    if variant.method == "optimization":
+        optimized = optimize_batch(variant, chosen, generator, source, image_keys, device)
+        return Applied(optimized.moved, optimized.errors, optimized)
+    if variant.method == "mapper":
+        network = models.mapper(step.uri, device)
+        return Applied(apply_mapper(network, generator, source, variant.strength or 0.0))
+    delta = read_direction(step.uri)[0].to(device)
+    layout = generator.layout
+    flat = torch.zeros(layout.num_channels, device=device)
+    flat[layout.editable_index.to(device)] = (variant.alpha or 0.0) * delta
+    return Applied(source.add(flat))
+
+
+def units(variant: StepVariant) -> dict[str, str]:
+    """Return the unit of a step's strength."""
+    if variant.method == "global":
+        return {"alpha_unit": ALPHA_UNIT}
+    return {"strength_unit": STRENGTH_UNIT} if variant.method == "mapper" else {}

@@ -1,0 +1,64 @@
+"""What a batch of images looks like to the networks that judge edits, and the scores that follow.
+
+Shapes: B images, D width of the CLIP embedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from styleclip_core.metrics import clip_similarity, directional_similarity
+from tasks import models
+from tasks.directions import target_embedding, text_vector
+from tasks.edits import StepVariant
+from tasks.settings import Models
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """A batch of images as the judges see it.
+
+    Attributes:
+        clip: Unit CLIP embeddings, ``[B, D]``.
+        identity: Unit identity embeddings, ``[B, E]``, if there is a network.
+    """
+
+    clip: Tensor
+    identity: Tensor | None
+
+
+class Judge:
+    """The networks that score edits."""
+
+    def __init__(self, chosen: Models, device: str) -> None:
+        self._clip_name, self._device = chosen.clip, device
+        self._clip = models.clip(chosen.clip, device)
+        self._identity = models.identity(chosen.identity, device) if chosen.identity else None
+
+    def see(self, image: Tensor) -> Seen:
+        """Embed images ``[B, 3, H, V]`` in -1..1."""
+        identity = self._identity.embed(image) if self._identity else None
+        return Seen(self._clip.embed_whole(image), identity)
+
+    def score(self, steps: tuple[StepVariant, ...], before: Seen, after: Seen) -> dict[str, Tensor]:
+        """Return the scores of an edit of these steps, ``[B]`` each.
+
+        Over several steps, CLIP similarity is the mean over their targets, and the text direction is the one
+        that all steps together point in.
+        """
+        targets = torch.stack([
+            target_embedding(self._clip_name, step.target, step.templates, self._device) for step in steps
+        ]).mean(dim=0)  # fmt: skip
+        wanted = sum(text_vector(step, self._clip_name, self._device) for step in steps)
+        scores = {
+            "clip_before": clip_similarity(before.clip, targets),
+            "clip_after": clip_similarity(after.clip, targets),
+            "directional": directional_similarity(before.clip, after.clip, F.normalize(wanted, dim=0)),  # type: ignore[arg-type]
+        }
+        if before.identity is not None and after.identity is not None:
+            scores["identity"] = (before.identity * after.identity).sum(dim=1)
+        return scores

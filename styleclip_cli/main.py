@@ -183,6 +183,22 @@ def edit(
     top_k: Annotated[int | None, typer.Option(min=1, help="Number of channels, instead of --beta")] = None,
     include: Annotated[list[str] | None, typer.Option(help="Layers that may change, e.g. 'b4.*'")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Layers that stay, e.g. 'b64.*'")] = None,
+    method: Annotated[str, typer.Option(help="global, mapper or optimization")] = "global",
+    instant: Annotated[
+        bool, typer.Option("--instant", help="Relevance from gradients of this prompt, without any table")
+    ] = False,
+    mapper: Annotated[str, typer.Option(help="URI of a mapper's weights; means --method mapper")] = "",
+    strength: Annotated[
+        list[float] | None,
+        typer.Option(help="Factor of the mapper's output; may be repeated [default: 0.1]"),
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(help="Optimization: published, or gentle for small generators")
+    ] = "published",
+    optimization_steps: Annotated[
+        int | None, typer.Option(min=1, help="Optimization: steps, at most [default: the preset's]")
+    ] = None,
+    frames: Annotated[int, typer.Option(min=0, help="Optimization: frames of a video of each image")] = 0,
     edits: Annotated[str, typer.Option(help="URI of a YAML or JSON list of edits, instead of --target")] = "",
     table: Annotated[
         str, typer.Option(help="Folder with relevance.parquet and statistics.parquet, instead of building it")
@@ -210,20 +226,19 @@ def edit(
 
     if bool(edits) == bool(target):
         raise SettingsError("say what to edit: --target with a prompt, or --edits with a file, one of them")
+    method = "mapper" if mapper else method
+    given: dict[str, Any] = {
+        "alpha": tuple(alpha or ()), "beta": tuple(beta or ()), "top_k": top_k,
+        "include": tuple(include or ()), "exclude": tuple(exclude or ()),
+        "relevance": "instant" if instant else "", "mapper": mapper, "strength": tuple(strength or ()),
+    }  # fmt: skip
+    if method == "optimization":
+        given["optimization"] = {"preset": preset, "steps": optimization_steps, "frames": frames}
+    one = {name: value for name, value in given.items() if value not in ("", (), None)}
     wanted = (
         load_edits(edits)
         if edits
-        else [
-            Edit(
-                target=target,
-                neutral=neutral,
-                alpha=tuple(alpha or (3.0,)),
-                beta=tuple(beta) if beta else None,
-                top_k=top_k,
-                include=tuple(include or ()),
-                exclude=tuple(exclude or ()),
-            )
-        ]
+        else [Edit.model_validate({"target": target, "neutral": neutral, "method": method, **one})]
     )
     result = with_progress(
         lambda: flow(

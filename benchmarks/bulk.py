@@ -1,0 +1,264 @@
+"""Bulk editing from bucket to bucket: how much of the time is computing, and what hides the rest.
+
+The same photographs and edits three times on one machine: the core's calls on images that lie in memory;
+a loop that reads, computes and writes one batch after the other; and the flow. Photographs and results lie
+in a real S3 server on this machine, which takes some of its cores; a store far away is imitated by a
+delay of every read and write.
+
+Seconds are those of the steps that handle images (inversion, editing); loading the networks, the table and
+the report are the same in all three or not part of the work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+import data
+from styleclip_core import load_clip, load_encoder, load_generator
+from styleclip_core.editing import ChannelSelection, select_channels
+from styleclip_core.images import decode_image, encode_png, fit
+from styleclip_core.inversion import RefinementSettings, refine
+from styleclip_core.metrics import clip_similarity
+from styleclip_core.models.clip import ClipModel
+from styleclip_core.models.encoder import Encoder
+from styleclip_core.models.stylegan2 import Generator
+from styleclip_core.prompts import embed_prompt
+
+IMAGES, BATCH = 96, 16
+TARGETS = ("face with grey hair", "face with glasses", "smiling face")
+ALPHA, TOP_K = 3.0, 20
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is done to every photograph: the embedded models, and style directions that need not be good."""
+
+    generator: Generator
+    clip: ClipModel
+    encoder: Encoder
+    refinement: RefinementSettings
+    deltas: list[Tensor]
+
+    @classmethod
+    def load(cls, steps: int) -> Work:
+        """Load the models and draw directions."""
+        generator, encoder = load_generator(data.GENERATOR), load_encoder(data.ENCODER)
+        if not isinstance(encoder, Encoder):
+            raise TypeError(f"the embedded encoder is a {type(encoder).__name__}")
+        draw = torch.Generator().manual_seed(0)
+        count = generator.layout.num_editable
+        selection = ChannelSelection(None, TOP_K)
+        deltas = [
+            select_channels(
+                generator.layout, torch.randn(count, generator=draw), torch.ones(count), selection
+            ).delta
+            for _ in TARGETS
+        ]
+        return cls(generator, load_clip(data.CLIP), encoder, RefinementSettings(steps=steps), deltas)
+
+    def compute(self, pixels: Tensor) -> tuple[Tensor, list[Tensor], float]:
+        """Return inversions and edits of a batch of photographs, and the sum of their CLIP scores."""
+        *_, end = refine(self.generator, pixels, self.encoder.encode(pixels), self.refinement)
+        total, images = 0.0, []
+        with torch.no_grad():
+            codes = self.generator.styles(end.w_plus)
+            inverted = self.generator.synthesize(codes)
+            self.clip.embed_whole(inverted)
+            for target, delta in zip(TARGETS, self.deltas, strict=True):
+                image = self.generator.synthesize(codes.add(ALPHA * delta))
+                text = embed_prompt(self.clip, target, "none")
+                total += clip_similarity(self.clip.embed_whole(image), text).sum().item()
+                images.append(image)
+        return inverted, images, total
+
+
+def measure_bulk() -> Iterator[tuple[str, ...]]:
+    """Yield a row per case: images/s in memory, in a loop, by the flow; shares; the check."""
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    from prefect.testing.utilities import prefect_test_harness
+
+    from tests.object_store import object_store
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        object_store(Path(folder) / "seaweed"),
+        prefect_test_harness(server_startup_timeout=180),
+    ):
+        keys = _upload()
+        for steps, delay in ((100, 0.0), (100, 0.05), (0, 0.0), (0, 0.05)):
+            yield _measure(keys, steps, delay)
+
+
+def _measure(keys: list[str], steps: int, delay: float) -> tuple[str, ...]:
+    work = Work.load(steps)
+    cores = os.cpu_count() or 1
+    torch.set_num_threads(cores)
+    memory, score = _in_memory(keys, work)
+    with _delayed(delay):
+        loop, _ = _timed(lambda: _loop(keys, work))
+        torch.set_num_threads(1)
+        flow, busy, flow_score = _flow(keys, steps)
+    edits = len(keys) * len(TARGETS)
+    return (
+        f"{len(keys)} images x {len(TARGETS)} edits, {steps} refinement steps, {delay * 1000:.0f} ms delay",
+        f"{edits / memory:.1f}", f"{edits / loop:.1f}", f"{edits / flow:.1f}",
+        f"{1 - busy / (cores * flow):.0%}", f"{loop / flow:.2f}", f"{flow / memory:.2f}",
+        f"{abs(flow_score - score) / edits:.1e}",
+    )  # fmt: skip
+
+
+def _upload() -> list[str]:
+    from tasks.storage import write_bytes_atomic
+
+    photographs = sorted(data.PHOTOGRAPHS.glob("*.png"))
+    keys = [f"{number:05d}.png" for number in range(IMAGES)]
+    for number, key in enumerate(keys):
+        content = photographs[number % len(photographs)].read_bytes()
+        write_bytes_atomic(f"s3://photographs/bulk/{key}", content)
+    return keys
+
+
+def _read(key: str) -> Tensor:
+    from tasks.storage import read_bytes
+
+    return fit(decode_image(read_bytes(f"s3://photographs/bulk/{key}")), 64, 64)
+
+
+def _timed(work: Callable[[], float]) -> tuple[float, float]:
+    started = time.perf_counter()
+    result = work()
+    return time.perf_counter() - started, result
+
+
+def _in_memory(keys: list[str], work: Work) -> tuple[float, float]:
+    pixels = torch.stack([_read(key) for key in keys])
+    work.compute(pixels[:2])
+
+    return _timed(lambda: sum(work.compute(batch)[2] for batch in pixels.split(BATCH)))
+
+
+def _loop(keys: list[str], work: Work) -> float:
+    """Read, compute, write, batch after batch, one object after the other."""
+    from tasks.storage import write_bytes_atomic
+
+    total = 0.0
+    for first in range(0, len(keys), BATCH):
+        batch = keys[first : first + BATCH]
+        inverted, images, score = work.compute(torch.stack([_read(key) for key in batch]))
+        for number, image in enumerate([inverted, *images]):
+            for key, each in zip(batch, image, strict=True):
+                write_bytes_atomic(f"s3://results/loop/{number}/{key}", encode_png(each))
+        total += score
+    return total
+
+
+def _flow(keys: list[str], steps: int) -> tuple[float, float, float]:
+    """Run inversion and editing as tasks; return seconds, seconds in which a core computed, the score."""
+    from prefect import flow
+
+    from flows import steps as flow_steps
+    from tasks import editing, inversion, overlap
+    from tasks.settings import Execution, Inversion, Models
+
+    busy: list[float] = []
+    real = overlap.computing
+
+    @contextlib.contextmanager
+    def counted(device: str) -> Iterator[Callable[[], float]]:
+        with real(device) as elapsed:
+            yield elapsed
+            busy.append(elapsed())
+
+    models = Models(generator=str(data.GENERATOR), clip=str(data.CLIP), encoder=str(data.ENCODER))
+    work = Work.load(steps)
+    seconds: list[float] = []
+    place = f"s3://results/flow-{time.time_ns()}"
+
+    @flow(task_runner=flow_steps.task_runner(), persist_result=True)
+    def bulk() -> str:
+        hashes, device = flow_steps.begin(models, Execution(device="cpu"))
+        prepared = [
+            _prepared(target, delta, place) for target, delta in zip(TARGETS, work.deltas, strict=True)
+        ]
+        listed = flow_steps.index("s3://photographs/bulk", place, Execution(shard_size=BATCH))
+        started = time.perf_counter()
+        inverted, _ = flow_steps.invert(listed, place, models, hashes, Inversion(steps=steps), device)
+        plans, _ = flow_steps.edit(prepared, listed, inverted, place, place, device)
+        seconds.append(time.perf_counter() - started)
+        return str(flow_steps.report(plans, listed, []).manifest)
+
+    for module in (editing, inversion):
+        module.computing = counted  # type: ignore[attr-defined]
+    try:
+        manifest = bulk()
+    finally:
+        for module in (editing, inversion):
+            module.computing = real  # type: ignore[attr-defined]
+    from tasks.storage import read_bytes
+
+    rows = pd.read_parquet(io.BytesIO(read_bytes(manifest)))
+    if len(rows) != len(keys) * len(TARGETS) or set(rows["status"]) != {"ok"}:
+        raise RuntimeError(f"the flow did {len(rows)} edits, {dict(rows['status'].value_counts())}")
+    return seconds[0], sum(busy), float(rows["clip_after"].sum())
+
+
+def _prepared(target: str, delta: Tensor, place: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    """Store a direction and return the edit that uses it."""
+    import pyarrow as pa
+
+    from tasks.artifacts import Provenance, vector_column, write_table
+    from tasks.directions import PreparedStep
+    from tasks.edits import Edit
+    from tasks.methods import PreparedEdit
+
+    edit = Edit(target=target, alpha=ALPHA, top_k=TOP_K, templates="none").variants()[0]
+    uri = f"{place}/directions/{edit.name}.parquet"
+    table = pa.table(
+        {"delta": vector_column(delta[None].numpy()), "text_direction": vector_column(delta[None].numpy())}
+    )
+    name = f"bench-{edit.name}"
+    write_table(uri, table, Provenance("style-direction", name, "bench", "1", {}, {}, "", "", ""))
+    step = PreparedStep(variant=edit.steps[0], uri=uri, fingerprint=name, channels=TOP_K, text_norm=1.0)
+    return PreparedEdit(variant=edit, steps=[step])
+
+
+@contextlib.contextmanager
+def _delayed(seconds: float) -> Iterator[None]:
+    """Make every read and every write of an image take so much longer."""
+    from tasks import editing, inversion, storage
+
+    if not seconds:
+        yield
+        return
+    read, write = storage.read_bytes, storage.write_bytes_atomic
+
+    def slow_read(uri: str) -> bytes:
+        time.sleep(seconds)
+        return read(uri)
+
+    def slow_write(uri: str, content: bytes) -> None:
+        time.sleep(seconds)
+        write(uri, content)
+
+    places = [(storage, "read_bytes", slow_read), (inversion, "read_bytes", slow_read)]
+    places += [(module, "write_bytes_atomic", slow_write) for module in (storage, inversion, editing)]  # type: ignore[misc]
+    before = [getattr(module, name) for module, name, _ in places]
+    for module, name, slow in places:
+        setattr(module, name, slow)
+    try:
+        yield
+    finally:
+        for (module, name, _), value in zip(places, before, strict=True):
+            setattr(module, name, value)

@@ -43,7 +43,7 @@ class PreparedStep(BaseModel):
         variant: The step.
         uri: Where direction or mapper lies; empty for an optimization, which needs neither.
         fingerprint: Names what decides the step, beside the latents.
-        channels: Style channels that take part, of a style direction.
+        channels: Style channels that change, of a style direction or a mapper.
         layers: Layers they lie in.
         text_norm: Distance of the two prompts in CLIP space.
     """

@@ -266,12 +266,24 @@ def prepare_mapper(variant: StepVariant, chosen: Models, hashes: ModelHashes, de
     if variant.mapper is None:
         raise SettingsError(f"the edit towards {variant.target!r} names no mapper")
     network, generator = models.mapper(variant.mapper, device), models.generator(chosen.generator, device)
-    average = generator.mapping.w_avg.expand(2, generator.num_ws, -1)
-    apply_mapper(network, generator, EditedLatents(average), 0.0)  # raises if it is another generator's
+    with torch.no_grad():
+        probe = EditedLatents(_probe(generator))
+        moved = apply_mapper(network, generator, probe, 1.0).codes(generator)  # raises if of another one
+        before = probe.codes(generator)
+    changed = {name: int((moved[name] != before[name]).any(dim=0).sum()) for name in before}
     inputs = {"mapper": network.fingerprint, "generator": hashes.generator, "clip": hashes.clip}
     return PreparedStep(
         variant=variant,
         uri=variant.mapper,
         fingerprint=fingerprint(_APPLY, _APPLY_VERSION, {"strength": variant.strength}, inputs),
+        channels=sum(changed.values()),
+        layers=[name for name, channels in changed.items() if channels],
         text_norm=prompt_distance(variant, chosen, device),
     )
+
+
+def _probe(generator: Generator) -> Tensor:
+    """Return a few w_plus, the same ones always, to see what a mapper changes at all."""
+    draw = torch.Generator().manual_seed(0)
+    shape = (4, generator.num_ws, generator.config.w_dim)
+    return torch.randn(shape, generator=draw).to(generator.device)

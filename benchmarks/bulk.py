@@ -97,7 +97,7 @@ def measure_bulk() -> Iterator[tuple[str, ...]]:
         prefect_test_harness(server_startup_timeout=180),
     ):
         keys = _upload()
-        for steps, delay in ((100, 0.0), (100, 0.05), (0, 0.0), (0, 0.05)):
+        for steps, delay in ((20, 0.0), (20, 0.05), (0, 0.0), (0, 0.05)):
             yield _measure(keys, steps, delay)
 
 

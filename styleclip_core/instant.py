@@ -19,6 +19,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from styleclip_core.batches import Batches
 from styleclip_core.errors import LayoutMismatchError
 from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.relevance import EmbedImages
@@ -40,12 +41,13 @@ def derivatives(
         embed_images: Images ``[b, 3, H, H]`` in -1..1 -> unit embeddings ``[b, D]``, with gradients.
         codes: B style codes, left unchanged.
         directions: Directions in the embedding, ``[P, D]``.
-        batch_size: Images at once.
+        batch_size: Images at once, at most: fewer where a GPU's memory is too small.
 
     Yields:
         ``[b, P, N]`` float32, on the codes' device.
     """
-    for index in torch.arange(codes.batch_size).split(batch_size):
+
+    def differentiate(index: Tensor) -> Tensor:
         some = {name: style.detach().clone() for name, style in codes.select(index).items()}
         editable = [some[layer.name].requires_grad_() for layer in generator.layout.editable]
         with torch.enable_grad():
@@ -56,7 +58,10 @@ def derivatives(
             last = number == len(directions) - 1
             found = torch.autograd.grad(along[:, number].sum(), editable, retain_graph=not last)
             rows.append(torch.cat(found, dim=1))
-        yield torch.stack(rows, dim=1)
+        return torch.stack(rows, dim=1)
+
+    for _, found in Batches(batch_size).run(torch.arange(codes.batch_size), differentiate):
+        yield found
 
 
 def mean_derivative(

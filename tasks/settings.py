@@ -106,28 +106,43 @@ class Relevance(_Settings):
         description="Fast mode: directions of the embedding along which derivatives say what moves will "
         "show, so that a tolerance needs fewer moves; 0 for none",
     )
+    synthesis_limit: int = Field(
+        0,
+        ge=0,
+        description="Draw moved images up to this resolution only, from CLIP's input side up, and add what "
+        "the unmoved image has above it; 0 draws them whole",
+    )
     reference_compat: bool = Field(
         False,
         description="Measure as the published script does, with its slip; for comparison only",
     )
-    batch_size: int = Field(32, ge=2, multiple_of=2, description="Images synthesized at once")
+    batch_size: int = Field(
+        32, ge=2, multiple_of=2, description="Images synthesized at once, at most; fewer if memory is short"
+    )
     channels_per_shard: int = Field(24, ge=1, description="Style channels measured by one task")
 
     def settings(self) -> RelevanceSettings:
         """Return what the core needs of this."""
         return RelevanceSettings(
             self.strength, self.centre, self.precision, self.batch_size, self.eight_bit, self.tolerance,
-            self.minimum,
+            self.minimum, self.synthesis_limit,
         )  # fmt: skip
 
     def parameters(self) -> dict[str, float | str | bool]:
         """Return what decides the numbers in a row, but for the style codes behind it."""
         names = {"strength", "centre", "precision", "eight_bit", "tolerance", "reference_compat"}
-        return self.model_dump(include=names | ({"minimum", "derivatives"} if self.tolerance else set()))
+        names |= {"minimum", "derivatives"} if self.tolerance else set()
+        names |= {"synthesis_limit"} if self.synthesis_limit else set()
+        return self.model_dump(include=names)
 
     def fast(self) -> Relevance:
-        """Return these settings in fast mode, as measured on the embedded world."""
-        return self.model_copy(update={"derivatives": 64, "tolerance": 0.15, "minimum": 4})
+        """Return these settings in fast mode: what they leave open is as measured on the embedded world.
+
+        Raises:
+            ValidationError: If they say something that fast mode cannot do.
+        """
+        ours = {"derivatives": 64, "tolerance": 0.15, "minimum": 4}
+        return type(self).model_validate(ours | self.model_dump(exclude_unset=True))
 
     @model_validator(mode="after")
     def _check(self) -> Relevance:
@@ -135,11 +150,23 @@ class Relevance(_Settings):
             raise ValueError("derivatives save work only where a tolerance lets moves be left out; give one")
         if self.derivatives and self.centre == "mean":
             raise ValueError("derivatives are taken at the code's own values; use centre 'sample'")
-        others = ("centre", "precision", "eight_bit", "tolerance")
+        if self.synthesis_limit and self.eight_bit:
+            raise ValueError("eight_bit rounds whole images, a synthesis_limit draws parts; give one of them")
+        others = ("centre", "precision", "eight_bit", "tolerance", "synthesis_limit")
         changed = [name for name in others if getattr(self, name) != type(self).model_fields[name].default]
         if self.reference_compat and changed:
             raise ValueError(f"reference_compat decides {', '.join(changed)} itself; leave it out")
         return self
+
+
+class Instant(_Settings):
+    """How the relevance of one prompt is taken from gradients, without a table."""
+
+    codes: int = Field(16, ge=1, description="Style codes to average over; the first ones sampled")
+    probes: int = Field(
+        16, ge=1, description="Random directions that estimate how much a channel does at all"
+    )
+    seed: int = Field(0, ge=0, description="Seed of the probes")
 
 
 class Inversion(_Settings):

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from tasks.settings import Edit, SettingsError, all_variants, describe, load_edits
+from tasks.settings import Edit, Relevance, SettingsError, all_variants, describe, load_edits
 
 
 def test_one_edit_at_several_strengths_is_several_variants():
@@ -53,3 +53,23 @@ def test_errors_are_described_in_one_line():
         Edit(target="", alpha="strong")
     assert "\n" not in describe(caught.value)
     assert all_variants([Edit(target="x")])
+
+
+def test_fast_mode_keeps_what_is_said_and_refuses_what_it_cannot_do():
+    fast = Relevance(samples=7, tolerance=0.3, synthesis_limit=256).fast()
+    assert (fast.samples, fast.tolerance, fast.minimum, fast.derivatives) == (7, 0.3, 4, 64)
+    assert fast.settings().synthesis_limit == 256
+    assert Relevance().fast().tolerance == 0.15
+    for wrong, message in (
+        ({"centre": "mean"}, "derivatives are taken"),
+        ({"reference_compat": True}, "itself"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            Relevance(**wrong).fast()
+
+
+def test_a_limited_synthesis_decides_the_table_and_8_bits_do_not_go_with_it():
+    assert "synthesis_limit" not in Relevance().parameters()
+    assert Relevance(synthesis_limit=256).parameters()["synthesis_limit"] == 256
+    with pytest.raises(ValidationError, match="give one of them"):
+        Relevance(synthesis_limit=256, eight_bit=True)

@@ -6,7 +6,6 @@ factor regressor of the embedded world, which nothing else uses. Units are stand
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -77,12 +76,13 @@ def portraits(case: Case) -> Portraits:
     target = render(factors)
     guess = load_encoder(data.ENCODER).encode(target)
     settings = RefinementSettings(steps=REFINEMENT)
-    w_plus = torch.cat([
-        deque(refine(generator, target[part], guess[part], settings), maxlen=1)[0].w_plus
-        for part in torch.arange(len(target)).split(16)
-    ])  # fmt: skip
+    found = []
+    with torch.enable_grad():
+        for part in torch.arange(len(target)).split(16):
+            *_, last = refine(generator, target[part], guess[part], settings)
+            found.append(last.w_plus)
     with torch.no_grad():
-        codes = generator.styles(w_plus)
+        codes = generator.styles(torch.cat(found))
         images = generator.synthesize(codes)
     readings = load_regressor(data.REGRESSOR).read(images)
     return Portraits(codes, images, readings, factors, psnr(images, target))
@@ -106,17 +106,18 @@ class EditScores:
 
 
 @torch.no_grad()
-def edit_scores(case: Case, relevance: Callable[[Tensor], Tensor]) -> EditScores:
-    """Score the edits of ``data/edits.yaml``, channels chosen by ``relevance``, text ``[D]`` -> ``[N]``."""
+def edit_scores(case: Case, relevances_of: Callable[[Tensor], Tensor]) -> EditScores:
+    """Score the edits of ``data/edits.yaml``, channels by relevance, texts ``[P, D]`` -> ``[P, N]``."""
     from tasks.settings import load_edits
 
     strengths = {edit.target: edit.variants()[0] for edit in load_edits(str(data.EDITS))}
     regressor = load_regressor(data.REGRESSOR)
     bench = Bench(case.generator, case.clip, regressor, exact_table(case), case.deviations)
     known, rows = portraits(case), list[tuple[Tensor, Tensor, int, int]]()
-    for prompt in PROMPTS:
+    relevance = relevances_of(torch.stack([bench.text(prompt) for prompt in PROMPTS]))
+    for prompt, each in zip(PROMPTS, relevance, strict=True):
         variant = strengths[prompt.target]
-        direction = _direction(case, relevance(bench.text(prompt)), variant.selection())
+        direction = _direction(case, each, variant.selection())
         if direction is None:
             nothing = torch.zeros(len(known.psnr))
             rows.append((nothing, nothing, len(FACTORS), 0))

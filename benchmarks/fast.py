@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +46,7 @@ def measure(options: Options) -> Iterator[Section]:
         if options.networks != "world":
             continue  # generated weights mean nothing, so edits cannot be right or wrong
         yield _agreement(case, table)
-        scores = {**exact_scores(case), "fast": edit_scores(case, table.relevance)}
+        scores = {**exact_scores(case), "fast": edit_scores(case, partial(relevances, table))}
         name = (
             "edits of data/edits.yaml; ± one standard error over photographs; units: deviations of a factor"
         )
@@ -60,7 +60,7 @@ def exact_scores(case: Case) -> dict[str, EditScores]:
     """Return the scores of edits with the exact table, and with those of either half of the codes."""
     table = exact_table(case)
     ways = {"exact": table, "exact, first half": case.tables[0], "exact, second half": case.tables[1]}
-    return {name: edit_scores(case, each.relevance) for name, each in ways.items()}
+    return {name: edit_scores(case, partial(relevances, each)) for name, each in ways.items()}
 
 
 def _speed(case: Case, options: Options) -> tuple[RelevanceTable, Section]:

@@ -43,7 +43,7 @@ def measure(options: Options) -> Iterator[Section]:
             {"seconds": seconds},
         )  # fmt: skip
         if options.networks == "world":
-            ours = torch.stack([_instant(case, direction) for direction in directions])
+            ours = _instant(case, directions)
             yield _agreement(case, ours, relevances(exact_table(case), directions))
             scores = {"exact": exact_scores(case)["exact"]}
             scores["instant"] = edit_scores(case, lambda text: _instant(case, text))  # noqa: B023

@@ -66,7 +66,10 @@ def _samples(case: Case) -> Iterator[tuple]:  # type: ignore[type-arg]
 
 
 def _flow(case: Case, settings: object, options: Options) -> tuple[float, RelevanceTable]:
-    os.environ.update(STYLECLIP_WORKERS=str(os.cpu_count()), PREFECT_LOGGING_LEVEL="CRITICAL")
+    os.environ.update(
+        STYLECLIP_WORKERS=str(os.cpu_count()), PREFECT_LOGGING_LEVEL="CRITICAL",
+        PREFECT_SERVER_ANALYTICS_ENABLED="false", DO_NOT_TRACK="1",
+    )  # fmt: skip
     from prefect.testing.utilities import prefect_test_harness
 
     import data

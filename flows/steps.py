@@ -243,7 +243,6 @@ def table_for(
     """Style codes, then the relevance table on them; or the table that lies in the folder ``given``."""
     if given:
         return None, find_table(given, chosen, hashes, device), []
-    relevance.check_limit(chosen, relevance_settings, device)
     enough = max(sampling_settings.codes, relevance_settings.first_sample + relevance_settings.samples)
     settings = sampling_settings.model_copy(update={"codes": enough})
     styles, sampled = sample(chosen, hashes, settings, workspace, device)
@@ -263,7 +262,6 @@ def refine(
     device: str,
 ) -> RunResult:
     """The last relevance table and ``add`` new samples -> the table over all of them."""
-    relevance.check_limit(chosen, relevance_settings, device)
     enough = max(sampling_settings.codes, relevance_settings.samples)
     settings = sampling_settings.model_copy(update={"codes": enough})
     styles, sampled = sample(chosen, hashes, settings, workspace, device)

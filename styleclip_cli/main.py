@@ -132,10 +132,6 @@ def build_relevance(
             help="Directions along which derivatives stand in for moves [default: 0, or 64 with --fast]",
         ),
     ] = None,
-    synthesis_limit: Annotated[
-        int,
-        typer.Option(min=0, help="Draw moved images up to this many pixels, CLIP's side or more; 0 for all"),
-    ] = 0,
     reference_compat: Annotated[
         bool,
         typer.Option("--reference-compat", help="Measure as the published script, with its slip; to compare"),
@@ -162,7 +158,7 @@ def build_relevance(
     sampling = Sampling(seed=seed, truncation_psi=psi, label=label, statistics=statistics, codes=samples)
     relevance = Relevance.model_validate({
         "samples": samples, "strength": strength, "centre": centre, "precision": precision,
-        "eight_bit": eight_bit, "synthesis_limit": synthesis_limit, "reference_compat": reference_compat,
+        "eight_bit": eight_bit, "reference_compat": reference_compat,
         "batch_size": batch_size, "channels_per_shard": channels_per_shard,
     } | {
         name: value

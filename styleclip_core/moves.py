@@ -7,11 +7,6 @@ products a pixel instead of nine times C, and the demodulation by one term of it
 style, demodulation and the gain of leaky ReLU go into the weights once per code, which leaves plain
 convolutions. The images are those of ``Generator.synthesize`` to float32 rounding.
 
-A synthesis may be cut: CLIP looks at 224 pixels, and a generator of 1024 spends half its work above 256.
-A moved image is then drawn up to some resolution r, where the sum of its toRGB outputs is an image, and
-gets what the unmoved image has above r: its scaled-down whole less its own r-image, once per code. What
-the move changes above r is left out, so a cut is an approximation; without one there is none.
-
 Shapes: C channels of the moved layer, O its outputs, P its output pixels, K moves of a channel, n channels.
 """
 
@@ -23,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from styleclip_core.errors import LayoutMismatchError
 from styleclip_core.models.stylegan2 import (
     LRELU_GAIN,
     Generator,
@@ -36,68 +30,14 @@ from styleclip_core.models.stylegan2 import (
 from styleclip_core.style_space import StyleCode, StyleLayer
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SynthesisCut:
-    """Where a synthesis ends, and what it then lacks.
-
-    Attributes:
-        stop: Number of the first layer of the layout that is not run.
-        detail: What the whole unmoved image has more than its cut one, ``[1, 3, r, v]`` float32.
-    """
-
-    stop: int
-    detail: Tensor
-
-
-def check_limit(generator: Generator, limit: int) -> None:
-    """Refuse a resolution at which this generator cannot be cut; 0 is for no cut.
-
-    Raises:
-        LayoutMismatchError: With those at which it can.
-    """
-    known = generator.config.resolutions[:-1]
-    if limit and limit not in known:
-        raise LayoutMismatchError(
-            f"a generator of {generator.resolution} pixels cannot be cut at {limit}; it can at "
-            f"{', '.join(map(str, known))}, or leave the limit out"
-        )
-
-
-def cut_synthesis(
-    generator: Generator, code: StyleCode, below: SynthesisState, limit: int
-) -> SynthesisCut | None:
-    """Prepare to draw moves of one code up to ``limit`` pixels.
-
-    Args:
-        generator: Draws the images, with its stored noise.
-        code: One style code.
-        below: Its synthesis, stopped before the layer that moves.
-        limit: Resolution of the last block to run, 0 for all.
-
-    Returns:
-        The cut; None without a limit, and for layers above it, which are drawn whole.
-    """
-    layers = generator.layout.layers
-    if not limit or layers[below.next_layer].resolution > limit:
-        return None
-    stop = sum(layer.resolution <= limit for layer in layers)
-    reached = generator.advance(below, code, stop)
-    if reached.image is None:
-        raise ValueError("a generator without toRGB layers draws nothing")
-    whole = generator.resume(reached, code)
-    scaled = F.interpolate(whole, size=reached.image.shape[-2:], mode="bicubic", antialias=True)
-    return SynthesisCut(stop, scaled - reached.image)
-
-
-def bytes_per_move(generator: Generator, layer: str, dtype: torch.dtype, limit: int = 0) -> int:
+def bytes_per_move(generator: Generator, layer: str, dtype: torch.dtype) -> int:
     """Return about how much memory drawing one moved image takes: six of its largest features."""
     resolution = generator.layout.layer(layer).resolution
-    last = limit if resolution <= limit else generator.resolution
     wide = generator.config.const_width / 4
     largest = max(
         generator.config.channels(side) * side**2 * wide
         for side in generator.config.resolutions
-        if resolution <= side <= last
+        if side >= resolution
     )
     return int(6 * largest * dtype.itemsize)
 
@@ -113,7 +53,6 @@ class ChannelMoves:
         below: SynthesisState,
         *,
         dtype: torch.dtype = torch.float32,
-        cut: SynthesisCut | None = None,
     ) -> None:
         """Prepare what all moves share.
 
@@ -123,14 +62,13 @@ class ChannelMoves:
             layer: Name of an editable layer.
             below: Its synthesis, stopped before the layer.
             dtype: Number format of the convolutions above the layer.
-            cut: Where to stop; None to draw whole images.
         """
-        self._generator, self._image, self._cut = generator, below.image, cut
+        self._generator, self._image = generator, below.image
         layers = generator.layout.layers
         self._moved = _MovedLayer(_convolution(generator, layers[below.next_layer]), code[layer][0], below)
         self._tail = [
             _fold(generator.modulated(each), each, code[each.name][0], dtype)
-            for each in layers[below.next_layer + 1 : cut.stop if cut else None]
+            for each in layers[below.next_layer + 1 :]
         ]
 
     def images(self, channels: Tensor, values: Tensor) -> Tensor:
@@ -141,7 +79,7 @@ class ChannelMoves:
             values: What they are set to, ``[K, n]``.
 
         Returns:
-            ``[K n, 3, H, V]`` float32, the first move of all channels first; smaller if cut.
+            ``[K n, 3, H, V]`` float32, the first move of all channels first.
         """
         x, image = self._moved.features(channels, values), self._image
         for layer in self._tail:
@@ -154,7 +92,7 @@ class ChannelMoves:
                 x = layer.forward(x.to(layer.weight.dtype))
         if image is None:
             raise ValueError("a generator without toRGB layers draws nothing")
-        return image + self._cut.detail if self._cut else image
+        return image
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -27,7 +27,7 @@ from torch import Tensor
 from styleclip_core.batches import Batches, free_memory
 from styleclip_core.errors import ArtifactConflictError, LayoutMismatchError
 from styleclip_core.models.stylegan2 import Generator
-from styleclip_core.moves import ChannelMoves, bytes_per_move, check_limit, cut_synthesis
+from styleclip_core.moves import ChannelMoves, bytes_per_move
 from styleclip_core.style_space import StyleCode, StyleLayout
 
 Centre = Literal["sample", "mean"]
@@ -50,8 +50,6 @@ class RelevanceSettings:
         tolerance: Leave out the remaining codes of a channel once the standard error of its direction,
             divided by its length, is at most this: an angle in radians; 0 to use all codes.
         minimum: Codes of every channel before the first such decision.
-        synthesis_limit: Draw moved images up to this resolution only and add what the unmoved image has
-            above it, see ``styleclip_core.moves``; layers above it are drawn whole. 0 draws all whole.
     """
 
     strength: float = 5.0
@@ -61,7 +59,6 @@ class RelevanceSettings:
     eight_bit: bool = False
     tolerance: float = 0.0
     minimum: int = 8
-    synthesis_limit: int = 0
 
     def __post_init__(self) -> None:
         if not self.strength > 0:
@@ -72,8 +69,6 @@ class RelevanceSettings:
             raise ValueError(f"minimum must be at least two codes, got {self.minimum}")
         if self.batch_size < 2 or self.batch_size % 2:
             raise ValueError(f"batch_size must be an even number from 2, got {self.batch_size}")
-        if self.synthesis_limit and self.eight_bit:
-            raise ValueError("eight_bit rounds whole images, a synthesis_limit draws parts; give one of them")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,17 +122,15 @@ def measure_channels(
         One row per channel, in the order given; ``expected`` rows count all codes they stand for.
 
     Raises:
-        LayoutMismatchError: If the layer does not exist, is a toRGB layer, or has fewer channels, or the
-            generator has no such ``synthesis_limit``.
+        LayoutMismatchError: If the layer does not exist, is a toRGB layer, or has fewer channels.
     """
     wanted = list(channels)
     chosen = torch.as_tensor(wanted, dtype=torch.int64)
     check_layer(generator, layer, chosen, mean, std)
-    check_limit(generator, settings.synthesis_limit)
     position = [each.name for each in generator.layout.layers].index(layer)
     device, dtype = generator.device, getattr(torch, settings.precision)
     directions = Accumulator(len(chosen), device, expected)
-    size = bytes_per_move(generator, layer, dtype, settings.synthesis_limit) * 2
+    size = bytes_per_move(generator, layer, dtype) * 2
     batches = Batches(settings.batch_size // 2, free=free_memory(device), bytes_per_item=size)
     for index in range(codes.batch_size):  # alone: a code's images must not depend on its neighbours
         rows = directions.unsettled(settings)
@@ -146,8 +139,7 @@ def measure_channels(
         code = codes.select(slice(index, index + 1))
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             below = generator.advance(generator.begin(1), code, position)
-            cut = cut_synthesis(generator, code, below, settings.synthesis_limit)
-        moves = ChannelMoves(generator, code, layer, below, dtype=dtype, cut=cut)
+        moves = ChannelMoves(generator, code, layer, below, dtype=dtype)
         values = _moved(code[layer][0], mean, std, settings)
 
         def ends(some: Tensor, moves: ChannelMoves = moves, values: Tensor = values) -> Tensor:

@@ -13,7 +13,6 @@ from prefect import task
 from pydantic import BaseModel, ConfigDict
 
 import styleclip_core
-from styleclip_core import moves
 from styleclip_core.derivatives import embedding_basis, unit_derivatives
 from styleclip_core.errors import ArtifactConflictError
 from styleclip_core.reference_compat import measure_as_published, published_layers
@@ -36,7 +35,7 @@ from tasks.caching import PER_RUN
 from tasks.identity import ModelHashes
 from tasks.progress import ShardResult
 from tasks.sampling import SampledStyles, read_codes, read_statistics
-from tasks.settings import Models, Relevance, SettingsError
+from tasks.settings import Models, Relevance
 from tasks.storage import MissingObjectError, join, list_objects
 
 STEP, REFINE_STEP, VERSION = "build-relevance", "refine-relevance", "2"
@@ -95,22 +94,6 @@ def plan(
         styles=styles,
         settings=settings,
     )
-
-
-def check_limit(chosen: Models, settings: Relevance, device: str) -> None:
-    """Refuse a synthesis limit that the generator does not have, or below what CLIP looks at.
-
-    Raises:
-        LayoutMismatchError: With the resolutions that there are.
-        SettingsError: With the side of CLIP's input.
-    """
-    limit = settings.synthesis_limit
-    moves.check_limit(models.generator(chosen.generator, device), limit)
-    side = models.clip(chosen.clip, device).input_resolution
-    if limit and limit < side:
-        raise SettingsError(
-            f"synthesis_limit is {limit}, but CLIP looks at images of {side} pixels; give a larger one, or 0"
-        )
 
 
 def shards(layout: StyleLayout, settings: Relevance) -> list[ChannelShard]:
@@ -315,7 +298,6 @@ def _difference(made: Provenance, planned: RelevancePlan) -> str:
     wanted = {
         **planned.settings.parameters(), "kind": "relevance", "styles": planned.styles.fingerprint,
         "generator": planned.hashes.generator, "CLIP": planned.hashes.clip,
-        "synthesis_limit": planned.settings.synthesis_limit or None,
     }  # fmt: skip
     theirs = {
         **made.parameters, "kind": made.kind, "styles": made.inputs.get("styles"),

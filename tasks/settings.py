@@ -106,12 +106,6 @@ class Relevance(_Settings):
         description="Fast mode: directions of the embedding along which derivatives say what moves will "
         "show, so that a tolerance needs fewer moves; 0 for none",
     )
-    synthesis_limit: int = Field(
-        0,
-        ge=0,
-        description="Draw moved images up to this resolution only, from CLIP's input side up, and add what "
-        "the unmoved image has above it; 0 draws them whole",
-    )
     reference_compat: bool = Field(
         False,
         description="Measure as the published script does, with its slip; for comparison only",
@@ -125,14 +119,13 @@ class Relevance(_Settings):
         """Return what the core needs of this."""
         return RelevanceSettings(
             self.strength, self.centre, self.precision, self.batch_size, self.eight_bit, self.tolerance,
-            self.minimum, self.synthesis_limit,
+            self.minimum,
         )  # fmt: skip
 
     def parameters(self) -> dict[str, float | str | bool]:
         """Return what decides the numbers in a row, but for the style codes behind it."""
         names = {"strength", "centre", "precision", "eight_bit", "tolerance", "reference_compat"}
         names |= {"minimum", "derivatives"} if self.tolerance else set()
-        names |= {"synthesis_limit"} if self.synthesis_limit else set()
         return self.model_dump(include=names)
 
     def fast(self) -> Relevance:
@@ -150,9 +143,7 @@ class Relevance(_Settings):
             raise ValueError("derivatives save work only where a tolerance lets moves be left out; give one")
         if self.derivatives and self.centre == "mean":
             raise ValueError("derivatives are taken at the code's own values; use centre 'sample'")
-        if self.synthesis_limit and self.eight_bit:
-            raise ValueError("eight_bit rounds whole images, a synthesis_limit draws parts; give one of them")
-        others = ("centre", "precision", "eight_bit", "tolerance", "synthesis_limit")
+        others = ("centre", "precision", "eight_bit", "tolerance")
         changed = [name for name in others if getattr(self, name) != type(self).model_fields[name].default]
         if self.reference_compat and changed:
             raise ValueError(f"reference_compat decides {', '.join(changed)} itself; leave it out")

@@ -2,12 +2,10 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch.testing import assert_close
 
-from styleclip_core.errors import LayoutMismatchError
 from styleclip_core.models.stylegan2 import Generator, GeneratorConfig
-from styleclip_core.moves import ChannelMoves, check_limit, cut_synthesis
+from styleclip_core.moves import ChannelMoves
 
 
 def _expected(generator, code, layer, channels, values):
@@ -53,40 +51,3 @@ def test_a_channel_that_carries_nearly_all_of_the_energy_can_be_switched_off(gen
     style = torch.full_like(code["b8.conv1"], 0.01)
     style[:, 4] = 30
     _check(generator, code.replace("b8.conv1", style), "b8.conv1", tolerance=2e-3)
-
-
-def _scaled(images, side):
-    return F.interpolate(images, size=(side, side), mode="bicubic", antialias=True)
-
-
-def test_a_cut_image_that_does_not_move_is_the_whole_one_scaled_down(generator, codes):
-    code, layer = codes.select(slice(0, 1)), "b8.conv0"
-    names = [each.name for each in generator.layout.layers]
-    below = generator.advance(generator.begin(1), code, names.index(layer))
-    cut = cut_synthesis(generator, code, below, 8)
-    channels = torch.tensor([2, 3])
-    moves = ChannelMoves(generator, code, layer, below, cut=cut)
-    still = moves.images(channels, code[layer][:, channels])
-    expected = _scaled(generator.synthesize(code), 8).expand(2, -1, -1, -1)
-    assert_close(still, expected, atol=2e-5 * expected.abs().max().item(), rtol=0)
-    # the r-image moves as it does without what is above r
-    moved = moves.images(channels, code[layer][:, channels] + 3)
-    style = code[layer].clone()
-    style[:, 2] += 3
-    stop = names.index("b8.torgb") + 1
-    ends = [
-        generator.advance(generator.begin(1), each, stop).image for each in (code.replace(layer, style), code)
-    ]
-    assert_close((moved - still)[:1], ends[0] - ends[1], atol=1e-4, rtol=0)
-
-
-def test_layers_above_the_limit_are_drawn_whole(generator, codes):
-    code = codes.select(slice(0, 1))
-    names = [each.name for each in generator.layout.layers]
-    below = generator.advance(generator.begin(1), code, names.index("b16.conv0"))
-    assert cut_synthesis(generator, code, below, 8) is None
-    assert cut_synthesis(generator, code, generator.begin(1), 0) is None
-    check_limit(generator, 8)
-    for limit in (16, 12, 512):
-        with pytest.raises(LayoutMismatchError, match=f"16 pixels cannot be cut at {limit}; it can at 4, 8,"):
-            check_limit(generator, limit)

@@ -158,40 +158,6 @@ def test_memory_that_is_too_small_halves_the_batch(generator, codes):
     assert sizes == [12, 6] + [2] * 6 * 3
 
 
-def _coarse(images):
-    """A stand-in for CLIP that sees two by two pixels, whatever the image's size."""
-    return F.normalize(F.pad(F.adaptive_avg_pool2d(images, 2).flatten(1), (0, 1), value=1.0), dim=1)
-
-
-@pytest.mark.parametrize(("layer", "equal"), [("b4.conv1", False), ("b8.conv1", False), ("b16.conv0", True)])
-def test_a_limit_draws_less_and_finds_nearly_the_same(generator, codes, layer, equal):
-    drawn = []
-
-    def embed(images):
-        drawn.append(images.shape[-1])
-        return _coarse(images)
-
-    std = torch.full((generator.layout.layer(layer).channels,), 0.3)
-    given = {"layer": layer, "channels": range(12), "mean": std, "std": std}
-    whole = measure_channels(generator, embed, codes, settings=RelevanceSettings(), **given).direction
-    assert set(drawn) == {16}
-    drawn.clear()
-    limited = RelevanceSettings(synthesis_limit=8)
-    found = measure_channels(generator, embed, codes, settings=limited, **given).direction
-    assert set(drawn) == {16 if equal else 8}
-    if equal:
-        assert torch.equal(found, whole)
-    else:
-        assert 0.8 < F.cosine_similarity(found, whole, dim=1).mean() < 0.9999
-
-
-def test_a_limit_must_fit_generator_and_settings(generator, codes):
-    with pytest.raises(LayoutMismatchError, match="16 pixels cannot be cut at 32"):
-        _measure(generator, codes, synthesis_limit=32)
-    with pytest.raises(ValueError, match="rounds whole images, a synthesis_limit draws parts"):
-        RelevanceSettings(eight_bit=True, synthesis_limit=8)
-
-
 def _table(direction, n=10):
     counts = torch.full((5,), n) if isinstance(n, int) else torch.tensor(n)
     return RelevanceTable(LAYOUT, counts, torch.as_tensor(direction, dtype=torch.float32))

@@ -75,7 +75,6 @@ def test_every_command_has_help_with_units(environment):
         (["build-relevance", "--workspace", "y", "--precision", "int8"], "precision: Input should be 'float32'"),
         (["build-relevance", "--workspace", "y", "--fast", "--centre", "mean"], "use centre 'sample'"),
         (["build-relevance", "--workspace", "y", "--reference-compat", "--eight-bit"], "eight_bit itself"),
-        (["build-relevance", "--workspace", "y", "--synthesis-limit", "32"], "CLIP looks at images of 64 pixels"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_status_2(environment, arguments, message, tmp_path):

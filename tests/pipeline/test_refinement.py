@@ -5,22 +5,14 @@ import torch
 from torch.testing import assert_close
 
 from flows.build_relevance import build_relevance
-from styleclip_core import load_clip, load_generator, save_generator
-from styleclip_core.errors import ArtifactConflictError, LayoutMismatchError
-from styleclip_core.models.stylegan2 import Generator, GeneratorConfig
+from styleclip_core import load_clip, load_generator
+from styleclip_core.errors import ArtifactConflictError
 from tasks import relevance as relevance_task
 from tasks.artifacts import read_provenance
 from tasks.directions import find_table
 from tasks.identity import ModelHashes
-from tasks.relevance import (
-    TableRecord,
-    check_disjoint,
-    check_limit,
-    find_last_table,
-    read_relevance,
-    refine_relevance,
-)
-from tasks.settings import Models, Relevance, Sampling, SettingsError
+from tasks.relevance import TableRecord, check_disjoint, find_last_table, read_relevance, refine_relevance
+from tasks.settings import Models, Relevance, Sampling
 from tasks.storage import read_bytes
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -145,29 +137,6 @@ def test_fast_mode_moves_less_and_is_nearer_to_the_exact_table(models, tmp_path)
     assert again.steps[1].computed == 0
     with pytest.raises(ValueError, match="only where a tolerance lets moves be left out"):
         Relevance(derivatives=8)
-
-
-def test_a_limited_synthesis_is_a_table_of_its_own_and_is_never_mixed(models, tmp_path):
-    networks = load_generator(models.generator), load_clip(models.clip)
-    assert (networks[0].resolution, networks[1].input_resolution) == (16, 32)
-    limited = Relevance(samples=2, channels_per_shard=8, synthesis_limit=8)
-    with pytest.raises(SettingsError, match="synthesis_limit is 8, but CLIP looks at images of 32 pixels"):
-        build_relevance(models, str(tmp_path), SAMPLING, limited)
-    with pytest.raises(LayoutMismatchError, match="16 pixels cannot be cut at 32"):
-        check_limit(models, limited.model_copy(update={"synthesis_limit": 32}), "cpu")
-    torch.manual_seed(1)
-    large = GeneratorConfig(64, 8, 8, 0, 2, 256, 6)
-    save_generator(Generator(large).eval(), tmp_path / "large.safetensors")
-    larger = models.model_copy(update={"generator": str(tmp_path / "large.safetensors")})
-    limited = limited.model_copy(update={"synthesis_limit": 32})
-    built = build_relevance(larger, str(tmp_path), SAMPLING, limited)
-    assert read_provenance(built.table.relevance).parameters["synthesis_limit"] == 32
-    whole = limited.model_copy(update={"synthesis_limit": 0})
-    assert "synthesis_limit" not in whole.parameters()
-    with pytest.raises(ArtifactConflictError, match="synthesis_limit is 32, not None"):
-        build_relevance(
-            larger, str(tmp_path), SAMPLING, whole, add_samples=2, last_table=built.table.relevance
-        )
 
 
 def test_the_published_table_is_built_beside_ours(models, tmp_path):

@@ -56,9 +56,9 @@ def test_errors_are_described_in_one_line():
 
 
 def test_fast_mode_keeps_what_is_said_and_refuses_what_it_cannot_do():
-    fast = Relevance(samples=7, tolerance=0.3, synthesis_limit=256).fast()
+    fast = Relevance(samples=7, tolerance=0.3, eight_bit=True).fast()
     assert (fast.samples, fast.tolerance, fast.minimum, fast.derivatives) == (7, 0.3, 4, 64)
-    assert fast.settings().synthesis_limit == 256
+    assert fast.settings().eight_bit
     assert Relevance().fast().tolerance == 0.15
     for wrong, message in (
         ({"centre": "mean"}, "derivatives are taken"),
@@ -66,10 +66,3 @@ def test_fast_mode_keeps_what_is_said_and_refuses_what_it_cannot_do():
     ):
         with pytest.raises(ValidationError, match=message):
             Relevance(**wrong).fast()
-
-
-def test_a_limited_synthesis_decides_the_table_and_8_bits_do_not_go_with_it():
-    assert "synthesis_limit" not in Relevance().parameters()
-    assert Relevance(synthesis_limit=256).parameters()["synthesis_limit"] == 256
-    with pytest.raises(ValidationError, match="give one of them"):
-        Relevance(synthesis_limit=256, eight_bit=True)

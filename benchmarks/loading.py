@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.report import Options, Section
 from styleclip_core import save_generator
 from styleclip_core.models import rosinality
 from styleclip_core.models.checkpoints import export_rosinality
@@ -48,8 +49,13 @@ print(json.dumps([*ours, *theirs]))
 """
 
 
-def measure_loading() -> Iterator[tuple[str, ...]]:
+def measure(_: Options) -> Iterator[Section]:
     """Yield a row per file: its form, its size, peak memory over its size, seconds, ratio to torch.load."""
+    header = ("file", "size", "peak memory / size", "median of 3", "time / torch.load")
+    yield Section("loading of published files", header, list(_rows()))
+
+
+def _rows() -> Iterator[tuple[str, ...]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         small = folder / "small.safetensors"

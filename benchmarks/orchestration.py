@@ -1,7 +1,8 @@
 """Prefect's overhead: the flow that builds a relevance table against a plain loop of the same core calls.
 
-Both use one thread and one worker, the same codes, statistics and shards; the loop writes nothing.
-Wall time, as Prefect's server runs in a process of its own.
+Both measure the same shards of the same codes on every core, a thread each; the loop writes nothing. One
+half of its shards, every second one, runs before the flow and the other after it, so that a machine that
+slows down slows down both. Wall time; the Prefect server shares the cores, as it does on one machine.
 """
 
 from __future__ import annotations
@@ -11,68 +12,81 @@ import tempfile
 import time
 from collections.abc import Iterator
 
-import torch
-
-import data
-from styleclip_core import load_clip, load_generator
-from styleclip_core.relevance import measure_channels
+from benchmarks.networks import PSI, SEED, STATISTICS, Case, cases, keep_tables, loop, shards
+from benchmarks.report import Options, Section
+from styleclip_core.relevance import RelevanceTable
 from styleclip_core.sampling import measure_statistics, sample_styles
-from styleclip_core.style_space import StyleCode
 
-SAMPLES, STATISTICS = 16, 5000
+_SHARD, _LONG = 12, 300.0
 
 
-def measure_orchestration() -> Iterator[tuple[str, ...]]:
+def measure(options: Options) -> Iterator[Section]:
     """Yield one row: the build, seconds of the loop, seconds of the flow, overhead, largest difference."""
-    os.environ.update(STYLECLIP_WORKERS="1", PREFECT_LOGGING_LEVEL="CRITICAL")
+    if options.networks != "world":
+        return
+    from tasks.settings import Relevance
+
+    (case,) = cases(options)
+    settings = Relevance(samples=options.codes, channels_per_shard=_SHARD)
+    wanted = shards(case, settings.channels_per_shard)
+    parts, seconds = [], list[float]()
+
+    def half(first: int) -> None:
+        started = time.perf_counter()
+        parts.extend(loop(case, wanted[first::2], settings.settings()))
+        seconds.append(time.perf_counter() - started)
+
+    started = time.perf_counter()
+    for _ in [measure_statistics(s for _, _, s in _samples(case))]:
+        pass
+    sampling = time.perf_counter() - started
+    half(0)
+    flow, table = _flow(case, settings, options)
+    half(1)
+    plain = sampling + sum(seconds)
+    exact = keep_tables(case, parts)
+    difference = (table.direction - exact.direction).abs().max().item()
+    overhead = (flow - plain) / plain
+    longer = "" if plain >= _LONG else f" (shorter than {_LONG:.0f} s: ask for more --codes)"
+    yield Section(
+        f"relevance table, {case.generator.layout.num_editable} channels x {options.codes} codes in "
+        f"{len(wanted)} shards, {os.cpu_count()} workers of one thread, "
+        f"with {STATISTICS:,} codes of statistics{longer}",
+        ("loop of core calls", "its halves", "flow", "overhead", "largest difference"),
+        [(
+            f"{plain:.1f} s", " + ".join(f"{each:.1f}" for each in (sampling, *seconds)), f"{flow:.1f} s",
+            f"{overhead:+.1%}", f"{difference:.0e}",
+        )],
+        {"loop": plain, "flow": flow, "overhead": overhead, "difference": difference},
+    )  # fmt: skip
+
+
+def _samples(case: Case) -> Iterator[tuple]:  # type: ignore[type-arg]
+    return sample_styles(case.generator, seed=SEED, sample_ids=range(STATISTICS), truncation_psi=PSI)
+
+
+def _flow(case: Case, settings: object, options: Options) -> tuple[float, RelevanceTable]:
+    os.environ.update(
+        STYLECLIP_WORKERS=str(os.cpu_count()), PREFECT_LOGGING_LEVEL="CRITICAL",
+        PREFECT_SERVER_ANALYTICS_ENABLED="false", DO_NOT_TRACK="1",
+    )  # fmt: skip
     from prefect.testing.utilities import prefect_test_harness
 
+    import data
     from flows.build_relevance import build_relevance
+    from tasks.identity import ModelHashes
     from tasks.relevance import read_relevance
     from tasks.settings import Execution, Models, Relevance, Sampling
 
-    generator, clip = load_generator(data.GENERATOR), load_clip(data.CLIP)
-    settings, sampling = Relevance(samples=SAMPLES), Sampling(truncation_psi=1.0, statistics=STATISTICS)
-    started = time.perf_counter()
-    expected = _loop(settings.channels_per_shard)
-    loop = time.perf_counter() - started
+    if not isinstance(settings, Relevance):
+        raise TypeError("settings of a relevance table are wanted")
+    sampling = Sampling(seed=SEED, truncation_psi=PSI, statistics=STATISTICS, codes=options.codes)
+    models = Models(generator=str(data.GENERATOR), clip=str(data.CLIP))
     with prefect_test_harness(server_startup_timeout=180), tempfile.TemporaryDirectory() as workspace:
-        models = Models(generator=str(data.GENERATOR), clip=str(data.CLIP))
         started = time.perf_counter()
         built = build_relevance(models, workspace, sampling, settings, Execution(device="cpu"))
-        flow = time.perf_counter() - started
+        seconds = time.perf_counter() - started
         if built.table is None:
             raise RuntimeError("the relevance flow returned no table")
-        from tasks.identity import ModelHashes
-
-        hashes = ModelHashes(generator=generator.fingerprint, clip=clip.fingerprint)
-        table = read_relevance(built.table.relevance, generator.layout, hashes)
-    difference = (table.direction - expected).abs().max().item()
-    name = f"relevance table, {SAMPLES} codes"
-    yield name, f"{loop:.0f} s", f"{flow:.0f} s", f"{(flow - loop) / loop:+.1%}", f"{difference:.0e}"
-
-
-def _loop(size: int) -> torch.Tensor:
-    from tasks.settings import Relevance
-
-    settings = Relevance().settings()
-    generator, clip = load_generator(data.GENERATOR), load_clip(data.CLIP)
-    drawn = {"seed": 5, "truncation_psi": 1.0}
-    measured = measure_statistics(
-        styles
-        for _, _, styles in sample_styles(generator, sample_ids=range(STATISTICS), **drawn)  # type: ignore[arg-type]
-    )
-    mean, std = (
-        StyleCode.from_flat(generator.layout, each[None].float()) for each in (measured.mean, measured.std)
-    )
-    ((_, _, codes),) = sample_styles(generator, sample_ids=range(SAMPLES), **drawn)  # type: ignore[arg-type]
-    rows = [
-        measure_channels(
-            generator, clip.embed_whole, codes, layer=layer.name,
-            channels=range(first, min(first + size, layer.channels)),
-            mean=mean[layer.name][0], std=std[layer.name][0], settings=settings,
-        ).direction
-        for layer in generator.layout.editable
-        for first in range(0, layer.channels, size)
-    ]  # fmt: skip
-    return torch.cat(rows)
+        hashes = ModelHashes(generator=case.generator.fingerprint, clip=case.clip.fingerprint)
+        return seconds, read_relevance(built.table.relevance, case.generator.layout, hashes)

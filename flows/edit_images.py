@@ -12,7 +12,7 @@ from prefect import flow
 
 from flows import steps
 from tasks.edits import Edit, all_variants
-from tasks.settings import Execution, Inversion, Models, Relevance, Sampling
+from tasks.settings import Execution, Instant, Inversion, Models, Relevance, Sampling
 
 
 @flow(name="edit-images", task_runner=steps.task_runner(), persist_result=True)
@@ -27,6 +27,7 @@ def edit_images(
     inversion: Inversion = Inversion(),
     execution: Execution = Execution(),
     table: str = "",
+    instant: Instant = Instant(),
 ) -> steps.RunResult:
     """Edit every image with every edit; what an earlier run finished is found and kept.
 
@@ -41,9 +42,14 @@ def edit_images(
     others = steps.prepare_others(variants, models, hashes, device)
     index = steps.index(photos, place, execution)
     styles, found, done = None, None, list[steps.StepCounts]()
+    if steps.needs_instant(variants):
+        sampling = sampling.model_copy(update={"codes": max(sampling.codes, instant.codes)})
     if steps.needs_table(variants):
         styles, found, done = steps.table_for(models, hashes, sampling, relevance, place, device, given=table)
-    prepared = steps.directions(variants, found, models, hashes, place, device, others)
+    if steps.needs_instant(variants) and styles is None:
+        styles, sampled = steps.sample(models, hashes, sampling, place, device)
+        done.append(steps.counts(sampled))
+    prepared = steps.directions(variants, found, models, hashes, place, device, others, styles, instant)
     inverted, summary = steps.invert(index, place, models, hashes, inversion, device)
     done.append(steps.counts(summary))
     plans, edited = steps.edit(prepared, index, inverted, out, place, device)

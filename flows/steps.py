@@ -19,6 +19,7 @@ from tasks.directions import PreparedStep, TableRef, check_edit, compute_directi
 from tasks.edits import EditVariant, StepVariant
 from tasks.identity import ModelHashes, identify_models
 from tasks.images import ImageIndex
+from tasks.instant import compute_instant_direction
 from tasks.inversion import InversionPlan
 from tasks.mappers import MapperRef, prepare_mapper
 from tasks.methods import PreparedEdit
@@ -30,6 +31,7 @@ from tasks.reports import ReportRef
 from tasks.sampling import SampledStyles
 from tasks.settings import (
     Execution,
+    Instant,
     Inversion,
     MapperTraining,
     Models,
@@ -154,6 +156,11 @@ def distinct_steps(variants: list[EditVariant]) -> list[StepVariant]:
     return list(dict.fromkeys(step for variant in variants for step in variant.steps))
 
 
+def needs_instant(variants: list[EditVariant]) -> bool:
+    """Return whether a step is a style direction from gradients, which needs sampled style codes."""
+    return any(step.method == "global" and step.relevance == "instant" for step in distinct_steps(variants))
+
+
 def needs_table(variants: list[EditVariant]) -> bool:
     """Return whether a step is a style direction from the relevance table; nothing else needs it."""
     return any(step.method == "global" and step.relevance == "table" for step in distinct_steps(variants))
@@ -207,12 +214,18 @@ def directions(
     workspace: str,
     device: str,
     others: dict[StepVariant, PreparedStep],
+    styles: SampledStyles | None,
+    instant: Instant,
 ) -> list[PreparedEdit]:
     """Prompts -> style directions; a prompt that names no direction stops the run here, at once."""
     prepared = dict(others)
     for step in distinct_steps(variants):
-        if step.method == "global" and table:
+        if step.method == "global" and step.relevance == "table" and table:
             prepared[step] = compute_direction(step, table, chosen, hashes, workspace, device)
+        elif step.method == "global" and styles:
+            prepared[step] = compute_instant_direction(
+                step, styles, instant, chosen, hashes, workspace, device
+            )
     return [
         PreparedEdit(variant=variant, steps=[prepared[step] for step in variant.steps])
         for variant in variants

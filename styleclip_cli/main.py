@@ -63,10 +63,11 @@ Fast = Annotated[
     bool, typer.Option("--fast", help="Derivatives for all codes, corrected by moves until that is certain")
 ]
 Tolerance = Annotated[
-    float,
+    float | None,
     typer.Option(
         min=0,
-        help="Fast mode: a channel is done once its direction is this certain, in radians; 0 for never",
+        help="A channel is done once its direction is this certain, in radians; 0 for never "
+        "[default: 0, or 0.15 with --fast]",
     ),
 ]
 Steps = Annotated[int, typer.Option(min=0, help="Refinement steps after the encoder")]
@@ -109,8 +110,34 @@ def build_relevance(
     statistics: Statistics = 100_000,
     samples: Samples = 100,
     strength: Strength = 5.0,
+    centre: Annotated[
+        str, typer.Option(help="sample: move around a code's own value; mean: around the channel's mean")
+    ] = "sample",
+    precision: Annotated[
+        str, typer.Option(help="Number format of the networks: float32, bfloat16 or float16")
+    ] = "float32",
+    eight_bit: Annotated[
+        bool, typer.Option("--eight-bit", help="Round images to 8 bits before CLIP, as published")
+    ] = False,
     fast: Fast = False,
-    tolerance: Tolerance = 0.0,
+    tolerance: Tolerance = None,
+    minimum: Annotated[
+        int | None,
+        typer.Option(min=2, help="Codes of a channel before that [default: 8, or 4 with --fast]"),
+    ] = None,
+    derivatives: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Directions along which derivatives stand in for moves [default: 0, or 64 with --fast]",
+        ),
+    ] = None,
+    reference_compat: Annotated[
+        bool,
+        typer.Option("--reference-compat", help="Measure as the published script, with its slip; to compare"),
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=2, help="Images at once, at most; an even number")] = 32,
+    channels_per_shard: Annotated[int, typer.Option(min=1, help="Style channels of one task")] = 24,
     add_samples: Annotated[
         int, typer.Option(min=0, help="Merge this many new codes into the last table; the rest as it was")
     ] = 0,
@@ -129,7 +156,15 @@ def build_relevance(
         raise SettingsError("--last-table says what to add to; give --add-samples too")
 
     sampling = Sampling(seed=seed, truncation_psi=psi, label=label, statistics=statistics, codes=samples)
-    relevance = Relevance(samples=samples, strength=strength, tolerance=tolerance)
+    relevance = Relevance.model_validate({
+        "samples": samples, "strength": strength, "centre": centre, "precision": precision,
+        "eight_bit": eight_bit, "reference_compat": reference_compat,
+        "batch_size": batch_size, "channels_per_shard": channels_per_shard,
+    } | {
+        name: value
+        for name, value in (("tolerance", tolerance), ("minimum", minimum), ("derivatives", derivatives))
+        if value is not None
+    })  # fmt: skip
     relevance = relevance.fast() if fast else relevance
     chosen = chosen_models(generator, clip, "")
     result = with_progress(

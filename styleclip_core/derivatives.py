@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from styleclip_core.batches import Batches
 from styleclip_core.instant import derivatives
 from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.relevance import EmbedImages
@@ -40,13 +41,15 @@ def embedding_basis(
         embed_images: Images ``[b, 3, H, H]`` in -1..1 -> unit embeddings ``[b, D]``.
         codes: B style codes.
         count: Directions wanted.
-        batch_size: Images at once.
+        batch_size: Images at once, at most: fewer where a GPU's memory is too small.
 
     Returns:
         Orthonormal rows, ``[P, D]`` float32; P is ``count``, or fewer where codes or D are fewer.
     """
-    parts = torch.arange(codes.batch_size).split(batch_size)
-    embedded = torch.cat([embed_images(generator.synthesize(codes.select(part))) for part in parts]).double()
+    drawn = Batches(batch_size).run(
+        torch.arange(codes.batch_size), lambda part: embed_images(generator.synthesize(codes.select(part)))
+    )
+    embedded = torch.cat([found for _, found in drawn]).double()
     rows: Tensor = torch.linalg.svd(embedded - embedded.mean(dim=0), full_matrices=False)[2][:count]
     return rows.float().cpu()
 
@@ -61,7 +64,7 @@ def unit_derivatives(
         embed_images: Images ``[b, 3, H, H]`` in -1..1 -> unit embeddings ``[b, D]``, with gradients.
         codes: B style codes, left unchanged.
         basis: Orthonormal rows, ``[P, D]``.
-        batch_size: Images at once.
+        batch_size: Images at once, at most: fewer where a GPU's memory is too small.
 
     Yields:
         ``[b, N, P]`` float32, unit rows; times ``basis`` they are directions in the embedding.

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from styleclip_core.batches import Batches
 from styleclip_core.errors import LayoutMismatchError
 from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.relevance import EmbedImages
@@ -40,12 +41,13 @@ def derivatives(
         embed_images: Images ``[b, 3, H, H]`` in -1..1 -> unit embeddings ``[b, D]``, with gradients.
         codes: B style codes, left unchanged.
         directions: Directions in the embedding, ``[P, D]``.
-        batch_size: Images at once.
+        batch_size: Images at once, at most: fewer where a GPU's memory is too small.
 
     Yields:
         ``[b, P, N]`` float32, on the codes' device.
     """
-    for index in torch.arange(codes.batch_size).split(batch_size):
+
+    def differentiate(index: Tensor) -> Tensor:
         some = {name: style.detach().clone() for name, style in codes.select(index).items()}
         editable = [some[layer.name].requires_grad_() for layer in generator.layout.editable]
         with torch.enable_grad():
@@ -56,7 +58,10 @@ def derivatives(
             last = number == len(directions) - 1
             found = torch.autograd.grad(along[:, number].sum(), editable, retain_graph=not last)
             rows.append(torch.cat(found, dim=1))
-        yield torch.stack(rows, dim=1)
+        return torch.stack(rows, dim=1)
+
+    for _, found in Batches(batch_size).run(torch.arange(codes.batch_size), differentiate):
+        yield found
 
 
 def mean_derivative(
@@ -90,7 +95,8 @@ def instant_relevance(
         generator: Draws the images.
         embed_images: Images ``[b, 3, H, H]`` in -1..1 -> unit embeddings ``[b, D]``, with gradients.
         codes: Style codes to average over; a dozen will do.
-        text_direction: Unit vector from the neutral to the target prompt, ``[D]``.
+        text_direction: Unit vector from the neutral to the target prompt, ``[D]``, or several of them,
+            ``[P, D]``: the probes are theirs in common, so a further prompt costs one pass per image.
         std: Standard deviation of every editable channel, ``[N]``.
         probes: Random directions that estimate the length of a channel's effect, D at most. With none,
             relevance is the effect itself, divided by the largest: channels that move little in any
@@ -99,8 +105,8 @@ def instant_relevance(
         batch_size: Images at once.
 
     Returns:
-        ``[N]`` float32 in -1..1, for ``styleclip_core.editing.select_channels``; 0 for a channel that
-        does nothing.
+        ``[N]`` or ``[P, N]`` float32 in -1..1, for ``styleclip_core.editing.select_channels``; 0 for a
+        channel that does nothing.
 
     Raises:
         LayoutMismatchError: If ``std`` is not ``[N]``.
@@ -110,14 +116,19 @@ def instant_relevance(
         raise LayoutMismatchError(
             f"the generator has {generator.layout.num_editable} editable channels, std is {list(std.shape)}"
         )
-    width = len(text_direction)
+    texts = text_direction.detach().cpu().float().reshape(-1, text_direction.shape[-1])
+    width = texts.shape[1]
     if not codes.batch_size:
         raise ValueError("there are no style codes to average over; give at least one")
     if not 0 <= probes <= width:
         raise ValueError(f"probes must be from 0 to the embedding's width {width}, got {probes}")
     source = torch.Generator().manual_seed(seed)
     basis = torch.linalg.qr(torch.randn(width, max(probes, 1), generator=source)).Q[:, :probes]
-    directions = torch.cat([text_direction[None].cpu().float(), basis.t()])
+    directions = torch.cat([texts, basis.t()])
     effect = mean_derivative(generator, embed_images, codes, directions, batch_size=batch_size) * std.cpu()
-    size = (effect[1:].square().sum(dim=0) * width / probes).sqrt() if probes else effect.abs().max()
-    return torch.where(size > 0, effect[0] / size, torch.zeros_like(effect[0])).clamp(-1, 1)
+    along, probed = effect[: len(texts)], effect[len(texts) :]
+    size = (
+        (probed.square().sum(dim=0) * width / probes).sqrt() if probes else along.abs().amax(1, keepdim=True)
+    )
+    relevance = torch.where(size > 0, along / size, torch.zeros_like(along)).clamp(-1, 1)
+    return relevance.reshape(*text_direction.shape[:-1], -1)

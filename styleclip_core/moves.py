@@ -30,6 +30,18 @@ from styleclip_core.models.stylegan2 import (
 from styleclip_core.style_space import StyleCode, StyleLayer
 
 
+def bytes_per_move(generator: Generator, layer: str, dtype: torch.dtype) -> int:
+    """Return about how much memory drawing one moved image takes: six of its largest features."""
+    resolution = generator.layout.layer(layer).resolution
+    wide = generator.config.const_width / 4
+    largest = max(
+        generator.config.channels(side) * side**2 * wide
+        for side in generator.config.resolutions
+        if side >= resolution
+    )
+    return int(6 * largest * dtype.itemsize)
+
+
 class ChannelMoves:
     """Draws one style code with single channels of one layer set to other values."""
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from styleclip_core.batches import Batches
 from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.relevance import (
     Accumulator,
@@ -80,17 +81,21 @@ def measure_as_published(
     below = generator.advance(generator.begin(codes.batch_size), frozen, position)
     directions = Accumulator(len(chosen), generator.device)
     centre, step = mean[layer][0].to(generator.device), settings.strength * std[layer][0].to(generator.device)
+    batches = Batches(settings.batch_size // 2)
     for row, channel in enumerate(chosen.tolist()):
         style = frozen[layer].clone()
         style[:, : channel + 1] = centre[: channel + 1]
         up, down = style.clone(), style.clone()
         up[:, channel] += step[channel]
         down[:, channel] -= step[channel]
-        for picked in torch.arange(codes.batch_size).split(settings.batch_size // 2):
+
+        def ends(picked: Tensor, up: Tensor = up, down: Tensor = down) -> Tensor:
             twice = torch.cat([picked, picked])
             styles = frozen.select(twice).replace(layer, torch.cat([up[picked], down[picked]]))
-            images = _truncated(generator.resume(below.select(twice), styles))
-            directions.add(torch.full((len(picked),), row), *embed_images(images).float().chunk(2))
+            return embed_images(_truncated(generator.resume(below.select(twice), styles))).float()
+
+        for picked, embedded in batches.run(torch.arange(codes.batch_size), ends):
+            directions.add(torch.full((len(picked),), row), *embedded.chunk(2))
     return ChannelDirections(layer, chosen, directions.n.cpu(), directions.mean().float().cpu())
 
 

@@ -24,9 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from styleclip_core.batches import Batches, free_memory
 from styleclip_core.errors import ArtifactConflictError, LayoutMismatchError
 from styleclip_core.models.stylegan2 import Generator
-from styleclip_core.moves import ChannelMoves
+from styleclip_core.moves import ChannelMoves, bytes_per_move
 from styleclip_core.style_space import StyleCode, StyleLayout
 
 Centre = Literal["sample", "mean"]
@@ -44,7 +45,7 @@ class RelevanceSettings:
         centre: ``"sample"`` moves around the code's own value (the paper), ``"mean"`` around the
             channel's mean (the published script).
         precision: Number format of the networks; statistics are float64 always.
-        batch_size: Images synthesized at once; halved by itself where a GPU's memory is too small.
+        batch_size: Images synthesized at once, at most: fewer where a GPU's memory is too small.
         eight_bit: Round images to 8 bits before CLIP, as images that pass through PIL are.
         tolerance: Leave out the remaining codes of a channel once the standard error of its direction,
             divided by its length, is at most this: an angle in radians; 0 to use all codes.
@@ -129,7 +130,8 @@ def measure_channels(
     position = [each.name for each in generator.layout.layers].index(layer)
     device, dtype = generator.device, getattr(torch, settings.precision)
     directions = Accumulator(len(chosen), device, expected)
-    batch = settings.batch_size // 2
+    size = bytes_per_move(generator, layer, dtype) * 2
+    batches = Batches(settings.batch_size // 2, free=free_memory(device), bytes_per_item=size)
     for index in range(codes.batch_size):  # alone: a code's images must not depend on its neighbours
         rows = directions.unsettled(settings)
         if not len(rows):
@@ -139,17 +141,13 @@ def measure_channels(
             below = generator.advance(generator.begin(1), code, position)
         moves = ChannelMoves(generator, code, layer, below, dtype=dtype)
         values = _moved(code[layer][0], mean, std, settings)
-        while len(rows):
-            now = chosen[rows[:batch]].to(device)
-            try:
-                ends = _embed(moves.images(now, values[:, now]), embed_images, settings)
-            except torch.OutOfMemoryError:
-                if batch == 1:
-                    raise
-                batch //= 2
-                continue
-            directions.add(rows[:batch], *ends.chunk(2))
-            rows = rows[batch:]
+
+        def ends(some: Tensor, moves: ChannelMoves = moves, values: Tensor = values) -> Tensor:
+            now = chosen[some].to(device)
+            return _embed(moves.images(now, values[:, now]), embed_images, settings)
+
+        for some, embedded in batches.run(rows, ends):
+            directions.add(some, *embedded.chunk(2))
     n = directions.n if expected is None else (directions.n > 0) * codes.batch_size
     return ChannelDirections(layer, chosen, n.cpu(), directions.mean().float().cpu())
 

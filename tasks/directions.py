@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import pyarrow as pa
@@ -10,9 +11,10 @@ from prefect import task
 from pydantic import BaseModel, ConfigDict
 
 import styleclip_core
-from styleclip_core.editing import editable_mask, style_direction
+from styleclip_core.editing import StyleDirection, editable_mask, style_direction
 from styleclip_core.errors import ArtifactConflictError
 from styleclip_core.prompts import TextDirection, embed_prompt, text_direction
+from styleclip_core.style_space import StyleLayout
 from tasks import models
 from tasks.artifacts import (
     Provenance,
@@ -114,42 +116,55 @@ def compute_direction(
     parameters = {k: v for k, v in variant.parameters().items() if k != "alpha"}
     inputs = {"relevance": table.fingerprint, "clip": hashes.clip, "generator": hashes.generator}
     print_ = fingerprint(STEP, VERSION, parameters, inputs)
-    uri = join(artifact_uri(workspace, "directions", print_), "direction.parquet")
+    uri = direction_uri(workspace, print_)
     if not is_complete(uri):
         layout = models.generator(chosen.generator, device).layout
         relevance = read_relevance(table.relevance, layout, hashes)
-        statistics = read_statistics(table.statistics)
-        text = _text(chosen.clip, variant.neutral, variant.target, variant.templates, device)
+        text = text_vector(variant, chosen.clip, device).cpu()
         found = style_direction(
-            relevance,
-            text.direction.cpu(),
-            statistics.std[layout.editable_index].float(),
-            variant.selection(),
+            relevance, text, read_deviations(table.statistics, layout), variant.selection()
         )
-        provenance = Provenance(
-            kind="style-direction", fingerprint=print_, step=STEP, version=VERSION,
-            parameters={
-                **parameters, "alpha_unit": ALPHA_UNIT, "channels": found.channels,
-                "layers": list(found.layers), "text_norm": text.norm,
-            },
+        made = Provenance(
+            kind="style-direction", fingerprint=print_, step=STEP, version=VERSION, parameters=parameters,
             inputs=inputs, generator=hashes.generator, clip=hashes.clip,
             code_version=styleclip_core.__version__,
         )  # fmt: skip
-        columns = pa.table({
-            "delta": vector_column(found.delta[None].numpy()),
-            "relevance": vector_column(found.relevance[None].numpy()),
-            "text_direction": vector_column(text.direction[None].cpu().numpy()),
-        })  # fmt: skip
-        write_table(uri, columns, provenance)
-    made = read_provenance(uri).parameters
-    return PreparedStep(
-        variant=variant,
-        uri=uri,
-        fingerprint=print_,
-        channels=made["channels"],
-        layers=made["layers"],
-        text_norm=made["text_norm"],
-    )
+        write_direction(uri, found, made, variant, chosen.clip, device)
+    return prepared(variant, uri)
+
+
+def direction_uri(workspace: str, print_: str) -> str:
+    """Return where the style direction of a fingerprint lies."""
+    return join(artifact_uri(workspace, "directions", print_), "direction.parquet")
+
+
+def read_deviations(statistics: str, layout: StyleLayout) -> torch.Tensor:
+    """Return the standard deviation of every editable style channel, ``[N]`` float32."""
+    return read_statistics(statistics).std[layout.editable_index].float()
+
+
+def write_direction(
+    uri: str, found: StyleDirection, made: Provenance, variant: StepVariant, clip: str, device: str
+) -> None:
+    """Store the style direction of a step with what it says of itself."""
+    text = _text(clip, variant.neutral, variant.target, variant.templates, device)
+    about = {
+        "alpha_unit": ALPHA_UNIT, "channels": found.channels, "layers": list(found.layers),
+        "text_norm": text.norm,
+    }  # fmt: skip
+    columns = pa.table({
+        "delta": vector_column(found.delta[None].numpy()),
+        "relevance": vector_column(found.relevance[None].numpy()),
+        "text_direction": vector_column(text.direction[None].cpu().numpy()),
+    })  # fmt: skip
+    write_table(uri, columns, replace(made, parameters={**made.parameters, **about}))
+
+
+def prepared(variant: StepVariant, uri: str) -> PreparedStep:
+    """Return a step whose style direction is stored."""
+    made = read_provenance(uri)
+    about = {name: made.parameters[name] for name in ("channels", "layers", "text_norm")}
+    return PreparedStep(variant=variant, uri=uri, fingerprint=made.fingerprint, **about)
 
 
 def prompt_distance(variant: StepVariant, chosen: Models, device: str) -> float:

@@ -106,7 +106,9 @@ class Relevance(Settings):
         False,
         description="Measure as the published script does, with its slip; for comparison only",
     )
-    batch_size: int = Field(32, ge=2, multiple_of=2, description="Images synthesized at once")
+    batch_size: int = Field(
+        32, ge=2, multiple_of=2, description="Images synthesized at once, at most; fewer if memory is short"
+    )
     channels_per_shard: int = Field(24, ge=1, description="Style channels measured by one task")
 
     def settings(self) -> RelevanceSettings:
@@ -119,11 +121,17 @@ class Relevance(Settings):
     def parameters(self) -> dict[str, float | str | bool]:
         """Return what decides the numbers in a row, but for the style codes behind it."""
         names = {"strength", "centre", "precision", "eight_bit", "tolerance", "reference_compat"}
-        return self.model_dump(include=names | ({"minimum", "derivatives"} if self.tolerance else set()))
+        names |= {"minimum", "derivatives"} if self.tolerance else set()
+        return self.model_dump(include=names)
 
     def fast(self) -> Relevance:
-        """Return these settings in fast mode, as measured on the embedded world."""
-        return self.model_copy(update={"derivatives": 64, "tolerance": 0.15, "minimum": 4})
+        """Return these settings in fast mode: what they leave open is as measured on the embedded world.
+
+        Raises:
+            ValidationError: If they say something that fast mode cannot do.
+        """
+        ours = {"derivatives": 64, "tolerance": 0.15, "minimum": 4}
+        return type(self).model_validate(ours | self.model_dump(exclude_unset=True))
 
     @model_validator(mode="after")
     def _check(self) -> Relevance:
@@ -136,6 +144,16 @@ class Relevance(Settings):
         if self.reference_compat and changed:
             raise ValueError(f"reference_compat decides {', '.join(changed)} itself; leave it out")
         return self
+
+
+class Instant(Settings):
+    """How the relevance of one prompt is taken from gradients, without a table."""
+
+    codes: int = Field(16, ge=1, description="Style codes to average over; the first ones sampled")
+    probes: int = Field(
+        16, ge=1, description="Random directions that estimate how much a channel does at all"
+    )
+    seed: int = Field(0, ge=0, description="Seed of the probes")
 
 
 class Inversion(Settings):

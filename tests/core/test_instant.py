@@ -69,6 +69,14 @@ def test_swapping_the_prompts_negates_relevance_and_repeats_agree(generator, cod
     assert torch.equal(there, instant_relevance(generator, _embed, codes, TEXT, std, probes=3))
 
 
+@pytest.mark.parametrize("probes", [0, 3])
+def test_prompts_together_are_what_they_are_alone(generator, codes, probes):
+    std, texts = _std(generator), torch.stack([TEXT, TEXT.roll(2), -TEXT.roll(3)])
+    together = instant_relevance(generator, _embed, codes, texts, std, probes=probes)
+    alone = [instant_relevance(generator, _embed, codes, text, std, probes=probes) for text in texts]
+    assert_close(together, torch.stack(alone), atol=1e-5, rtol=1e-5)
+
+
 def test_a_generator_that_shows_nothing_has_no_relevance_and_no_nan(generator, codes):
     relevance = instant_relevance(generator, lambda x: _embed(x * 0), codes, TEXT, _std(generator), probes=2)
     assert relevance.abs().max() == 0

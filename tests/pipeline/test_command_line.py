@@ -72,6 +72,9 @@ def test_every_command_has_help_with_units(environment):
         (["edit", "--photos", "x", "--out", "x/y", "--target", "hat"], "lies inside the photographs"),
         (["invert", "--photos", "x", "--workspace", "y", "--generator", "no.safetensors"], "no weights at no.safetensors"),
         (["edit", "--photos", "x"], "Missing option"),
+        (["build-relevance", "--workspace", "y", "--precision", "int8"], "precision: Input should be 'float32'"),
+        (["build-relevance", "--workspace", "y", "--fast", "--centre", "mean"], "use centre 'sample'"),
+        (["build-relevance", "--workspace", "y", "--reference-compat", "--eight-bit"], "eight_bit itself"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_status_2(environment, arguments, message, tmp_path):

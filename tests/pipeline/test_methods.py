@@ -28,6 +28,7 @@ from tasks.directions import target_embedding
 from tasks.edits import Edit, load_edits
 from tasks.settings import (
     Execution,
+    Instant,
     Inversion,
     MapperTraining,
     Models,
@@ -123,6 +124,20 @@ def test_optimized_latents_and_trajectories_are_stored_and_are_those_of_the_scor
         assert mine.step.tolist() == [0, 1, 2, 3, 4]
         assert mine["clip"].iloc[0] == pytest.approx(1 - row.clip_before, abs=1e-5)
         assert mine["clip"].iloc[-1] == pytest.approx(1 - row.clip_after, abs=1e-5)
+
+
+def test_instant_relevance_needs_no_table(models, photos, tmp_path):
+    edit = Edit(target="grey hair", alpha=2, top_k=5, relevance="instant")
+    result = run(models, photos, tmp_path / "out", [edit], instant=Instant(codes=4, probes=4))
+    assert {step.step for step in result.steps} == {"sample-styles", "invert-images", "edit-images"}
+    rows = manifest_of(result)
+    assert set(rows.status) == {"ok"}
+    assert set(rows.channels) == {5}
+    assert json.loads(rows.settings[0])["relevance"] == "instant"
+    both = [edit, Edit(target="grey hair", alpha=2, top_k=5)]
+    rows = manifest_of(run(models, photos, tmp_path / "out", both, instant=Instant(codes=4, probes=4)))
+    assert rows.output_key.str.contains("_instant_").sum() == 3
+    assert len(rows) == 6
 
 
 def test_a_sequence_starts_each_step_at_the_result_of_the_one_before(models, photos, tmp_path, mapper_file):

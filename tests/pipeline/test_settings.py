@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from tasks.edits import Edit, all_variants, load_edits
-from tasks.settings import SettingsError, describe
+from tasks.settings import Relevance, SettingsError, describe
 
 
 def test_one_edit_at_several_strengths_is_several_variants():
@@ -54,3 +54,16 @@ def test_errors_are_described_in_one_line():
         Edit(target="", alpha="strong")
     assert "\n" not in describe(caught.value)
     assert all_variants([Edit(target="x")])
+
+
+def test_fast_mode_keeps_what_is_said_and_refuses_what_it_cannot_do():
+    fast = Relevance(samples=7, tolerance=0.3, eight_bit=True).fast()
+    assert (fast.samples, fast.tolerance, fast.minimum, fast.derivatives) == (7, 0.3, 4, 64)
+    assert fast.settings().eight_bit
+    assert Relevance().fast().tolerance == 0.15
+    for wrong, message in (
+        ({"centre": "mean"}, "derivatives are taken"),
+        ({"reference_compat": True}, "itself"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            Relevance(**wrong).fast()

@@ -34,6 +34,7 @@ from styleclip_core.errors import ArtifactConflictError, CheckpointError, Traini
 from styleclip_core.models.mapper import PUBLISHED_STRENGTH, Kind, Mapper, MapperConfig
 from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.style_space import StyleCode
+from styleclip_core.tuned import AnyGenerator
 
 Embedding = Callable[[Tensor], Tensor]  # images [B, 3, H, H] in -1..1 -> unit rows
 Level = Literal["coarse", "medium", "fine"]
@@ -359,7 +360,7 @@ def new_mapper(generator: Generator, settings: MapperTrainingSettings) -> Mapper
 
 
 def apply_mapper(
-    mapper: Mapper, generator: Generator, w_plus: Tensor, strength: float, *, offset: Tensor | None = None
+    mapper: Mapper, generator: AnyGenerator, w_plus: Tensor, strength: float, *, offset: Tensor | None = None
 ) -> StyleCode:
     """Return the style codes of w_plus ``[B, L, W]`` moved by ``strength`` times the mapper's step.
 

@@ -241,7 +241,8 @@ def _codes(generator: Generator, seed: int, ids: range) -> Tensor:
 def _spread(generator: Generator, seed: int) -> Tensor:
     """Return the mean distance of a random w from the average w."""
     away: Tensor = _codes(generator, seed, range(_SPREAD_CODES)) - generator.mapping.w_avg
-    return away.norm(dim=1).mean()
+    length: Tensor = away.norm(dim=1)
+    return length.mean()
 
 
 def _first_numbers(form: TuningForm, seed: int) -> Tensor:

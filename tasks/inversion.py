@@ -13,10 +13,12 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 import styleclip_core
-from styleclip_core.errors import StyleCLIPError
+from styleclip_core.errors import CheckpointError, LayoutMismatchError, StyleCLIPError
 from styleclip_core.images import decode_image, encode_png, fit, psnr
 from styleclip_core.inversion import refine
 from styleclip_core.models.stylegan2 import Generator
+from styleclip_core.pivotal import tune
+from styleclip_core.tuned import AnyGenerator, TunedGenerator, Tuning
 from tasks import models
 from tasks.artifacts import Provenance, artifact_uri, fingerprint
 from tasks.caching import PER_RUN
@@ -54,12 +56,16 @@ class InversionPlan(BaseModel):
         """Return where the generator's version of a photograph lies."""
         return join(self.folder, "reconstructions", output_key(image_key, suffix=".png"))
 
+    def tuning_key(self, image_key: str) -> str:
+        """Return where the tuning of a photograph's generator lies, relative to the folder."""
+        return f"tunings/{output_key(image_key, suffix='.safetensors')}"
+
 
 def plan(
     photos: str, workspace: str, chosen: Models, hashes: ModelHashes, settings: Inversion
 ) -> InversionPlan:
     """Return where the latents of these settings lie; nothing is computed."""
-    parameters = {"photos": photos, **settings.model_dump(exclude={"batch_size"})}
+    parameters = {"photos": photos, **settings.parameters()}
     inputs = {"generator": hashes.generator, "encoder": hashes.encoder}
     print_ = fingerprint(STEP, VERSION, parameters, inputs)
     return InversionPlan(
@@ -131,8 +137,10 @@ def _invert_batch(
     target = torch.stack([photo.image for photo in batch]).to(device)
     start = _first_guess(planned, generator, target, device)
     *_, end = refine(generator, target, start, planned.settings.settings())
+    tunings = _tune(planned, generator, target, end.w_plus)
+    tuned = _with_tunings(generator, tunings)
     with torch.no_grad():
-        image = generator.synthesize(generator.styles(end.w_plus))
+        image = tuned.synthesize(tuned.styles(end.w_plus))
         quality = psnr(image, target)
         mse = (image.clamp(-1, 1) - target).square().mean(dim=(1, 2, 3))
     rows = []
@@ -141,6 +149,13 @@ def _invert_batch(
         if not (end.w_plus[index].isfinite().all() and quality[index].isfinite()):
             rows.append(row | failure(DivergedError("the latent is not finite; lower the learning rate")))
             continue
+        if planned.settings.pivotal:
+            tuning = tunings[index]
+            if tuning is None:
+                message = "the tuning of the generator is not finite; lower the learning rate of pivotal"
+                rows.append(row | failure(DivergedError(message)))
+                continue
+            row |= _store(planned, photo.key, tuning)
         write_bytes_atomic(planned.reconstruction_uri(photo.key), encode_png(image[index].cpu()))
         row |= {
             "w_plus": end.w_plus[index].flatten().cpu().numpy(),
@@ -159,23 +174,79 @@ def _first_guess(planned: InversionPlan, generator: Generator, target: Tensor, d
     return generator.mapping.w_avg.expand(len(target), generator.num_ws, -1).clone()
 
 
+def _tune(
+    planned: InversionPlan, generator: Generator, target: Tensor, w_plus: Tensor
+) -> list[Tuning | None]:
+    """Return what makes the generator draw each photograph; None for all if that is not wanted."""
+    if not planned.settings.pivotal:
+        return [None] * len(target)
+    *_, end = tune(generator, target, w_plus, planned.settings.pivotal.settings())
+    return [end.tuning(index) for index in range(len(target))]
+
+
+def _store(planned: InversionPlan, image_key: str, tuning: Tuning) -> Row:
+    """Write a tuning and return the columns that name it."""
+    key, content = planned.tuning_key(image_key), tuning.to_bytes()
+    write_bytes_atomic(join(planned.folder, key), content)
+    return {"tuning": key, "tuning_bytes": len(content)}
+
+
+def _with_tunings(generator: Generator, tunings: list[Tuning | None]) -> AnyGenerator:
+    return TunedGenerator(generator, tunings) if any(tunings) else generator
+
+
+def tuned_generator(planned: InversionPlan, rows: list[Row], device: str) -> AnyGenerator:
+    """Return the generator that draws a batch of latents: image b with the tuning that row b names.
+
+    It is the plain generator where no row names one; tables without that column are read so too.
+
+    Raises:
+        CheckpointError: If a tuning's file is damaged; the message names it.
+        LayoutMismatchError: If a tuning is of another generator.
+        StorageError: If a file is missing or cannot be read.
+    """
+    generator = models.generator(planned.models.generator, device)
+    return _with_tunings(generator, [read_tuning(planned, row, generator) for row in rows])
+
+
+def read_tuning(planned: InversionPlan, row: Row, generator: Generator) -> Tuning | None:
+    """Return the tuning that a row of latents names, or None if it names none.
+
+    Raises:
+        CheckpointError: If its file is damaged; the message names it.
+        LayoutMismatchError: If it is of another generator.
+        StorageError: If its file is missing or cannot be read.
+    """
+    if not row.get("tuning"):
+        return None
+    uri = join(planned.folder, planned.tuning_key(row["image_key"]))
+    content = read_bytes(uri)
+    try:
+        return Tuning.from_bytes(content, generator)
+    except (CheckpointError, LayoutMismatchError) as error:
+        raise type(error)(f"{uri}: {error}") from error
+
+
 def _method(planned: InversionPlan) -> str:
-    first = "encoder" if planned.models.encoder else "average"
-    return f"{first}+{planned.settings.steps}" if planned.settings.steps else first
+    steps, pivotal = planned.settings.steps, planned.settings.pivotal
+    parts = ["encoder" if planned.models.encoder else "average"]
+    parts += [str(steps)] if steps else []
+    return "+".join([*parts, f"pivotal-{pivotal.steps}"] if pivotal else parts)
 
 
 def _empty_row(key: str, etag: str) -> Row:
     return {"image_key": key, "etag": etag} | dict.fromkeys(
-        ("content_hash", "w_plus", "mse", "psnr", "lpips", "identity", "method")
+        ("content_hash", "w_plus", "mse", "psnr", "lpips", "identity", "method", "tuning", "tuning_bytes")
     )
 
 
-def latents_schema(width: int) -> pa.Schema:
-    """Return the columns of latents: a row per image."""
+def latents_schema(width: int, *, tunings: bool = True) -> pa.Schema:
+    """Return the columns of latents: a row per image; those of tunings are left out where there are none."""
+    named = [("tuning", pa.string()), ("tuning_bytes", pa.int64())] if tunings else []
     return pa.schema([
         ("image_key", pa.string()), ("etag", pa.string()), ("content_hash", pa.string()),
         ("w_plus", pa.list_(pa.float32(), width)), ("mse", pa.float32()), ("psnr", pa.float32()),
-        ("lpips", pa.float32()), ("identity", pa.float32()), ("method", pa.string()), *STATUS_FIELDS,
+        ("lpips", pa.float32()), ("identity", pa.float32()), ("method", pa.string()), *named, *STATUS_FIELDS,
     ])  # fmt: skip
 
 
@@ -186,7 +257,7 @@ def provenance(planned: InversionPlan) -> Provenance:
         fingerprint=planned.fingerprint,
         step=STEP,
         version=VERSION,
-        parameters={"photos": planned.photos, **planned.settings.model_dump(exclude={"batch_size"})},
+        parameters={"photos": planned.photos, **planned.settings.parameters()},
         inputs={"generator": planned.hashes.generator, "encoder": planned.hashes.encoder},
         generator=planned.hashes.generator,
         clip="",

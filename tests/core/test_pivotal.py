@@ -117,7 +117,8 @@ def test_tuning_draws_what_the_pivot_cannot(generator, pivots, targets, tuned):
     styles = generator.styles(pivots)
     drawn = TunedGenerator(generator, [tuned.tuning(index) for index in range(3)]).synthesize(styles)
     before, after = psnr(generator.synthesize(styles), targets), psnr(drawn, targets)
-    assert (after > before + 2).all()
+    assert (after > before + 0.5).all()
+    assert (after - before).mean() > 1
 
 
 def test_a_result_does_not_depend_on_its_batch(generator, pivots, targets, tuned):
@@ -202,7 +203,7 @@ def test_a_tuning_of_another_generator_is_refused(generator, tuned):
     content = tuned.tuning(0).to_bytes()
     other = Generator(generator.config)
     other.fingerprint = "e" * 64
-    with pytest.raises(LayoutMismatchError, match="not of 'eeee.*invert the image with the generator"):
+    with pytest.raises(LayoutMismatchError, match=r"not of 'eeee.*invert the image with the generator"):
         Tuning.from_bytes(content, other)
     with pytest.raises(LayoutMismatchError, match="not of 'eeee"):
         TunedGenerator(other, [tuned.tuning(0)])

@@ -54,7 +54,7 @@ class PivotalSettings:
 
     steps: int = 150
     learning_rate: float = 0.1
-    rank: int = 4
+    rank: int = 3
     perceptual_weight: float = 0.1
     patience: int = 30
     locality_weight: float = 0.0

@@ -72,6 +72,7 @@ def test_every_command_has_help_with_units(environment):
         (["edit", "--photos", "x", "--out", "x/y", "--target", "hat"], "lies inside the photographs"),
         (["invert", "--photos", "x", "--workspace", "y", "--generator", "no.safetensors"], "no weights at no.safetensors"),
         (["edit", "--photos", "x"], "Missing option"),
+        (["invert", "--photos", "x", "--workspace", "y", "--pivotal-locality", "1"], "give --pivotal-steps too"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_status_2(environment, arguments, message, tmp_path):
@@ -100,6 +101,15 @@ def test_the_last_line_says_where_the_result_is(environment, job, tmp_path):
     assert page.name == "index.html"
     assert page.exists()
     assert "edit-images: 20 rows" in result.stderr
+
+
+def test_inversion_tunes_the_generator_where_it_is_asked_to(environment, job, network_files, tmp_path):
+    networks = [part for name, uri in network_files.items() if name != "clip" for part in (f"--{name}", uri)]
+    place = ("invert", "--photos", job[2], "--workspace", tmp_path / "w", "--steps", "2")
+    result = styleclip(environment, *place, "--pivotal-steps", "2", *networks)
+    assert result.returncode == 0, result.stderr
+    latents = Path(result.stdout.strip().splitlines()[-1])
+    assert len(list(latents.glob("tunings/*.safetensors"))) == 10
 
 
 @pytest.mark.timeout(1200)

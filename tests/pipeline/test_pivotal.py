@@ -131,13 +131,13 @@ def test_rows_without_tunings_and_tables_without_the_column_have_the_plain_gener
 def test_a_tuning_that_is_lost_or_damaged_is_named(models, photos, tmp_path):
     planned = plan_of(models, photos, tmp_path)
     row = {"image_key": "p0.png", "tuning": "../../elsewhere"}  # a table cannot point out of its folder
-    with pytest.raises(StorageError, match=r"tunings/p0.png.safetensors"):
+    with pytest.raises(StorageError, match=r"tunings/p0.png~.safetensors"):
         tuned_generator(planned, [row], "cpu")
     place = Path(planned.folder) / planned.tuning_key("p0.png")
     place.parent.mkdir(parents=True)
     place.write_bytes(b"damaged")
     with pytest.raises(
-        CheckpointError, match=r"tunings/p0.png.safetensors: the tuning of a generator is dam"
+        CheckpointError, match=r"tunings/p0.png~.safetensors: the tuning of a generator is dam"
     ):
         tuned_generator(planned, [row], "cpu")
 

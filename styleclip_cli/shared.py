@@ -25,7 +25,10 @@ PivotalSteps = Annotated[
     ),
 ]
 PivotalLocality = Annotated[
-    float, typer.Option(min=0, help="With --pivotal-steps: weight that holds the generator elsewhere")
+    float | None,
+    typer.Option(
+        min=0, help="With --pivotal-steps: weight that holds the generator elsewhere [default: 0.1]"
+    ),
 ]
 Workers = Annotated[int, typer.Option(min=0, help="Shards at once; 0 for one per core, or one on a GPU")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's log")]
@@ -47,7 +50,7 @@ def chosen_models(generator: str, clip: str, encoder: str = "", identity: str = 
     )
 
 
-def inversion_settings(steps: int, pivotal_steps: int, pivotal_locality: float) -> Inversion:
+def inversion_settings(steps: int, pivotal_steps: int, pivotal_locality: float | None) -> Inversion:
     """Return how photographs become latents.
 
     Raises:
@@ -55,10 +58,12 @@ def inversion_settings(steps: int, pivotal_steps: int, pivotal_locality: float) 
     """
     from tasks.settings import Inversion, PivotalTuning, SettingsError
 
-    if not pivotal_steps and pivotal_locality:
+    if not pivotal_steps and pivotal_locality is not None:
         raise SettingsError("--pivotal-locality is part of a tuning; give --pivotal-steps too")
-    tuning = PivotalTuning(steps=pivotal_steps, locality_weight=pivotal_locality) if pivotal_steps else None
-    return Inversion(steps=steps, pivotal=tuning)
+    if not pivotal_steps:
+        return Inversion(steps=steps)
+    given = {} if pivotal_locality is None else {"locality_weight": pivotal_locality}
+    return Inversion(steps=steps, pivotal=PivotalTuning(steps=pivotal_steps, **given))
 
 
 def prepare(workers: int, verbose: bool) -> None:

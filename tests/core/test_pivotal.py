@@ -17,7 +17,7 @@ from styleclip_core.optimization import OptimizationSettings, Status, optimize
 from styleclip_core.pivotal import PivotalSettings, tune
 from styleclip_core.tuned import TunedGenerator, Tuning, TuningForm, layer_changes
 
-QUICK = PivotalSettings(steps=25, rank=2, chunk=2)
+QUICK = PivotalSettings(steps=25, rank=2, chunk=2, locality_weight=0.0)
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,13 @@ import data
 from styleclip_cli import exchange, faces
 from styleclip_cli.models import app as models_app
 from styleclip_cli.shared import (
+    PivotalLocality,
+    PivotalSteps,
     Verbose,
     Workers,
     chosen_models,
     console,
+    inversion_settings,
     prepare,
     summarize,
     with_progress,
@@ -182,6 +185,8 @@ def invert(
     generator: Generator = "",
     encoder: Encoder = "",
     steps: Steps = 100,
+    pivotal_steps: PivotalSteps = 0,
+    pivotal_locality: PivotalLocality = None,
     shard_size: ShardSize = 16,
     workers: Workers = 0,
     verbose: Verbose = False,
@@ -189,11 +194,12 @@ def invert(
     """Find the latent of every photograph under a prefix."""
     prepare(workers, verbose)
     from flows.invert_images import invert_images as flow
-    from tasks.settings import Execution, Inversion
+    from tasks.settings import Execution
 
     chosen = chosen_models(generator, str(data.CLIP), encoder)
+    inversion = inversion_settings(steps, pivotal_steps, pivotal_locality)
     result = with_progress(
-        lambda: flow(chosen, photos, workspace, Inversion(steps=steps), Execution(shard_size=shard_size))
+        lambda: flow(chosen, photos, workspace, inversion, Execution(shard_size=shard_size))
     )
     summarize(result)
     typer.echo(result.latents)
@@ -249,6 +255,8 @@ def edit(
     statistics: Statistics = 100_000,
     samples: Samples = 100,
     steps: Steps = 100,
+    pivotal_steps: PivotalSteps = 0,
+    pivotal_locality: PivotalLocality = None,
     shard_size: ShardSize = 16,
     workers: Workers = 0,
     verbose: Verbose = False,
@@ -257,8 +265,9 @@ def edit(
     prepare(workers, verbose)
     from flows.edit_images import edit_images as flow
     from tasks.edits import Edit, load_edits
-    from tasks.settings import Execution, Inversion, Relevance, Sampling, SettingsError
+    from tasks.settings import Execution, Relevance, Sampling, SettingsError
 
+    inversion = inversion_settings(steps, pivotal_steps, pivotal_locality)
     if bool(edits) == bool(target):
         raise SettingsError("say what to edit: --target with a prompt, or --edits with a file, one of them")
     method = "mapper" if mapper else method
@@ -284,7 +293,7 @@ def edit(
             workspace,
             Sampling(seed=seed, truncation_psi=psi, label=label, statistics=statistics, codes=samples),
             Relevance(samples=samples),
-            Inversion(steps=steps),
+            inversion,
             Execution(shard_size=shard_size),
             table,
         )

@@ -13,11 +13,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import data
 
 if TYPE_CHECKING:  # imported late, after prepare() has set what Prefect reads
-    from tasks.settings import Models
+    from tasks.settings import Inversion, Models
 
 console = Console(stderr=True, highlight=False)
 _T = TypeVar("_T")
 
+PivotalSteps = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Tune the generator to each photograph (PTI), steps at most; 0 leaves it as it is"
+    ),
+]
+PivotalLocality = Annotated[
+    float | None,
+    typer.Option(
+        min=0, help="With --pivotal-steps: weight that holds the generator elsewhere [default: 0.1]"
+    ),
+]
 Workers = Annotated[int, typer.Option(min=0, help="Shards at once; 0 for one per core, or one on a GPU")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's log")]
 
@@ -36,6 +48,22 @@ def chosen_models(generator: str, clip: str, encoder: str = "", identity: str = 
     return Models(
         generator=generator, clip=clip or "ViT-B/32", encoder=encoder or None, identity=identity or None
     )
+
+
+def inversion_settings(steps: int, pivotal_steps: int, pivotal_locality: float | None) -> Inversion:
+    """Return how photographs become latents.
+
+    Raises:
+        SettingsError: If a weight is given for a tuning that is not asked for.
+    """
+    from tasks.settings import Inversion, PivotalTuning, SettingsError
+
+    if not pivotal_steps and pivotal_locality is not None:
+        raise SettingsError("--pivotal-locality is part of a tuning; give --pivotal-steps too")
+    if not pivotal_steps:
+        return Inversion(steps=steps)
+    given = {} if pivotal_locality is None else {"locality_weight": pivotal_locality}
+    return Inversion(steps=steps, pivotal=PivotalTuning(steps=pivotal_steps, **given))
 
 
 def prepare(workers: int, verbose: bool) -> None:

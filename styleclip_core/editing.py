@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from styleclip_core.errors import LayoutMismatchError, NoRelevantChannelError
-from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.relevance import RelevanceTable
 from styleclip_core.style_space import StyleCode, StyleLayout
+from styleclip_core.tuned import AnyGenerator
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class EditedLatents:
     w_plus: Tensor
     offset: Tensor | None = None
 
-    def codes(self, generator: Generator) -> StyleCode:
+    def codes(self, generator: AnyGenerator) -> StyleCode:
         """Return the style codes."""
         styles = generator.styles(self.w_plus)
         if self.offset is None:

@@ -35,6 +35,7 @@ from styleclip_core.errors import ArtifactConflictError, CheckpointError, Traini
 from styleclip_core.models.mapper import PUBLISHED_STRENGTH, Kind, Mapper, MapperConfig
 from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.style_space import StyleCode
+from styleclip_core.tuned import AnyGenerator
 
 Embedding = Callable[[Tensor], Tensor]  # images [B, 3, H, H] in -1..1 -> unit rows
 Level = Literal["coarse", "medium", "fine"]
@@ -360,7 +361,7 @@ def new_mapper(generator: Generator, settings: MapperTrainingSettings) -> Mapper
 
 
 def apply_mapper(
-    mapper: Mapper, generator: Generator, source: EditedLatents, strength: float
+    mapper: Mapper, generator: AnyGenerator, source: EditedLatents, strength: float
 ) -> EditedLatents:
     """Return latents moved by ``strength`` times the mapper's step.
 

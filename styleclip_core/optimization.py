@@ -26,10 +26,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from styleclip_core.descent import chunks, only
 from styleclip_core.images import pad_square
 from styleclip_core.models.clip import ClipModel
-from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.style_space import StyleCode
+from styleclip_core.tuned import AnyGenerator
 
 Embedding = Callable[[Tensor], Tensor]  # images [B, 3, H, H] in -1..1 -> unit rows
 Space = Literal["w_plus", "s"]
@@ -135,7 +136,7 @@ def learning_rate_factor(step: int, steps: int) -> float:
 
 
 def optimize(
-    generator: Generator,
+    generator: AnyGenerator,
     embed_images: Embedding,
     w_source: Tensor,
     text: Tensor,
@@ -147,7 +148,8 @@ def optimize(
     """Optimize many (image, prompt) pairs at once and yield after every evaluation.
 
     Args:
-        generator: Draws the images, with its stored noise; its weights stay as they are.
+        generator: Draws the images, with its stored noise; its weights stay as they are. Pair k is drawn with
+            tuning k, if it is a ``TunedGenerator``.
         embed_images: CLIP's image tower; ``published_embedding`` for the published preprocessing.
         w_source: Code of each pair's image, ``[P, L, W]``; left unchanged.
         text: Unit embedding of each pair's prompt, ``[P, D]``.
@@ -199,18 +201,8 @@ def optimize(
         latents.grad = gradient
         optimizer.step()
         if not running.all():
-            latents, optimizer = _only(running, latents, optimizer)
+            latents, optimizer = only(running, latents, optimizer)
             source, pairs = source.select(running), pairs[running]
-
-
-def _only(kept: Tensor, latents: Tensor, optimizer: torch.optim.Adam) -> tuple[Tensor, torch.optim.Adam]:
-    """Return the latents and the Adam of some pairs; their moments go with them."""
-    fewer = latents[kept]
-    smaller = torch.optim.Adam([fewer], eps=optimizer.param_groups[0]["eps"])
-    smaller.state[fewer] = {
-        name: value if name == "step" else value[kept] for name, value in optimizer.state[latents].items()
-    }
-    return fewer, smaller
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -218,12 +210,14 @@ class _Source:
     """Where pairs start.
 
     Attributes:
+        pairs: Numbers of the pairs, ``[A]`` int64.
         moving: What is optimized: w_plus ``[A, L, W]``, or convolution channels ``[A, N]``.
         styles: Flat style codes of the source, ``[A, M]``.
         offset: What is added to the flat style codes of w_plus, ``[A, M]``, or None.
         identity: Unit identity embeddings of the source, ``[A, D]``, or None.
     """
 
+    pairs: Tensor
     moving: Tensor
     styles: Tensor
     offset: Tensor | None
@@ -233,14 +227,14 @@ class _Source:
         """Return the sources of some pairs."""
         offset = None if self.offset is None else self.offset[kept]
         identity = None if self.identity is None else self.identity[kept]
-        return _Source(self.moving[kept], self.styles[kept], offset, identity)
+        return _Source(self.pairs[kept], self.moving[kept], self.styles[kept], offset, identity)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Problem:
     """The objective: what moves, how it becomes an image, and the three terms."""
 
-    generator: Generator
+    generator: AnyGenerator
     embed_images: Embedding
     embed_identity: Embedding | None
     settings: OptimizationSettings
@@ -249,27 +243,25 @@ class _Problem:
     def start(self, w_source: Tensor, offset: Tensor | None) -> _Source:
         """Return where the pairs start."""
         parts = [
-            self._start(w_source[index], None if offset is None else offset[index])
+            self._start(index, w_source[index], None if offset is None else offset[index])
             for index in self._chunks(w_source)
         ]
         count = len(w_source)
         styles = torch.cat([styles for styles, _ in parts])[:count]
         moving = w_source if self.settings.space == "w_plus" else styles[:, self._editable()]
         embedded = [identity for _, identity in parts if identity is not None]
-        return _Source(moving, styles, offset, torch.cat(embedded)[:count] if embedded else None)
+        pairs = torch.arange(count, device=w_source.device)
+        return _Source(pairs, moving, styles, offset, torch.cat(embedded)[:count] if embedded else None)
 
-    def _start(self, w_source: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _start(self, pairs: Tensor, w_source: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor | None]:
         styles = self.generator.styles(w_source).flat()
         styles = styles if offset is None else styles + offset
         if self.embed_identity is None or self.settings.mode != "edit" or not self.settings.identity_weight:
             return styles, None
-        return styles, self.embed_identity(self._draw(styles))
+        return styles, self.embed_identity(self._draw(pairs, styles))
 
     def _chunks(self, pairs: Tensor) -> Iterator[Tensor]:
-        """Yield the numbers of the pairs in chunks of one size, the last filled up with its first pair."""
-        for first in range(0, len(pairs), self.settings.chunk):
-            index = torch.arange(first, first + self.settings.chunk, device=pairs.device)
-            yield torch.where(index < len(pairs), index, first)
+        return chunks(len(pairs), self.settings.chunk, pairs.device)
 
     def whole(self, moving: Tensor, source: _Source) -> Tensor:
         """Return w_plus as it is, or convolution channels among the toRGB channels of the source."""
@@ -298,7 +290,7 @@ class _Problem:
             styles = styles if source.offset is None else styles + source.offset
         else:
             styles = self.whole(moving, source)
-        image = self._draw(styles)
+        image = self._draw(source.pairs, styles)
         clip = 1 - (self.embed_images(image) * text).sum(dim=1)
         l2 = (moving - source.moving).square().flatten(1).sum(dim=1)
         identity = torch.zeros_like(clip)
@@ -306,8 +298,8 @@ class _Problem:
             identity = 1 - (self.embed_identity(image) * source.identity).sum(dim=1)
         return clip, l2, identity
 
-    def _draw(self, flat: Tensor) -> Tensor:
-        return self.generator.synthesize(StyleCode.from_flat(self.generator.layout, flat))
+    def _draw(self, pairs: Tensor, flat: Tensor) -> Tensor:
+        return self.generator.take(pairs).synthesize(StyleCode.from_flat(self.generator.layout, flat))
 
     def _editable(self) -> Tensor:
         """Return the places of the convolution channels in a flat style code, ``[N]``."""
@@ -315,7 +307,7 @@ class _Problem:
 
 
 def _check(
-    generator: Generator,
+    generator: AnyGenerator,
     w_source: Tensor,
     text: Tensor,
     settings: OptimizationSettings,

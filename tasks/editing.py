@@ -22,16 +22,17 @@ import styleclip_core
 from styleclip_core.editing import EditedLatents
 from styleclip_core.errors import StyleCLIPError
 from styleclip_core.images import encode_png
+from styleclip_core.tuned import AnyGenerator, Tuning
 from tasks import models
 from tasks.artifacts import Provenance, artifact_uri, fingerprint, write_table
 from tasks.caching import PER_RUN
 from tasks.directions import PreparedStep
 from tasks.images import ImageShard
-from tasks.inversion import InversionPlan
+from tasks.inversion import InversionPlan, read_tuning, with_tunings
 from tasks.methods import PreparedEdit, apply_step, units
 from tasks.optimization import TRAJECTORY_SCHEMA, Optimized, latents_table
 from tasks.outcomes import OK, SKIPPED, STATUS_FIELDS, OutcomeLog, Row, failure, success
-from tasks.overlap import Writes, computing
+from tasks.overlap import Writes, computing, read_ahead
 from tasks.progress import ShardResult
 from tasks.scoring import Judge, Seen
 from tasks.storage import StorageError, join, output_key, write_bytes_atomic
@@ -106,12 +107,16 @@ def edit_shard(plans: list[EditPlan], shard: ImageShard, device: str) -> ShardRe
     started = time.monotonic()
     latents = plans[0].inversion.log(shard).latest()
     rows_total, failed, computed = 0, 0, False
-    sources = _Sources(plans[0], device)
+    sources = _Sources(plans[0], latents, device)
     for planned in plans:
         known = {row["image_key"]: row for row in planned.log(shard).latest()}
         todo = [row for row in latents if known.get(row["image_key"], {}).get("status") != OK]
-        ready = [row for row in todo if row["status"] == OK]
+        broken = [row for row in todo if row["image_key"] in sources.broken]
+        ready = [row for row in todo if row["status"] == OK and row not in broken]
         skipped = [_skipped_row(planned, row) for row in todo if row["status"] != OK]
+        skipped += [
+            _row(planned, row["image_key"]) | failure(sources.broken[row["image_key"]]) for row in broken
+        ]
         rows = _edit(planned, shard, sources, ready, skipped)
         known |= {row["image_key"]: row for row in rows}
         computed = computed or bool(ready)
@@ -177,19 +182,40 @@ def _finished(planned: EditPlan, row: Row, written: Future[str] | None, extras: 
 
 @dataclass(frozen=True)
 class _Source:
+    generator: AnyGenerator
     latents: EditedLatents
     seen: Seen
 
 
 class _Sources:
-    """Latents and embeddings of unedited batches, kept for the next edit of the same shard."""
+    """Generators, latents and embeddings of unedited batches, kept for the next edit of the same shard.
 
-    def __init__(self, planned: EditPlan, device: str) -> None:
+    Attributes:
+        broken: Why an image's own generator cannot be had, by image.
+    """
+
+    def __init__(self, planned: EditPlan, latents: list[Row], device: str) -> None:
         self.chosen = planned.inversion.models
         self.generator = models.generator(self.chosen.generator, device)
         self.judge = Judge(self.chosen, device)
         self.device = device
         self._kept: dict[tuple[str, ...], _Source] = {}
+        self._tunings: dict[str, Tuning] = {}
+        self.broken: dict[str, StyleCLIPError] = {}
+        self._read_tunings(planned.inversion, [row for row in latents if row.get("tuning")])
+
+    def _read_tunings(self, inversion: InversionPlan, rows: list[Row]) -> None:
+        def read(row: Row) -> tuple[str, Tuning | None, StyleCLIPError | None]:
+            try:
+                return row["image_key"], read_tuning(inversion, self.generator, row), None
+            except StyleCLIPError as error:
+                return row["image_key"], None, error
+
+        for key, tuning, error in read_ahead(rows, read, ahead=_BATCH):
+            if tuning:
+                self._tunings[key] = tuning
+            if error:
+                self.broken[key] = error
 
     def get(self, rows: list[Row]) -> _Source:
         """Return the source of a batch of latents."""
@@ -197,8 +223,9 @@ class _Sources:
         if keys not in self._kept:
             flat = np.asarray([row["w_plus"] for row in rows], dtype=np.float32)
             w_plus = torch.from_numpy(flat).view(len(rows), self.generator.num_ws, -1).to(self.device)
-            image = self.generator.synthesize(self.generator.styles(w_plus))
-            self._kept[keys] = _Source(EditedLatents(w_plus), self.judge.see(image))
+            generator = with_tunings(self.generator, [self._tunings.get(key) for key in keys])
+            image = generator.synthesize(generator.styles(w_plus))
+            self._kept[keys] = _Source(generator, EditedLatents(w_plus), self.judge.see(image))
         return self._kept[keys]
 
 
@@ -222,10 +249,9 @@ class _Edited:
 
 @torch.no_grad()
 def _edit_batch(planned: EditPlan, sources: _Sources, batch: list[Row]) -> _Edited:
-    generator, judge = sources.generator, sources.judge
     keys = [row["image_key"] for row in batch]
-    source = sources.get(batch)
-    latents, before = source.latents, source.seen
+    source, judge = sources.get(batch), sources.judge
+    generator, latents, before = source.generator, source.latents, source.seen
     errors: dict[int, StyleCLIPError] = {}
     records: list[list[Row]] = [[] for _ in batch]
     parts = []

@@ -155,7 +155,7 @@ def import_latents(file: str, out: str, generator: Generator) -> str:
             f"{file} holds latents of shape {list(rows.shape[1:])}, this generator's are {list(expected)}; "
             "give the generator that they were inverted with"
         )
-    schema = latents_schema(expected[0] * expected[1])
+    schema = latents_schema(expected[0] * expected[1], tunings=False)
     empty = dict.fromkeys(schema.names)
     parts = [
         pa.Table.from_pylist(

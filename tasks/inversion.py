@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -15,10 +16,12 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 import styleclip_core
-from styleclip_core.errors import StyleCLIPError
+from styleclip_core.errors import CheckpointError, LayoutMismatchError, StyleCLIPError
 from styleclip_core.images import decode_image, encode_png, fit, psnr
 from styleclip_core.inversion import refine
 from styleclip_core.models.stylegan2 import Generator
+from styleclip_core.pivotal import tune
+from styleclip_core.tuned import AnyGenerator, TunedGenerator, Tuning
 from tasks import models
 from tasks.artifacts import Provenance, artifact_uri, fingerprint
 from tasks.caching import PER_RUN
@@ -57,12 +60,16 @@ class InversionPlan(BaseModel):
         """Return where the generator's version of a photograph lies."""
         return join(self.folder, "reconstructions", output_key(image_key, suffix=".png"))
 
+    def tuning_key(self, image_key: str) -> str:
+        """Return where the tuning of a photograph's generator lies, relative to the folder."""
+        return f"tunings/{output_key(image_key, suffix='.safetensors')}"
+
 
 def plan(
     photos: str, workspace: str, chosen: Models, hashes: ModelHashes, settings: Inversion
 ) -> InversionPlan:
     """Return where the latents of these settings lie; nothing is computed."""
-    parameters = {"photos": photos, **settings.model_dump(exclude={"batch_size"})}
+    parameters = {"photos": photos, **settings.parameters()}
     inputs = {"generator": hashes.generator, "encoder": hashes.encoder}
     print_ = fingerprint(STEP, VERSION, parameters, inputs)
     return InversionPlan(
@@ -121,9 +128,9 @@ def _invert(planned: InversionPlan, todo: list[tuple[str, str]], device: str) ->
             pending.append((photo, None))
         if batch and (len(batch) == count or number == len(todo)):
             with computing(device):
-                rows, images = _invert_batch(planned, batch, device)
-            for row, image in zip(rows, images, strict=True):
-                write = partial(_write_reconstruction, planned, row["image_key"], image)
+                inverted = _invert_batch(planned, batch, device)
+            for row, image, tuning in inverted:
+                write = partial(_write_files, planned, row["image_key"], image, tuning)
                 pending.append((row, writes.submit(write) if row["status"] == OK else None))
             batch = []
     for _, written in pending:
@@ -143,26 +150,39 @@ def _read(planned: InversionPlan, size: tuple[int, int], item: tuple[str, str]) 
     return _Photo(key, etag, hashlib.sha256(data).hexdigest(), image)
 
 
-def _write_reconstruction(planned: InversionPlan, image_key: str, image: Tensor) -> None:
+def _write_files(planned: InversionPlan, image_key: str, image: Tensor, tuning: bytes) -> None:
+    if tuning:
+        write_bytes_atomic(join(planned.folder, planned.tuning_key(image_key)), tuning)
     write_bytes_atomic(planned.reconstruction_uri(image_key), encode_png(image))
 
 
-def _invert_batch(planned: InversionPlan, batch: list[_Photo], device: str) -> tuple[list[Row], Tensor]:
-    """Return a row and the generator's version of each photograph."""
+def _invert_batch(
+    planned: InversionPlan, batch: list[_Photo], device: str
+) -> Iterator[tuple[Row, Tensor, bytes]]:
+    """Return row, generator's version and stored tuning of each photograph."""
     generator = models.generator(planned.models.generator, device)
     target = torch.stack([photo.image for photo in batch]).to(device)
     start = _first_guess(planned, generator, target, device)
     *_, end = refine(generator, target, start, planned.settings.settings())
+    tunings = _tune(planned, generator, target, end.w_plus)
+    tuned = with_tunings(generator, tunings)
     with torch.no_grad():
-        image = generator.synthesize(generator.styles(end.w_plus))
+        image = tuned.synthesize(tuned.styles(end.w_plus))
         quality = psnr(image, target)
         mse = (image.clamp(-1, 1) - target).square().mean(dim=(1, 2, 3))
     rows = []
+    contents = [tuning.to_bytes() if tuning else b"" for tuning in tunings]
     for index, photo in enumerate(batch):
         row = {**_empty_row(photo.key, photo.etag), "content_hash": photo.content_hash}
         if not (end.w_plus[index].isfinite().all() and quality[index].isfinite()):
             rows.append(row | failure(DivergedError("the latent is not finite; lower the learning rate")))
             continue
+        if planned.settings.pivotal and not contents[index]:
+            message = "the tuning of the generator is not finite; lower the learning rate of pivotal"
+            rows.append(row | failure(DivergedError(message)))
+            continue
+        if contents[index]:
+            row |= {"tuning": planned.tuning_key(photo.key), "tuning_bytes": len(contents[index])}
         row |= {
             "w_plus": end.w_plus[index].flatten().cpu().numpy(),
             "mse": mse[index].item(),
@@ -170,7 +190,7 @@ def _invert_batch(planned: InversionPlan, batch: list[_Photo], device: str) -> t
             "method": _method(planned),
         }
         rows.append(row | success())
-    return rows, image.cpu()
+    return zip(rows, image.cpu(), contents, strict=True)
 
 
 @torch.no_grad()
@@ -180,23 +200,74 @@ def _first_guess(planned: InversionPlan, generator: Generator, target: Tensor, d
     return generator.mapping.w_avg.expand(len(target), generator.num_ws, -1).clone()
 
 
+def _tune(
+    planned: InversionPlan, generator: Generator, target: Tensor, w_plus: Tensor
+) -> list[Tuning | None]:
+    """Return what makes the generator draw each photograph; None for all if that is not wanted."""
+    if not planned.settings.pivotal:
+        return [None] * len(target)
+    *_, end = tune(generator, target, w_plus, planned.settings.pivotal.settings())
+    return [end.tuning(index) for index in range(len(target))]
+
+
+def with_tunings(generator: Generator, tunings: list[Tuning | None]) -> AnyGenerator:
+    """Return the generator that draws image b with tuning b, or the plain one if there are none."""
+    return TunedGenerator(generator, tunings) if any(tunings) else generator
+
+
+def tuned_generator(planned: InversionPlan, rows: list[Row], device: str) -> AnyGenerator:
+    """Return the generator that draws a batch of latents: image b with the tuning that row b names.
+
+    It is the plain generator where no row names one; tables without that column are read so too.
+
+    Raises:
+        CheckpointError: If a tuning's file is damaged; the message names it.
+        LayoutMismatchError: If a tuning is of another generator.
+        StorageError: If a file is missing or cannot be read.
+    """
+    generator = models.generator(planned.models.generator, device)
+    read = partial(read_tuning, planned, generator)
+    return with_tunings(generator, list(read_ahead(rows, read, ahead=len(rows))))
+
+
+def read_tuning(planned: InversionPlan, generator: Generator, row: Row) -> Tuning | None:
+    """Return the tuning that a row of latents names, or None if it names none.
+
+    Raises:
+        CheckpointError: If its file is damaged; the message names it.
+        LayoutMismatchError: If it is of another generator.
+        StorageError: If its file is missing or cannot be read.
+    """
+    if not row.get("tuning"):
+        return None
+    uri = join(planned.folder, planned.tuning_key(row["image_key"]))
+    content = read_bytes(uri)
+    try:
+        return Tuning.from_bytes(content, generator)
+    except (CheckpointError, LayoutMismatchError) as error:
+        raise type(error)(f"{uri}: {error}") from error
+
+
 def _method(planned: InversionPlan) -> str:
-    first = "encoder" if planned.models.encoder else "average"
-    return f"{first}+{planned.settings.steps}" if planned.settings.steps else first
+    steps, pivotal = planned.settings.steps, planned.settings.pivotal
+    parts = ["encoder" if planned.models.encoder else "average"]
+    parts += [str(steps)] if steps else []
+    return "+".join([*parts, f"pivotal-{pivotal.steps}"] if pivotal else parts)
 
 
 def _empty_row(key: str, etag: str) -> Row:
     return {"image_key": key, "etag": etag} | dict.fromkeys(
-        ("content_hash", "w_plus", "mse", "psnr", "lpips", "identity", "method")
+        ("content_hash", "w_plus", "mse", "psnr", "lpips", "identity", "method", "tuning", "tuning_bytes")
     )
 
 
-def latents_schema(width: int) -> pa.Schema:
-    """Return the columns of latents: a row per image."""
+def latents_schema(width: int, *, tunings: bool = True) -> pa.Schema:
+    """Return the columns of latents: a row per image; those of tunings are left out where there are none."""
+    named = [("tuning", pa.string()), ("tuning_bytes", pa.int64())] if tunings else []
     return pa.schema([
         ("image_key", pa.string()), ("etag", pa.string()), ("content_hash", pa.string()),
         ("w_plus", pa.list_(pa.float32(), width)), ("mse", pa.float32()), ("psnr", pa.float32()),
-        ("lpips", pa.float32()), ("identity", pa.float32()), ("method", pa.string()), *STATUS_FIELDS,
+        ("lpips", pa.float32()), ("identity", pa.float32()), ("method", pa.string()), *named, *STATUS_FIELDS,
     ])  # fmt: skip
 
 
@@ -207,7 +278,7 @@ def provenance(planned: InversionPlan) -> Provenance:
         fingerprint=planned.fingerprint,
         step=STEP,
         version=VERSION,
-        parameters={"photos": planned.photos, **planned.settings.model_dump(exclude={"batch_size"})},
+        parameters={"photos": planned.photos, **planned.settings.parameters()},
         inputs={"generator": planned.hashes.generator, "encoder": planned.hashes.encoder},
         generator=planned.hashes.generator,
         clip="",

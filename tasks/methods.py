@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from styleclip_core.editing import EditedLatents
 from styleclip_core.errors import StyleCLIPError
 from styleclip_core.mapper_training import apply_mapper
-from styleclip_core.models.stylegan2 import Generator
+from styleclip_core.tuned import AnyGenerator
 from tasks import models
 from tasks.artifacts import fingerprint
 from tasks.directions import ALPHA_UNIT, PreparedStep, read_direction
@@ -55,7 +55,7 @@ def apply_step(
     source: EditedLatents,
     image_keys: list[str],
     chosen: Models,
-    generator: Generator,
+    generator: AnyGenerator,
     device: str,
 ) -> Applied:
     """Apply one step to a batch of latents."""

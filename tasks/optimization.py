@@ -13,8 +13,8 @@ from torch import Tensor
 from styleclip_core.editing import EditedLatents
 from styleclip_core.errors import StyleCLIPError
 from styleclip_core.images import to_uint8
-from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.optimization import OptimizationState, Status, optimize, published_embedding
+from styleclip_core.tuned import AnyGenerator
 from tasks import models
 from tasks.artifacts import fingerprint
 from tasks.caching import PER_RUN
@@ -89,7 +89,7 @@ def prepare_optimization(
 def optimize_batch(
     variant: StepVariant,
     chosen: Models,
-    generator: Generator,
+    generator: AnyGenerator,
     source: EditedLatents,
     image_keys: list[str],
     device: str,
@@ -137,7 +137,7 @@ def optimize_batch(
 
 
 def _moved(
-    generator: Generator, source: EditedLatents, state: OptimizationState, space: str
+    generator: AnyGenerator, source: EditedLatents, state: OptimizationState, space: str
 ) -> EditedLatents:
     """Return where an optimization has brought its batch."""
     if space == "w_plus":
@@ -146,7 +146,7 @@ def _moved(
 
 
 @torch.no_grad()
-def _frame(generator: Generator, moved: EditedLatents) -> np.ndarray:
+def _frame(generator: AnyGenerator, moved: EditedLatents) -> np.ndarray:
     """Return the images of a batch for a video, at most 512 pixels wide and high."""
     image = generator.synthesize(moved.codes(generator))
     reduction = -(-max(image.shape[-2:]) // _FRAME_SIDE)

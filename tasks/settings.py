@@ -6,7 +6,7 @@ Each model becomes a form in Prefect's UI. Units and ranges are in the field des
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -14,8 +14,12 @@ from styleclip_core.errors import StyleCLIPError
 from styleclip_core.inversion import RefinementSettings
 from styleclip_core.mapper_training import LEVELS, Level, MapperTrainingSettings
 from styleclip_core.optimization import PRESETS, OptimizationSettings
+from styleclip_core.pivotal import PivotalSettings
 from styleclip_core.relevance import RelevanceSettings
 from styleclip_core.templates import TEMPLATE_SETS
+from styleclip_core.tuned import MAX_RANK
+
+PIVOTAL = PivotalSettings()
 
 
 class SettingsError(StyleCLIPError):
@@ -156,6 +160,40 @@ class Instant(Settings):
     seed: int = Field(0, ge=0, description="Seed of the probes")
 
 
+class PivotalTuning(Settings):
+    """How the generator is tuned to each photograph, once its latent is found (PTI)."""
+
+    steps: int = Field(PIVOTAL.steps, ge=1, description="Gradient steps at most")
+    learning_rate: float = Field(
+        PIVOTAL.learning_rate, gt=0, description="Adam's rate at its peak, in units of a tuning's numbers"
+    )
+    rank: int = Field(
+        PIVOTAL.rank,
+        ge=1,
+        le=MAX_RANK,
+        description="Outer products per layer; KB per image are nearly proportional",
+    )
+    patience: int = Field(
+        PIVOTAL.patience, ge=1, description="Steps without improvement before an image stops"
+    )
+    locality_weight: float = Field(
+        PIVOTAL.locality_weight,
+        ge=0,
+        description="Weight of what holds the generator still away from the latent; 0 for none",
+    )
+    locality_distance: float = Field(
+        PIVOTAL.locality_distance,
+        gt=0,
+        description="How far away that is, in mean distances of a random w from the average w",
+    )
+    locality_codes: int = Field(PIVOTAL.locality_codes, ge=1, description="Random codes per image and step")
+    seed: int = Field(PIVOTAL.seed, ge=0, description="Seed of the first numbers and of the random codes")
+
+    def settings(self) -> PivotalSettings:
+        """Return what the core needs of this."""
+        return PivotalSettings(**self.model_dump())
+
+
 class Inversion(Settings):
     """How photographs become latents."""
 
@@ -164,6 +202,14 @@ class Inversion(Settings):
     latent_weight: float = Field(0.0005, ge=0, description="Pull towards the encoder's code")
     patience: int = Field(20, ge=1, description="Steps without improvement before an image stops")
     batch_size: int = Field(16, ge=1, description="Images refined at once")
+    pivotal: PivotalTuning | None = Field(
+        None, description="Tune the generator to each photograph, a few KB for each; none leaves it as it is"
+    )
+
+    def parameters(self) -> dict[str, Any]:
+        """Return what decides the latents; tuning only where there is some."""
+        left_out = {"batch_size"} if self.pivotal else {"batch_size", "pivotal"}
+        return self.model_dump(exclude=left_out)
 
     def settings(self) -> RefinementSettings:
         """Return what the core needs of this."""

@@ -13,7 +13,7 @@ in -1..1. Knows nothing of files, CLIP or edits.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal, Self
 
@@ -168,6 +168,41 @@ class MappingNetwork(nn.Module):
         return x
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerChange:
+    """A change of one modulated convolution, another one for every image: of low rank R, and of the bias.
+
+    The weight of image b grows by ``sum over r of write[b, o, r] kernel[b, r] read[b, r, i]``, of which no
+    tensor is made: R features are read, filtered one by one, and written. Demodulation keeps
+    to the weight without the change, so that a change adds up and one of zeros is none, bit for bit.
+
+    Attributes:
+        read: ``[B, R, in]``.
+        kernel: ``[B, R, k, k]``, k the side of the layer's kernel.
+        write: ``[B, out, R]``.
+        bias: Added to the bias, ``[B, out]``.
+    """
+
+    read: Tensor
+    kernel: Tensor
+    write: Tensor
+    bias: Tensor
+
+    def convolve(self, x: Tensor, *, up: bool = False) -> Tensor:
+        """Return what the change adds to the convolution of modulated features ``[B, in, H, H]``."""
+        (batch, rank), (height, width) = self.read.shape[:2], x.shape[2:]
+        features = self.read.to(x.dtype) @ x.flatten(2)  # [B, R, H H]
+        features = features.view(1, batch * rank, height, width)
+        kernel = self.kernel.to(x.dtype).flatten(0, 1)[:, None]
+        if up:
+            features = F.conv_transpose2d(features, kernel, stride=2, groups=batch * rank)
+        else:
+            features = F.conv2d(features, kernel, padding=kernel.shape[-1] // 2, groups=batch * rank)
+        height, width = features.shape[2:]
+        written = self.write.to(x.dtype) @ features.view(batch, rank, -1)
+        return written.view(batch, -1, height, width)
+
+
 class ModulatedConv(nn.Module):
     """What conv0, conv1 and torgb share: the affine map, the weight, the bias."""
 
@@ -201,21 +236,25 @@ class SynthesisLayer(ModulatedConv):
         energy = self.weight.float().square().sum(dim=(2, 3))  # [out, in]
         return (style.float().square() @ energy.t() + 1e-8).rsqrt()
 
-    def forward(self, x: Tensor, style: Tensor, noise: Noise) -> Tensor:
+    def forward(self, x: Tensor, style: Tensor, noise: Noise, change: LayerChange | None = None) -> Tensor:
         """Map features ``[B, in, H, H]`` under ``style`` ``[B, in]``; H doubles if ``up``."""
         x = x * style[:, :, None, None].to(x.dtype)
+        added = None if change is None else change.convolve(x, up=self.up)
         if self.up:
             x = F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2)
+            x = x if added is None else x + added
             x = fir_blur(x, self.resample_filter)
         else:
             x = F.conv2d(x, self.weight, padding=1)
+            x = x if added is None else x + added
         x = x * self.demodulation(style)[:, :, None, None].to(x.dtype)
         if noise == "random":
             drawn = torch.randn(len(x), 1, *x.shape[2:], device=x.device)
             x = x + (drawn * self.noise_strength).to(x.dtype)
         elif noise == "const":
             x = x + (self.noise_const * self.noise_strength).to(x.dtype)
-        x = F.leaky_relu(x + self.bias[:, None, None].to(x.dtype), 0.2) * LRELU_GAIN
+        bias = self.bias if change is None else self.bias + change.bias
+        x = F.leaky_relu(x + bias[..., None, None].to(x.dtype), 0.2) * LRELU_GAIN
         return _clamp(x, self.conv_clamp, LRELU_GAIN)
 
 
@@ -367,12 +406,19 @@ class Generator(nn.Module):
             },
         )
 
-    def synthesize(self, styles: StyleCode, *, noise: Noise = "const") -> Tensor:
+    def synthesize(
+        self,
+        styles: StyleCode,
+        *,
+        noise: Noise = "const",
+        changes: Mapping[str, LayerChange] | None = None,
+    ) -> Tensor:
         """Draw the images of style codes.
 
         Args:
             styles: Codes of a batch of B images.
             noise: ``"const"`` (the stored noise, deterministic), ``"random"`` or ``"none"``.
+            changes: By the name of a convolution layer, how its weights differ from image to image.
 
         Returns:
             ``[B, 3, H, V]`` float32, nominally in -1..1, not clamped.
@@ -386,7 +432,7 @@ class Generator(nn.Module):
                 f"{len(styles.layout.layers)} layers, the generator {self.layout.num_channels} in "
                 f"{len(self.layout.layers)}"
             )
-        return self.resume(self.begin(styles.batch_size), styles, noise=noise)
+        return self.resume(self.begin(styles.batch_size), styles, noise=noise, changes=changes)
 
     def begin(self, batch_size: int) -> SynthesisState:
         """Return the state before the first layer: the learnt constant, ``batch_size`` times."""
@@ -395,7 +441,13 @@ class Generator(nn.Module):
         return SynthesisState(0, features.contiguous(memory_format=torch.channels_last), None)
 
     def advance(
-        self, state: SynthesisState, styles: StyleCode, stop: int, *, noise: Noise = "const"
+        self,
+        state: SynthesisState,
+        styles: StyleCode,
+        stop: int,
+        *,
+        noise: Noise = "const",
+        changes: Mapping[str, LayerChange] | None = None,
     ) -> SynthesisState:
         """Run the layers of ``state`` up to, not including, number ``stop`` of the layout."""
         x, image = state.features, state.image
@@ -405,12 +457,19 @@ class Generator(nn.Module):
                 rgb = module(x, styles[layer.name])
                 image = rgb if image is None else rgb + self.upsample(image, layer.resolution)
             else:
-                x = module(x, styles[layer.name], noise)
+                x = module(x, styles[layer.name], noise, (changes or {}).get(layer.name))
         return SynthesisState(stop, x, image)
 
-    def resume(self, state: SynthesisState, styles: StyleCode, *, noise: Noise = "const") -> Tensor:
+    def resume(
+        self,
+        state: SynthesisState,
+        styles: StyleCode,
+        *,
+        noise: Noise = "const",
+        changes: Mapping[str, LayerChange] | None = None,
+    ) -> Tensor:
         """Finish a synthesis that ``begin`` or ``advance`` left at ``state``; see ``synthesize``."""
-        done = self.advance(state, styles, len(self.layout.layers), noise=noise)
+        done = self.advance(state, styles, len(self.layout.layers), noise=noise, changes=changes)
         if done.image is None:
             raise LayoutMismatchError("a generator without toRGB layers draws nothing")
         return done.image
@@ -440,6 +499,11 @@ class Generator(nn.Module):
         return F.conv_transpose2d(
             image, kernel.expand(channels, 1, 4, 4), stride=2, padding=1, groups=channels
         )
+
+    def take(self, index: Tensor) -> Self:
+        """Return the generator that draws some images of a batch: this one, as it is the same for all."""
+        del index
+        return self
 
     def _style_layers(self) -> Iterator[StyleLayer]:
         ws_index = 0

@@ -75,6 +75,7 @@ def test_every_command_has_help_with_units(environment):
         (["build-relevance", "--workspace", "y", "--precision", "int8"], "precision: Input should be 'float32'"),
         (["build-relevance", "--workspace", "y", "--fast", "--centre", "mean"], "use centre 'sample'"),
         (["build-relevance", "--workspace", "y", "--reference-compat", "--eight-bit"], "eight_bit itself"),
+        (["invert", "--photos", "x", "--workspace", "y", "--pivotal-locality", "1"], "give --pivotal-steps too"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_status_2(environment, arguments, message, tmp_path):
@@ -103,6 +104,15 @@ def test_the_last_line_says_where_the_result_is(environment, job, tmp_path):
     assert page.name == "index.html"
     assert page.exists()
     assert "edit-images: 20 rows" in result.stderr
+
+
+def test_inversion_tunes_the_generator_where_it_is_asked_to(environment, job, network_files, tmp_path):
+    networks = [part for name, uri in network_files.items() if name != "clip" for part in (f"--{name}", uri)]
+    place = ("invert", "--photos", job[2], "--workspace", tmp_path / "w", "--steps", "2")
+    result = styleclip(environment, *place, "--pivotal-steps", "2", *networks)
+    assert result.returncode == 0, result.stderr
+    latents = Path(result.stdout.strip().splitlines()[-1])
+    assert len(list(latents.glob("tunings/*.safetensors"))) == 10
 
 
 @pytest.mark.timeout(1200)

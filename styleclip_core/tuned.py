@@ -1,0 +1,319 @@
+"""A generator that differs a little from image to image: compact changes, and their file.
+
+A tuning changes every 3 x 3 convolution of one image's generator by a sum of R outer products, and its bias:
+
+    W' = W + 0.02 rms(W) sum over r of  write_r (x) kernel_r (x) read_r,      b' = b + 0.1 bias
+
+with write_r one number per output channel, read_r one per input channel, and kernel_r 3 x 3. All are
+kept as float16 and near 1, whatever the size of the generator. Per layer these are R (out + in + 9) + out
+numbers in place of 9 out in.
+
+Shapes: B images, K numbers of a tuning, R rank. This module finds no tuning; see ``pivotal``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from styleclip_core.errors import CheckpointError, LayoutMismatchError
+from styleclip_core.models.stylegan2 import Generator, GeneratorConfig, LayerChange, Noise, is_finite
+from styleclip_core.style_space import StyleCode, StyleLayout
+
+MAX_RANK = 64
+_FORMAT, _HEADER, _TENSOR = "styleclip-tuning-1", "styleclip", "values"
+_WEIGHT_GAIN, _BIAS_GAIN = 0.02, 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class TunedLayer:
+    """Sizes of a convolution that a tuning changes: its name and channels, and the side of its kernel."""
+
+    name: str
+    inputs: int
+    outputs: int
+    kernel: int
+
+    def parts(self, rank: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of one image's ``LayerChange``, by name."""
+        return {
+            "read": (rank, self.inputs),
+            "kernel": (rank, self.kernel, self.kernel),
+            "write": (self.outputs, rank),
+            "bias": (self.outputs,),
+        }
+
+    def size(self, rank: int) -> int:
+        """Return how many numbers that is."""
+        return rank * (self.inputs + self.kernel**2 + self.outputs) + self.outputs
+
+
+@dataclass(frozen=True)
+class TuningForm:
+    """What tunings of one generator and rank have in common.
+
+    Attributes:
+        generator: Content hash of the generator's weights file.
+        rank: R.
+        layers: The convolutions, in the order of their numbers.
+    """
+
+    generator: str
+    rank: int
+    layers: tuple[TunedLayer, ...]
+
+    @classmethod
+    def of(cls, generator: Generator, rank: int) -> TuningForm:
+        """Return the form of a generator's tunings.
+
+        Raises:
+            ValueError: If the rank is not from 1 to 64.
+        """
+        if not 1 <= rank <= MAX_RANK:
+            raise ValueError(f"the rank of a tuning is a number from 1 to {MAX_RANK}, got {rank}")
+        layers = []
+        for layer in generator.layout.editable:
+            outputs, inputs, side, _ = generator.modulated(layer).weight.shape
+            layers.append(TunedLayer(layer.name, inputs, outputs, side))
+        return cls(generator.fingerprint, rank, tuple(layers))
+
+    @cached_property
+    def size(self) -> int:
+        """Return K, how many numbers a tuning has."""
+        return sum(layer.size(self.rank) for layer in self.layers)
+
+    def split(self, values: Tensor) -> dict[str, dict[str, Tensor]]:
+        """Return the numbers ``[B, K]`` by layer and part; views."""
+        found: dict[str, dict[str, Tensor]] = {}
+        start = 0
+        for layer in self.layers:
+            found[layer.name] = {}
+            for name, shape in layer.parts(self.rank).items():
+                count = torch.Size(shape).numel()
+                found[layer.name][name] = values[:, start : start + count].unflatten(1, shape)
+                start += count
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain values, for a file's header."""
+        layers = {layer.name: [layer.inputs, layer.outputs, layer.kernel] for layer in self.layers}
+        return {"format": _FORMAT, "generator": self.generator, "rank": self.rank, "layers": layers}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tuning:
+    """The change of one image's generator.
+
+    Attributes:
+        form: Whose, and of which rank.
+        values: Its numbers, ``[K]`` float16, finite.
+    """
+
+    form: TuningForm
+    values: Tensor
+
+    def to_bytes(self) -> bytes:
+        """Return the content of a safetensors file."""
+        header = {_HEADER: json.dumps(self.form.to_dict(), sort_keys=True)}
+        content: bytes = safetensors.torch.save({_TENSOR: self.values.cpu().contiguous()}, header)
+        return content
+
+    @classmethod
+    def from_bytes(cls, content: bytes, generator: Generator) -> Tuning:
+        """Read what ``to_bytes`` wrote, for the generator it changes.
+
+        Raises:
+            CheckpointError: If the content is damaged, no tuning, or holds numbers that are not finite.
+            LayoutMismatchError: If it is a tuning of another generator.
+        """
+        header, tensors = _read(content)
+        if header.get("format") != _FORMAT:
+            raise CheckpointError(
+                f"this is no tuning of a generator (format {header.get('format')!r:.40}, expected "
+                f"{_FORMAT!r}); delete it, and the next inversion makes it again"
+            )
+        if header.get("generator") != generator.fingerprint:
+            raise LayoutMismatchError(
+                f"the tuning is of generator {header.get('generator')!r:.14}, not of "
+                f"{generator.fingerprint!r:.14}; invert the image with the generator that edits it"
+            )
+        rank = header.get("rank")
+        if not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
+            raise _damaged(f"its rank is {rank!r:.40}")
+        form = TuningForm.of(generator, rank)
+        values = tensors.get(_TENSOR)
+        if header != form.to_dict() or values is None or len(tensors) != 1 or values.shape != (form.size,):
+            raise _damaged("its sizes are not those of its generator's layers")
+        if values.dtype != torch.float16 or not is_finite(values.float()):
+            raise _damaged(f"its numbers are {values.dtype} or not finite")
+        return cls(form, values)
+
+
+class TunedGenerator:
+    """A generator whose image number b is drawn with tuning number b; other uses are the generator's.
+
+    Images without a tuning are those of the generator itself, bit for bit.
+    """
+
+    def __init__(self, generator: Generator, tunings: Sequence[Tuning | None]) -> None:
+        """Prepare one batch.
+
+        Args:
+            generator: The one that the tunings change; left as it is.
+            tunings: One for each image, or None for an image that has none.
+
+        Raises:
+            LayoutMismatchError: If a tuning is of another generator.
+        """
+        rank = max((tuning.form.rank for tuning in tunings if tuning), default=1)
+        form = TuningForm.of(generator, rank)
+        rows = []
+        for tuning in tunings:
+            if tuning and tuning.form != TuningForm.of(generator, tuning.form.rank):
+                raise LayoutMismatchError(
+                    f"the tuning is of generator {tuning.form.generator!r:.14}, not of "
+                    f"{generator.fingerprint!r:.14}; invert the image with the generator that edits it"
+                )
+            rows.append(_widened(tuning, rank) if tuning else torch.zeros(form.size, dtype=torch.float16))
+        numbers = torch.stack(rows) if rows else torch.zeros(0, form.size)
+        weight = generator.synthesis.block(4).const
+        self.plain = generator
+        self._changes = layer_changes(generator, form, numbers.to(weight))
+        self._size = len(rows)
+
+    def __len__(self) -> int:
+        return self._size
+
+    @property
+    def config(self) -> GeneratorConfig:
+        """Return the architecture."""
+        return self.plain.config
+
+    @property
+    def layout(self) -> StyleLayout:
+        """Return the style layers."""
+        return self.plain.layout
+
+    @property
+    def fingerprint(self) -> str:
+        """Return the content hash of the generator's weights file."""
+        return self.plain.fingerprint
+
+    @property
+    def num_ws(self) -> int:
+        """Return L, the number of rows of w_plus."""
+        return self.plain.num_ws
+
+    @property
+    def resolution(self) -> int:
+        """Return the height of the image in pixels."""
+        return self.plain.resolution
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Return height and width of the image in pixels."""
+        return self.plain.image_size
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the weights are."""
+        return self.plain.device
+
+    def map(
+        self,
+        z: Tensor,
+        label: Tensor | None = None,
+        *,
+        truncation_psi: float = 1.0,
+        truncation_cutoff: int | None = None,
+    ) -> Tensor:
+        """Map z to w_plus; tunings have no part in it. See ``Generator.map``."""
+        return self.plain.map(z, label, truncation_psi=truncation_psi, truncation_cutoff=truncation_cutoff)
+
+    def styles(self, w_plus: Tensor) -> StyleCode:
+        """Map w_plus to style codes; tunings have no part in it. See ``Generator.styles``."""
+        return self.plain.styles(w_plus)
+
+    def synthesize(self, styles: StyleCode, *, noise: Noise = "const") -> Tensor:
+        """Draw image b of the batch with tuning b; see ``Generator.synthesize``.
+
+        Raises:
+            ValueError: If there are not as many codes as tunings.
+        """
+        if styles.batch_size != self._size:
+            raise ValueError(
+                f"there are {styles.batch_size} style codes, but the tunings of {self._size} images; "
+                "take() those that are drawn"
+            )
+        return self.plain.synthesize(styles, noise=noise, changes=self._changes)
+
+    def take(self, index: Tensor) -> TunedGenerator:
+        """Return the generator of some images of the batch, ``[n]`` int64; one may come several times."""
+        taken = object.__new__(TunedGenerator)
+        taken.plain, taken._size = self.plain, len(index)
+        taken._changes = take_changes(self._changes, index)
+        return taken
+
+
+AnyGenerator = Generator | TunedGenerator
+
+
+def layer_changes(generator: Generator, form: TuningForm, values: Tensor) -> dict[str, LayerChange]:
+    """Return the changes of weights and biases that numbers ``[B, K]`` stand for; differentiable."""
+    changes = {}
+    for name, parts in form.split(values).items():
+        weight = generator.modulated(generator.layout.layer(name)).weight
+        gain = _WEIGHT_GAIN * weight.square().mean().sqrt()
+        changes[name] = LayerChange(
+            parts["read"], parts["kernel"], gain * parts["write"], _BIAS_GAIN * parts["bias"]
+        )
+    return changes
+
+
+def take_changes(changes: Mapping[str, LayerChange], index: Tensor) -> dict[str, LayerChange]:
+    """Return the changes of some images, ``[n]`` int64."""
+    return {
+        name: LayerChange(each.read[index], each.kernel[index], each.write[index], each.bias[index])
+        for name, each in changes.items()
+    }
+
+
+def _widened(tuning: Tuning, rank: int) -> Tensor:
+    """Return the numbers of a tuning as one of a higher rank, whose other products are zero."""
+    extra = rank - tuning.form.rank
+    rows = []
+    for parts in tuning.form.split(tuning.values[None].cpu()).values():
+        rows += [
+            F.pad(parts["read"], (0, 0, 0, extra)),
+            F.pad(parts["kernel"], (0, 0, 0, 0, 0, extra)),
+            F.pad(parts["write"], (0, extra)),
+            parts["bias"],
+        ]
+    return torch.cat([row.flatten() for row in rows])
+
+
+def _read(content: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        tensors = safetensors.torch.load(content)
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_HEADER])
+    except (safetensors.SafetensorError, LookupError, ValueError, TypeError, RecursionError) as error:
+        raise _damaged(" ".join(str(error).split())[:120]) from error
+    if not isinstance(header, dict):
+        raise _damaged("its header is no object")
+    return header, tensors
+
+
+def _damaged(reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"the tuning of a generator is damaged: {reason}; delete it, and the next inversion makes it again"
+    )

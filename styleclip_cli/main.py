@@ -47,7 +47,13 @@ Encoder = Annotated[
     str, typer.Option(help="URI of the encoder (e4e, pSp); inversion starts at the average w without one")
 ]
 Identity = Annotated[
-    str, typer.Option(help="URI of the identity network (model_ir_se50.pth); none scores no identity")
+    str,
+    typer.Option(
+        help="URI of the identity network (model_ir_se50.pth); the embedded one beside the embedded generator"
+    ),
+]
+Perceptual = Annotated[
+    str, typer.Option(help="URI of AlexNet's or VGG16's published weights, for LPIPS; not measured without")
 ]
 Workspace = Annotated[str, typer.Option(help="URI of the folder for intermediate artifacts")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the sampled codes")]
@@ -146,6 +152,8 @@ def invert(
     workspace: Workspace,
     generator: Generator = "",
     encoder: Encoder = "",
+    identity: Identity = "",
+    perceptual: Perceptual = "",
     steps: Steps = 100,
     shard_size: ShardSize = 16,
     workers: Workers = 0,
@@ -156,7 +164,7 @@ def invert(
     from flows.invert_images import invert_images as flow
     from tasks.settings import Execution, Inversion
 
-    chosen = chosen_models(generator, str(data.CLIP), encoder)
+    chosen = chosen_models(generator, str(data.CLIP), encoder, identity, perceptual)
     result = with_progress(
         lambda: flow(chosen, photos, workspace, Inversion(steps=steps), Execution(shard_size=shard_size))
     )
@@ -191,6 +199,7 @@ def edit(
     clip: Clip = "",
     encoder: Encoder = "",
     identity: Identity = "",
+    perceptual: Perceptual = "",
     workspace: Annotated[str, typer.Option(help="Folder for artifacts [default: OUT/workspace]")] = "",
     seed: Seed = 5,
     psi: Psi = 0.7,
@@ -226,7 +235,7 @@ def edit(
     )
     result = with_progress(
         lambda: flow(
-            chosen_models(generator, clip, encoder, identity),
+            chosen_models(generator, clip, encoder, identity, perceptual),
             photos,
             out,
             wanted,

@@ -60,8 +60,7 @@ def plan(
 ) -> InversionPlan:
     """Return where the latents of these settings lie; nothing is computed."""
     parameters = {"photos": photos, **settings.model_dump(exclude={"batch_size"})}
-    inputs = {"generator": hashes.generator, "encoder": hashes.encoder}
-    print_ = fingerprint(STEP, VERSION, parameters, inputs)
+    print_ = fingerprint(STEP, VERSION, parameters, _inputs(hashes))
     return InversionPlan(
         photos=photos,
         folder=artifact_uri(workspace, "latents", print_),
@@ -70,6 +69,12 @@ def plan(
         hashes=hashes,
         settings=settings,
     )
+
+
+def _inputs(hashes: ModelHashes) -> dict[str, str]:
+    """Return the networks behind latents; those that only some runs have count only there."""
+    others = {"identity": hashes.identity, "perceptual": hashes.perceptual}
+    return {"generator": hashes.generator, "encoder": hashes.encoder} | {k: v for k, v in others.items() if v}
 
 
 @task(
@@ -130,11 +135,17 @@ def _invert_batch(
 ) -> list[Row]:
     target = torch.stack([photo.image for photo in batch]).to(device)
     start = _first_guess(planned, generator, target, device)
-    *_, end = refine(generator, target, start, planned.settings.settings())
+    chosen = planned.models
+    perceptual = models.perceptual(chosen.perceptual, device).distance if chosen.perceptual else None
+    *_, end = refine(generator, target, start, planned.settings.settings(), perceptual=perceptual)
     with torch.no_grad():
         image = generator.synthesize(generator.styles(end.w_plus))
         quality = psnr(image, target)
-        mse = (image.clamp(-1, 1) - target).square().mean(dim=(1, 2, 3))
+        scores = {
+            "mse": (image.clamp(-1, 1) - target).square().mean(dim=(1, 2, 3)),
+            "psnr": quality,
+            **_likeness(chosen, image.clamp(-1, 1), target, device),
+        }
     rows = []
     for index, photo in enumerate(batch):
         row = {**_empty_row(photo.key, photo.etag), "content_hash": photo.content_hash}
@@ -144,12 +155,22 @@ def _invert_batch(
         write_bytes_atomic(planned.reconstruction_uri(photo.key), encode_png(image[index].cpu()))
         row |= {
             "w_plus": end.w_plus[index].flatten().cpu().numpy(),
-            "mse": mse[index].item(),
-            "psnr": quality[index].item(),
             "method": _method(planned),
+            **{name: score[index].item() for name, score in scores.items()},
         }
         rows.append(row | success())
     return rows
+
+
+def _likeness(chosen: Models, image: Tensor, target: Tensor, device: str) -> dict[str, Tensor]:
+    """Return LPIPS and identity similarity of inversions, ``[B]`` each, where there are networks for them."""
+    scores = {}
+    if chosen.perceptual:
+        scores["lpips"] = models.perceptual(chosen.perceptual, device).distance(image, target)
+    if chosen.identity:
+        network = models.identity(chosen.identity, device)
+        scores["identity"] = (network.embed(image) * network.embed(target)).sum(dim=1)
+    return scores
 
 
 @torch.no_grad()
@@ -187,7 +208,7 @@ def provenance(planned: InversionPlan) -> Provenance:
         step=STEP,
         version=VERSION,
         parameters={"photos": planned.photos, **planned.settings.model_dump(exclude={"batch_size"})},
-        inputs={"generator": planned.hashes.generator, "encoder": planned.hashes.encoder},
+        inputs=_inputs(planned.hashes),
         generator=planned.hashes.generator,
         clip="",
         code_version=styleclip_core.__version__,

@@ -54,6 +54,10 @@ class Models(_Settings):
     identity: str | None = Field(
         None, description="URI of the identity network (model_ir_se50.pth); none scores no identity"
     )
+    perceptual: str | None = Field(
+        None,
+        description="URI of AlexNet's or VGG16's published weights, for LPIPS; none measures no LPIPS",
+    )
 
 
 class Execution(_Settings):

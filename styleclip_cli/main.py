@@ -268,18 +268,23 @@ def train_mapper(
         list[str] | None,
         typer.Option(help="For levels: coarse, medium, fine; may be repeated [default: all]"),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps, at most")] = 50_000,
-    batch_size: Annotated[int, typer.Option(min=1, help="Codes per step")] = 2,
-    learning_rate: Annotated[float, typer.Option(min=0, help="RAdam's rate")] = 0.5,
+    preset: Annotated[
+        str, typer.Option(help="Defaults of what follows: published, or small for small generators")
+    ] = "published",
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps, at most")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Codes per step")] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=0, help="RAdam's rate")] = None,
     decay: Annotated[
-        float, typer.Option(min=0, max=1, help="Fraction of the steps over which the rate falls to 0")
-    ] = 0.0,
-    clip_weight: Annotated[float, typer.Option(min=0, help="Weight of the CLIP term")] = 1.0,
-    identity_weight: Annotated[
-        float | None, typer.Option(min=0, help="Weight of identity [default: 0.1, or 0 without --identity]")
+        float | None, typer.Option(min=0, max=1, help="Fraction of the steps over which the rate falls to 0")
     ] = None,
-    l2_weight: Annotated[float, typer.Option(min=0, help="Weight of the mean squared move")] = 0.8,
-    validate_every: Annotated[int, typer.Option(min=1, help="Steps between validations and stores")] = 2000,
+    clip_weight: Annotated[float | None, typer.Option(min=0, help="Weight of the CLIP term")] = None,
+    identity_weight: Annotated[
+        float | None, typer.Option(min=0, help="Weight of identity; 0 without --identity")
+    ] = None,
+    l2_weight: Annotated[float | None, typer.Option(min=0, help="Weight of the mean squared move")] = None,
+    validate_every: Annotated[
+        int | None, typer.Option(min=1, help="Steps between validations and stores")
+    ] = None,
     patience: Annotated[
         int | None, typer.Option(min=1, help="Validations without a gain before it ends")
     ] = None,
@@ -294,9 +299,10 @@ def train_mapper(
     from flows.train_mapper import train_mapper as flow
     from tasks.settings import MapperTraining
 
-    weight = identity_weight if identity_weight is not None else 0.1 if identity else 0.0
+    weight = 0.0 if identity_weight is None and not identity else identity_weight
     training = MapperTraining.model_validate({
-        "kind": kind, "levels": level or ("coarse", "medium", "fine"), "steps": steps, "seed": seed,
+        "preset": preset, "kind": kind, "levels": level or ("coarse", "medium", "fine"), "steps": steps,
+        "seed": seed,
         "batch_size": batch_size, "learning_rate": learning_rate, "decay": decay, "clip_weight": clip_weight,
         "identity_weight": weight, "l2_weight": l2_weight, "validate_every": validate_every,
         "patience": patience, "precision": precision, "latents": latents, "codes": codes,

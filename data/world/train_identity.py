@@ -16,9 +16,9 @@ the person, not whether it did nothing.
 The loss is supervised contrastive (Khosla et al. 2020, equation 2) over people drawn anew in every step,
 so there is no list of people to remember: of all portraits in the batch, those of the same person with
 other nuisances are to be the nearest. People come in families that differ in one shape alone, and a
-linear head beside the loss reads the shapes off the embedding (it is thrown away): without either, the
-easiest shape would do for most comparisons and the others would fade. Portraits are blurred, tinted and
-made noisy as a soft generator would, since images of the generator are what the network judges later.
+linear head beside the embedding's reads the shapes off the same features (it is thrown away): without
+them, the easiest shape would do for most comparisons and the others would fade. Portraits are blurred,
+tinted and made noisy as a soft generator would, since the network is to judge images of the generator.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ IDENTITY: tuple[str, ...] = ("face_width", "eye_size", "brow_thick")
 NUISANCES: tuple[str, ...] = tuple(name for name in FACTORS if name not in IDENTITY)
 SHAPES = [INDEX[name] for name in IDENTITY]
 SEED = 51
-SCHEDULE = Schedule(steps=2000, learning_rate=2e-3)
+SCHEDULE = Schedule(steps=1200, learning_rate=2e-3)
 FAMILIES, PORTRAITS = 8, 4  # in a batch; portraits of each person
 MIN_DIFFERENCE = 0.2  # of the shape in which a relative differs
-TEMPERATURE, READING_WEIGHT = 0.1, 1.0
+TEMPERATURE = 0.1
 
 
 def portraits_of(people: Tensor, nuisances: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ def train(build: Path) -> Path:
     where = device()
     torch.manual_seed(SEED)
     network = CompactIdentity(IdentityConfig()).to(where).train()
-    reader = nn.Linear(network.embedding_dim, len(IDENTITY)).to(where)
+    reader = nn.Linear(network.config.hidden, len(IDENTITY)).to(where)
     optimizer = torch.optim.AdamW([*network.parameters(), *reader.parameters()], weight_decay=0.02)
     run = Run(
         "identity", build / "identity.checkpoint.pt",
@@ -102,9 +102,11 @@ def train(build: Path) -> Path:
     for step in run.steps(SCHEDULE, seed=SEED):
         images, person, shapes = batch(step)
         with mixed_precision(where):
-            embedded = network.embed(images.to(where))
-        read = F.mse_loss(reader(embedded), shapes.to(where)) / (1 / 12)  # of a uniform number's variance
-        loss = supervised_contrastive(embedded, person.to(where)) + READING_WEIGHT * read
+            features = network.features(images.to(where))
+            embedded, reading = network.head(features), reader(features)
+        loss = supervised_contrastive(F.normalize(embedded.float(), dim=1), person.to(where))
+        error = (reading.float() - shapes.to(where)).square().mean(dim=0)
+        loss = loss + 12 * error.sum()  # in variances of a number in 0..1
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

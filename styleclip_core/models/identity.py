@@ -157,11 +157,15 @@ class CompactIdentity(nn.Module):
         Returns:
             Unit rows, ``[B, D]`` float32. The inner product of two is their identity similarity.
         """
+        return F.normalize(self.head(self.features(image)).float(), dim=1)
+
+    def features(self, image: Tensor) -> Tensor:
+        """Return what the head reads, ``[B, hidden]``; images as for ``embed``."""
         side = self.config.resolution
         if image.shape[-2:] != (side, side):
             image = F.interpolate(image, size=(side, side), mode="area")
-        features = self.trunk(self.stages(image).flatten(1)).relu()
-        return F.normalize(self.head(features).float(), dim=1)
+        features: Tensor = self.trunk(self.stages(image).flatten(1)).relu()
+        return features
 
     forward = embed
 

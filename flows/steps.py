@@ -243,9 +243,10 @@ def train(
     """Prompts -> mappers, one after the other: each may take the whole machine."""
     if not targets:
         raise SettingsError("there is no prompt to train a mapper for; give at least one")
-    if settings.identity_weight > 0 and not chosen.identity:
+    weight = settings.settings().identity_weight
+    if weight > 0 and not chosen.identity:
         raise SettingsError(
-            f"identity_weight is {settings.identity_weight:g}, but there is no identity network; "
+            f"identity_weight is {weight:g}, but there is no identity network; "
             "give --identity or set --identity-weight 0"
         )
     planned = [mappers.plan(target, workspace, chosen, hashes, settings) for target in targets]

@@ -8,7 +8,7 @@ import typer
 
 from styleclip_cli.shared import chosen_models
 
-_Kind = Literal["generator", "encoder", "identity", "clip", "mapper"]
+_Kind = Literal["generator", "encoder", "identity", "clip", "mapper", "perceptual"]
 Generator = Annotated[str, typer.Option(help="URI of the generator; the embedded model if not given")]
 Clip = Annotated[
     str,

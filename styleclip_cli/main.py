@@ -50,7 +50,13 @@ Encoder = Annotated[
     str, typer.Option(help="URI of the encoder (e4e, pSp); inversion starts at the average w without one")
 ]
 Identity = Annotated[
-    str, typer.Option(help="URI of the identity network (model_ir_se50.pth); none scores no identity")
+    str,
+    typer.Option(
+        help="URI of the identity network (model_ir_se50.pth); the embedded one beside the embedded generator"
+    ),
+]
+Perceptual = Annotated[
+    str, typer.Option(help="URI of AlexNet's or VGG16's published weights, for LPIPS; not measured without")
 ]
 Workspace = Annotated[str, typer.Option(help="URI of the folder for intermediate artifacts")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the sampled codes")]
@@ -184,6 +190,8 @@ def invert(
     workspace: Workspace,
     generator: Generator = "",
     encoder: Encoder = "",
+    identity: Identity = "",
+    perceptual: Perceptual = "",
     steps: Steps = 100,
     pivotal_steps: PivotalSteps = 0,
     pivotal_locality: PivotalLocality = None,
@@ -196,7 +204,7 @@ def invert(
     from flows.invert_images import invert_images as flow
     from tasks.settings import Execution
 
-    chosen = chosen_models(generator, str(data.CLIP), encoder)
+    chosen = chosen_models(generator, str(data.CLIP), encoder, identity, perceptual)
     inversion = inversion_settings(steps, pivotal_steps, pivotal_locality)
     result = with_progress(
         lambda: flow(chosen, photos, workspace, inversion, Execution(shard_size=shard_size))
@@ -248,6 +256,7 @@ def edit(
     clip: Clip = "",
     encoder: Encoder = "",
     identity: Identity = "",
+    perceptual: Perceptual = "",
     workspace: Annotated[str, typer.Option(help="Folder for artifacts [default: OUT/workspace]")] = "",
     seed: Seed = 5,
     psi: Psi = 0.7,
@@ -286,7 +295,7 @@ def edit(
     )
     result = with_progress(
         lambda: flow(
-            chosen_models(generator, clip, encoder, identity),
+            chosen_models(generator, clip, encoder, identity, perceptual),
             photos,
             out,
             wanted,
@@ -319,18 +328,23 @@ def train_mapper(
         list[str] | None,
         typer.Option(help="For levels: coarse, medium, fine; may be repeated [default: all]"),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps, at most")] = 50_000,
-    batch_size: Annotated[int, typer.Option(min=1, help="Codes per step")] = 2,
-    learning_rate: Annotated[float, typer.Option(min=0, help="RAdam's rate")] = 0.5,
+    preset: Annotated[
+        str, typer.Option(help="Defaults of what follows: published, or small for small generators")
+    ] = "published",
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps, at most")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Codes per step")] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=0, help="RAdam's rate")] = None,
     decay: Annotated[
-        float, typer.Option(min=0, max=1, help="Fraction of the steps over which the rate falls to 0")
-    ] = 0.0,
-    clip_weight: Annotated[float, typer.Option(min=0, help="Weight of the CLIP term")] = 1.0,
-    identity_weight: Annotated[
-        float | None, typer.Option(min=0, help="Weight of identity [default: 0.1, or 0 without --identity]")
+        float | None, typer.Option(min=0, max=1, help="Fraction of the steps over which the rate falls to 0")
     ] = None,
-    l2_weight: Annotated[float, typer.Option(min=0, help="Weight of the mean squared move")] = 0.8,
-    validate_every: Annotated[int, typer.Option(min=1, help="Steps between validations and stores")] = 2000,
+    clip_weight: Annotated[float | None, typer.Option(min=0, help="Weight of the CLIP term")] = None,
+    identity_weight: Annotated[
+        float | None, typer.Option(min=0, help="Weight of identity; 0 without --identity")
+    ] = None,
+    l2_weight: Annotated[float | None, typer.Option(min=0, help="Weight of the mean squared move")] = None,
+    validate_every: Annotated[
+        int | None, typer.Option(min=1, help="Steps between validations and stores")
+    ] = None,
     patience: Annotated[
         int | None, typer.Option(min=1, help="Validations without a gain before it ends")
     ] = None,
@@ -345,9 +359,10 @@ def train_mapper(
     from flows.train_mapper import train_mapper as flow
     from tasks.settings import MapperTraining
 
-    weight = identity_weight if identity_weight is not None else 0.1 if identity else 0.0
+    weight = 0.0 if identity_weight is None and not identity else identity_weight
     training = MapperTraining.model_validate({
-        "kind": kind, "levels": level or ("coarse", "medium", "fine"), "steps": steps, "seed": seed,
+        "preset": preset, "kind": kind, "levels": level or ("coarse", "medium", "fine"), "steps": steps,
+        "seed": seed,
         "batch_size": batch_size, "learning_rate": learning_rate, "decay": decay, "clip_weight": clip_weight,
         "identity_weight": weight, "l2_weight": l2_weight, "validate_every": validate_every,
         "patience": patience, "precision": precision, "latents": latents, "codes": codes,

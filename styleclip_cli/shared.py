@@ -34,7 +34,9 @@ Workers = Annotated[int, typer.Option(min=0, help="Shards at once; 0 for one per
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's log")]
 
 
-def chosen_models(generator: str, clip: str, encoder: str = "", identity: str = "") -> Models:
+def chosen_models(
+    generator: str, clip: str, encoder: str = "", identity: str = "", perceptual: str = ""
+) -> Models:
     """Return the networks to use: the embedded ones where no generator is given."""
     from tasks.settings import Models
 
@@ -43,10 +45,15 @@ def chosen_models(generator: str, clip: str, encoder: str = "", identity: str = 
             generator=str(data.GENERATOR),
             clip=clip or str(data.CLIP),
             encoder=encoder or str(data.ENCODER),
-            identity=identity or None,
+            identity=identity or str(data.IDENTITY),
+            perceptual=perceptual or None,
         )
     return Models(
-        generator=generator, clip=clip or "ViT-B/32", encoder=encoder or None, identity=identity or None
+        generator=generator,
+        clip=clip or "ViT-B/32",
+        encoder=encoder or None,
+        identity=identity or None,
+        perceptual=perceptual or None,
     )
 
 

@@ -13,11 +13,12 @@ from styleclip_core.models.checkpoints import load_generator, save_generator
 from styleclip_core.models.clip import load_clip
 from styleclip_core.models.encoder import load_encoder
 from styleclip_core.models.identity import load_identity
+from styleclip_core.models.lpips import load_perceptual
 from styleclip_core.models.mapper import load_mapper
 
 __version__ = "0.1.0"
 
 __all__ = [
     "__version__", "load_clip", "load_encoder", "load_generator", "load_identity", "load_mapper",
-    "save_generator",
+    "load_perceptual", "save_generator",
 ]  # fmt: skip

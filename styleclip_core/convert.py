@@ -22,9 +22,10 @@ from styleclip_core.models.checkpoints import export_rosinality, load_generator,
 from styleclip_core.models.clip import load_clip, save_clip
 from styleclip_core.models.encoder import load_encoder, save_encoder
 from styleclip_core.models.identity import load_identity, save_identity
+from styleclip_core.models.lpips import load_perceptual, save_perceptual
 from styleclip_core.models.mapper import load_mapper, save_mapper
 
-Kind = Literal["generator", "encoder", "identity", "clip", "mapper"]
+Kind = Literal["generator", "encoder", "identity", "clip", "mapper", "perceptual"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _MAPPER_NAMES = (
     "mapper.", "mapper_", "course_mapping.", "medium_mapping.", "fine_mapping.", "mapping.mapping.",
@@ -79,6 +80,8 @@ def identify(path: str | Path) -> Kind:
         return "encoder"
     if any(name.endswith("output_layer.3.weight") for name in names):
         return "identity"
+    if "features.0.weight" in names:
+        return "perceptual"
     known = dict.fromkeys(names)
     if "g_ema" in known or "synthesis.b4.const" in known or rosinality.looks_like_rosinality(known):
         return "generator"
@@ -146,7 +149,7 @@ def _sizes(network: Any) -> dict[str, object]:  # noqa: ANN401
 _FORMS: dict[Kind, tuple[Callable[..., Any], Callable[..., None], Callable[[Any], Mapping[str, object]]]] = {
     "generator": (load_generator, save_generator, lambda network: network.config.to_dict()),
     "encoder": (load_encoder, _save_encoder, _sizes),
-    "identity": (load_identity, save_identity, lambda network: {"embedding_dim": 512}),
+    "identity": (load_identity, save_identity, lambda network: {"embedding_dim": network.embedding_dim}),
     "clip": (
         load_clip,
         save_clip,
@@ -156,6 +159,7 @@ _FORMS: dict[Kind, tuple[Callable[..., Any], Callable[..., None], Callable[[Any]
         },
     ),
     "mapper": (load_mapper, save_mapper, _sizes),
+    "perceptual": (load_perceptual, save_perceptual, lambda network: {"variant": network.variant}),
 }
 
 

@@ -23,6 +23,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import safetensors
@@ -97,6 +98,15 @@ class MapperTrainingSettings:
             raise ValueError("clip_weight, identity_weight and l2_weight must not be negative")
         if self.kind == "levels" and (not self.levels or not set(self.levels) <= set(LEVELS)):
             raise ValueError(f"levels must be some of {', '.join(LEVELS)}; got {self.levels}")
+
+
+PRESETS: Mapping[str, MapperTrainingSettings] = MappingProxyType({
+    "published": MapperTrainingSettings(),
+    # for small generators and small CLIPs: minutes instead of hours, and no identity network needed
+    "small": MapperTrainingSettings(
+        steps=240, batch_size=8, learning_rate=0.2, decay=0.5, identity_weight=0.0, validate_every=60
+    ),
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

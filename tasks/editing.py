@@ -46,7 +46,8 @@ _SETTINGS = [
     ("beta", pa.float64()), ("top_k", pa.int32()), ("strength", pa.float64()), ("channels", pa.int32()),
     ("layers", pa.string()), ("settings", pa.string()),
 ]  # fmt: skip
-_SCORES = [(name, pa.float32()) for name in ("clip_before", "clip_after", "directional", "identity")]
+SCORES = ("clip_before", "clip_after", "directional", "identity", "lpips")
+_SCORES = [(name, pa.float32()) for name in SCORES]
 STEP_TYPE = pa.struct([*_SETTINGS, *_SCORES, ("latents", pa.string()), ("video", pa.string())])
 MANIFEST_FIELDS = [
     ("image_key", pa.string()), ("edit", pa.string()), *_SETTINGS, ("output_key", pa.string()),
@@ -89,8 +90,8 @@ def plan(out: str, workspace: str, prepared: PreparedEdit, inversion: InversionP
     """Return where the rows and images of an edit lie; nothing is computed."""
     parameters = {**prepared.variant.parameters(), "out": out}
     inputs = {"direction": prepared.fingerprint, "latents": inversion.fingerprint}
-    if inversion.hashes.identity:
-        inputs["identity"] = inversion.hashes.identity
+    judges = {"identity": inversion.hashes.identity, "perceptual": inversion.hashes.perceptual}
+    inputs |= {name: hash_ for name, hash_ in judges.items() if hash_}
     print_ = fingerprint(STEP, VERSION, parameters, inputs)
     return EditPlan(
         out=out,

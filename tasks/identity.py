@@ -19,6 +19,7 @@ class ModelHashes(BaseModel):
     clip: str = ""
     encoder: str = ""
     identity: str = ""
+    perceptual: str = ""
 
 
 @task(name="identify-models", cache_policy=PER_RUN, persist_result=True)
@@ -30,4 +31,5 @@ def identify_models(chosen: Models, device: str, *, with_clip: bool) -> ModelHas
         clip=models.clip(chosen.clip, device).fingerprint if with_clip else "",
         encoder=encoder,
         identity=models.identity(chosen.identity, device).fingerprint if chosen.identity else "",
+        perceptual=models.perceptual(chosen.perceptual, device).fingerprint if chosen.perceptual else "",
     )

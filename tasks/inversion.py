@@ -18,7 +18,7 @@ from torch import Tensor
 import styleclip_core
 from styleclip_core.errors import CheckpointError, LayoutMismatchError, StyleCLIPError
 from styleclip_core.images import decode_image, encode_png, fit, psnr
-from styleclip_core.inversion import refine
+from styleclip_core.inversion import PerceptualLoss, refine
 from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.pivotal import tune
 from styleclip_core.tuned import AnyGenerator, TunedGenerator, Tuning
@@ -70,8 +70,7 @@ def plan(
 ) -> InversionPlan:
     """Return where the latents of these settings lie; nothing is computed."""
     parameters = {"photos": photos, **settings.parameters()}
-    inputs = {"generator": hashes.generator, "encoder": hashes.encoder}
-    print_ = fingerprint(STEP, VERSION, parameters, inputs)
+    print_ = fingerprint(STEP, VERSION, parameters, _inputs(hashes))
     return InversionPlan(
         photos=photos,
         folder=artifact_uri(workspace, "latents", print_),
@@ -80,6 +79,12 @@ def plan(
         hashes=hashes,
         settings=settings,
     )
+
+
+def _inputs(hashes: ModelHashes) -> dict[str, str]:
+    """Return the networks behind latents; those that only some runs have count only there."""
+    others = {"identity": hashes.identity, "perceptual": hashes.perceptual}
+    return {"generator": hashes.generator, "encoder": hashes.encoder} | {k: v for k, v in others.items() if v}
 
 
 @task(
@@ -163,13 +168,19 @@ def _invert_batch(
     generator = models.generator(planned.models.generator, device)
     target = torch.stack([photo.image for photo in batch]).to(device)
     start = _first_guess(planned, generator, target, device)
-    *_, end = refine(generator, target, start, planned.settings.settings())
-    tunings = _tune(planned, generator, target, end.w_plus)
+    chosen = planned.models
+    perceptual = models.perceptual(chosen.perceptual, device).distance if chosen.perceptual else None
+    *_, end = refine(generator, target, start, planned.settings.settings(), perceptual=perceptual)
+    tunings = _tune(planned, generator, target, end.w_plus, perceptual)
     tuned = with_tunings(generator, tunings)
     with torch.no_grad():
         image = tuned.synthesize(tuned.styles(end.w_plus))
         quality = psnr(image, target)
-        mse = (image.clamp(-1, 1) - target).square().mean(dim=(1, 2, 3))
+        scores = {
+            "mse": (image.clamp(-1, 1) - target).square().mean(dim=(1, 2, 3)),
+            "psnr": quality,
+            **_likeness(chosen, image.clamp(-1, 1), target, device),
+        }
     rows = []
     contents = [tuning.to_bytes() if tuning else b"" for tuning in tunings]
     for index, photo in enumerate(batch):
@@ -185,12 +196,22 @@ def _invert_batch(
             row |= {"tuning": planned.tuning_key(photo.key), "tuning_bytes": len(contents[index])}
         row |= {
             "w_plus": end.w_plus[index].flatten().cpu().numpy(),
-            "mse": mse[index].item(),
-            "psnr": quality[index].item(),
             "method": _method(planned),
+            **{name: score[index].item() for name, score in scores.items()},
         }
         rows.append(row | success())
     return zip(rows, image.cpu(), contents, strict=True)
+
+
+def _likeness(chosen: Models, image: Tensor, target: Tensor, device: str) -> dict[str, Tensor]:
+    """Return LPIPS and identity similarity of inversions, ``[B]`` each, where there are networks for them."""
+    scores = {}
+    if chosen.perceptual:
+        scores["lpips"] = models.perceptual(chosen.perceptual, device).distance(image, target)
+    if chosen.identity:
+        network = models.identity(chosen.identity, device)
+        scores["identity"] = (network.embed(image) * network.embed(target)).sum(dim=1)
+    return scores
 
 
 @torch.no_grad()
@@ -201,12 +222,17 @@ def _first_guess(planned: InversionPlan, generator: Generator, target: Tensor, d
 
 
 def _tune(
-    planned: InversionPlan, generator: Generator, target: Tensor, w_plus: Tensor
+    planned: InversionPlan,
+    generator: Generator,
+    target: Tensor,
+    w_plus: Tensor,
+    perceptual: PerceptualLoss | None,
 ) -> list[Tuning | None]:
     """Return what makes the generator draw each photograph; None for all if that is not wanted."""
     if not planned.settings.pivotal:
         return [None] * len(target)
-    *_, end = tune(generator, target, w_plus, planned.settings.pivotal.settings())
+    settings = planned.settings.pivotal.settings()
+    *_, end = tune(generator, target, w_plus, settings, perceptual=perceptual)
     return [end.tuning(index) for index in range(len(target))]
 
 
@@ -279,7 +305,7 @@ def provenance(planned: InversionPlan) -> Provenance:
         step=STEP,
         version=VERSION,
         parameters={"photos": planned.photos, **planned.settings.parameters()},
-        inputs={"generator": planned.hashes.generator, "encoder": planned.hashes.encoder},
+        inputs=_inputs(planned.hashes),
         generator=planned.hashes.generator,
         clip="",
         code_version=styleclip_core.__version__,

@@ -85,9 +85,9 @@ class MapperRef(BaseModel):
 
 def plan(target: str, workspace: str, chosen: Models, hashes: ModelHashes, settings: Settings) -> MapperPlan:
     """Return where the mapper of a prompt and these settings lies; nothing is computed."""
-    parameters = {"target": target, **settings.model_dump(mode="json")}
+    parameters = {"target": target, **settings.parameters()}
     inputs = {"generator": hashes.generator, "clip": hashes.clip}
-    if settings.identity_weight > 0:
+    if settings.settings().identity_weight > 0:
         inputs["identity"] = hashes.identity
     print_ = fingerprint(STEP, VERSION, parameters, inputs)
     return MapperPlan(
@@ -130,7 +130,7 @@ def train_mapper(planned: MapperPlan, device: str) -> MapperRef:
 
 
 def _train(planned: MapperPlan, training: MapperTraining) -> None:
-    total = planned.settings.steps
+    total = planned.settings.settings().steps
     artifact: UUID = create_progress_artifact(  # type: ignore[assignment]
         progress=100.0 * training.step / total, key="train-mapper", description=planned.target
     )
@@ -163,7 +163,7 @@ def _training(planned: MapperPlan, device: str) -> MapperTraining:
         codes[-settings.validation :],
         settings.settings(),
         embed_identity=models.identity(chosen.identity, device).embed
-        if chosen.identity and settings.identity_weight > 0
+        if chosen.identity and settings.settings().identity_weight > 0
         else None,
     )
 
@@ -220,7 +220,7 @@ def _provenance(planned: MapperPlan) -> Provenance:
     return Provenance(
         kind="mapper", fingerprint=planned.fingerprint, step=STEP, version=VERSION,
         parameters={
-            "target": planned.target, **planned.settings.model_dump(mode="json"),
+            "target": planned.target, **planned.settings.parameters(),
             "strength_unit": STRENGTH_UNIT,
         },
         inputs={"generator": hashes.generator, "clip": hashes.clip, "identity": hashes.identity},

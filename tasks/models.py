@@ -16,11 +16,19 @@ from typing import TypeVar
 
 import torch
 
-from styleclip_core import load_clip, load_encoder, load_generator, load_identity, load_mapper
+from styleclip_core import (
+    load_clip,
+    load_encoder,
+    load_generator,
+    load_identity,
+    load_mapper,
+    load_perceptual,
+)
 from styleclip_core.errors import CheckpointError
 from styleclip_core.models.clip import ClipModel
 from styleclip_core.models.encoder import Encoder
-from styleclip_core.models.identity import IdentityNetwork
+from styleclip_core.models.identity import CompactIdentity, IdentityNetwork
+from styleclip_core.models.lpips import PerceptualDistance
 from styleclip_core.models.mapper import Mapper
 from styleclip_core.models.mtcnn import DetectionSettings, Mtcnn, load_face_detector
 from styleclip_core.models.psp import PspEncoder
@@ -65,9 +73,14 @@ def encoder(uri: str, device: str) -> Encoder | PspEncoder:
     return _cached("encoder", uri, device, lambda: load_encoder(local_weights(uri), device=device))
 
 
-def identity(uri: str, device: str) -> IdentityNetwork:
+def identity(uri: str, device: str) -> IdentityNetwork | CompactIdentity:
     """Return the identity network at ``uri``."""
     return _cached("identity", uri, device, lambda: load_identity(local_weights(uri), device=device))
+
+
+def perceptual(uri: str, device: str) -> PerceptualDistance:
+    """Return the perceptual distance at ``uri``."""
+    return _cached("perceptual", uri, device, lambda: load_perceptual(local_weights(uri), device=device))
 
 
 def mapper(uri: str, device: str) -> Mapper:

@@ -21,7 +21,7 @@ from styleclip_core.images import decode_image
 from tasks.artifacts import Provenance, fingerprint, is_complete, read_table, write_table
 from tasks.caching import PER_RUN
 from tasks.directions import ALPHA_UNIT
-from tasks.editing import MANIFEST_SCHEMA, TIMING_SCHEMA, EditPlan
+from tasks.editing import MANIFEST_SCHEMA, SCORES, TIMING_SCHEMA, EditPlan
 from tasks.images import ImageIndex
 from tasks.outcomes import OK
 from tasks.storage import join, read_bytes, write_bytes_atomic
@@ -201,7 +201,7 @@ def _edit_rows(batch: _Batch) -> list[dict[str, object]]:
             "layers": "; ".join(", ".join(step.layers) for step in plan.prepared.steps),
             "done": len(mine),
             "images": plan.images,
-            **{name: mine[name].mean() for name in ("clip_before", "clip_after", "directional", "identity")},
+            **{name: mine[name].mean() for name in SCORES},
         })  # fmt: skip
     return rows
 

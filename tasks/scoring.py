@@ -25,10 +25,12 @@ class Seen:
     Attributes:
         clip: Unit CLIP embeddings, ``[B, D]``.
         identity: Unit identity embeddings, ``[B, E]``, if there is a network.
+        image: The images themselves, ``[B, 3, H, V]``, if there is a perceptual network to compare them.
     """
 
     clip: Tensor
     identity: Tensor | None
+    image: Tensor | None
 
 
 class Judge:
@@ -38,11 +40,12 @@ class Judge:
         self._clip_name, self._device = chosen.clip, device
         self._clip = models.clip(chosen.clip, device)
         self._identity = models.identity(chosen.identity, device) if chosen.identity else None
+        self._perceptual = models.perceptual(chosen.perceptual, device) if chosen.perceptual else None
 
     def see(self, image: Tensor) -> Seen:
         """Embed images ``[B, 3, H, V]`` in -1..1."""
         identity = self._identity.embed(image) if self._identity else None
-        return Seen(self._clip.embed_whole(image), identity)
+        return Seen(self._clip.embed_whole(image), identity, image if self._perceptual else None)
 
     def score(self, steps: tuple[StepVariant, ...], before: Seen, after: Seen) -> dict[str, Tensor]:
         """Return the scores of an edit of these steps, ``[B]`` each.
@@ -61,4 +64,6 @@ class Judge:
         }
         if before.identity is not None and after.identity is not None:
             scores["identity"] = (before.identity * after.identity).sum(dim=1)
+        if self._perceptual and before.image is not None and after.image is not None:
+            scores["lpips"] = self._perceptual.distance(after.image.clamp(-1, 1), before.image.clamp(-1, 1))
         return scores

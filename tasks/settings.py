@@ -5,7 +5,7 @@ Each model becomes a form in Prefect's UI. Units and ranges are in the field des
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from styleclip_core.errors import StyleCLIPError
 from styleclip_core.inversion import RefinementSettings
 from styleclip_core.mapper_training import LEVELS, Level, MapperTrainingSettings
+from styleclip_core.mapper_training import PRESETS as MAPPER_PRESETS
 from styleclip_core.optimization import PRESETS, OptimizationSettings
 from styleclip_core.pivotal import PivotalSettings
 from styleclip_core.relevance import RelevanceSettings
@@ -53,6 +54,10 @@ class Models(Settings):
     )
     identity: str | None = Field(
         None, description="URI of the identity network (model_ir_se50.pth); none scores no identity"
+    )
+    perceptual: str | None = Field(
+        None,
+        description="URI of AlexNet's or VGG16's published weights, for LPIPS; none measures no LPIPS",
     )
 
 
@@ -249,22 +254,31 @@ class Optimization(Settings):
 
 
 class MapperTraining(Settings):
-    """How a latent mapper is trained; weights, rate and batch are the published ones."""
+    """How a latent mapper is trained; what is left out comes from the preset."""
 
+    preset: Literal["published", "small"] = Field(
+        "published", description="Named defaults: published, or small for small generators"
+    )
     kind: Literal["levels", "single", "style", "style-full"] = Field(
         "levels", description="Networks: one per level of W+, one for all rows, or one per style layer"
     )
     levels: tuple[Level, ...] = Field(
         LEVELS, description="For levels: those that move, of coarse, medium, fine"
     )
-    steps: int = Field(50_000, ge=1, description="Optimizer steps, at most")
-    batch_size: int = Field(2, ge=1, description="Codes per step")
-    learning_rate: float = Field(0.5, gt=0, description="RAdam's rate; the effective one is a hundredth")
-    decay: float = Field(0.0, ge=0, le=1, description="Fraction of the steps over which the rate falls to 0")
-    clip_weight: float = Field(1.0, ge=0, description="Weight of the CLIP term")
-    identity_weight: float = Field(0.1, ge=0, description="Weight of the identity term")
-    l2_weight: float = Field(0.8, ge=0, description="Weight of the mean squared move")
-    validate_every: int = Field(2000, ge=1, description="Steps between validations, which also store all")
+    steps: int | None = Field(None, ge=1, description="Optimizer steps, at most")
+    batch_size: int | None = Field(None, ge=1, description="Codes per step")
+    learning_rate: float | None = Field(
+        None, gt=0, description="RAdam's rate; the effective one is a hundredth"
+    )
+    decay: float | None = Field(
+        None, ge=0, le=1, description="Fraction of the steps over which the rate falls to 0"
+    )
+    clip_weight: float | None = Field(None, ge=0, description="Weight of the CLIP term")
+    identity_weight: float | None = Field(None, ge=0, description="Weight of the identity term")
+    l2_weight: float | None = Field(None, ge=0, description="Weight of the mean squared move")
+    validate_every: int | None = Field(
+        None, ge=1, description="Steps between validations, which also store all"
+    )
     patience: int | None = Field(None, ge=1, description="Validations without a gain before it ends")
     seed: int = Field(0, ge=0, description="Seed of first weights, order and sampled codes")
     precision: Literal["float32", "bfloat16"] = Field(
@@ -278,8 +292,14 @@ class MapperTraining(Settings):
 
     def settings(self) -> MapperTrainingSettings:
         """Return what the core needs of this."""
-        ours = {"templates", "latents", "codes", "truncation_psi", "validation"}
-        return MapperTrainingSettings(**self.model_dump(exclude=ours))
+        ours = {"preset", "templates", "latents", "codes", "truncation_psi", "validation"}
+        return replace(MAPPER_PRESETS[self.preset], **self.model_dump(exclude=ours, exclude_none=True))
+
+    def parameters(self) -> dict[str, Any]:
+        """Return all that decides a mapper, with the preset filled in: equal settings, equal parameters."""
+        resolved = asdict(self.settings())
+        given = self.model_dump(mode="json", exclude={"preset"})
+        return {name: resolved.get(name) if value is None else value for name, value in given.items()}
 
 
 class FaceSource(Settings):

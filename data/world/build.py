@@ -5,7 +5,7 @@ networks this small), and every stage resumes where it was stopped:
 
     CLIP           |  generator, structure
     regressor      |  generator, detail (needs CLIP)
-    encoder (needs the generator)
+    identity       |  encoder (needs the generator)
     photographs
 """
 
@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 import data
-from data.world import photographs, regressor, train_clip, train_encoder, train_generator
+from data.world import photographs, regressor, train_clip, train_encoder, train_generator, train_identity
 from data.world.dataset import RenderedPortraits
 from styleclip_core import load_generator, save_generator
 
@@ -62,6 +62,12 @@ def build_encoder(build: Path) -> None:
         train_encoder.train(build, load_generator(build / "generator.safetensors"))
 
 
+def build_identity(build: Path) -> None:
+    """Train the identity network."""
+    if not (build / "identity.safetensors").exists():
+        train_identity.train(build)
+
+
 def _stage(work: Callable[[Path], None], build: Path) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     torch.set_num_threads(1)
@@ -83,7 +89,7 @@ def _side_by_side(build: Path, *stages: Callable[[Path], None]) -> None:
 def install(build: Path) -> None:
     """Copy the finished models into the package and write the photographs."""
     data.WEIGHTS.mkdir(parents=True, exist_ok=True)
-    for target in (data.GENERATOR, data.CLIP, data.ENCODER, data.REGRESSOR):
+    for target in (data.GENERATOR, data.CLIP, data.ENCODER, data.REGRESSOR, data.IDENTITY):
         shutil.copy(build / target.name, target)
     factors = photographs.held_out_factors(photographs.PHOTOGRAPH_SEED, photographs.COUNT)
     photographs.write_photographs(data.PHOTOGRAPHS, factors)
@@ -101,7 +107,7 @@ def main() -> None:
     RenderedPortraits.prepare(build)
     _side_by_side(build, build_clip, build_structure)
     _side_by_side(build, build_generator, build_regressor)
-    _side_by_side(build, build_encoder)
+    _side_by_side(build, build_identity, build_encoder)
     install(build)
     logger.info(
         "models in %s after %.0f s; measure them with `make world-quality`",

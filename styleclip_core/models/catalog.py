@@ -18,7 +18,9 @@ from typing import Any
 
 from styleclip_core.errors import UnknownModelError
 
-KINDS = ("generator", "clip", "encoder", "identity", "mapper", "relevance", "statistics", "latents")
+KINDS = (
+    "generator", "clip", "encoder", "identity", "perceptual", "mapper", "relevance", "statistics", "latents",
+)  # fmt: skip
 ORIGINS = {
     "publisher": "stated by the publisher",
     "agreement": "not stated by the publisher; two unrelated projects recorded the same",

@@ -229,7 +229,9 @@ def test_every_kind_of_weights_converts_to_safetensors(run, network_files, tmp_p
     with pytest.raises(CheckpointError, match=r"the target of a conversion ends in \.safetensors"):
         run("convert", tmp_path / "m.pt", tmp_path / "m.pkl")
     torch.save({"x": 1}, tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match="holds none of generator, encoder, identity, clip, mapper"):
+    with pytest.raises(
+        CheckpointError, match="holds none of generator, encoder, identity, clip, mapper, perceptual"
+    ):
         run("convert", tmp_path / "x.pt", tmp_path / "x.safetensors")
 
 

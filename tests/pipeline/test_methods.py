@@ -338,3 +338,20 @@ def test_presets_and_overrides():
     trained = MapperTraining().settings()
     assert (trained.learning_rate, trained.strength, trained.l2_weight) == (0.5, 0.1, 0.8)
     assert Edit(target="x", method="optimization").variants()[0].label == "x_o300"
+    small = MapperTraining(preset="small", batch_size=3).settings()
+    assert (small.batch_size, small.identity_weight) == (3, 0)
+    assert small.steps < 1000
+
+
+def test_a_preset_and_its_values_written_out_are_one_training():
+    given = MapperTraining(steps=9, learning_rate=0.3)
+    assert given.parameters() == {
+        "kind": "levels", "levels": ["coarse", "medium", "fine"], "steps": 9, "batch_size": 2,
+        "learning_rate": 0.3, "decay": 0.0, "clip_weight": 1.0, "identity_weight": 0.1, "l2_weight": 0.8,
+        "validate_every": 2000, "patience": None, "seed": 0, "precision": "float32", "templates": "none",
+        "latents": "", "codes": 5000, "truncation_psi": 0.7, "validation": 100,
+    }  # fmt: skip
+    small = MapperTraining(preset="small", seed=4)
+    spelled = small.parameters()
+    assert MapperTraining.model_validate(spelled).parameters() == spelled
+    assert MapperTraining.model_validate(small.model_dump(mode="json")).settings() == small.settings()

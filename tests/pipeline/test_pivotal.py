@@ -99,11 +99,11 @@ def test_a_tuning_that_diverges_is_a_row_and_a_rerun_does_that_image_alone(
 ):
     real, tuned = inversion_task._tune, []
 
-    def break_one(planned, generator, target, w_plus):
+    def break_one(planned, generator, target, w_plus, perceptual):
         tuned.append(len(target))
         broken = target.clone()
         broken[0, 0, 0, 0] = torch.nan
-        return real(planned, generator, broken, w_plus)
+        return real(planned, generator, broken, w_plus, perceptual)
 
     monkeypatch.setattr(inversion_task, "_tune", break_one)
     first = invert(models, photos, tmp_path)

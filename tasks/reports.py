@@ -26,7 +26,8 @@ from tasks.images import ImageIndex
 from tasks.outcomes import OK
 from tasks.storage import join, read_bytes, write_bytes_atomic
 
-STEP, VERSION = "report", "2"
+STEP, VERSION = "report", "3"
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _ROWS, _COLUMNS, _TILE, _MARGIN, _HEADER = 8, 12, 128, 4, 40
 _PAGES = jinja2.Environment(loader=jinja2.PackageLoader("tasks"), autoescape=True)
 
@@ -123,7 +124,8 @@ def contact_sheet(plans: list[EditPlan], manifest: pd.DataFrame) -> Image.Image:
     sheet = Image.new("RGB", (len(titles) * step + _MARGIN, _HEADER + len(keys) * step + _MARGIN), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
     for column, title in enumerate(titles):
-        pen.multiline_text((_MARGIN + column * step, 5), title, fill="black", font=font, spacing=2)
+        lines = [_cut(line, font) for line in title.split("\n")]
+        pen.multiline_text((_MARGIN + column * step, 5), "\n".join(lines), fill="black", font=font, spacing=2)
     for row, key in enumerate(keys):
         inversion = plans[0].inversion
         uris = [join(inversion.photos, key), inversion.reconstruction_uri(key)]
@@ -148,7 +150,16 @@ def _tile(sheet: Image.Image, uri: str, place: tuple[int, int], *, whole: bool) 
 
 def _title(plan: EditPlan) -> str:
     variant = plan.prepared.variant
-    return f"{variant.name[:18]}\n{variant.summary}"
+    return f"{variant.name}\n{variant.summary}"
+
+
+def _cut(line: str, font: Font) -> str:
+    """Return as much of a line as fits over a tile."""
+    if font.getlength(line) <= _TILE:
+        return line
+    while line and font.getlength(f"{line}...") > _TILE:
+        line = line[:-1]
+    return f"{line}..."
 
 
 def _collect(plans: list[EditPlan], index: ImageIndex) -> _Batch:

@@ -265,15 +265,18 @@ def reference_optimization(
     text: Tensor,
     settings: OptimizationSettings,
 ) -> StyleCode:
-    """Optimize one code ``[1, L, W]`` towards a prompt ``[D]``, step by step, in W+ or in S without toRGB."""
+    """Optimize one code ``[1, L, W]`` towards a prompt ``[D]``, step by step, in W+ or in S without toRGB.
+
+    The result is the code of the last image that was drawn; the update that follows it is not used.
+    """
     source = generator.styles(w_source)
     in_s = settings.space == "s"
     fixed = {layer.name for layer in generator.layout.layers if layer.is_torgb}
     latent = w_source.detach().clone().requires_grad_(True)
     styles = {name: source[name].clone().requires_grad_(name not in fixed) for name in source}
     moving = [style for style in styles.values() if style.requires_grad] if in_s else [latent]
-    optimizer = torch.optim.Adam(moving, lr=settings.learning_rate)
-    for step in range(settings.steps):
+    optimizer = torch.optim.Adam(moving, lr=settings.learning_rate, eps=settings.epsilon)
+    for step in range(settings.steps - 1):
         rate = settings.learning_rate * learning_rate_factor(step, settings.steps)
         optimizer.param_groups[0]["lr"] = rate
         codes = StyleCode(generator.layout, styles) if in_s else generator.styles(latent)

@@ -4,7 +4,8 @@
 
 Twelve prompts, 96 photographs; a row per method and a row for the reference's loop on the same models.
 The loops are written as the published scripts work: one image at a time, mutated in place, no batches,
-no stops. They are slow, so they edit a few of the photographs. Moves are read by the factor regressor, in
+no stops. They are slow, so they edit a few of the photographs. Alpha and beta of either table are chosen on
+other portraits, the mappers' strength is the published 0.1. Moves are read by the factor regressor, in
 standard deviations of the factor; *identity* is the similarity of the edited portrait to the inverted
 one. Time is that of the process, one thread. Whatever is done lies under ``--out``, a file per method and
 prompt, and a later call goes on from there.
@@ -124,6 +125,7 @@ class World:
         self.w_plus = self._invert("photographs", factors[: sizes.photographs])
 
     def _invert(self, name: str, factors: Tensor) -> Tensor:
+        @torch.enable_grad()
         def invert() -> dict[str, Tensor]:
             found = []
             for target in render(factors).split(16):
@@ -502,7 +504,8 @@ def summary(tables: list[pa.Table]) -> list[str]:
     for column in ("target", "others", "identity"):
         each = [torch.tensor(table[column].to_pylist()) for table in tables]
         mean = sum(values.mean().item() for values in each) / len(each)
-        variance = sum(values.var().item() / len(values) for values in each) / len(each) ** 2
+        errors = [values.var().item() / len(values) if len(values) > 1 else math.nan for values in each]
+        variance = sum(errors) / len(each) ** 2
         cells.append(f"{mean:.3f} ± {math.sqrt(variance):.3f}")
     for column in ("seconds", "prepared"):
         cells.append(f"{sum(table[column][0].as_py() for table in tables) / len(tables):.3g}")

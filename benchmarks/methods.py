@@ -4,7 +4,8 @@
 
 Twelve prompts, 96 photographs; a row per method and a row for the reference's loop on the same models.
 The loops are written as the published scripts work: one image at a time, mutated in place, no batches,
-no stops. They are slow, so they edit a few of the photographs. Moves are read by the factor regressor, in
+no stops. They are slow, so they edit a few of the photographs. Alpha and beta of either table are chosen on
+other portraits, the mappers' strength is the published 0.1. Moves are read by the factor regressor, in
 standard deviations of the factor; *identity* is the similarity of the edited portrait to the inverted
 one. Time is that of the process, one thread. Whatever is done lies under ``--out``, a file per method and
 prompt, and a later call goes on from there.
@@ -125,6 +126,7 @@ class World:
         self.w_plus = self._invert("photographs", factors[: sizes.photographs])
 
     def _invert(self, name: str, factors: Tensor) -> Tensor:
+        @torch.enable_grad()
         def invert() -> dict[str, Tensor]:
             found = []
             for target in render(factors).split(16):
@@ -266,15 +268,18 @@ def reference_optimization(
     text: Tensor,
     settings: OptimizationSettings,
 ) -> StyleCode:
-    """Optimize one code ``[1, L, W]`` towards a prompt ``[D]``, step by step, in W+ or in S without toRGB."""
+    """Optimize one code ``[1, L, W]`` towards a prompt ``[D]``, step by step, in W+ or in S without toRGB.
+
+    The result is the code of the last image that was drawn; the update that follows it is not used.
+    """
     source = generator.styles(w_source)
     in_s = settings.space == "s"
     fixed = {layer.name for layer in generator.layout.layers if layer.is_torgb}
     latent = w_source.detach().clone().requires_grad_(True)
     styles = {name: source[name].clone().requires_grad_(name not in fixed) for name in source}
     moving = [style for style in styles.values() if style.requires_grad] if in_s else [latent]
-    optimizer = torch.optim.Adam(moving, lr=settings.learning_rate)
-    for step in range(settings.steps):
+    optimizer = torch.optim.Adam(moving, lr=settings.learning_rate, eps=settings.epsilon)
+    for step in range(settings.steps - 1):
         rate = settings.learning_rate * learning_rate_factor(step, settings.steps)
         optimizer.param_groups[0]["lr"] = rate
         codes = StyleCode(generator.layout, styles) if in_s else generator.styles(latent)
@@ -501,7 +506,8 @@ def summary(tables: list[pa.Table]) -> list[str]:
     for column in ("target", "others", "identity"):
         each = [torch.tensor(table[column].to_pylist()) for table in tables]
         mean = sum(values.mean().item() for values in each) / len(each)
-        variance = sum(values.var().item() / len(values) for values in each) / len(each) ** 2
+        errors = [values.var().item() / len(values) if len(values) > 1 else math.nan for values in each]
+        variance = sum(errors) / len(each) ** 2
         cells.append(f"{mean:.3f} ± {math.sqrt(variance):.3f}")
     for column in ("seconds", "prepared"):
         cells.append(f"{sum(table[column][0].as_py() for table in tables) / len(tables):.3g}")

@@ -323,7 +323,7 @@ def train_mapper(
     codes: Annotated[int, typer.Option(min=2, help="Codes to sample, if there are no latents")] = 5000,
     validation: Annotated[int, typer.Option(min=1, help="Of the codes, those kept for validation")] = 100,
     psi: Psi = 0.7,
-    kind: Annotated[str, typer.Option(help="levels, single, style or style-full")] = "levels",
+    kind: Annotated[str | None, typer.Option(help="levels, single, style or style-full")] = None,
     level: Annotated[
         list[str] | None,
         typer.Option(help="For levels: coarse, medium, fine; may be repeated [default: all]"),

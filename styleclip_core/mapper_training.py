@@ -102,9 +102,12 @@ class MapperTrainingSettings:
 
 PRESETS: Mapping[str, MapperTrainingSettings] = MappingProxyType({
     "published": MapperTrainingSettings(),
-    # for small generators and small CLIPs: minutes instead of hours, and no identity network needed
+    # for small generators and small CLIPs: minutes instead of hours, and no identity network needed. A
+    # mapper begins with a random step and weights stored a hundredfold, which takes a high rate to leave
+    # in few steps; in style space that first step changes less that the prompt does not name
     "small": MapperTrainingSettings(
-        steps=240, batch_size=8, learning_rate=0.2, decay=0.5, identity_weight=0.0, validate_every=60
+        kind="style", steps=240, batch_size=8, learning_rate=30.0, decay=0.5, identity_weight=0.0,
+        validate_every=60,
     ),
 })  # fmt: skip
 

@@ -259,8 +259,8 @@ class MapperTraining(Settings):
     preset: Literal["published", "small"] = Field(
         "published", description="Named defaults: published, or small for small generators"
     )
-    kind: Literal["levels", "single", "style", "style-full"] = Field(
-        "levels", description="Networks: one per level of W+, one for all rows, or one per style layer"
+    kind: Literal["levels", "single", "style", "style-full"] | None = Field(
+        None, description="Networks: one per level of W+, one for all rows, or one per style layer"
     )
     levels: tuple[Level, ...] = Field(
         LEVELS, description="For levels: those that move, of coarse, medium, fine"

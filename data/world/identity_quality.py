@@ -86,24 +86,26 @@ def verify(
     same = (first * second).sum(dim=1)
     different = (first * second.roll(1, 0)).sum(dim=1)
     half = people // 2
-    threshold = _best_threshold(same[:half], different[:half])
+    threshold = best_threshold(same[:half], different[:half])
     right = torch.cat([same[half:] >= threshold, different[half:] < threshold])
     return Verification(
         (same[:, None] > different).double().mean().item(),
-        _equal_error_rate(same, different),
+        equal_error_rate(same, different),
         right.double().mean().item(),
         (same.mean().item(), same.std().item()),
         (different.mean().item(), different.std().item()),
     )
 
 
-def _best_threshold(same: Tensor, different: Tensor) -> Tensor:
+def best_threshold(same: Tensor, different: Tensor) -> Tensor:
+    """Return the cosine that gives most right answers: ``same`` at or above it, ``different`` below."""
     candidates = torch.cat([same, different]).sort().values
     right = (same >= candidates[:, None]).sum(dim=1) + (different < candidates[:, None]).sum(dim=1)
     return candidates[right.argmax()]
 
 
-def _equal_error_rate(same: Tensor, different: Tensor) -> float:
+def equal_error_rate(same: Tensor, different: Tensor) -> float:
+    """Return the rate of errors at the cosine where both kinds of pairs have it most nearly in common."""
     candidates = torch.cat([same, different]).sort().values
     missed = (same < candidates[:, None]).double().mean(dim=1)
     passed = (different >= candidates[:, None]).double().mean(dim=1)

@@ -26,14 +26,17 @@ from torch import Tensor
 import data
 from data.world import photographs
 from data.world.captions import ATTRIBUTES, HELD_OUT_TEMPLATES, truths
+from data.world.identity_quality import generated_by, sensitivity, verify
 from data.world.regressor import FactorRegressor, explained_variance, load_regressor
 from data.world.renderer import FACTORS, INDEX, factors_of, hair_mask, render, strengths, visible
+from data.world.train_identity import IDENTITY
 from data.world.training import draw
-from styleclip_core import load_clip, load_encoder, load_generator
+from styleclip_core import load_clip, load_encoder, load_generator, load_identity
 from styleclip_core.editing import ChannelSelection, StyleDirection, style_direction
 from styleclip_core.errors import NoRelevantChannelError
 from styleclip_core.images import psnr
 from styleclip_core.models.clip import ClipModel
+from styleclip_core.models.identity import CompactIdentity, IdentityNetwork
 from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.prompts import text_direction
 from styleclip_core.relevance import RelevanceTable
@@ -334,6 +337,25 @@ def report_models(
     ])  # fmt: skip
 
 
+def report_identity(
+    console: Console, network: IdentityNetwork | CompactIdentity, generator: Generator
+) -> None:
+    """Print whether the identity network knows people again, and what its similarity reacts to."""
+    for name, portray in (("renders", render), ("G(z)", generated_by(generator, draw(SEED, 2)))):
+        score = verify(network, portray=portray)
+        console.print(
+            f"identity, {name}: AUC {score.auc:.4f}, EER {score.equal_error_rate:.3f}, accuracy "
+            f"{score.accuracy:.3f}, cosine of one person {score.same[0]:.3f} ± {score.same[1]:.3f}, of two "
+            f"{score.different[0]:.3f} ± {score.different[1]:.3f}"
+        )
+    cosine = sensitivity(network)
+    title = "identity: mean cosine after one factor alone is drawn anew"
+    _print(console, title, ("factor", "kind", "cosine"), [
+        (name, "shape" if name in IDENTITY else "nuisance", f"{cosine[name]:.3f}")
+        for name in sorted(FACTORS, key=lambda name: cosine[name])
+    ])  # fmt: skip
+
+
 def report_edits(console: Console, bench: Bench, validation: Portraits, test: Portraits) -> list[EditScore]:
     """Print what the edits do."""
     scores = measure_edits(bench, validation, test)
@@ -427,6 +449,7 @@ def main() -> None:
     clip = load_clip(settings.weights / "clip.pt")
     regressor = load_regressor(settings.weights / "regressor.safetensors")
     report_models(console, generator, clip, regressor)
+    report_identity(console, load_identity(settings.weights / "identity.safetensors"), generator)
 
     from tasks.identity import ModelHashes
     from tasks.relevance import read_relevance

@@ -339,7 +339,7 @@ def test_presets_and_overrides():
     assert (trained.learning_rate, trained.strength, trained.l2_weight) == (0.5, 0.1, 0.8)
     assert Edit(target="x", method="optimization").variants()[0].label == "x_o300"
     small = MapperTraining(preset="small", batch_size=3).settings()
-    assert (small.batch_size, small.identity_weight) == (3, 0)
+    assert (small.kind, small.batch_size, small.identity_weight) == ("style", 3, 0)
     assert small.steps < 1000
 
 

@@ -6,11 +6,21 @@ import torch
 import data
 from data.world import photographs
 from data.world.captions import ATTRIBUTES, HELD_OUT_TEMPLATES, TRAIN_TEMPLATES, caption, truths
+from data.world.identity_quality import (
+    best_threshold,
+    equal_error_rate,
+    generated_by,
+    latents_of,
+    sensitivity,
+    verify,
+)
 from data.world.quality import area_under_curve, clip_scores, generator_scores
 from data.world.regressor import load_regressor
 from data.world.renderer import FACTORS, INDEX, NUM_FACTORS, factors_of, hair_mask, render, strengths, visible
 from data.world.train_clip import CompactTokens, build_towers, contrastive_loss, openai_state
-from styleclip_core import load_clip, load_encoder, load_generator
+from data.world.train_identity import FAMILIES, IDENTITY, MIN_DIFFERENCE, families, supervised_contrastive
+from data.world.training import draw
+from styleclip_core import load_clip, load_encoder, load_generator, load_identity
 from styleclip_core.images import decode_image, fit, psnr
 
 
@@ -23,7 +33,7 @@ def world():
 
 
 def test_weights_are_light_and_complete():
-    files = [data.GENERATOR, data.CLIP, data.ENCODER, data.REGRESSOR]
+    files = [data.GENERATOR, data.CLIP, data.ENCODER, data.REGRESSOR, data.IDENTITY]
     assert sum(path.stat().st_size for path in files) < 45e6
     assert all(path.stat().st_size < 30e6 for path in files)
 
@@ -152,3 +162,50 @@ def test_an_optimization_moves_what_its_prompt_says_whatever_its_batch(world):
     *_, together = optimize(generator, clip.embed_images, w_source, text, short)
     *_, alone = optimize(generator, clip.embed_images, w_source[1:2], text[:1], short)
     assert torch.equal(alone.latents[0], together.latents[1])
+
+
+def test_supervised_contrastive_loss_by_hand():
+    angles = torch.tensor([0.0, 0.3, 2.0, 2.9])
+    rows, person = torch.stack([angles.cos(), angles.sin()], dim=1), torch.tensor([0, 0, 1, 1])
+    similarity = (rows @ rows.T / 0.5).exp()
+    expected = [
+        -(similarity[i, j] / (similarity[i].sum() - similarity[i, i])).log()
+        for i, j in ((0, 1), (1, 0), (2, 3), (3, 2))
+    ]
+    torch.testing.assert_close(supervised_contrastive(rows, person, 0.5), torch.stack(expected).mean())
+    confused = supervised_contrastive(rows, torch.tensor([0, 1, 0, 1]), 0.5)
+    assert confused > supervised_contrastive(rows, person, 0.5)
+
+
+def test_relatives_differ_in_one_shape():
+    shapes = families(draw(1, 2)).view(FAMILIES, 1 + len(IDENTITY), len(IDENTITY))
+    assert shapes.min() >= 0
+    assert shapes.max() <= 1
+    change = (shapes[:, 1:] - shapes[:, :1]).abs()
+    itself = torch.eye(len(IDENTITY), dtype=torch.bool)
+    assert change[:, ~itself].max() == 0
+    assert change[:, itself].min() >= MIN_DIFFERENCE - 1e-6
+
+
+def test_identity_is_kept_by_nuisances_and_changed_by_shapes(world):
+    network = load_identity(data.IDENTITY)
+    score = verify(network, people=200)
+    assert score.auc > 0.99
+    assert score.accuracy > 0.95
+    assert score.same[0] > 0.9
+    assert abs(score.different[0]) < 0.15
+    cosine = sensitivity(network, count=40)
+    assert max(cosine[name] for name in IDENTITY) < 0.85
+    assert min(value for name, value in cosine.items() if name not in IDENTITY) > 0.95
+    # portraits of the generator, which training never saw
+    factors = torch.rand(8, NUM_FACTORS, generator=torch.Generator().manual_seed(0))
+    z = latents_of(factors, torch.randn(8, 64 - NUM_FACTORS, generator=torch.Generator().manual_seed(1)))
+    torch.testing.assert_close(factors_of(z), factors, atol=2e-3, rtol=0)
+    generated = verify(network, portray=generated_by(world[0], draw(3, 4)), people=100)
+    assert generated.auc > 0.97
+
+
+def test_equal_error_rate_by_hand():
+    same, different = torch.tensor([0.9, 0.8, 0.7, 0.2]), torch.tensor([0.75, 0.3, 0.25, 0.0])
+    assert equal_error_rate(same, different) == pytest.approx(0.25)
+    assert best_threshold(same, different).item() == pytest.approx(0.7)  # six of eight are right

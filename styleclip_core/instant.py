@@ -105,8 +105,8 @@ def instant_relevance(
         batch_size: Images at once.
 
     Returns:
-        ``[N]`` or ``[P, N]`` float32 in -1..1, for ``styleclip_core.editing.select_channels``; 0 for a channel that
-        does nothing.
+        ``[N]`` or ``[P, N]`` float32 in -1..1, each row for ``styleclip_core.editing.select_channels``; 0
+        for a channel that does nothing.
 
     Raises:
         LayoutMismatchError: If ``std`` is not ``[N]``.

@@ -77,7 +77,8 @@ def measure(options: Options) -> Iterator[Section]:
         ))  # fmt: skip
         figures |= {f"{name}: time": seconds / first[0], f"{name}: memory": memory / first[1]}
     yield Section(
-        f"exact relevance of b8.conv1, generated weights: growth (times are medians of {options.rounds} processes)",
+        f"exact relevance of b8.conv1, generated weights; times are medians of "
+        f"{options.rounds} processes",
         ("size", "work", "time", "over base", "ms per image", "peak memory", "over base"), rows, figures,
     )  # fmt: skip
 

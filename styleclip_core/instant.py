@@ -52,12 +52,13 @@ def derivatives(
         editable = [some[layer.name].requires_grad_() for layer in generator.layout.editable]
         with torch.enable_grad():
             embedding = embed_images(generator.synthesize(StyleCode(generator.layout, some)))
-            along = embedding @ directions.to(embedding).t()  # [b, P]
+            along = (embedding @ directions.to(embedding).t()).sum(dim=0)  # [P]
         rows = []
         for number in range(len(directions)):
             last = number == len(directions) - 1
-            found = torch.autograd.grad(along[:, number].sum(), editable, retain_graph=not last)
-            rows.append(torch.cat(found, dim=1))
+            with torch.enable_grad():
+                one = along[number]
+            rows.append(torch.cat(torch.autograd.grad(one, editable, retain_graph=not last), dim=1))
         return torch.stack(rows, dim=1)
 
     for _, found in Batches(batch_size).run(torch.arange(codes.batch_size), differentiate):

@@ -52,12 +52,13 @@ def derivatives(
         editable = [some[layer.name].requires_grad_() for layer in generator.layout.editable]
         with torch.enable_grad():
             embedding = embed_images(generator.synthesize(StyleCode(generator.layout, some)))
-            along = embedding @ directions.to(embedding).t()  # [b, P]
+            along = (embedding @ directions.to(embedding).t()).sum(dim=0)  # [P]
         rows = []
         for number in range(len(directions)):
             last = number == len(directions) - 1
-            found = torch.autograd.grad(along[:, number].sum(), editable, retain_graph=not last)
-            rows.append(torch.cat(found, dim=1))
+            with torch.enable_grad():
+                one = along[number]
+            rows.append(torch.cat(torch.autograd.grad(one, editable, retain_graph=not last), dim=1))
         return torch.stack(rows, dim=1)
 
     for _, found in Batches(batch_size).run(torch.arange(codes.batch_size), differentiate):
@@ -105,8 +106,8 @@ def instant_relevance(
         batch_size: Images at once.
 
     Returns:
-        ``[N]`` or ``[P, N]`` float32 in -1..1, for ``styleclip_core.editing.select_channels``; 0 for a
-        channel that does nothing.
+        ``[N]`` or ``[P, N]`` float32 in -1..1, each row for ``styleclip_core.editing.select_channels``; 0
+        for a channel that does nothing.
 
     Raises:
         LayoutMismatchError: If ``std`` is not ``[N]``.

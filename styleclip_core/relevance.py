@@ -44,7 +44,8 @@ class RelevanceSettings:
         strength: Size of the move in standard deviations of the channel (5 in the paper).
         centre: ``"sample"`` moves around the code's own value (the paper), ``"mean"`` around the
             channel's mean (the published script).
-        precision: Number format of the networks; statistics are float64 always.
+        precision: Number format of the networks; statistics are float64 always. With float32, a GPU's
+            convolutions use TF32 where torch allows it, which it does unless told otherwise.
         batch_size: Images synthesized at once, at most: fewer where a GPU's memory is too small.
         eight_bit: Round images to 8 bits before CLIP, as images that pass through PIL are.
         tolerance: Leave out the remaining codes of a channel once the standard error of its direction,
@@ -129,7 +130,7 @@ def measure_channels(
     check_layer(generator, layer, chosen, mean, std)
     position = [each.name for each in generator.layout.layers].index(layer)
     device, dtype = generator.device, getattr(torch, settings.precision)
-    directions = Accumulator(len(chosen), device, expected)
+    directions, on_device = Accumulator(len(chosen), device, expected), chosen.to(device)
     size = bytes_per_move(generator, layer, dtype) * 2
     batches = Batches(settings.batch_size // 2, free=free_memory(device), bytes_per_item=size)
     for index in range(codes.batch_size):  # alone: a code's images must not depend on its neighbours
@@ -143,7 +144,7 @@ def measure_channels(
         values = _moved(code[layer][0], mean, std, settings)
 
         def ends(some: Tensor, moves: ChannelMoves = moves, values: Tensor = values) -> Tensor:
-            now = chosen[some].to(device)
+            now = on_device[some]
             return _embed(moves.images(now, values[:, now]), embed_images, settings)
 
         for some, embedded in batches.run(rows, ends):
@@ -198,8 +199,8 @@ class Accumulator:
         self.n = torch.zeros(rows, dtype=torch.int64, device=device)
         self.squares = torch.zeros(rows, dtype=torch.float64, device=device)
         self.total: Tensor | None = None
-        self.open = torch.arange(rows)
-        self.expected = expected
+        self.open = torch.arange(rows, device=device)
+        self.expected = None if expected is None else expected.to(device)
         self.centre = None if expected is None else expected.double().mean(dim=0).to(device)
 
     def add(self, rows: Tensor, up: Tensor, down: Tensor) -> None:
@@ -224,7 +225,7 @@ class Accumulator:
             error = self._variance().sqrt()
             length = (self._mean_change() if self.centre is None else self.centre).norm(dim=1)
             settled = ((error <= settings.tolerance * length) & (self.n > 1)) | (self.n == 0)
-            self.open = self.open[~settled.cpu()[self.open]]
+            self.open = self.open[~settled[self.open]]
         self.seen += 1
         return self.open
 

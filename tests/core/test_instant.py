@@ -77,6 +77,13 @@ def test_prompts_together_are_what_they_are_alone(generator, codes, probes):
     assert_close(together, torch.stack(alone), atol=1e-5, rtol=1e-5)
 
 
+def test_a_caller_without_gradients_gets_the_same(generator, codes):
+    std = _std(generator)
+    expected = instant_relevance(generator, _embed, codes, TEXT, std, probes=3)
+    with torch.no_grad():
+        assert torch.equal(instant_relevance(generator, _embed, codes, TEXT, std, probes=3), expected)
+
+
 def test_a_generator_that_shows_nothing_has_no_relevance_and_no_nan(generator, codes):
     relevance = instant_relevance(generator, lambda x: _embed(x * 0), codes, TEXT, _std(generator), probes=2)
     assert relevance.abs().max() == 0

@@ -3,9 +3,10 @@
     d(x, y) = sum over five layers l of  mean over pixels of  h_l . (f_l(x) / |f_l(x)| - f_l(y) / |f_l(y)|)^2
 
 with f_l the features behind a ReLU of a network that was trained to name what images show, and h_l one
-non-negative weight per channel, fitted to what people found similar. The backbone is torchvision's AlexNet or
-VGG16, read from the published weights of either. The heads h_l are those of the PyPI package ``lpips``
-0.1.4, converted to ``lpips_heads.safetensors`` beside this module (BSD, ``lpips_heads.LICENSE.txt``).
+non-negative weight per channel, fitted to what people found similar. The backbone is AlexNet or VGG16 up
+to the last ReLU before its classifier, under torchvision's names and read from its published weights. The
+heads h_l are those of the PyPI package ``lpips`` 0.1.4, converted to ``lpips_heads.safetensors`` beside
+this module (BSD, ``lpips_heads.LICENSE.txt``).
 
 Shapes: B batch, H W pixels, C channels of a layer. Images are in -1..1.
 """
@@ -19,7 +20,6 @@ from typing import Literal, Self, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import alexnet, vgg16
 
 from styleclip_core.errors import CheckpointError
 from styleclip_core.files.checkpoint import (
@@ -62,8 +62,7 @@ class PerceptualDistance(nn.Module):
         super().__init__()
         self.variant = variant
         self.fingerprint = ""
-        backbone = alexnet(weights=None) if variant == "alex" else vgg16(weights=None)
-        self.features = backbone.features[: _TAPS[variant][-1] + 1]
+        self.features = _alexnet() if variant == "alex" else _vgg16()
         self.heads = nn.ParameterList(nn.Parameter(torch.rand(count)) for count in _CHANNELS[variant])
         with torch.device("cpu"):  # constants, also where the weights are still to come
             self.register_buffer("shift", torch.tensor(_SHIFT).view(3, 1, 1), persistent=False)
@@ -115,6 +114,28 @@ class PerceptualDistance(nn.Module):
             network = cls(variant)
         load_exactly(network, state, what=f"perceptual network ({variant})")
         return network.eval().requires_grad_(False)
+
+
+def _alexnet() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 64, 11, 4, 2), nn.ReLU(), nn.MaxPool2d(3, 2),
+        nn.Conv2d(64, 192, 5, 1, 2), nn.ReLU(), nn.MaxPool2d(3, 2),
+        nn.Conv2d(192, 384, 3, 1, 1), nn.ReLU(),
+        nn.Conv2d(384, 256, 3, 1, 1), nn.ReLU(),
+        nn.Conv2d(256, 256, 3, 1, 1), nn.ReLU(),
+    )  # fmt: skip
+
+
+def _vgg16() -> nn.Sequential:
+    layers: list[nn.Module] = []
+    before = 3
+    for stage, (channels, convolutions) in enumerate(((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))):
+        if stage:
+            layers.append(nn.MaxPool2d(2, 2))
+        for _ in range(convolutions):
+            layers += [nn.Conv2d(before, channels, 3, 1, 1), nn.ReLU()]
+            before = channels
+    return nn.Sequential(*layers)
 
 
 def load_perceptual(path: str | Path, device: str | torch.device = "cpu") -> PerceptualDistance:

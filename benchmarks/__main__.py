@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 
 from benchmarks import (
+    bulk,
     fast,
     growth,
     instant,
@@ -22,6 +23,7 @@ from benchmarks import (
     loading,
     optimization,
     orchestration,
+    pivotal,
     relevance,
     sampling,
 )
@@ -37,6 +39,8 @@ PARTS: dict[str, tuple[str, Callable[[Options], Iterator[Section]]]] = {
     "growth": ("time and memory against channels, codes, resolution", growth.measure),
     "sampling": ("100,000 style codes and their statistics", sampling.measure),
     "optimization": ("many pairs optimized at once against one after the other", optimization.measure),
+    "bulk": ("editing from bucket to bucket, and what storage costs", bulk.measure),
+    "pivotal": ("tuning the generator to images: PSNR, KB and what edits make of it", pivotal.measure),
     "loading": ("published files of their real sizes", loading.measure),
 }
 _GPU_PARTS = ("relevance", "limits", "fast", "instant", "sampling")

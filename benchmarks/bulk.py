@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 import data
+from benchmarks.report import Options, Section
 from styleclip_core import load_clip, load_encoder, load_generator
 from styleclip_core.editing import ChannelSelection, select_channels
 from styleclip_core.images import decode_image, encode_png, fit
@@ -83,8 +84,19 @@ class Work:
         return inverted, images, total
 
 
-def measure_bulk() -> Iterator[tuple[str, ...]]:
-    """Yield a row per case: images/s in memory, in a loop, by the flow; shares; the check."""
+def measure(_options: Options) -> Iterator[Section]:
+    """Yield the one table."""
+    yield Section(
+        f"{IMAGES} photographs, {len(TARGETS)} edits of each, embedded models; edits/s",
+        (
+            "refinement steps, delay of storage", "core calls in memory", "loop over batches", "flow",
+            "flow: cores not computing", "flow / loop", "flow / in memory", "largest difference of scores",
+        ),
+        list(_rows()),
+    )  # fmt: skip
+
+
+def _rows() -> Iterator[tuple[str, ...]]:
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     from prefect.testing.utilities import prefect_test_harness
@@ -112,7 +124,7 @@ def _measure(keys: list[str], steps: int, delay: float) -> tuple[str, ...]:
         flow, busy, flow_score = _flow(keys, steps)
     edits = len(keys) * len(TARGETS)
     return (
-        f"{len(keys)} images x {len(TARGETS)} edits, {steps} refinement steps, {delay * 1000:.0f} ms delay",
+        f"{steps} steps, {delay * 1000:.0f} ms",
         f"{edits / memory:.1f}", f"{edits / loop:.1f}", f"{edits / flow:.1f}",
         f"{1 - busy / (cores * flow):.0%}", f"{loop / flow:.2f}", f"{flow / memory:.2f}",
         f"{abs(flow_score - score) / edits:.1e}",

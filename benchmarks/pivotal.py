@@ -4,7 +4,7 @@ Half of the photographs get a disc that no portrait has. The published way is wr
 says: one image after the other, a copy of the generator, Adam over all its weights. Edits are global
 directions from gradients; their effect is read by the world's factor regressor.
 
-    python -m benchmarks.pivotal            # prints the table; writes before and after to build/pivotal.png
+Before and after are drawn to build/pivotal.png.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 import data
+from benchmarks.report import Options, Section
 from data.world.regressor import FactorRegressor, load_regressor
 from data.world.renderer import INDEX
 from styleclip_core import load_clip, load_encoder, load_generator
@@ -74,8 +73,13 @@ class _Bench:
         )  # fmt: skip
 
 
-def measure_pivotal(picture: Path | None = None) -> Iterator[tuple[str, ...]]:
-    """Yield a row per way to tune, as ``HEADER`` says; before and after as a PNG, if asked for."""
+def measure(_options: Options) -> Iterator[Section]:
+    """Yield the one table."""
+    title = f"{PHOTOGRAPHS} photographs, half of them with a disc that no portrait has"
+    yield Section(title, HEADER, list(_rows(Path("build/pivotal.png"))))
+
+
+def _rows(picture: Path) -> Iterator[tuple[str, ...]]:
     bench = _prepare()
     generator = bench.generator
     yield bench.row("none", generator, "0", "0", "")
@@ -92,8 +96,7 @@ def measure_pivotal(picture: Path | None = None) -> Iterator[tuple[str, ...]]:
         yield bench.row(name, tuned, f"{size / 1024:.1f}", _large(settings.rank), f"{seconds:.2f}")
         if settings == chosen:
             yield from _published(bench, tuned)
-            if picture:
-                _draw(bench, tuned, picture)
+            _draw(bench, tuned, picture)
 
 
 def _prepare() -> _Bench:
@@ -179,16 +182,3 @@ def _draw(bench: _Bench, tuned: TunedGenerator, picture: Path) -> None:
     sheet = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
     picture.parent.mkdir(parents=True, exist_ok=True)
     picture.write_bytes(encode_png(sheet.repeat_interleave(2, 1).repeat_interleave(2, 2)))
-
-
-def main() -> None:
-    """Print the table."""
-    torch.set_num_threads(1)
-    table = Table(*HEADER)
-    for row in measure_pivotal(Path("build/pivotal.png")):
-        table.add_row(*row)
-    Console(width=160).print(table)
-
-
-if __name__ == "__main__":
-    main()

@@ -43,7 +43,8 @@ class PivotalSettings:
         learning_rate: Adam's rate at its peak, in units of a tuning's numbers; see ``tuned``.
         rank: Outer products per layer, 1 to 64; a tuning's size is nearly proportional to it.
         perceptual_weight: Weight of the perceptual term, if one is given.
-        patience: An image ends after this many steps without an improvement of 0.1 %.
+        patience: An image ends after this many steps without an improvement of 0.1 %. The first steps at the
+            full rate may make a good reconstruction worse for a while.
         locality_weight: Weight of the locality term; 0 for none, as in the published code, takes half the
             time, and edits move less then.
         locality_distance: How far from the pivot the generator is held, in mean distances of a random w from
@@ -57,7 +58,7 @@ class PivotalSettings:
     learning_rate: float = 0.1
     rank: int = 3
     perceptual_weight: float = 0.1
-    patience: int = 30
+    patience: int = 60
     locality_weight: float = 0.1
     locality_distance: float = 0.5
     locality_codes: int = 1

@@ -90,8 +90,9 @@ def measure(_options: Options) -> Iterator[Section]:
     yield Section(
         f"{len(TARGETS)} edits of each photograph, embedded models; edits/s",
         (
-            "photographs, refinement steps, delay of storage", "core calls in memory", "loop over batches", "flow",
-            "flow: cores not computing", "flow / loop", "flow / in memory", "largest difference of scores",
+            "photographs, refinement steps, delay of storage", "core calls in memory", "loop over batches",
+            "flow", "flow: cores not computing", "flow / loop", "flow / in memory",
+            "largest difference of scores",
         ),
         list(_rows()),
     )  # fmt: skip

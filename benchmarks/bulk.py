@@ -37,6 +37,7 @@ from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.prompts import embed_prompt
 
 BATCH = 16
+PHASES = ("read", "decode", "compute", "encode", "write")
 CASES = ((20, 96, 0.0), (20, 96, 0.05), (0, 480, 0.0), (0, 480, 0.05))  # steps, images, seconds
 TARGETS = ("face with grey hair", "face with glasses", "smiling face")
 ALPHA, TOP_K = 3.0, 20
@@ -87,6 +88,10 @@ class Work:
 
 def measure(_options: Options) -> Iterator[Section]:
     """Yield the one table."""
+    rows, phases = [], []
+    for row, phase in _cases():
+        rows.append(row)
+        phases.append(phase)
     yield Section(
         f"{len(TARGETS)} edits of each photograph, embedded models; edits/s",
         (
@@ -94,11 +99,16 @@ def measure(_options: Options) -> Iterator[Section]:
             "flow", "flow: cores not computing", "flow / loop", "flow / in memory",
             "largest difference of scores",
         ),
-        list(_rows()),
+        rows,
     )  # fmt: skip
+    yield Section(
+        "where the loop over batches spends its time, in ms of each edit",
+        ("photographs, refinement steps, delay of storage", *PHASES),
+        phases,
+    )
 
 
-def _rows() -> Iterator[tuple[str, ...]]:
+def _cases() -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     from prefect.testing.utilities import prefect_test_harness
@@ -114,22 +124,24 @@ def _rows() -> Iterator[tuple[str, ...]]:
             yield _measure(_upload(count), steps, delay)
 
 
-def _measure(keys: list[str], steps: int, delay: float) -> tuple[str, ...]:
+def _measure(keys: list[str], steps: int, delay: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
     work = Work.load(steps)
     cores = os.cpu_count() or 1
     torch.set_num_threads(cores)
     memory, score = _in_memory(keys, work)
     with _delayed(delay):
-        loop, _ = _timed(lambda: _loop(keys, work))
+        phases = _loop(keys, work)
+        loop = sum(phases.values())
         torch.set_num_threads(1)
         flow, busy, flow_score = _flow(keys, steps)
     edits = len(keys) * len(TARGETS)
-    return (
-        f"{len(keys)}, {steps} steps, {delay * 1000:.0f} ms",
-        f"{edits / memory:.1f}", f"{edits / loop:.1f}", f"{edits / flow:.1f}",
+    name = f"{len(keys)}, {steps} steps, {delay * 1000:.0f} ms"
+    row = (
+        name, f"{edits / memory:.1f}", f"{edits / loop:.1f}", f"{edits / flow:.1f}",
         f"{1 - busy / (cores * flow):.0%}", f"{loop / flow:.2f}", f"{flow / memory:.2f}",
         f"{abs(flow_score - score) / edits:.1e}",
     )  # fmt: skip
+    return row, (name, *(f"{1000 * phases[phase] / edits:.1f}" for phase in PHASES))
 
 
 def _upload(count: int) -> list[str]:
@@ -144,10 +156,14 @@ def _upload(count: int) -> list[str]:
     return keys
 
 
-def _read(key: str) -> Tensor:
+def _read(key: str) -> bytes:
     from tasks.storage import read_bytes
 
-    return fit(decode_image(read_bytes(f"s3://photographs/{key}")), 64, 64)
+    return read_bytes(f"s3://photographs/{key}")
+
+
+def _decode(content: bytes) -> Tensor:
+    return fit(decode_image(content), 64, 64)
 
 
 def _timed(work: Callable[[], float]) -> tuple[float, float]:
@@ -157,25 +173,39 @@ def _timed(work: Callable[[], float]) -> tuple[float, float]:
 
 
 def _in_memory(keys: list[str], work: Work) -> tuple[float, float]:
-    pixels = torch.stack([_read(key) for key in keys])
+    pixels = torch.stack([_decode(_read(key)) for key in keys])
     work.compute(pixels[:2])
 
     return _timed(lambda: sum(work.compute(batch)[2] for batch in pixels.split(BATCH)))
 
 
-def _loop(keys: list[str], work: Work) -> float:
-    """Read, compute, write, batch after batch, one object after the other."""
+def _loop(keys: list[str], work: Work) -> dict[str, float]:
+    """Read, decode, compute, encode, write, one object after the other; return the seconds of each."""
     from tasks.storage import write_bytes_atomic
 
-    total = 0.0
+    seconds = dict.fromkeys(PHASES, 0.0)
+
+    @contextlib.contextmanager
+    def phase(name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        seconds[name] += time.perf_counter() - started
+
     for first in range(0, len(keys), BATCH):
         batch = keys[first : first + BATCH]
-        inverted, images, score = work.compute(torch.stack([_read(key) for key in batch]))
-        for number, image in enumerate([inverted, *images]):
-            for key, each in zip(batch, image, strict=True):
-                write_bytes_atomic(f"s3://results/loop/{number}/{key}", encode_png(each))
-        total += score
-    return total
+        with phase("read"):
+            contents = [_read(key) for key in batch]
+        with phase("decode"):
+            pixels = torch.stack([_decode(content) for content in contents])
+        with phase("compute"):
+            inverted, images, _ = work.compute(pixels)
+        with phase("encode"):
+            encoded = [[encode_png(each) for each in image] for image in [inverted, *images]]
+        with phase("write"):
+            for number, files in enumerate(encoded):
+                for key, content in zip(batch, files, strict=True):
+                    write_bytes_atomic(f"s3://results/loop/{number}/{key}", content)
+    return seconds
 
 
 def _flow(keys: list[str], steps: int) -> tuple[float, float, float]:

@@ -166,3 +166,16 @@ def select_channels(
     slices = layout.editable_slices
     layers = tuple(name for name, part in slices.items() if kept[part].any())
     return StyleDirection(delta, relevance, int(kept.sum()), layers)
+
+
+def beta_for(layout: StyleLayout, relevance: Tensor, selection: ChannelSelection, channels: int) -> float:
+    """Return the largest beta at which so many channels take part, of those that the layer masks allow.
+
+    0 where there are not so many with any relevance.
+
+    Raises:
+        LayoutMismatchError: If a layer pattern does not fit the layout.
+    """
+    allowed = editable_mask(layout, selection.include, selection.exclude)
+    size = relevance.abs()[allowed].sort(descending=True).values
+    return size[channels - 1].item() if channels <= len(size) else 0.0

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import lru_cache
 
 import pyarrow as pa
 import torch
 from prefect import task
+from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict
 
 import styleclip_core
-from styleclip_core.editing import StyleDirection, editable_mask, style_direction
+from styleclip_core.editing import StyleDirection, beta_for, editable_mask, style_direction
 from styleclip_core.errors import ArtifactConflictError
 from styleclip_core.prompts import TextDirection, embed_prompt, text_direction
 from styleclip_core.style_space import StyleLayout
@@ -35,6 +37,7 @@ from tasks.settings import Models
 from tasks.storage import join
 
 STEP, VERSION = "style-direction", "1"
+_FEW_CHANNELS = 10
 ALPHA_UNIT = "standard deviations of the most relevant channel"
 
 
@@ -124,6 +127,7 @@ def compute_direction(
         found = style_direction(
             relevance, text, read_deviations(table.statistics, layout), variant.selection()
         )
+        _warn_of_few(variant, layout, found)
         made = Provenance(
             kind="style-direction", fingerprint=print_, step=STEP, version=VERSION, parameters=parameters,
             inputs=inputs, generator=hashes.generator, clip=hashes.clip,
@@ -131,6 +135,18 @@ def compute_direction(
         )  # fmt: skip
         write_direction(uri, found, made, variant, chosen.clip, device)
     return prepared(variant, uri)
+
+
+def _warn_of_few(variant: StepVariant, layout: StyleLayout, found: StyleDirection) -> None:
+    """Say in the log that an edit changes few channels, and which beta would change more."""
+    if variant.beta is None or found.channels >= _FEW_CHANNELS:
+        return
+    beta = beta_for(layout, found.relevance, variant.selection(), _FEW_CHANNELS)
+    if beta > 0:
+        get_run_logger().warning(
+            "%s: only %d channels reach beta %g; at beta %.3f, %d do",
+            variant.target, found.channels, variant.beta, math.floor(1000 * beta) / 1000, _FEW_CHANNELS,
+        )  # fmt: skip
 
 
 def direction_uri(workspace: str, print_: str) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -107,27 +107,21 @@ def edit_shard(plans: list[EditPlan], shard: ImageShard, device: str) -> ShardRe
     """Apply every edit to the images of one shard that it has not been applied to."""
     started = time.monotonic()
     latents = plans[0].inversion.log(shard).latest()
-    rows_total, failed, computed = 0, 0, False
-    sources = _Sources(plans[0], latents, device)
-    for planned in plans:
-        known = {row["image_key"]: row for row in planned.log(shard).latest()}
-        todo = [row for row in latents if known.get(row["image_key"], {}).get("status") != OK]
-        broken = [row for row in todo if row["image_key"] in sources.broken]
-        ready = [row for row in todo if row["status"] == OK and row not in broken]
-        skipped = [_skipped_row(planned, row) for row in todo if row["status"] != OK]
-        skipped += [
-            _row(planned, row["image_key"]) | failure(sources.broken[row["image_key"]]) for row in broken
-        ]
-        rows = _edit(planned, shard, sources, ready, skipped)
-        known |= {row["image_key"]: row for row in rows}
-        computed = computed or bool(ready)
-        rows_total += len(known)
-        failed += sum(row["status"] != OK for row in known.values())
+    known = [{row["image_key"]: row for row in planned.log(shard).latest()} for planned in plans]
+    todo = [[row for row in latents if rows.get(row["image_key"], {}).get("status") != OK] for rows in known]
+    ready = [[row for row in rows if row["status"] == OK] for rows in todo]
+    sources = _Sources(plans[0], {row["image_key"]: row for rows in ready for row in rows}, device)
+    for planned, rows, missing, inverted in zip(plans, known, todo, ready, strict=True):
+        skipped = [_skipped_row(planned, row) for row in missing if row["status"] != OK]
+        broken = [row["image_key"] for row in inverted if row["image_key"] in sources.broken]
+        skipped += [_row(planned, key) | failure(sources.broken[key]) for key in broken]
+        able = [row for row in inverted if row["image_key"] not in sources.broken]
+        rows |= {row["image_key"]: row for row in _edit(planned, shard, sources, able, skipped)}
     return ShardResult(
         uri=plans[0].log(shard).uri(0),
-        rows=rows_total,
-        failed=failed,
-        reused=not computed,
+        rows=sum(len(rows) for rows in known),
+        failed=sum(row["status"] != OK for rows in known for row in rows.values()),
+        reused=not any(ready),
         seconds=time.monotonic() - started,
     )
 
@@ -137,6 +131,7 @@ def _edit(
 ) -> list[Row]:
     """Edit the latents of a shard by one edit, and write images, rows and what else there is."""
     variant, writes = planned.prepared.variant, Writes[str](2 * _BATCH)
+    videos, videos_under_way = list[Future[None]](), Writes[None](_BATCH)
     pending: list[tuple[Row, Future[str] | None]] = []
     timings: list[Row] = []
     parts: list[_Part] = []
@@ -145,12 +140,16 @@ def _edit(
         with computing(sources.device) as elapsed:
             edited = _edit_batch(planned, sources, batch)
             share = elapsed() / len(batch)
-        parts += edited.parts
+        for part in edited.parts:
+            videos += [videos_under_way.submit(each) for each in _videos(planned, part)]
+            parts.append(replace(part, optimized=replace(part.optimized, frames=[])))
         timings += [{"image_key": row["image_key"], "edit": variant.label, "seconds": share} for row in batch]
         for row, image in zip(edited.rows, edited.images, strict=True):
             write = partial(_write_image, planned, row["image_key"], image)
             pending.append((row, None if "status" in row else writes.submit(write)))
     extras = _write_optimized(planned, shard, parts)
+    for video in videos:
+        video.result()
     rows = skipped + [_finished(planned, row, written, extras) for row, written in pending]
     uri = planned.log(shard).append(rows, MANIFEST_SCHEMA, provenance(planned))
     if uri and timings:
@@ -195,7 +194,7 @@ class _Sources:
         broken: Why an image's own generator cannot be had, by image.
     """
 
-    def __init__(self, planned: EditPlan, latents: list[Row], device: str) -> None:
+    def __init__(self, planned: EditPlan, latents: dict[str, Row], device: str) -> None:
         self.chosen = planned.inversion.models
         self.generator = models.generator(self.chosen.generator, device)
         self.judge = Judge(self.chosen, device)
@@ -203,7 +202,7 @@ class _Sources:
         self._kept: dict[tuple[str, ...], _Source] = {}
         self._tunings: dict[str, Tuning] = {}
         self.broken: dict[str, StyleCLIPError] = {}
-        self._read_tunings(planned.inversion, [row for row in latents if row.get("tuning")])
+        self._read_tunings(planned.inversion, [row for row in latents.values() if row.get("tuning")])
 
     def _read_tunings(self, inversion: InversionPlan, rows: list[Row]) -> None:
         def read(row: Row) -> tuple[str, Tuning | None, StyleCLIPError | None]:
@@ -320,7 +319,7 @@ def _settings(step: PreparedStep) -> Row:
 
 
 def _write_optimized(planned: EditPlan, shard: ImageShard, parts: list[_Part]) -> dict[int, str]:
-    """Write latents, trajectories and videos of a shard's optimizations; return the latents' by step."""
+    """Write latents and trajectories of a shard's optimizations; return where the latents lie, by step."""
     places = {}
     for number in sorted({part.step for part in parts}):
         mine = [part for part in parts if part.step == number]
@@ -337,17 +336,19 @@ def _write_optimized(planned: EditPlan, shard: ImageShard, parts: list[_Part]) -
             name = f"{shard.digest}.step-{number}.{kind}-{digest}.parquet"
             write_table(join(planned.folder, name), table, provenance(planned))
         places[number] = f"edits/{planned.fingerprint}/{shard.digest}.step-{number}.latents-{digest}.parquet"
-        _write_videos(planned, number, mine)
     return places
 
 
-def _write_videos(planned: EditPlan, number: int, parts: list[_Part]) -> None:
-    for part in parts:
+def _videos(planned: EditPlan, part: _Part) -> Iterator[Callable[[], None]]:
+    """Yield what encodes and writes the video of each image of a batch, if there are frames."""
+
+    def write(key: str, frames: list[np.ndarray]) -> None:
+        uri = join(planned.out, _video_key(planned, key, part.step))
+        write_bytes_atomic(uri, encode_video(frames))
+
+    if part.optimized.frames:
         for place, key in enumerate(part.keys):
-            frames = [frame[place] for frame in part.optimized.frames]
-            if frames:
-                uri = join(planned.out, _video_key(planned, key, number))
-                write_bytes_atomic(uri, encode_video(frames))
+            yield partial(write, key, [frame[place] for frame in part.optimized.frames])
 
 
 def _video_key(planned: EditPlan, image_key: str, number: int) -> str:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from styleclip_core.editing import ChannelSelection, editable_mask, style_direction
+from styleclip_core.editing import ChannelSelection, beta_for, editable_mask, select_channels, style_direction
 from styleclip_core.errors import LayoutMismatchError, NoRelevantChannelError
 from styleclip_core.relevance import RelevanceTable
 from styleclip_core.style_space import StyleLayer, StyleLayout
@@ -67,6 +67,17 @@ def test_no_survivor_is_an_error_with_the_nearest_beta():
         NoRelevantChannelError, match=r"beta=0.9.*0.800, at b4.conv1\[1\]; give beta <= 0.800"
     ):
         style_direction(TABLE, torch.tensor([0.6, 0.8]), STD, ChannelSelection(beta=0.9, exclude=("b8.*",)))
+
+
+@given(st.lists(st.floats(-1, 1, width=32), min_size=3, max_size=3), st.integers(1, 3))
+def test_at_the_beta_for_so_many_channels_so_many_take_part(values, channels):
+    relevance, selection = torch.tensor(values), ChannelSelection(beta=1.0)
+    beta = beta_for(LAYOUT, relevance, selection, channels)
+    if beta > 0:
+        kept = select_channels(LAYOUT, relevance, STD, ChannelSelection(beta=beta)).channels
+        assert kept >= channels
+        assert (relevance.abs() > beta).sum() < channels
+    assert beta_for(LAYOUT, relevance, ChannelSelection(beta=1.0, include=("b8.*",)), 2) == 0
 
 
 @pytest.mark.parametrize(

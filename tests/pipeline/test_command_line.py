@@ -1,4 +1,4 @@
-"""The command line as a user meets it: help, results, errors of one line, and five kills in a row."""
+"""The command line as a user meets it: help, results, errors of one line, and kills in a row."""
 
 import os
 import random
@@ -150,6 +150,43 @@ def test_five_kills_at_random_leave_no_trace(environment, job, tmp_path):
     again = styleclip(environment, *job, "--out", out)
     assert again.returncode == 0, again.stderr
     assert files_of(out) == ours
+
+
+@pytest.mark.timeout(900)
+def test_a_mapper_s_training_survives_three_kills_bit_for_bit(environment, network_files, tmp_path):
+    networks = [f"--{name}={uri}" for name, uri in network_files.items() if name != "encoder"]
+    train = [
+        "train-mapper", *networks, "--target", "grey hair", "--steps", "400", "--validate-every", "5",
+        "--codes", "20", "--validation", "8", "--learning-rate", "0.1", "--workspace",
+    ]  # fmt: skip
+    undisturbed = styleclip(environment, *train, tmp_path / "a")
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    place, stored, kills = tmp_path / "b", [], 0
+    while kills < 3:
+        process = subprocess.Popen(
+            [*STYLECLIP, *map(str, [*train, place])], env=environment, cwd=ROOT,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            states = [path.read_bytes() for path in place.rglob("training.safetensors")]
+            if states and states not in stored:  # it has come further than the one before
+                stored.append(states)
+                break
+            time.sleep(0.01)
+        assert process.poll() is None
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        kills += 1
+    assert not list(place.rglob("curve.parquet"))
+    resumed = styleclip(environment, *train, place)
+    assert resumed.returncode == 0, resumed.stderr
+    theirs, ours = files_of(tmp_path / "a"), files_of(place)
+    results = [
+        name for name in ours if name.endswith(("best.safetensors", "last.safetensors", "curve.parquet"))
+    ]
+    assert len(results) == 3
+    assert all(theirs[name] == ours[name] for name in results)
 
 
 def _content_name(name: str) -> str:

@@ -1,9 +1,15 @@
 """Parameters and edit files: what a user writes, and what a user gets wrong."""
 
+import logging
+
 import pytest
+import torch
 from pydantic import ValidationError
 
-from tasks.edits import Edit, all_variants, load_edits
+from styleclip_core.editing import select_channels
+from styleclip_core.style_space import StyleLayer, StyleLayout
+from tasks import directions
+from tasks.edits import Edit, StepVariant, all_variants, load_edits
 from tasks.settings import Relevance, SettingsError, describe
 
 
@@ -67,3 +73,15 @@ def test_fast_mode_keeps_what_is_said_and_refuses_what_it_cannot_do():
     ):
         with pytest.raises(ValidationError, match=message):
             Relevance(**wrong).fast()
+
+
+def test_an_edit_of_few_channels_names_the_beta_that_has_more(monkeypatch, caplog):
+    layout = StyleLayout((StyleLayer("b4.conv1", 4, 12, 0),))
+    relevance = torch.linspace(0.05, 0.6, 12)
+    monkeypatch.setattr(directions, "get_run_logger", lambda: logging.getLogger("directions"))
+    for beta, said in ((0.5, "hat: only 3 channels reach beta 0.5; at beta 0.150, 10 do"), (0.1, "")):
+        caplog.clear()
+        step = StepVariant(neutral="face", target="hat", alpha=1.0, beta=beta)
+        found = select_channels(layout, relevance, torch.ones(12), step.selection())
+        directions._warn_of_few(step, layout, found)
+        assert caplog.messages == ([said] if said else [])

@@ -7,6 +7,7 @@ networks are always given chunks of one size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -28,3 +29,13 @@ def only(kept: Tensor, latents: Tensor, optimizer: torch.optim.Adam) -> tuple[Te
         name: value if name == "step" else value[kept] for name, value in optimizer.state[latents].items()
     }
     return fewer, smaller
+
+
+def cosine_fall(done: float, share: float) -> float:
+    """Return the factor of a rate that falls from 1 to 0 along a cosine, over the last ``share`` of the way.
+
+    Args:
+        done: Part of the way that is done, 0..1.
+        share: Part of it over which the rate falls, above 0.
+    """
+    return 0.5 - 0.5 * math.cos(math.pi * min(1.0, (1 - done) / share))

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from styleclip_core.descent import cosine_fall
 from styleclip_core.models.stylegan2 import Generator
 
 PerceptualLoss = Callable[[Tensor, Tensor], Tensor]
@@ -132,4 +133,4 @@ def refine(
 
 def _rate(t: float) -> float:
     """Return the learning rate factor: a short ramp up, then a cosine down over the last half."""
-    return min(1.0, t / 0.05 + 0.1) * min(1.0, 0.5 - 0.5 * math.cos(math.pi * min(1.0, (1 - t) / 0.5)))
+    return min(1.0, t / 0.05 + 0.1) * cosine_fall(t, 0.5)

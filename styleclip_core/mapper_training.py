@@ -31,6 +31,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from styleclip_core.descent import cosine_fall
 from styleclip_core.editing import EditedLatents
 from styleclip_core.errors import ArtifactConflictError, CheckpointError, TrainingDivergedError
 from styleclip_core.models.mapper import PUBLISHED_STRENGTH, Kind, Mapper, MapperConfig
@@ -320,10 +321,9 @@ class MapperTraining:
 
     def _learning_rate(self) -> float:
         settings = self.settings
-        left = 1 - self.step / settings.steps
-        if left >= settings.decay:
+        if settings.decay == 0:
             return settings.learning_rate
-        return settings.learning_rate * (0.5 - 0.5 * math.cos(math.pi * left / settings.decay))
+        return settings.learning_rate * cosine_fall(self.step / settings.steps, settings.decay)
 
     def _losses(self, mapper: Mapper, w_plus: Tensor) -> tuple[Tensor, Losses]:
         settings = self.settings

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from styleclip_core.descent import chunks, only
+from styleclip_core.descent import chunks, cosine_fall, only
 from styleclip_core.images import pad_square
 from styleclip_core.models.clip import ClipModel
 from styleclip_core.style_space import StyleCode
@@ -131,8 +131,7 @@ class OptimizationState:
 def learning_rate_factor(step: int, steps: int) -> float:
     """Return the published schedule: from 0 up over 5 % of the steps, down along a cosine over 25 %."""
     t = step / steps
-    falling = 0.5 - 0.5 * math.cos(math.pi * min(1.0, (1 - t) / 0.25))
-    return falling * min(1.0, t / 0.05)
+    return cosine_fall(t, 0.25) * min(1.0, t / 0.05)
 
 
 def optimize(

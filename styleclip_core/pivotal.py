@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from styleclip_core.descent import chunks, only
+from styleclip_core.descent import chunks, cosine_fall, only
 from styleclip_core.inversion import PerceptualLoss, reconstruction_loss
 from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.optimization import Status
@@ -258,5 +258,4 @@ def _first_numbers(form: TuningForm, seed: int) -> Tensor:
 
 def _rate(step: int, steps: int) -> float:
     """Return the learning rate factor: up over ten steps, then a cosine down over the last half."""
-    falling = 0.5 - 0.5 * math.cos(math.pi * min(1.0, (1 - step / steps) / 0.5))
-    return falling * min(1.0, (step + 1) / 10)
+    return cosine_fall(step / steps, 0.5) * min(1.0, (step + 1) / 10)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from benchmarks.methods import reference_mapper, reference_optimization, reference_table, summary
+from benchmarks.methods import summary
+from benchmarks.reference import reference_mapper, reference_optimization, reference_table
 from styleclip_core import load_clip, load_generator
 from styleclip_core.mapper_training import PRESETS as MAPPER_PRESETS
 from styleclip_core.mapper_training import new_mapper

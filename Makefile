@@ -4,7 +4,7 @@ PYTHON ?= $(shell for each in python3.11 python3.12 python3; do $$each -c '' 2>/
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test operations parity check format hostile bench models world-quality setup help
+.PHONY: demo test operations parity check format hostile bench methods models world-quality setup help
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -47,6 +47,9 @@ hostile: $(STAMP)  ## Hostile weights files against every loader, with a long ra
 
 bench: $(STAMP)  ## Benchmarks, as ratios measured in one run
 	$(BIN)/python -m benchmarks
+
+methods: $(STAMP)  ## The three methods beside the reference's loops: what they move, keep and cost (over an hour)
+	$(BIN)/python -m benchmarks.methods
 
 models: $(STAMP)  ## Rebuild the embedded models from their seeds (over an hour on 2 cores)
 	$(BIN)/python -m data.world.build

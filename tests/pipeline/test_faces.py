@@ -24,12 +24,12 @@ from styleclip_core.images import decode_image
 from tasks import faces as faces_task
 from tasks import pasting as pasting_task
 from tasks.artifacts import DamagedArtifactError, read_provenance
+from tasks.edits import Edit
 from tasks.faces import face_key
 from tasks.landmarks import read_landmarks
 from tasks.progress import ShardsFailedError
 from tasks.settings import (
     Alignment,
-    Edit,
     Execution,
     FaceSource,
     Inversion,

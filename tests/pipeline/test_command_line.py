@@ -157,7 +157,7 @@ def test_a_mapper_s_training_survives_three_kills_bit_for_bit(environment, netwo
     networks = [f"--{name}={uri}" for name, uri in network_files.items() if name != "encoder"]
     train = [
         "train-mapper", *networks, "--target", "grey hair", "--steps", "400", "--validate-every", "5",
-        "--codes", "20", "--validation", "8", "--learning-rate", "0.1", "--workspace",
+        "--codes", "20", "--validation", "8", "--learning-rate", "0.1", "--level", "coarse", "--workspace",
     ]  # fmt: skip
     undisturbed = styleclip(environment, *train, tmp_path / "a")
     assert undisturbed.returncode == 0, undisturbed.stderr

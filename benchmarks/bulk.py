@@ -38,7 +38,7 @@ from styleclip_core.prompts import embed_prompt
 
 BATCH = 16
 PHASES = ("read", "decode", "compute", "encode", "write")
-CASES = ((20, 96, 0.0), (20, 96, 0.05), (0, 480, 0.0), (0, 480, 0.05))  # steps, images, seconds
+CASES = ((20, 48, 0.0), (20, 48, 0.05), (0, 240, 0.0), (0, 240, 0.05))  # steps, images, seconds
 TARGETS = ("face with grey hair", "face with glasses", "smiling face")
 ALPHA, TOP_K = 3.0, 20
 

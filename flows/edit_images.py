@@ -42,11 +42,11 @@ def edit_images(
     others = steps.prepare_others(variants, models, hashes, device)
     index = steps.index(photos, place, execution)
     styles, found, done = None, None, list[steps.StepCounts]()
-    if steps.needs_instant(variants):
+    if steps.needs(variants, "instant"):
         sampling = sampling.model_copy(update={"codes": max(sampling.codes, instant.codes)})
-    if steps.needs_table(variants):
+    if steps.needs(variants, "table"):
         styles, found, done = steps.table_for(models, hashes, sampling, relevance, place, device, given=table)
-    if steps.needs_instant(variants) and styles is None:
+    if steps.needs(variants, "instant") and styles is None:
         styles, sampled = steps.sample(models, hashes, sampling, place, device)
         done.append(steps.counts(sampled))
     prepared = steps.directions(variants, found, models, hashes, place, device, others, styles, instant)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from tasks import editing, images, inversion, mappers, models, relevance, reports, sampling
 from tasks.caching import probe_result_storage
 from tasks.directions import PreparedStep, TableRef, check_edit, compute_direction, find_table
-from tasks.edits import EditVariant, StepVariant
+from tasks.edits import EditVariant, RelevanceSource, StepVariant
 from tasks.identity import ModelHashes, identify_models
 from tasks.images import ImageIndex
 from tasks.instant import compute_instant_direction
@@ -156,14 +156,9 @@ def distinct_steps(variants: list[EditVariant]) -> list[StepVariant]:
     return list(dict.fromkeys(step for variant in variants for step in variant.steps))
 
 
-def needs_instant(variants: list[EditVariant]) -> bool:
-    """Return whether a step is a style direction from gradients, which needs sampled style codes."""
-    return any(step.method == "global" and step.relevance == "instant" for step in distinct_steps(variants))
-
-
-def needs_table(variants: list[EditVariant]) -> bool:
-    """Return whether a step is a style direction from the relevance table; nothing else needs it."""
-    return any(step.method == "global" and step.relevance == "table" for step in distinct_steps(variants))
+def needs(variants: list[EditVariant], source: RelevanceSource) -> bool:
+    """Return whether a step is a style direction whose relevance comes from there; nothing else needs it."""
+    return any(step.method == "global" and step.relevance == source for step in distinct_steps(variants))
 
 
 def prepare_others(

@@ -9,9 +9,62 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from enum import IntEnum
 
 import torch
 from torch import Tensor
+
+_IMPROVEMENT = 1e-3  # of the best loss; less counts as standing still
+
+
+class Status(IntEnum):
+    """How a pair stands."""
+
+    RUNNING = 0
+    DONE = 1  # all steps
+    CONVERGED = 2  # its patience is at an end
+    DIVERGED = 3  # its loss is no number, or its code ran away
+
+
+class Progress:
+    """How each of P problems stands: its best numbers, its patience, whether it goes on.
+
+    Attributes:
+        result: Best numbers so far, or without patience the last ones, never diverged: ``[P, ...]``.
+        loss: Lowest losses so far, ``[P]``; infinite where none was a number.
+        status: Values of ``Status``, ``[P]``.
+        running: Numbers of the problems that go on, ``[A]`` int64.
+    """
+
+    def __init__(self, start: Tensor, patience: int | None) -> None:
+        self.result, self._patience = start.clone(), patience
+        self.running = torch.arange(len(start), device=start.device)
+        self.loss = torch.full((len(start),), math.inf, device=start.device, dtype=start.dtype)
+        self.status, self._stale = torch.zeros_like(self.running), torch.zeros_like(self.running)
+
+    def judge(self, numbers: Tensor, loss: Tensor, fine: Tensor, *, last: bool) -> Tensor:
+        """Take note of an evaluation and return which of the A problems go on, ``[A]`` bool.
+
+        Args:
+            numbers: What the problems that run are at, ``[A, ...]``.
+            loss: Their losses, ``[A]``.
+            fine: Which of them have not diverged, ``[A]`` bool.
+            last: Whether this was the last evaluation.
+        """
+        each, value = self.running, loss.to(self.loss)
+        improved = fine & (value < self.loss[each] * (1 - _IMPROVEMENT))
+        kept = fine if self._patience is None else improved
+        self.result[each[kept]] = numbers[kept]
+        self.loss[each[improved]] = value[improved]
+        self._stale[each] = torch.where(improved, 0, self._stale[each] + 1)
+        outcome = torch.full_like(each, Status.DONE if last else Status.RUNNING)
+        if self._patience is not None:
+            outcome[self._stale[each] >= self._patience] = Status.CONVERGED
+        outcome[~fine] = Status.DIVERGED
+        self.status[each] = outcome
+        running = outcome == Status.RUNNING
+        self.running = each[running]
+        return running
 
 
 def chunks(count: int, size: int, device: torch.device) -> Iterator[Tensor]:

@@ -15,10 +15,8 @@ ones, D width of the CLIP embedding, H side in pixels. Images are in -1..1.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from enum import IntEnum
 from types import MappingProxyType
 from typing import Literal
 
@@ -26,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from styleclip_core.descent import chunks, cosine_fall, only
+from styleclip_core.descent import Progress, chunks, cosine_fall, only
 from styleclip_core.images import pad_square
 from styleclip_core.models.clip import ClipModel
 from styleclip_core.style_space import StyleCode
@@ -35,7 +33,6 @@ from styleclip_core.tuned import AnyGenerator
 Embedding = Callable[[Tensor], Tensor]  # images [B, 3, H, H] in -1..1 -> unit rows
 Space = Literal["w_plus", "s"]
 Mode = Literal["edit", "free_generation"]
-_IMPROVEMENT = 1e-3  # of the best loss; less counts as standing still
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +88,6 @@ PRESETS: Mapping[str, OptimizationSettings] = MappingProxyType({
     # for small generators and small CLIPs, which the published rate takes where only CLIP sees the prompt
     "gentle": OptimizationSettings(space="s", steps=60, learning_rate=0.02, l2_weight=0.1),
 })  # fmt: skip
-
-
-class Status(IntEnum):
-    """How a pair stands."""
-
-    RUNNING = 0
-    DONE = 1  # all steps
-    CONVERGED = 2  # its patience is at an end
-    DIVERGED = 3  # its loss is no number, or its code ran away
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -167,32 +155,17 @@ def optimize(
     first = source = problem.start(w_source.detach(), offset)
     latents = source.moving.clone()
     optimizer = torch.optim.Adam([latents], lr=settings.learning_rate, eps=settings.epsilon)
-    result, where = source.moving.clone(), w_source.device
-    pairs = torch.arange(len(result), device=where)
-    status, stale = torch.zeros_like(pairs), torch.zeros_like(pairs)
-    best = torch.full((len(result),), math.inf, device=where, dtype=w_source.dtype)
+    progress = Progress(source.moving, settings.patience)
     for step in range(settings.steps):
+        pairs = progress.running
         terms, gradient = problem.evaluate(latents, source, text[pairs])
         clip, l2, identity, loss = terms
-
-        # each pair on its own: has it diverged, improved, stood still for too long?
-        value = loss.to(best)
-        fine = value.isfinite() & (l2 <= settings.max_move**2 * latents[0].numel())
-        improved = fine & (value < best[pairs] * (1 - _IMPROVEMENT))
-        kept = fine if settings.patience is None else improved
-        result[pairs[kept]] = latents[kept]
-        best[pairs[improved]] = value[improved]
-        stale[pairs] = torch.where(improved, 0, stale[pairs] + 1)
-        outcome = torch.full_like(pairs, Status.RUNNING if step + 1 < settings.steps else Status.DONE)
-        if settings.patience is not None:
-            outcome[stale[pairs] >= settings.patience] = Status.CONVERGED
-        outcome[~fine] = Status.DIVERGED
-        status[pairs] = outcome
+        fine = loss.isfinite() & (l2 <= settings.max_move**2 * latents[0].numel())
+        running = progress.judge(latents, loss, fine, last=step + 1 == settings.steps)
         yield OptimizationState(
             step, pairs, clip, l2, identity, loss,
-            problem.whole(result, first), status.clone(),
+            problem.whole(progress.result, first), progress.status.clone(),
         )  # fmt: skip
-        running = outcome == Status.RUNNING
         if not running.any():
             return
 
@@ -201,7 +174,7 @@ def optimize(
         optimizer.step()
         if not running.all():
             latents, optimizer = only(running, latents, optimizer)
-            source, pairs = source.select(running), pairs[running]
+            source = source.select(running)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -23,14 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from styleclip_core.descent import chunks, cosine_fall, only
+from styleclip_core.descent import Progress, Status, chunks, cosine_fall, only
 from styleclip_core.inversion import PerceptualLoss, reconstruction_loss
 from styleclip_core.models.stylegan2 import Generator
-from styleclip_core.optimization import Status
 from styleclip_core.sampling import sample_z
 from styleclip_core.tuned import MAX_RANK, Tuning, TuningForm, layer_changes, take_changes
 
-_IMPROVEMENT = 1e-3  # of the best loss; less counts as standing still
 _SPREAD_CODES = 256
 
 
@@ -91,7 +89,7 @@ class PivotalState:
         form: What the numbers stand for.
         values: Best numbers so far of all images, ``[P, K]``.
         loss: Their losses, ``[P]``; infinite where none was a number.
-        status: How each image stands, ``[P]``, values of ``optimization.Status``.
+        status: How each image stands, ``[P]``, values of ``descent.Status``.
     """
 
     step: int
@@ -139,24 +137,14 @@ def tune(
     problem = _Problem(generator, form, settings, perceptual, target, w_plus.detach(), spread)
     numbers = _first_numbers(form, settings.seed).to(w_plus).repeat(len(w_plus), 1)
     optimizer = torch.optim.Adam([numbers], lr=settings.learning_rate)
-    best, images = numbers.clone(), torch.arange(len(w_plus), device=w_plus.device)
-    best_loss = torch.full((len(w_plus),), math.inf, device=w_plus.device, dtype=w_plus.dtype)
-    status, stale = torch.zeros_like(images), torch.zeros_like(images)
+    progress = Progress(numbers, settings.patience)
     for step in range(settings.steps + 1):
-        loss, gradient = problem.evaluate(numbers, images, step)
-
-        # each image on its own: has it diverged, improved, stood still for too long?
+        loss, gradient = problem.evaluate(numbers, progress.running, step)
         fine = loss.isfinite() & gradient.isfinite().all(dim=1)
-        improved = fine & (loss < best_loss[images] * (1 - _IMPROVEMENT))
-        best[images[improved]] = numbers[improved]
-        best_loss[images[improved]] = loss[improved]
-        stale[images] = torch.where(improved, 0, stale[images] + 1)
-        outcome = torch.full_like(images, Status.RUNNING if step < settings.steps else Status.DONE)
-        outcome[stale[images] >= settings.patience] = Status.CONVERGED
-        outcome[~fine] = Status.DIVERGED
-        status[images] = outcome
-        yield PivotalState(step, form, best.clone(), best_loss.clone(), status.clone())
-        running = outcome == Status.RUNNING
+        running = progress.judge(numbers, loss, fine, last=step == settings.steps)
+        yield PivotalState(
+            step, form, progress.result.clone(), progress.loss.clone(), progress.status.clone()
+        )
         if not running.any():
             return
 
@@ -165,7 +153,6 @@ def tune(
         optimizer.step()
         if not running.all():
             numbers, optimizer = only(running, numbers, optimizer)
-            images = images[running]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

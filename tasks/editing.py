@@ -172,7 +172,7 @@ def _finished(planned: EditPlan, row: Row, written: Future[str] | None, extras: 
     try:
         key = written.result()
     except (StorageError, OSError) as error:
-        return whole | {"image_key": row["image_key"]} | failure(error)
+        return whole | failure(error)
     for number, uri in extras.items():
         row["steps"][number]["latents"] = uri
         if planned.prepared.steps[number].variant.frames:
@@ -266,11 +266,12 @@ def _edit_batch(planned: EditPlan, sources: _Sources, batch: list[Row]) -> _Edit
         for record, values in zip(records, _per_image(scores), strict=True):
             record.append(_settings(step) | values)
         before = after
-    whole = judge.score(planned.prepared.variant.steps, source.seen, after)
+    if len(planned.prepared.steps) > 1:  # a single step's scores are the whole edit's
+        scores = judge.score(planned.prepared.variant.steps, source.seen, after)
     rows = [
         {"image_key": key}
         | (failure(errors[index]) if index in errors else {**values, "steps": records[index]})
-        for index, (key, values) in enumerate(zip(keys, _per_image(whole), strict=True))
+        for index, (key, values) in enumerate(zip(keys, _per_image(scores), strict=True))
     ]
     return _Edited(rows, image.cpu(), parts)
 

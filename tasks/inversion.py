@@ -241,21 +241,6 @@ def with_tunings(generator: Generator, tunings: list[Tuning | None]) -> AnyGener
     return TunedGenerator(generator, tunings) if any(tunings) else generator
 
 
-def tuned_generator(planned: InversionPlan, rows: list[Row], device: str) -> AnyGenerator:
-    """Return the generator that draws a batch of latents: image b with the tuning that row b names.
-
-    It is the plain generator where no row names one; tables without that column are read so too.
-
-    Raises:
-        CheckpointError: If a tuning's file is damaged; the message names it.
-        LayoutMismatchError: If a tuning is of another generator.
-        StorageError: If a file is missing or cannot be read.
-    """
-    generator = models.generator(planned.models.generator, device)
-    read = partial(read_tuning, planned, generator)
-    return with_tunings(generator, list(read_ahead(rows, read, ahead=len(rows))))
-
-
 def read_tuning(planned: InversionPlan, generator: Generator, row: Row) -> Tuning | None:
     """Return the tuning that a row of latents names, or None if it names none.
 

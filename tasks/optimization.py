@@ -10,10 +10,11 @@ import torch
 from prefect import task
 from torch import Tensor
 
+from styleclip_core.descent import Status
 from styleclip_core.editing import EditedLatents
 from styleclip_core.errors import StyleCLIPError
 from styleclip_core.images import to_uint8
-from styleclip_core.optimization import OptimizationState, Status, optimize, published_embedding
+from styleclip_core.optimization import OptimizationState, optimize, published_embedding
 from styleclip_core.tuned import AnyGenerator
 from tasks import models
 from tasks.artifacts import fingerprint

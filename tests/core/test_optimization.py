@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
+from styleclip_core.descent import Status
 from styleclip_core.models.stylegan2 import Generator, SynthesisLayer, ToRGBLayer
 from styleclip_core.optimization import (
     OptimizationSettings,
-    Status,
     learning_rate_factor,
     optimize,
     published_embedding,

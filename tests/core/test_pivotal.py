@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
+from styleclip_core.descent import Status
 from styleclip_core.editing import EditedLatents
 from styleclip_core.errors import CheckpointError, LayoutMismatchError
 from styleclip_core.images import psnr
 from styleclip_core.mapper_training import MapperTrainingSettings, apply_mapper, new_mapper
 from styleclip_core.models.stylegan2 import Generator
-from styleclip_core.optimization import OptimizationSettings, Status, optimize
+from styleclip_core.optimization import OptimizationSettings, optimize
 from styleclip_core.pivotal import PivotalSettings, tune
 from styleclip_core.tuned import TunedGenerator, Tuning, TuningForm, layer_changes
 

@@ -17,7 +17,7 @@ from styleclip_core.tuned import TunedGenerator
 from tasks import inversion as inversion_task
 from tasks.edits import Edit
 from tasks.identity import ModelHashes
-from tasks.inversion import plan, tuned_generator
+from tasks.inversion import plan, read_tuning, with_tunings
 from tasks.settings import Execution, Inversion, Models, Optimization, PivotalTuning
 from tasks.storage import StorageError, output_key, read_bytes
 from tests.pipeline.test_flows import encoded, files_of, manifest_of, portrait, run
@@ -53,6 +53,12 @@ def plan_of(models, photos, tmp_path, settings=TUNED):
     generator = load_generator(models.generator)
     hashes = ModelHashes(generator=generator.fingerprint)
     return plan(str(photos), str(tmp_path / "w"), models, hashes, settings)
+
+
+def tuned_generator(planned, rows, device):
+    """The generator that draws these rows, read as an edit reads it."""
+    generator = load_generator(planned.models.generator, device)
+    return with_tunings(generator, [read_tuning(planned, generator, row) for row in rows])
 
 
 def codes_of(generator, rows):

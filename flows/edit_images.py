@@ -50,14 +50,12 @@ def edit_images(
         styles, sampled = steps.sample(models, hashes, sampling, place, device)
         done.append(steps.counts(sampled))
     prepared = steps.directions(variants, found, models, hashes, place, device, others, styles, instant)
-    inverted, summary = steps.invert(index, place, models, hashes, inversion, device)
-    done.append(steps.counts(summary))
-    plans, edited = steps.edit(prepared, index, inverted, out, place, device)
-    done.append(steps.counts(edited))
+    plans, summaries = steps.invert_and_edit(prepared, index, out, place, models, hashes, inversion, device)
+    done += [steps.counts(summary) for summary in summaries]
     return steps.RunResult(
         steps=done,
         styles=styles,
         table=found,
-        latents=inverted.folder,
+        latents=plans[0].inversion.folder,
         report=steps.report(plans, index, done),
     )

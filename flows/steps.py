@@ -25,7 +25,7 @@ from tasks.mappers import MapperRef, prepare_mapper
 from tasks.methods import PreparedEdit
 from tasks.optimization import prepare_optimization
 from tasks.overlap import shards_at_once
-from tasks.progress import ShardResult, StepSummary, gather
+from tasks.progress import ShardResult, StepSummary, gather, gather_all
 from tasks.relevance import RelevancePlan
 from tasks.reports import ReportRef
 from tasks.sampling import SampledStyles
@@ -187,18 +187,33 @@ def invert(
     return planned, gather("invert-images", futures)
 
 
-def edit(
-    chosen: list[PreparedEdit],
+def invert_and_edit(
+    edits: list[PreparedEdit],
     listed: ImageIndex,
-    inverted: InversionPlan,
     out: str,
     workspace: str,
+    chosen: Models,
+    hashes: ModelHashes,
+    settings: Inversion,
     device: str,
-) -> tuple[list[editing.EditPlan], StepSummary[ShardResult]]:
-    """Latents + style directions -> edited images and their rows."""
-    plans = [editing.plan(out, workspace, direction, inverted) for direction in chosen]
-    futures = [editing.edit_shard.submit(plans, shard, device) for shard in listed.shards]
-    return plans, gather("edit-images", futures)
+) -> tuple[list[editing.EditPlan], list[StepSummary[ShardResult]]]:
+    """An index of images + prepared edits -> latents, edited images and their rows.
+
+    A shard is edited while later ones are inverted, so that writing its images hides behind their
+    computing. Its edits are submitted so many places behind that they find its latents done, or nearly.
+    """
+    planned = inversion.plan(listed.photos, workspace, chosen, hashes, settings)
+    plans = [editing.plan(out, workspace, each, planned) for each in edits]
+    inverted, edited = list[PrefectFuture[ShardResult]](), list[PrefectFuture[ShardResult]]()
+    shards, behind = listed.shards, shards_at_once(device)
+    for number in range(len(shards) + behind):
+        if number < len(shards):
+            inverted.append(inversion.invert_shard.submit(planned, shards[number], device))
+        if number >= behind:
+            shard, latents = shards[number - behind], inverted[number - behind]
+            future = editing.edit_shard.submit(plans, shard, device, return_state=False, wait_for=[latents])
+            edited.append(future)
+    return plans, gather_all({"invert-images": inverted, "edit-images": edited})
 
 
 def directions(

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -107,16 +107,23 @@ def edit_shard(plans: list[EditPlan], shard: ImageShard, device: str) -> ShardRe
     """Apply every edit to the images of one shard that it has not been applied to."""
     started = time.monotonic()
     latents = plans[0].inversion.log(shard).latest()
-    known = [{row["image_key"]: row for row in planned.log(shard).latest()} for planned in plans]
+    known = list(read_ahead(plans, lambda planned: _known(planned, shard), ahead=len(plans)))
     todo = [[row for row in latents if rows.get(row["image_key"], {}).get("status") != OK] for rows in known]
     ready = [[row for row in rows if row["status"] == OK] for rows in todo]
     sources = _Sources(plans[0], {row["image_key"]: row for rows in ready for row in rows}, device)
-    for planned, rows, missing, inverted in zip(plans, known, todo, ready, strict=True):
+    writes = _Writes()
+    under_way = []
+    for planned, missing, inverted in zip(plans, todo, ready, strict=True):
         skipped = [_skipped_row(planned, row) for row in missing if row["status"] != OK]
         broken = [row["image_key"] for row in inverted if row["image_key"] in sources.broken]
         skipped += [_row(planned, key) | failure(sources.broken[key]) for key in broken]
         able = [row for row in inverted if row["image_key"] not in sources.broken]
-        rows |= {row["image_key"]: row for row in _edit(planned, shard, sources, able, skipped)}
+        under_way.append(_edit(planned, sources, able, skipped, writes))
+    for each in under_way:
+        each.wait()
+    finished = read_ahead(under_way, lambda each: _finish(each, shard), ahead=len(plans))
+    for rows, new in zip(known, finished, strict=True):
+        rows |= {row["image_key"]: row for row in new}
     return ShardResult(
         uri=plans[0].log(shard).uri(0),
         rows=sum(len(rows) for rows in known),
@@ -126,34 +133,72 @@ def edit_shard(plans: list[EditPlan], shard: ImageShard, device: str) -> ShardRe
     )
 
 
+def _known(planned: EditPlan, shard: ImageShard) -> dict[str, Row]:
+    return {row["image_key"]: row for row in planned.log(shard).latest()}
+
+
+class _Writes:
+    """What a shard has under way: bounded, so that memory does not grow with the number of edits."""
+
+    def __init__(self) -> None:
+        self.images, self.videos = Writes[str](2 * _BATCH), Writes[None](_BATCH)
+
+
+@dataclass(frozen=True)
+class _UnderWay:
+    """An edit of a shard that is computed, and whose images may still be being written.
+
+    Attributes:
+        rows: Row of each image that was computed, and its write; None where there is nothing to write.
+        skipped: Rows of those that were not.
+    """
+
+    planned: EditPlan
+    rows: list[tuple[Row, Future[str] | None]]
+    skipped: list[Row]
+    timings: list[Row]
+    parts: list[_Part]
+    videos: list[Future[None]]
+
+    def wait(self) -> None:
+        """Wait for the writes; what became of each lies in its future."""
+        wait([written for _, written in self.rows if written])
+        wait(self.videos)
+
+
 def _edit(
-    planned: EditPlan, shard: ImageShard, sources: _Sources, ready: list[Row], skipped: list[Row]
-) -> list[Row]:
-    """Edit the latents of a shard by one edit, and write images, rows and what else there is."""
-    variant, writes = planned.prepared.variant, Writes[str](2 * _BATCH)
-    videos, videos_under_way = list[Future[None]](), Writes[None](_BATCH)
-    pending: list[tuple[Row, Future[str] | None]] = []
-    timings: list[Row] = []
-    parts: list[_Part] = []
+    planned: EditPlan, sources: _Sources, ready: list[Row], skipped: list[Row], writes: _Writes
+) -> _UnderWay:
+    """Edit the latents of a shard by one edit, and begin to write images and videos."""
+    label = planned.prepared.variant.label
+    begun = _UnderWay(planned, [], skipped, [], [], [])
     for first in range(0, len(ready), _BATCH):
         batch = ready[first : first + _BATCH]
         with computing(sources.device) as elapsed:
             edited = _edit_batch(planned, sources, batch)
             share = elapsed() / len(batch)
         for part in edited.parts:
-            videos += [videos_under_way.submit(each) for each in _videos(planned, part)]
-            parts.append(replace(part, optimized=replace(part.optimized, frames=[])))
-        timings += [{"image_key": row["image_key"], "edit": variant.label, "seconds": share} for row in batch]
+            begun.videos.extend(writes.videos.submit(each) for each in _videos(planned, part))
+            begun.parts.append(replace(part, optimized=replace(part.optimized, frames=[])))
+        begun.timings.extend(
+            {"image_key": row["image_key"], "edit": label, "seconds": share} for row in batch
+        )
         for row, image in zip(edited.rows, edited.images, strict=True):
             write = partial(_write_image, planned, row["image_key"], image)
-            pending.append((row, None if "status" in row else writes.submit(write)))
-    extras = _write_optimized(planned, shard, parts)
-    for video in videos:
+            begun.rows.append((row, None if "status" in row else writes.images.submit(write)))
+    return begun
+
+
+def _finish(begun: _UnderWay, shard: ImageShard) -> list[Row]:
+    """Write the rows of an edit, now that its images are written, and return them."""
+    planned = begun.planned
+    extras = _write_optimized(planned, shard, begun.parts)
+    for video in begun.videos:
         video.result()
-    rows = skipped + [_finished(planned, row, written, extras) for row, written in pending]
+    rows = begun.skipped + [_finished(planned, row, written, extras) for row, written in begun.rows]
     uri = planned.log(shard).append(rows, MANIFEST_SCHEMA, provenance(planned))
-    if uri and timings:
-        table = pa.Table.from_pylist(timings, schema=TIMING_SCHEMA)
+    if uri and begun.timings:
+        table = pa.Table.from_pylist(begun.timings, schema=TIMING_SCHEMA)
         write_table(_timings_uri(uri), table, provenance(planned))
     return rows
 

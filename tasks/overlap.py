@@ -1,7 +1,7 @@
 """Reading and writing beside computing, so that a device does not wait for storage or for a codec.
 
-Three things run at once. Shards: more of them than the device computes at a time, so that one computes
-while another reads its first image or writes its last; ``computing`` is the turnstile. Within a shard,
+Three things run at once. Shards: more of them than the device computes at a time, so that some compute
+while others read their first images or write their last; ``computing`` is the turnstile. Within a shard,
 ``read_ahead`` fetches and decodes the next images, and ``Writes`` encodes and stores the ones before.
 How much is in flight is bounded, so memory does not grow with the number of images.
 """
@@ -55,8 +55,8 @@ def compute_slots(device: str) -> int:
 
 
 def shards_at_once(device: str) -> int:
-    """Return how many shards are worked on at once: one more than compute, which reads or writes."""
-    return compute_slots(device) + 1
+    """Return how many shards are worked on at once: beside each that computes, one reads and one writes."""
+    return 3 * compute_slots(device)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Generic, TypeVar, cast
@@ -84,6 +84,30 @@ def gather(step: str, futures: Sequence[PrefectFuture[_R]]) -> StepSummary[_R]:
         ShardsFailedError: After all have ended, if any failed: a flow run with a failed shard must
             end Failed, or nobody can press Retry.
     """
+    return gather_all({step: futures})[0]
+
+
+def gather_all(steps: Mapping[str, Sequence[PrefectFuture[_R]]]) -> list[StepSummary[_R]]:
+    """Wait for every shard of steps that run side by side, and return what each step did.
+
+    Raises:
+        ShardsFailedError: As ``gather``, after the shards of all steps have ended; it names the first step
+            that has failed shards, as those of later ones may have failed for want of these.
+    """
+    seconds = {step: _wait(step, futures) for step, futures in steps.items()}
+    for step, futures in steps.items():
+        _refuse_broken(step, futures)
+    summaries = [
+        StepSummary[_R](step=step, results=[each.result() for each in futures], seconds=seconds[step])
+        for step, futures in steps.items()
+    ]
+    for summary in summaries:
+        _report(summary)
+    return summaries
+
+
+def _wait(step: str, futures: Sequence[PrefectFuture[_R]]) -> float:
+    """Show how far a step is until all its shards have ended; return the seconds that took."""
     logger, observer = get_run_logger(), _observer.get()
     started, total = time.monotonic(), len(futures)
     artifact = _progress_artifact(step, total)
@@ -97,6 +121,10 @@ def gather(step: str, futures: Sequence[PrefectFuture[_R]]) -> StepSummary[_R]:
             logger.info("%s: %d of %d shards", step, done, total)
     for future in futures:
         future.wait()  # only now is its state final; before, it is what the server has heard so far
+    return time.monotonic() - started
+
+
+def _refuse_broken(step: str, futures: Sequence[PrefectFuture[_R]]) -> None:
     broken = [future for future in futures if not future.state.is_completed()]
     if broken:
         rows = [
@@ -105,13 +133,9 @@ def gather(step: str, futures: Sequence[PrefectFuture[_R]]) -> StepSummary[_R]:
         ]
         create_table_artifact(table=rows, key=f"{step}-failures", description=f"failed shards of {step}")
         raise ShardsFailedError(
-            f"{len(broken)} of {total} {step} shards failed, the others are done; first: "
+            f"{len(broken)} of {len(futures)} {step} shards failed, the others are done; first: "
             f"{rows[0]['error']}; Retry runs only the failed ones again"
         )
-    results = [future.result() for future in futures]
-    summary: StepSummary[_R] = StepSummary(step=step, results=results, seconds=time.monotonic() - started)
-    _report(summary)
-    return summary
 
 
 def _report(summary: StepSummary[_R]) -> None:

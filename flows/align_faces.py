@@ -13,7 +13,7 @@ from flows import steps
 from tasks import faces, models
 from tasks.caching import probe_result_storage
 from tasks.progress import gather
-from tasks.settings import Alignment, Execution, FaceSource
+from tasks.settings import Alignment, Execution, FaceSource, OptionalUri, Uri
 
 
 class AlignResult(BaseModel):
@@ -28,13 +28,22 @@ class AlignResult(BaseModel):
 @flow(name="align-faces", task_runner=steps.task_runner(), persist_result=True)
 def align_faces(
     source: FaceSource,
-    photos: str,
-    out: str,
-    workspace: str = "",
+    photos: Uri,
+    out: Uri,
+    workspace: OptionalUri = "",
     alignment: Alignment = Alignment(),
     execution: Execution = Execution(),
 ) -> AlignResult:
-    """Align every face of every photograph; a photograph without a face is a row, not a failed run."""
+    """Align every face of every photograph; a photograph without a face is a row, not a failed run.
+
+    Args:
+        source: Where faces come from: a detector, or landmarks.
+        photos: URI of the prefix that holds the photographs, e.g. s3://photographs/2031; it is only read.
+        out: URI of the prefix for the aligned faces, outside of the photographs.
+        workspace: URI of the folder for artifacts, which later runs find and keep; OUT/workspace if empty.
+        alignment: How faces are cut out.
+        execution: How the work is run; none of it changes a result.
+    """
     place = workspace or f"{out.rstrip('/')}/workspace"
     steps.check_places(photos, out, place)
     device = models.pick_device(execution)

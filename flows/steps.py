@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from prefect import unmapped
+from prefect import runtime, unmapped
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import BaseModel, ConfigDict
 
-from tasks import editing, images, inversion, mappers, models, relevance, reports, sampling
+from tasks import editing, images, inversion, mappers, models, nights, relevance, reports, sampling
 from tasks.caching import probe_result_storage
 from tasks.directions import PreparedStep, TableRef, check_edit, compute_direction, find_table
 from tasks.edits import EditVariant, RelevanceSource, StepVariant
@@ -35,6 +35,7 @@ from tasks.settings import (
     Inversion,
     MapperTraining,
     Models,
+    Nightly,
     Relevance,
     Sampling,
     SettingsError,
@@ -280,7 +281,7 @@ def refine(
     device: str,
 ) -> RunResult:
     """The last relevance table and ``add`` new samples -> the table over all of them."""
-    enough = max(sampling_settings.codes, relevance_settings.samples)
+    enough = max(sampling_settings.codes, relevance_settings.first_sample + relevance_settings.samples)
     settings = sampling_settings.model_copy(update={"codes": enough})
     styles, sampled = sample(chosen, hashes, settings, workspace, device)
     base = relevance.plan(workspace, chosen, hashes, styles, relevance_settings)
@@ -295,6 +296,36 @@ def refine(
     get_run_logger().info("%s samples: %d", after.uri, after.samples)
     table = TableRef(relevance=after.uri, statistics=styles.statistics, fingerprint=after.fingerprint)
     return RunResult(steps=[counts(sampled), counts(measured)], styles=styles, table=table)
+
+
+def refine_nightly(
+    chosen: Models,
+    hashes: ModelHashes,
+    sampling_settings: Sampling,
+    relevance_settings: Relevance,
+    nightly: Nightly,
+    workspace: str,
+    device: str,
+) -> RunResult:
+    """Start the relevance table, or add tonight's samples to it: once a night, however often it is run."""
+    enough = max(sampling_settings.codes, relevance_settings.first_sample + relevance_settings.samples)
+    settings = sampling_settings.model_copy(update={"codes": enough})
+    styles = sampling.plan(hashes.generator, settings, workspace)
+    base = relevance.plan(workspace, chosen, hashes, styles, relevance_settings)
+    night = nightly.date_of(runtime.flow_run.scheduled_start_time)
+    decided = nights.decide_night(workspace, base, nightly, night)
+    log, shared = get_run_logger(), (chosen, hashes, settings, relevance_settings)
+    if not decided.last_table:
+        log.info("night %s: start the table with %d samples", night, decided.samples)
+        found, table, done = table_for(*shared, workspace, device)
+        return RunResult(steps=done, styles=found, table=table)
+    if decided.samples:
+        log.info("night %s: add %d samples to %s", night, decided.samples, decided.last_table)
+        return refine(*shared, decided.samples, decided.last_table, workspace, device)
+    log.info("night %s: %s has samples enough, nothing to add", night, decided.last_table)
+    last = relevance.find_last_table(workspace, base, decided.last_table)
+    table = TableRef(relevance=last.uri, statistics=styles.statistics, fingerprint=last.fingerprint)
+    return RunResult(styles=styles, table=table)
 
 
 def report(plans: list[editing.EditPlan], listed: ImageIndex, steps: list[StepCounts]) -> ReportRef:

@@ -58,9 +58,13 @@ def build_relevance(
     if nightly and (add_samples or last_table):
         raise SettingsError("a nightly run decides itself what to add; leave add_samples and last_table out")
     hashes, device = steps.begin(models, execution)
+    shared = (models, hashes, sampling, relevance)
     if nightly:
-        return steps.refine_nightly(models, hashes, sampling, relevance, nightly, workspace, device)
-    if add_samples:
-        return steps.refine(models, hashes, sampling, relevance, add_samples, last_table, workspace, device)
-    styles, table, done = steps.table_for(models, hashes, sampling, relevance, workspace, device)
-    return steps.RunResult(steps=done, styles=styles, table=table)
+        result = steps.refine_nightly(*shared, nightly, workspace, device)
+    elif add_samples:
+        result = steps.refine(*shared, add_samples, last_table, workspace, device)
+    else:
+        styles, table, done = steps.table_for(*shared, workspace, device)
+        result = steps.RunResult(steps=done, styles=styles, table=table)
+    steps.summarize_table(result)
+    return result

@@ -9,6 +9,7 @@ from prefect import flow
 
 from flows import steps
 from tasks.settings import Execution, Inversion, Models, Uri
+from tasks.summaries import failed_items
 
 
 @flow(name="invert-images", task_runner=steps.task_runner(), persist_result=True)
@@ -32,4 +33,9 @@ def invert_images(
     hashes, device = steps.begin(models, execution, with_clip=False)
     index = steps.index(photos, workspace, execution)
     planned, summary = steps.invert(index, workspace, models, hashes, inversion, device)
-    return steps.RunResult(steps=[steps.counts(summary)], latents=planned.folder)
+    done = [steps.counts(summary)]
+    headline = f"{summary.rows} images, {summary.failed} without a latent"
+    steps.summarize(
+        "invert-images", headline, done, {"latents": planned.folder}, failed_items(summary.results)
+    )
+    return steps.RunResult(steps=done, latents=planned.folder)

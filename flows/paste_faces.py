@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict
 from flows import steps
 from tasks import models, pasting
 from tasks.caching import probe_result_storage
-from tasks.progress import gather
 from tasks.settings import Execution, OptionalUri, Pasting, Uri
+from tasks.summaries import failed_items
 
 
 class PasteResult(BaseModel):
@@ -54,5 +54,11 @@ def paste_faces(
         steps.check_places(source, out, place)
     index = pasting.index_edited(table, edited, place, execution.shard_size)
     planned = pasting.plan(table, edited, out, place, settings)
-    summary = gather("paste-faces", [pasting.paste_shard.submit(planned, shard) for shard in index.shards])
-    return PasteResult(steps=[steps.counts(summary)], pasted=pasting.write_pasted(planned, index))
+    calls = [(planned, shard) for shard in index.shards]
+    summary = steps.gather_items("paste-faces", pasting.paste_shard, calls)
+    write = pasting.write_pasted.with_options(refresh_cache=steps.is_retry())
+    done, written = [steps.counts(summary)], write(planned, index)
+    headline = f"{written.pasted} photographs with their edited faces, {written.failed} failed"
+    places = {"table": written.table, "photographs": written.photographs}
+    steps.summarize("paste-faces", headline, done, places, failed_items(summary.results))
+    return PasteResult(steps=done, pasted=written)

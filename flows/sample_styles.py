@@ -29,4 +29,7 @@ def sample_styles(
     """
     hashes, device = steps.begin(models, execution, with_clip=False)
     styles, summary = steps.sample(models, hashes, sampling, workspace, device)
-    return steps.RunResult(steps=[steps.counts(summary)], styles=styles)
+    done = [steps.counts(summary)]
+    headline = f"{sampling.statistics} style codes behind the statistics, {sampling.codes} stored"
+    steps.summarize("sample-styles", headline, done, {"statistics": styles.statistics, "codes": styles.codes})
+    return steps.RunResult(steps=done, styles=styles)

@@ -5,15 +5,17 @@ A step is a plain function, so one flow run holds all task runs of a chain, and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
-from prefect import runtime, unmapped
+from prefect import Task, runtime, unmapped
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import BaseModel, ConfigDict
 
 from tasks import editing, images, inversion, mappers, models, nights, relevance, reports, sampling
+from tasks.artifacts import read_provenance, read_table
 from tasks.caching import probe_result_storage
 from tasks.directions import PreparedStep, TableRef, check_edit, compute_direction, find_table
 from tasks.edits import EditVariant, RelevanceSource, StepVariant
@@ -24,6 +26,7 @@ from tasks.inversion import InversionPlan
 from tasks.mappers import MapperRef, prepare_mapper
 from tasks.methods import PreparedEdit
 from tasks.optimization import prepare_optimization
+from tasks.outcomes import OK, Row
 from tasks.overlap import shards_at_once
 from tasks.progress import ShardResult, StepSummary, gather
 from tasks.relevance import RelevancePlan
@@ -41,6 +44,7 @@ from tasks.settings import (
     SettingsError,
 )
 from tasks.storage import delete_stale_temporaries
+from tasks.summaries import publish_batch, publish_summary
 
 
 class StepCounts(BaseModel):
@@ -54,6 +58,7 @@ class StepCounts(BaseModel):
     rows: int
     failed: int
     seconds: float
+    rate: float = 0.0
 
 
 class RunResult(BaseModel):
@@ -129,6 +134,26 @@ def _derivatives(planned: RelevancePlan, device: str) -> relevance.DerivativesRe
     return relevance.DerivativesRef(basis=basis, parts=[result.uri for result in found.results])
 
 
+def gather_items(
+    step: str, work: Task[..., ShardResult], calls: Sequence[tuple[Any, ...]]
+) -> StepSummary[ShardResult]:
+    """Run shards of items and wait for all; on Retry, shards with failed items are tried again too.
+
+    A shard whose items failed has finished, and its result is kept. So that Retry reaches those items, such a
+    shard is executed again, and tries what has no good outcome yet.
+    """
+
+    def again(number: int) -> PrefectFuture[ShardResult]:
+        return work.with_options(refresh_cache=True).submit(*calls[number])
+
+    return gather(step, [work.submit(*call) for call in calls], again if is_retry() else None)
+
+
+def is_retry() -> bool:
+    """Return whether this run was tried before."""
+    return (runtime.flow_run.run_count or 0) > 1
+
+
 def check_places(photos: str, out: str, workspace: str) -> None:
     """Refuse to write into the input, and clear what killed writers left aside.
 
@@ -184,8 +209,8 @@ def invert(
 ) -> tuple[InversionPlan, StepSummary[ShardResult]]:
     """An index of images -> latents."""
     planned = inversion.plan(listed.photos, workspace, chosen, hashes, settings)
-    futures = [inversion.invert_shard.submit(planned, shard, device) for shard in listed.shards]
-    return planned, gather("invert-images", futures)
+    calls = [(planned, shard, device) for shard in listed.shards]
+    return planned, gather_items("invert-images", inversion.invert_shard, calls)
 
 
 def edit(
@@ -198,8 +223,9 @@ def edit(
 ) -> tuple[list[editing.EditPlan], StepSummary[ShardResult]]:
     """Latents + style directions -> edited images and their rows."""
     plans = [editing.plan(out, workspace, direction, inverted) for direction in chosen]
-    futures = [editing.edit_shard.submit(plans, shard, device) for shard in listed.shards]
-    return plans, gather("edit-images", futures)
+    return plans, gather_items(
+        "edit-images", editing.edit_shard, [(plans, shard, device) for shard in listed.shards]
+    )
 
 
 def directions(
@@ -330,9 +356,36 @@ def refine_nightly(
 
 def report(plans: list[editing.EditPlan], listed: ImageIndex, steps: list[StepCounts]) -> ReportRef:
     """Rows of all edits -> manifest, contact sheet and page."""
-    written = reports.write_report(plans, listed)
-    reports.publish(written, [step.model_dump() for step in steps])
+    write = reports.write_report.with_options(refresh_cache=is_retry())  # a Retry may have mended items
+    written = write(plans, listed)
+    rows = read_table(written.manifest, ["image_key", "status", "error_type", "error"]).to_pylist()
+    broken = {(row["image_key"], row["error_type"]): row for row in rows if row["status"] != OK}
+    publish_batch(written.page, written.contact_sheet)
+    headline = f"{written.rows} edits of {listed.rows} images, {written.failed} failed or skipped"
+    places = {
+        "report page": written.page, "manifest": written.manifest, "contact sheet": written.contact_sheet,
+        "timings": written.timings,
+    }  # fmt: skip
+    summarize("edit-images", headline, steps, places, list(broken.values()))
     return written
+
+
+def summarize(
+    flow: str, headline: str, steps: list[StepCounts], places: dict[str, str], problems: Sequence[Row] = ()
+) -> None:
+    """Show in Prefect's UI what a run did, where that lies, and what failed."""
+    publish_summary(flow, headline, [step.model_dump() for step in steps], places, problems)
+
+
+def summarize_table(result: RunResult) -> None:
+    """Show in Prefect's UI what a build of a relevance table did."""
+    if result.table is None:
+        return
+    made = read_provenance(result.table.relevance).parameters
+    ranges = ", ".join(f"{first} to {last - 1}" for first, last in made["sample_ranges"])
+    headline = f"relevance over {made['samples']} style codes a channel: {ranges}"
+    places = {"relevance table": result.table.relevance, "statistics": result.table.statistics}
+    summarize("build-relevance", headline, result.steps, places)
 
 
 def counts(summary: StepSummary[ShardResult]) -> StepCounts:
@@ -344,4 +397,5 @@ def counts(summary: StepSummary[ShardResult]) -> StepCounts:
         rows=summary.rows,
         failed=summary.failed,
         seconds=summary.seconds,
+        rate=summary.rate,
     )

@@ -33,4 +33,7 @@ def train_mapper(
         execution: How the work is run; none of it changes a result.
     """
     hashes, device = steps.begin(models, execution)
-    return steps.RunResult(mappers=steps.train(targets, workspace, models, hashes, training, device))
+    trained = steps.train(targets, workspace, models, hashes, training, device)
+    places = {f"{each.target}, best loss {each.loss:.4f}": each.best for each in trained}
+    steps.summarize("train-mapper", f"{len(trained)} mappers", [], places)
+    return steps.RunResult(mappers=trained)

@@ -12,7 +12,6 @@ import pandas as pd
 import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from prefect import task
-from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from pydantic import BaseModel, ConfigDict
 
 import styleclip_core
@@ -89,28 +88,6 @@ def write_report(plans: list[EditPlan], index: ImageIndex) -> ReportRef:
     write_bytes_atomic(written.contact_sheet, sheet)
     write_bytes_atomic(written.page, _page(batch, index, provenance, sheet).encode())
     return written
-
-
-def publish(written: ReportRef, steps: list[dict[str, object]]) -> None:
-    """Show the batch in Prefect's UI: a summary with the contact sheet, and a link to the page."""
-    sheet = Image.open(io.BytesIO(read_bytes(written.contact_sheet)))
-    sheet.thumbnail((900, 900))
-    small = io.BytesIO()
-    sheet.convert("RGB").save(small, "JPEG", quality=80)
-    lines = [
-        f"{written.rows} edits, {written.failed} failed or skipped. Results: `{written.folder}`", "",
-        "| step | shards | computed now | rows | failed | rows/s |", "|---|---|---|---|---|---|",
-    ]  # fmt: skip
-    for step in steps:
-        rate = float(str(step["rows"])) / max(float(str(step["seconds"])), 1e-6)
-        lines.append(
-            f"| {step['step']} | {step['shards']} | {step['computed']} | {step['rows']} "
-            f"| {step['failed']} | {rate:.1f} |"
-        )
-    picture = base64.b64encode(small.getvalue()).decode()
-    lines += ["", f"![contact sheet](data:image/jpeg;base64,{picture})"]
-    create_markdown_artifact("\n".join(lines), key="edit-images-report", description="what this batch did")
-    create_link_artifact(written.page, link_text="report page", key="edit-images-page")
 
 
 def contact_sheet(plans: list[EditPlan], manifest: pd.DataFrame) -> Image.Image:

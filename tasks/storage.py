@@ -207,6 +207,50 @@ def write_bytes_atomic(uri: str, data: bytes) -> None:
             raise
 
 
+def create_bytes(uri: str, data: bytes) -> bool:
+    """Write an object where there is none; of several writers one succeeds.
+
+    An object store that knows no conditional PUT lets the last of those that write in the same instant win.
+
+    Returns:
+        Whether this call made it.
+
+    Raises:
+        StorageError: If it cannot be written.
+    """
+    with _explained(uri, "create"):
+        try:
+            if not is_local(uri):
+                fs, path = filesystem(uri)
+                if fs.exists(path):
+                    return False
+                return _create_object(fs, path, data)
+            target = local_path(uri)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            aside = target.with_name(temporaries.temporary_name())
+            try:
+                aside.write_bytes(data)
+                target.hardlink_to(aside)
+            finally:
+                aside.unlink(missing_ok=True)
+        except FileExistsError:
+            return False
+        return True
+
+
+def _create_object(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> bool:
+    try:
+        fs.pipe_file(path, data, mode="create")
+    except FileExistsError:
+        return False
+    except OSError as error:  # s3fs has no error of its own for a condition that did not hold
+        answer = getattr(error.__cause__, "response", {})
+        if answer.get("Error", {}).get("Code") in ("PreconditionFailed", "ConditionalRequestConflict"):
+            return False
+        raise
+    return True
+
+
 def exists(uri: str) -> bool:
     """Return whether there is an object at ``uri``.
 

@@ -24,7 +24,7 @@ from styleclip_core.errors import StyleCLIPError
 from styleclip_core.images import encode_png
 from styleclip_core.tuned import AnyGenerator, Tuning
 from tasks import models
-from tasks.artifacts import Provenance, artifact_uri, fingerprint, write_table
+from tasks.artifacts import Provenance, artifact_uri, fingerprint, is_complete, write_table
 from tasks.caching import PER_RUN
 from tasks.directions import PreparedStep
 from tasks.images import ImageShard
@@ -35,7 +35,7 @@ from tasks.outcomes import OK, SKIPPED, STATUS_FIELDS, OutcomeLog, Row, failure,
 from tasks.overlap import Writes, computing, read_ahead
 from tasks.progress import ShardResult
 from tasks.scoring import Judge, Seen
-from tasks.storage import StorageError, join, output_key, write_bytes_atomic
+from tasks.storage import is_outage, join, output_key, write_bytes_atomic
 from tasks.videos import encode_video
 
 STEP, VERSION = "edit-images", "3"
@@ -152,7 +152,7 @@ def _edit(
         video.result()
     rows = skipped + [_finished(planned, row, written, extras) for row, written in pending]
     uri = planned.log(shard).append(rows, MANIFEST_SCHEMA, provenance(planned))
-    if uri and timings:
+    if uri and timings and not is_complete(_timings_uri(uri)):  # a run beside this one may have been first
         table = pa.Table.from_pylist(timings, schema=TIMING_SCHEMA)
         write_table(_timings_uri(uri), table, provenance(planned))
     return rows
@@ -169,10 +169,7 @@ def _finished(planned: EditPlan, row: Row, written: Future[str] | None, extras: 
     whole = _row(planned, row["image_key"])
     if written is None:
         return whole | row
-    try:
-        key = written.result()
-    except (StorageError, OSError) as error:
-        return whole | failure(error)
+    key = written.result()
     for number, uri in extras.items():
         row["steps"][number]["latents"] = uri
         if planned.prepared.steps[number].variant.frames:
@@ -209,6 +206,8 @@ class _Sources:
             try:
                 return row["image_key"], read_tuning(inversion, self.generator, row), None
             except StyleCLIPError as error:
+                if is_outage(error, inversion.folder):
+                    raise
                 return row["image_key"], None, error
 
         for key, tuning, error in read_ahead(rows, read, ahead=_BATCH):

@@ -31,7 +31,7 @@ from tasks.outcomes import OK, STATUS_FIELDS, OutcomeLog, Row, failure, success
 from tasks.overlap import Writes, computing, read_ahead
 from tasks.progress import ShardResult
 from tasks.settings import Inversion, Models
-from tasks.storage import join, output_key, read_bytes, write_bytes_atomic
+from tasks.storage import is_outage, join, output_key, read_bytes, write_bytes_atomic
 
 STEP, VERSION = "invert-images", "1"
 
@@ -151,6 +151,8 @@ def _read(planned: InversionPlan, size: tuple[int, int], item: tuple[str, str]) 
         data = read_bytes(join(planned.photos, key))
         image = fit(decode_image(data), *size)
     except (StyleCLIPError, OSError) as error:
+        if is_outage(error, planned.photos):
+            raise
         return {**_empty_row(key, etag), **failure(error)}
     return _Photo(key, etag, hashlib.sha256(data).hexdigest(), image)
 

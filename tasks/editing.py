@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 import styleclip_core
+from styleclip_core.batches import Batches
 from styleclip_core.editing import EditedLatents
 from styleclip_core.errors import StyleCLIPError
 from styleclip_core.images import encode_png
@@ -135,11 +136,7 @@ def _edit(
     pending: list[tuple[Row, Future[str] | None]] = []
     timings: list[Row] = []
     parts: list[_Part] = []
-    for first in range(0, len(ready), _BATCH):
-        batch = ready[first : first + _BATCH]
-        with computing(sources.device) as elapsed:
-            edited = _edit_batch(planned, sources, batch)
-            share = elapsed() / len(batch)
+    for batch, (edited, share) in Batches(_BATCH).run(ready, partial(_timed, planned, sources)):
         for part in edited.parts:
             videos += [videos_under_way.submit(each) for each in _videos(planned, part)]
             parts.append(replace(part, optimized=replace(part.optimized, frames=[])))
@@ -156,6 +153,12 @@ def _edit(
         table = pa.Table.from_pylist(timings, schema=TIMING_SCHEMA)
         write_table(_timings_uri(uri), table, provenance(planned))
     return rows
+
+
+def _timed(planned: EditPlan, sources: _Sources, batch: list[Row]) -> tuple[_Edited, float]:
+    """Edit a batch; return with it the seconds of computing that each image took."""
+    with computing(sources.device) as elapsed:
+        return _edit_batch(planned, sources, batch), elapsed() / len(batch)
 
 
 def _write_image(planned: EditPlan, image_key: str, image: Tensor) -> str:

@@ -186,7 +186,9 @@ def read_bytes(uri: str) -> bytes:
     if is_local(uri):
         with explained(uri, "read"):
             return local_path(uri).read_bytes()
-    content: bytes = _ask(uri, "read", lambda fs, path: fs.cat_file(path))
+    # one request: s3fs otherwise asks for the size first, and no such answer says why it refuses
+    options = {"max_concurrency": 1} if uri.startswith(("s3://", "s3a://")) else {}
+    content: bytes = _ask(uri, "read", lambda fs, path: fs.cat_file(path, **options))
     return content
 
 

@@ -7,6 +7,7 @@ instead: the real store never learns of it, learns of half of it, or of all of i
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -78,6 +79,7 @@ class FaultyProxy:
     upstream: str
     endpoint: str = ""
     hits: int = 0
+    client: aiohttp.ClientSession | None = None
     _rule: Rule | None = None
     _seen: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -95,12 +97,12 @@ class FaultyProxy:
 
     def _action(self, request: web.Request) -> Action | None:
         with self._lock:
-            if self._rule is None:
-                return None
-            action = self._rule(Request(self._seen, request.method, request.raw_path))
+            rule, number = self._rule, self._seen
             self._seen += 1
+        action = rule(Request(number, request.method, request.raw_path)) if rule else None
+        with self._lock:
             self.hits += action is not None
-            return action
+        return action
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
@@ -135,8 +137,8 @@ class FaultyProxy:
         headers = {k: v for k, v in request.headers.items() if k.lower() not in _HOP}
         headers["Content-Length"] = str(len(body))
         url = URL(self.upstream + request.raw_path, encoded=True)
-        client: aiohttp.ClientSession = request.app["client"]
-        async with client.request(
+        assert self.client is not None
+        async with self.client.request(
             request.method, url, headers=headers, data=_half(body) if half else body, allow_redirects=False,
             skip_auto_headers=("User-Agent", "Content-Type", "Accept", "Accept-Encoding"),
         ) as found:  # fmt: skip
@@ -161,6 +163,7 @@ def _reset(request: web.Request) -> web.Response:
 @contextmanager
 def faulty_proxy(upstream: str) -> Iterator[FaultyProxy]:
     """Run a proxy in front of ``upstream``, e.g. ``http://127.0.0.1:8333``, on a free loopback port."""
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # it reports every reset connection
     proxy, ready, loop = FaultyProxy(upstream), threading.Event(), asyncio.new_event_loop()
     stop = asyncio.Event()
 
@@ -169,7 +172,7 @@ def faulty_proxy(upstream: str) -> Iterator[FaultyProxy]:
         app.router.add_route("*", "/{path:.*}", proxy.handle)
         async with aiohttp.ClientSession(
             auto_decompress=False, connector=aiohttp.TCPConnector(limit=0)
-        ) as app["client"]:
+        ) as proxy.client:
             runner = web.AppRunner(app, access_log=None, handler_cancellation=False, shutdown_timeout=1.0)
             await runner.setup()
             site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -19,12 +19,13 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 import styleclip_core
+from styleclip_core.batches import Batches
 from styleclip_core.editing import EditedLatents
 from styleclip_core.errors import StyleCLIPError
 from styleclip_core.images import encode_png
 from styleclip_core.tuned import AnyGenerator, Tuning
 from tasks import models
-from tasks.artifacts import Provenance, artifact_uri, fingerprint, write_table
+from tasks.artifacts import Provenance, artifact_uri, fingerprint, is_complete, write_table
 from tasks.caching import PER_RUN
 from tasks.directions import PreparedStep
 from tasks.images import ImageShard
@@ -35,7 +36,7 @@ from tasks.outcomes import OK, SKIPPED, STATUS_FIELDS, OutcomeLog, Row, failure,
 from tasks.overlap import Writes, computing, read_ahead
 from tasks.progress import ShardResult
 from tasks.scoring import Judge, Seen
-from tasks.storage import StorageError, join, output_key, write_bytes_atomic
+from tasks.storage import is_outage, join, output_key, write_bytes_atomic
 from tasks.videos import encode_video
 
 STEP, VERSION = "edit-images", "3"
@@ -172,11 +173,7 @@ def _edit(
     """Edit the latents of a shard by one edit, and begin to write images and videos."""
     label = planned.prepared.variant.label
     begun = _UnderWay(planned, [], skipped, [], [], [])
-    for first in range(0, len(ready), _BATCH):
-        batch = ready[first : first + _BATCH]
-        with computing(sources.device) as elapsed:
-            edited = _edit_batch(planned, sources, batch)
-            share = elapsed() / len(batch)
+    for batch, (edited, share) in Batches(_BATCH).run(ready, partial(_timed, planned, sources)):
         for part in edited.parts:
             begun.videos.extend(writes.videos.submit(each) for each in _videos(planned, part))
             begun.parts.append(replace(part, optimized=replace(part.optimized, frames=[])))
@@ -197,10 +194,16 @@ def _finish(begun: _UnderWay, shard: ImageShard) -> list[Row]:
         video.result()
     rows = begun.skipped + [_finished(planned, row, written, extras) for row, written in begun.rows]
     uri = planned.log(shard).append(rows, MANIFEST_SCHEMA, provenance(planned))
-    if uri and begun.timings:
+    if uri and begun.timings and not is_complete(_timings_uri(uri)):  # a run beside this one may be first
         table = pa.Table.from_pylist(begun.timings, schema=TIMING_SCHEMA)
         write_table(_timings_uri(uri), table, provenance(planned))
     return rows
+
+
+def _timed(planned: EditPlan, sources: _Sources, batch: list[Row]) -> tuple[_Edited, float]:
+    """Edit a batch; return with it the seconds of computing that each image took."""
+    with computing(sources.device) as elapsed:
+        return _edit_batch(planned, sources, batch), elapsed() / len(batch)
 
 
 def _write_image(planned: EditPlan, image_key: str, image: Tensor) -> str:
@@ -214,10 +217,7 @@ def _finished(planned: EditPlan, row: Row, written: Future[str] | None, extras: 
     whole = _row(planned, row["image_key"])
     if written is None:
         return whole | row
-    try:
-        key = written.result()
-    except (StorageError, OSError) as error:
-        return whole | failure(error)
+    key = written.result()
     for number, uri in extras.items():
         row["steps"][number]["latents"] = uri
         if planned.prepared.steps[number].variant.frames:
@@ -254,6 +254,8 @@ class _Sources:
             try:
                 return row["image_key"], read_tuning(inversion, self.generator, row), None
             except StyleCLIPError as error:
+                if is_outage(error, inversion.folder):
+                    raise
                 return row["image_key"], None, error
 
         for key, tuning, error in read_ahead(rows, read, ahead=_BATCH):

@@ -4,7 +4,7 @@ PYTHON ?= $(shell for each in python3.11 python3.12 python3; do $$each -c '' 2>/
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test operations parity check format hostile bench methods models world-quality setup help
+.PHONY: demo test operations soak volume parity check format hostile bench methods models world-quality setup help
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -30,6 +30,12 @@ parity: $(STAMP)  ## Differences to the published implementations, on the golden
 operations: $(STAMP)  ## Retry on a real Prefect server, with workers and a browser (needs Chromium)
 	@command -v chromium >/dev/null || { echo 'Chromium is needed: apt-get install chromium' >&2; exit 2; }
 	$(BIN)/pytest tests/operations
+
+soak: $(STAMP)  ## Bad nights of store, workers and server, and an account of what they cost (half an hour)
+	$(BIN)/python -W ignore -m tests.nights.soak
+
+volume: $(STAMP)  ## List a million objects and edit ten thousand: images/s and peak memory (over an hour)
+	$(BIN)/python -W ignore -m benchmarks.volume
 
 check: $(STAMP)  ## Format, lint, types, layer rule
 	$(BIN)/ruff format --check .

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -21,11 +22,11 @@ from torch import Tensor
 import styleclip_core
 from styleclip_core.batches import Batches
 from styleclip_core.editing import EditedLatents
-from styleclip_core.errors import StyleCLIPError
+from styleclip_core.errors import ArtifactConflictError, StyleCLIPError
 from styleclip_core.images import encode_png
 from styleclip_core.tuned import AnyGenerator, Tuning
 from tasks import models
-from tasks.artifacts import Provenance, artifact_uri, fingerprint, is_complete, write_table
+from tasks.artifacts import Provenance, artifact_uri, fingerprint, write_table
 from tasks.caching import PER_RUN
 from tasks.directions import PreparedStep
 from tasks.images import ImageShard
@@ -194,9 +195,10 @@ def _finish(begun: _UnderWay, shard: ImageShard) -> list[Row]:
         video.result()
     rows = begun.skipped + [_finished(planned, row, written, extras) for row, written in begun.rows]
     uri = planned.log(shard).append(rows, MANIFEST_SCHEMA, provenance(planned))
-    if uri and begun.timings and not is_complete(_timings_uri(uri)):  # a run beside this one may be first
+    if uri and begun.timings:
         table = pa.Table.from_pylist(begun.timings, schema=TIMING_SCHEMA)
-        write_table(_timings_uri(uri), table, provenance(planned))
+        with suppress(ArtifactConflictError):  # a run beside this one was first, and its times are as good
+            write_table(_timings_uri(uri), table, provenance(planned))
     return rows
 
 

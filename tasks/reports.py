@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Hashable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import jinja2
@@ -15,7 +16,7 @@ from prefect import task
 from pydantic import BaseModel, ConfigDict
 
 import styleclip_core
-from styleclip_core.errors import StyleCLIPError
+from styleclip_core.errors import ArtifactConflictError, StyleCLIPError
 from styleclip_core.images import decode_image
 from tasks.artifacts import Provenance, fingerprint, is_complete, read_table, write_tables
 from tasks.caching import PER_RUN
@@ -76,7 +77,8 @@ def write_report(plans: list[EditPlan], index: ImageIndex) -> ReportRef:
     if not is_complete(manifest):
         write_tables(manifest, MANIFEST_SCHEMA, _rows(plans, index), provenance)
     if not is_complete(timings):
-        write_tables(timings, TIMING_SCHEMA, _timings(attempts), provenance)
+        with suppress(ArtifactConflictError):  # a run beside this one was first, with other times
+            write_tables(timings, TIMING_SCHEMA, _timings(attempts), provenance)
     batch = _Batch(plans, read_table(manifest, columns=_SHOWN).to_pandas())
     written = ReportRef(
         folder=folder,

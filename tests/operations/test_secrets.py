@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from datetime import datetime
 from pathlib import Path
 
 import httpx
@@ -67,7 +68,8 @@ def test_no_secret_is_left_anywhere(prefect, bucket, edited):
     refused = httpx.post(
         f"{prefect.url}/api/deployments/{prefect.get('deployments/name/edit-images/on-demand')['id']}"
         "/create_flow_run",
-        json={"parameters": _parameters("https://user:canary-userinfo@example.org/in")}, timeout=30 * PATIENCE,
+        json={"parameters": _parameters("https://user:canary-userinfo@example.org/in")},
+        timeout=30 * PATIENCE,
     )  # fmt: skip
     assert refused.status_code == 409
     canaries = {name: value.encode() for name, value in prefect.secrets.items()}
@@ -106,6 +108,18 @@ def test_no_secret_is_left_anywhere(prefect, bucket, edited):
     ]
     assert found == []
     assert any(b"edit-images" in text for text in searched.values())  # what is there is found
+
+
+def test_metrics_for_grafana_are_those_of_the_runs(prefect, edited):
+    text = prefect.styleclip("server-metrics")
+    lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert float(lines['styleclip_runs{deployment="edit-images/on-demand",state="COMPLETED"}']) == 1
+    assert lines['styleclip_step_rows{step="invert-images"}'] == "5.0"
+    assert lines['styleclip_step_failed_items{step="invert-images"}'] == "1.0"
+    assert float(lines['styleclip_step_rows_per_second{step="edit-images"}']) > 0
+    ended = prefect.get(f"flow_runs/{edited}")["end_time"]
+    last = float(lines['styleclip_last_completed_timestamp_seconds{deployment="edit-images/on-demand"}'])
+    assert last == pytest.approx(datetime.fromisoformat(ended).timestamp(), abs=0.01)
 
 
 def test_the_contact_sheet_and_the_summary_are_shown(prefect, browser, edited):

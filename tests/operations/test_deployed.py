@@ -97,7 +97,6 @@ WRONG = [
     ("edit-images/on-demand", {"execution": {"shard_size": 0}}, "shard_size"),
     ("edit-images/on-demand", {"photos": "https://user:canary-userinfo@host/in"}, "photos"),
     ("edit-images/on-demand", {"photos": "s3://AKIAX:canary-userinfo@bucket/in"}, "photos"),
-    ("edit-images/on-demand", {"photos": ""}, "photos"),
     ("build-relevance/nightly", {"relevance": {"batch_size": 33}}, "batch_size"),
     ("build-relevance/nightly", {"relevance": {"strenght": 2}}, "strenght"),
     ("build-relevance/nightly", {"nightly": {"time_zone": "Atlantis/Capital"}}, "Atlantis"),

@@ -420,6 +420,7 @@ def _finish(result: Any) -> None:  # noqa: ANN401
 app.command()(faces.align)
 app.command()(faces.paste)
 app.command("setup-server")(server.setup_server)
+app.command("server-metrics")(server.server_metrics)
 
 
 def run() -> None:

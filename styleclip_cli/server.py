@@ -52,3 +52,11 @@ def setup_server(
     )
     for line in set_up(wanted):
         typer.echo(line)
+
+
+def server_metrics(verbose: Verbose = False) -> None:
+    """Print runs, rates and failures that the server of PREFECT_API_URL knows, in Prometheus' format."""
+    prepare(0, verbose)
+    from flows.server_metrics import server_metrics as collect
+
+    typer.echo(collect(), nl=False)

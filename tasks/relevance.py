@@ -272,7 +272,13 @@ def find_last_table(workspace: str, planned: RelevancePlan, given: str) -> Table
         ArtifactConflictError: If there is none, or the given one was measured in another way.
     """
     if given:
-        return _record(given, planned)
+        made = read_provenance(given)
+        difference = _difference(made, planned)
+        if difference:
+            raise ArtifactConflictError(
+                f"{given} cannot be added to: {difference}; repeat the settings it was built with"
+            )
+        return _record(given, made)
     found = known_tables(workspace, planned)
     if not found:
         raise ArtifactConflictError(
@@ -284,17 +290,11 @@ def find_last_table(workspace: str, planned: RelevancePlan, given: str) -> Table
 
 def known_tables(workspace: str, planned: RelevancePlan) -> list[TableRecord]:
     """Return the tables in the workspace that were measured as planned, whatever their samples."""
-    made = {uri: read_provenance(uri) for uri in _tables(join(workspace, "relevance"))}
-    return [_record(uri, planned) for uri, each in made.items() if not _difference(each, planned)]
+    made = ((uri, read_provenance(uri)) for uri in _tables(join(workspace, "relevance")))
+    return [_record(uri, each) for uri, each in made if not _difference(each, planned)]
 
 
-def _record(uri: str, planned: RelevancePlan) -> TableRecord:
-    made = read_provenance(uri)
-    difference = _difference(made, planned)
-    if difference:
-        raise ArtifactConflictError(
-            f"{uri} cannot be added to: {difference}; repeat the settings it was built with"
-        )
+def _record(uri: str, made: Provenance) -> TableRecord:
     ranges = made.parameters["sample_ranges"]
     return TableRecord(uri=uri, fingerprint=made.fingerprint, sample_ranges=ranges)
 

@@ -55,15 +55,13 @@ def _without_credentials(uri: str) -> str:
     return uri
 
 
-def _uri_schema(least: int) -> WithJsonSchema:
-    """Return what the server checks before there is a run that would store the value."""
-    return WithJsonSchema({"type": "string", "minLength": least, "pattern": f"^(?!{_CREDENTIALS})"})
-
-
+# What the server checks before there is a run that would store the value. An empty one passes: it is what a
+# deployment has whose variables were not set, and a run that needs it says so.
+_URI_SCHEMA = WithJsonSchema({"type": "string", "pattern": f"^(?!{_CREDENTIALS})"})
 Prompt = Annotated[str, Field(min_length=1)]
-OptionalUri = Annotated[str, AfterValidator(_without_credentials), _uri_schema(0)]
+OptionalUri = Annotated[str, AfterValidator(_without_credentials), _URI_SCHEMA]
 UriOrNone = Annotated[OptionalUri | None, BeforeValidator(lambda given: given or None)]  # a form sends ""
-Uri = Annotated[str, Field(min_length=1), AfterValidator(_without_credentials), _uri_schema(1)]
+Uri = Annotated[str, Field(min_length=1), AfterValidator(_without_credentials), _URI_SCHEMA]
 
 
 def _known_templates(name: str) -> str:

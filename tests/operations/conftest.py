@@ -3,6 +3,7 @@ that the guide names, with a worker and a browser, stopped by pid."""
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
 import shutil
@@ -22,6 +23,8 @@ from styleclip_core.models.stylegan2 import Generator, GeneratorConfig
 sys.path.insert(0, str(Path(__file__).parent))
 
 from running import LIMIT, ROOT, Prefect, free_port, stop
+
+from tests.object_store import S3, object_store
 
 
 @pytest.fixture(scope="session")
@@ -46,14 +49,30 @@ def receiver() -> Iterator[list[dict]]:
     yield told
     os.environ.pop("STYLECLIP_TEST_HOOK")
     server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """A real object store, of which the worker has the credentials."""
+    with object_store(tmp_path_factory.mktemp("seaweed")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
 def prefect(
-    tmp_path_factory: pytest.TempPathFactory, network_files: dict[str, str], receiver: list[dict]
+    tmp_path_factory: pytest.TempPathFactory, network_files: dict[str, str], receiver: list[dict], s3: S3
 ) -> Iterator[Prefect]:
     """A server with a database of its own, set up, with all deployments and a worker."""
     folder = tmp_path_factory.mktemp("operations")
+    keys = configparser.ConfigParser()
+    keys.read(s3.options.with_name("credentials"))
+    options = folder / "storage-options.json"
+    names = {"key": "aws_access_key_id", "secret": "aws_secret_access_key"}
+    options.write_text(json.dumps({
+        f"s3://{bucket}/": {name: keys[who][value] for name, value in names.items()}
+        for bucket, who in (("photographs", "reader"), ("results", "writer"))
+    }))  # fmt: skip
     port, home = free_port(), folder / "prefect"
     home.mkdir()
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "AWS_", "STYLECLIP_"))}
@@ -64,16 +83,22 @@ def prefect(
         "PREFECT_SERVER_METRICS_ENABLED": "true",
         "PREFECT_WORKER_QUERY_SECONDS": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
         "STYLECLIP_WORKERS": "1", "STYLECLIP_DEVICE_LIMIT": LIMIT,
+        "AWS_ENDPOINT_URL": s3.endpoint, "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": keys["admin"]["aws_access_key_id"],
+        "AWS_SECRET_ACCESS_KEY": keys["admin"]["aws_secret_access_key"],
+        "STYLECLIP_STORAGE_OPTIONS": str(options),
         "STYLECLIP_GENERATOR": network_files["generator"], "STYLECLIP_CLIP": network_files["clip"],
         "STYLECLIP_WORKSPACE": str(folder / "workspace"),
         "STYLECLIP_NOTIFY_URL": os.environ["STYLECLIP_TEST_HOOK"],
         "FAULTY_LOG": str(folder / "executions.log"), "FAULTY_FLAG": str(folder / "fault"),
     }  # fmt: skip
-    running = Prefect(home, port, environment)
+    secrets = {f"{who} {name}": keys[who][name] for who in keys.sections() for name in names.values()}
+    secrets |= {"webhook": "canary-webhook-token", "user in a URI": "canary-userinfo"}
+    running = Prefect(home, port, environment, secrets=secrets)
     try:
         running.serve()
         environment["SETUP"] = running.styleclip(
-            "setup-server", "--device-limit", LIMIT, "--results", str(folder / "results")
+            "setup-server", "--device-limit", LIMIT, "--results", "s3://results/prefect"
         )
         environment["DEPLOYED"] = running.run("deploy", "--all")
         environment.pop("STYLECLIP_NOTIFY_URL")  # only setting up needs it

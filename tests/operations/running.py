@@ -21,6 +21,8 @@ SCRIPTS = Path(sys.executable).parent
 POOL = "styleclip-gpu"
 LIMIT = "gpu-0"  # of the one device that all workers share
 LAYER = "b8.conv1"  # the layer whose shard is made to fail
+PATIENCE = int(os.environ.get("OPERATIONS_PATIENCE", "1"))  # factor on every deadline, for a busy machine
+PAGE = 60_000 * PATIENCE  # milliseconds until a page shows what it should
 SCREENSHOTS = ROOT / "build" / "screenshots"
 
 
@@ -47,7 +49,7 @@ def stop(process: subprocess.Popen, *, kill: bool = False) -> None:
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL if kill else signal.SIGTERM)
         try:
-            process.wait(timeout=30)
+            process.wait(timeout=30 * PATIENCE)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -61,6 +63,7 @@ class Prefect:
     port: int
     environment: dict[str, str]
     processes: list[subprocess.Popen] = field(default_factory=list)
+    secrets: dict[str, str] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
@@ -93,19 +96,19 @@ class Prefect:
 
     def _call(self, *command: str) -> str:
         done = subprocess.run(
-            command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=180,
+            command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=180 * PATIENCE,
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     def post(self, path: str, **body: object) -> object:
-        answer = httpx.post(f"{self.url}/api/{path}", json=body, timeout=30)
+        answer = httpx.post(f"{self.url}/api/{path}", json=body, timeout=30 * PATIENCE)
         answer.raise_for_status()
         return answer.json()
 
     def get(self, path: str) -> dict:
-        answer = httpx.get(f"{self.url}/api/{path}", timeout=30)
+        answer = httpx.get(f"{self.url}/api/{path}", timeout=30 * PATIENCE)
         answer.raise_for_status()
         return answer.json()
 
@@ -148,6 +151,7 @@ def _answers(url: str) -> bool:
 def wait_until(
     true: Callable[[], bool], what: str, seconds: float, explain: Callable[[], str] = lambda: ""
 ) -> None:
+    seconds *= PATIENCE
     deadline = time.monotonic() + seconds
     while not true():
         if time.monotonic() > deadline:

@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
-from running import LIMIT, POOL, ROOT, SCREENSHOTS, Prefect, wait_until
+from running import LIMIT, PAGE, PATIENCE, POOL, ROOT, SCREENSHOTS, Prefect, wait_until
 
 DEPLOYED = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
 
@@ -72,7 +72,7 @@ def test_setting_up_twice_changes_nothing(prefect, receiver):
     assert sum("styleclip: " in name for name in names) == 2
     assert after == before
     environment = after[0]["base_job_template"]["variables"]["properties"]["env"]["default"]
-    assert environment["PREFECT_DEFAULT_RESULT_STORAGE_BLOCK"] == "local-file-system/styleclip-results"
+    assert environment["PREFECT_DEFAULT_RESULT_STORAGE_BLOCK"] == "remote-file-system/styleclip-results"
 
 
 def test_the_server_listens_on_loopback_alone(prefect):
@@ -85,9 +85,9 @@ def test_the_server_listens_on_loopback_alone(prefect):
     assert listening == [True]
 
 
-def test_metrics_are_there_for_grafana(prefect):
-    text = httpx.get(f"{prefect.url}/api/metrics", timeout=30).text
-    assert "python_info" in text
+def test_metrics_of_the_server_s_process_are_there(prefect):
+    text = httpx.get(f"{prefect.url}/api/metrics", timeout=30 * PATIENCE).text
+    assert "process_resident_memory_bytes" in text
 
 
 WRONG = [
@@ -97,7 +97,6 @@ WRONG = [
     ("edit-images/on-demand", {"execution": {"shard_size": 0}}, "shard_size"),
     ("edit-images/on-demand", {"photos": "https://user:canary-userinfo@host/in"}, "photos"),
     ("edit-images/on-demand", {"photos": "s3://AKIAX:canary-userinfo@bucket/in"}, "photos"),
-    ("edit-images/on-demand", {"photos": ""}, "photos"),
     ("build-relevance/nightly", {"relevance": {"batch_size": 33}}, "batch_size"),
     ("build-relevance/nightly", {"relevance": {"strenght": 2}}, "strenght"),
     ("build-relevance/nightly", {"nightly": {"time_zone": "Atlantis/Capital"}}, "Atlantis"),
@@ -119,7 +118,7 @@ def test_a_wrong_value_is_refused_before_there_is_a_run(prefect, deployment, wro
     answer = httpx.post(
         f"{prefect.url}/api/deployments/{found['id']}/create_flow_run",
         json={"parameters": parameters},
-        timeout=30,
+        timeout=30 * PATIENCE,
     )
     assert answer.status_code == 409, answer.text
     assert named in answer.text
@@ -131,7 +130,7 @@ def test_the_form_shows_names_units_ranges_choices_and_defaults(prefect: Prefect
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     page = browser.new_page(viewport={"width": 1300, "height": 2600})
     page.goto(f"{prefect.url}/v2/deployments/deployment/{found['id']}/run", wait_until="domcontentloaded")
-    page.get_by_text("Truncation Psi").first.wait_for(timeout=60_000)
+    page.get_by_text("Truncation Psi").first.wait_for(timeout=PAGE)
     text = page.locator("body").inner_text()
     for wanted in (
         "Pull towards the average w; 1 for none", "Size of the move in standard deviations of the channel",
@@ -140,6 +139,6 @@ def test_the_form_shows_names_units_ranges_choices_and_defaults(prefect: Prefect
         assert wanted in text
     page.screenshot(path=SCREENSHOTS / "form.png", full_page=True)
     page.goto(f"{prefect.url}/deployments/deployment/{found['id']}/run", wait_until="domcontentloaded")
-    page.get_by_text("Truncation Psi").first.wait_for(timeout=60_000)
+    page.get_by_text("Truncation Psi").first.wait_for(timeout=PAGE)
     page.screenshot(path=SCREENSHOTS / "form-v1.png", full_page=True)
     page.close()

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running import LAYER, LIMIT, SCREENSHOTS, Prefect, session_of, stop, wait_until
+from running import LAYER, LIMIT, PAGE, SCREENSHOTS, Prefect, session_of, stop, wait_until
 
 
 class Build:
@@ -125,20 +125,20 @@ def test_a_person_presses_retry_in_the_browser(build, prefect, browser, expected
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     page.goto(f"{prefect.url}/v2/runs/flow-run/{run}", wait_until="domcontentloaded")
     page.get_by_role("tab", name="Task Runs").click()
-    page.get_by_role("link", name=f"measure-{LAYER}").first.wait_for(timeout=60_000)
+    page.get_by_role("link", name=f"measure-{LAYER}").first.wait_for(timeout=PAGE)
     page.screenshot(path=SCREENSHOTS / "run-failed.png")
     page.get_by_role("link", name=f"measure-{LAYER}").first.click()
-    page.get_by_text("the device is on fire").first.wait_for(timeout=60_000)
+    page.get_by_text("the device is on fire").first.wait_for(timeout=PAGE)
     page.screenshot(path=SCREENSHOTS / "task-failed.png")
     page.goto(f"{prefect.url}/v2/runs/flow-run/{run}", wait_until="domcontentloaded")
-    _kebab(page).wait_for(timeout=60_000)
+    _kebab(page).wait_for(timeout=PAGE)
     _kebab(page).click()
     page.get_by_role("menuitem", name="Retry").click()
     dialog = page.get_by_role("alertdialog")
     dialog.wait_for()
     page.screenshot(path=SCREENSHOTS / "run-retry-dialog.png")
     dialog.get_by_role("button", name="Retry").click()
-    page.get_by_text("scheduled for retry").wait_for(timeout=20_000)
+    page.get_by_text("scheduled for retry").wait_for(timeout=PAGE)
 
     wait_until(lambda: prefect.state(run) != "Failed", "the run left Failed", 60)
     prefect.wait_for(run, "Completed", "Failed", "Crashed")
@@ -147,7 +147,7 @@ def test_a_person_presses_retry_in_the_browser(build, prefect, browser, expected
     assert len(set(first)) == len(first) == len(build.executions()) - 1
     assert build.files() == expected
     page.reload()
-    page.get_by_text("Completed").first.wait_for(timeout=60_000)
+    page.get_by_text("Completed").first.wait_for(timeout=PAGE)
     page.screenshot(path=SCREENSHOTS / "run-retried.png")
     page.close()
 

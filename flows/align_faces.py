@@ -9,7 +9,7 @@ from __future__ import annotations
 from prefect import flow
 from pydantic import BaseModel, ConfigDict
 
-from flows import steps
+from flows import engine, steps
 from tasks import faces, models
 from tasks.caching import probe_result_storage
 from tasks.progress import gather
@@ -37,10 +37,10 @@ def align_faces(
     """Align every face of every photograph; a photograph without a face is a row, not a failed run."""
     place = workspace or f"{out.rstrip('/')}/workspace"
     steps.check_places(photos, out, place)
-    device = models.pick_device(execution)
+    device = engine.pick_device(execution)
     models.share_cores(device)
     probe_result_storage()
-    source_hash = faces.identify_source(source, device)
+    source_hash = engine.run(faces.identify_source, source, device)
     index = steps.index(photos, place, execution)
     planned = faces.plan(photos, out, place, source, source_hash, alignment)
     summary = gather(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from prefect import flow
 from pydantic import BaseModel, ConfigDict
 
-from flows import steps
+from flows import engine, steps
 from tasks import faces, models
 from tasks.caching import probe_result_storage
 from tasks.settings import Alignment, Execution, FaceSource, OptionalUri, Uri
@@ -46,10 +46,10 @@ def align_faces(
     """
     place = workspace or f"{out.rstrip('/')}/workspace"
     steps.check_places(photos, out, place)
-    device = models.pick_device(execution)
+    device = engine.pick_device(execution)
     models.share_cores(device)
     probe_result_storage()
-    source_hash = faces.identify_source(source, device)
+    source_hash = engine.run(faces.identify_source, source, device)
     index = steps.index(photos, place, execution)
     planned = faces.plan(photos, out, place, source, source_hash, alignment)
     calls = [(planned, shard, device) for shard in index.shards]

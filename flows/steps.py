@@ -6,14 +6,15 @@ A step is a plain function, so one flow run holds all task runs of a chain, and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 from prefect import Task, runtime, unmapped
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
-from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import BaseModel, ConfigDict
 
+from flows import engine
+from flows.engine import task_runner as task_runner  # flows take it from here
 from tasks import editing, images, inversion, mappers, models, nights, relevance, reports, sampling
 from tasks.artifacts import read_provenance, read_table
 from tasks.caching import probe_result_storage
@@ -74,18 +75,12 @@ class RunResult(BaseModel):
     mappers: list[MapperRef] = []
 
 
-def task_runner() -> TaskRunner[PrefectFuture[Any]]:
-    """Return the runner that works on as many shards at once as this machine should."""
-    runner = ThreadPoolTaskRunner(max_workers=shards_at_once(models.any_device()))  # type: ignore[var-annotated]
-    return cast(TaskRunner[PrefectFuture[Any]], runner)
-
-
 def begin(chosen: Models, execution: Execution, *, with_clip: bool = True) -> tuple[ModelHashes, str]:
     """Check result storage, load the networks, and return their hashes and the device."""
-    device = models.pick_device(execution)
+    device = engine.pick_device(execution)
     models.share_cores(device)
     probe_result_storage()
-    hashes = identify_models(chosen, device, with_clip=with_clip)
+    hashes = engine.run(identify_models, chosen, device, with_clip=with_clip)
     get_run_logger().info(
         "generator %s, CLIP %s, on %s", hashes.generator[:12], hashes.clip[:12] or "not needed", device
     )
@@ -105,18 +100,18 @@ def sample(
     ]
     summary = gather("sample-styles", [codes, *parts])
     uris = [result.uri for result in summary.results[1:]]
-    sampling.merge_statistics(*shared, uris, device)
+    engine.run(sampling.merge_statistics, *shared, uris, device)
     return planned, summary
 
 
 def measure(planned: RelevancePlan, device: str) -> tuple[TableRef, StepSummary[ShardResult]]:
     """Channel shards -> one relevance table."""
-    layout = models.generator(planned.models.generator, device).layout
+    layout = models.generator(planned.models.generator, engine.here(device)).layout
     shards = relevance.shards(layout, planned.settings)
     derivatives = _derivatives(planned, device)
     futures = [relevance.measure_shard.submit(planned, shard, derivatives, device) for shard in shards]
     summary = gather("build-relevance", futures)
-    relevance.merge_relevance(planned, [result.uri for result in summary.results], device)
+    engine.run(relevance.merge_relevance, planned, [result.uri for result in summary.results], device)
     table = TableRef(
         relevance=planned.table, statistics=planned.styles.statistics, fingerprint=planned.fingerprint
     )
@@ -128,7 +123,7 @@ def _derivatives(planned: RelevancePlan, device: str) -> relevance.DerivativesRe
     ranges = relevance.derivative_shards(planned.settings)
     if not ranges:
         return None
-    basis = relevance.measure_basis(planned, device)
+    basis = engine.run(relevance.measure_basis, planned, device)
     futures = [relevance.measure_derivatives.submit(planned, basis, *each, device) for each in ranges]
     found = gather("derivatives", futures)
     return relevance.DerivativesRef(basis=basis, parts=[result.uri for result in found.results])
@@ -198,7 +193,7 @@ def prepare_others(
     """Mappers and optimizations; one that cannot work stops the run here, at once."""
     prepare = {"mapper": prepare_mapper, "optimization": prepare_optimization}
     return {
-        step: prepare[step.method](step, chosen, hashes, device)
+        step: engine.run(prepare[step.method], step, chosen, hashes, device)
         for step in distinct_steps(variants)
         if step.method != "global"
     }
@@ -270,10 +265,10 @@ def directions(
     prepared = dict(others)
     for step in distinct_steps(variants):
         if step.method == "global" and step.relevance == "table" and table:
-            prepared[step] = compute_direction(step, table, chosen, hashes, workspace, device)
+            prepared[step] = engine.run(compute_direction, step, table, chosen, hashes, workspace, device)
         elif step.method == "global" and styles:
-            prepared[step] = compute_instant_direction(
-                step, styles, instant, chosen, hashes, workspace, device
+            prepared[step] = engine.run(
+                compute_instant_direction, step, styles, instant, chosen, hashes, workspace, device
             )
     return [
         PreparedEdit(variant=variant, steps=[prepared[step] for step in variant.steps])
@@ -299,7 +294,7 @@ def train(
             "give --identity or set --identity-weight 0"
         )
     planned = [mappers.plan(target, workspace, chosen, hashes, settings) for target in targets]
-    return [mappers.train_mapper(each, device) for each in planned]
+    return [engine.run(mappers.train_mapper, each, device) for each in planned]
 
 
 def table_for(
@@ -314,7 +309,7 @@ def table_for(
 ) -> tuple[SampledStyles | None, TableRef, list[StepCounts]]:
     """Style codes, then the relevance table on them; or the table that lies in the folder ``given``."""
     if given:
-        return None, find_table(given, chosen, hashes, device), []
+        return None, engine.run(find_table, given, chosen, hashes, device), []
     enough = max(sampling_settings.codes, relevance_settings.first_sample + relevance_settings.samples)
     settings = sampling_settings.model_copy(update={"codes": enough})
     styles, sampled = sample(chosen, hashes, settings, workspace, device)
@@ -340,12 +335,14 @@ def refine(
     base = relevance.plan(workspace, chosen, hashes, styles, relevance_settings)
     before = relevance.find_last_table(workspace, base, last)
     first = before.last
-    codes = sampling.sample_more_codes(styles, chosen.generator, settings, first, first + add, device)
+    codes = engine.run(
+        sampling.sample_more_codes, styles, chosen.generator, settings, first, first + add, device
+    )
     more = relevance_settings.model_copy(update={"first_sample": first, "samples": add})
     extended = styles.model_copy(update={"codes": codes.uri})
     planned = relevance.plan(workspace, chosen, hashes, extended, more)
     _, measured = measure(planned, device)
-    after = relevance.refine_relevance(workspace, before, planned, device)
+    after = engine.run(relevance.refine_relevance, workspace, before, planned, device)
     get_run_logger().info("%s samples: %d", after.uri, after.samples)
     table = TableRef(relevance=after.uri, statistics=styles.statistics, fingerprint=after.fingerprint)
     return RunResult(steps=[counts(sampled), counts(measured)], styles=styles, table=table)

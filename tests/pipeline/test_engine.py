@@ -1,0 +1,44 @@
+"""The setting that chooses where tasks are executed, and what it says when it cannot be followed."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows import engine
+from tasks.settings import SettingsError
+
+
+def test_threads_are_the_default(monkeypatch):
+    monkeypatch.delenv("STYLECLIP_ENGINE", raising=False)
+    assert isinstance(engine.task_runner(), ThreadPoolTaskRunner)
+
+
+@pytest.mark.parametrize("wanted", ["dask", "ray:head", "ray://", "Ray", "ray://head:10001/x"])
+def test_another_engine_is_refused(monkeypatch, wanted):
+    monkeypatch.setenv("STYLECLIP_ENGINE", wanted)
+    with pytest.raises(SettingsError, match=r"must be threads, ray or ray://HOST:PORT, got '.+'"):
+        engine.task_runner()
+
+
+def test_ray_without_its_extra_says_what_to_install(monkeypatch):
+    monkeypatch.setenv("STYLECLIP_ENGINE", "ray://head:10001")
+    monkeypatch.delitem(sys.modules, "flows.on_ray", raising=False)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "prefect_ray", None)
+    with pytest.raises(SettingsError, match=r"no module ray; install it with pip install '.*\[ray\]'"):
+        engine.task_runner()
+
+
+def test_ray_is_imported_only_where_it_is_chosen():
+    """With the setting the same lines do import it, so the check can fail."""
+    program = "import sys, flows.steps; flows.steps.task_runner(); print('ray' in sys.modules)"
+    pytest.importorskip("prefect_ray", reason="the extra 'ray' is not installed: pip install '.[ray]'")
+    for chosen, imported in (("threads", "False"), ("ray", "True")):
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True,
+            env={**os.environ, "STYLECLIP_ENGINE": chosen},
+        )  # fmt: skip
+        assert done.stdout.strip() == imported

@@ -53,6 +53,7 @@ from tests.operations.running import POOL, ROOT, Prefect, free_port, stop, wait_
 from tests.pipeline.test_flows import encoded, portrait
 
 PHOTOS, OUT, ALPHAS, SHARD = 60, "s3://results/night", (1.0, 2.0), 5
+EDIT = {"name": "hat", "target": "face with a hat", "alpha": ALPHAS, "top_k": 5, "templates": "none"}
 Files = dict[str, bytes]
 
 
@@ -73,8 +74,8 @@ class Account:
 class Nights:
     """The installation that all nights share, and what an undisturbed one leaves."""
 
-    def __init__(self, folder: Path, prefect: Prefect, s3: S3, proxy: FaultyProxy, table: str) -> None:
-        self.folder, self.prefect, self.s3, self.proxy, self.table = folder, prefect, s3, proxy, table
+    def __init__(self, folder: Path, prefect: Prefect, s3: S3, proxy: FaultyProxy) -> None:
+        self.folder, self.prefect, self.s3, self.proxy, self.table = folder, prefect, s3, proxy, ""
         self.fs = s3fs.S3FileSystem(profile="admin", endpoint_url=s3.endpoint, use_listings_cache=False)
         self.worker: subprocess.Popen[bytes] | None = None
         self.calm: Files = {}
@@ -82,20 +83,19 @@ class Nights:
 
     # ---- the work --------------------------------------------------------------------------------------
 
+    @property
+    def networks(self) -> dict[str, str]:
+        files = (
+            ("generator", "generator.safetensors"),
+            ("clip", "clip.pt"),
+            ("encoder", "encoder.safetensors"),
+        )
+        return {name: str(self.folder / "networks" / file) for name, file in files}
+
     def parameters(self, **changes: object) -> dict[str, object]:
-        networks = self.folder / "networks"
         return {
-            "models": {
-                name: str(networks / file)
-                for name, file in (
-                    ("generator", "generator.safetensors"), ("clip", "clip.pt"),
-                    ("encoder", "encoder.safetensors"),
-                )
-            },
-            "photos": "s3://photographs/night", "out": OUT, "table": self.table,
-            "edits": [{
-                "name": "hat", "target": "face with a hat", "alpha": ALPHAS, "top_k": 5, "templates": "none",
-            }],
+            "models": self.networks, "photos": "s3://photographs/night", "out": OUT, "table": self.table,
+            "edits": [EDIT],
             "inversion": {"steps": 0}, "execution": {"device": "cpu", "shard_size": SHARD}, **changes,
         }  # fmt: skip
 
@@ -344,9 +344,12 @@ def forked_kills(count: int, seed: int) -> Callable[[Nights, Account], None]:
             stdout=subprocess.PIPE,
         )  # fmt: skip
         try:
+            nights.clear()
             started = time.monotonic()
-            _forked_run(nights, zygote, draw)
-            usual = time.monotonic() - started
+            if _forked_run(nights, zygote, draw) != 0:
+                raise RuntimeError("an undisturbed forked run has failed; see zygote.log")
+            usual, calm = time.monotonic() - started, nights.files()
+            account.remarks.append(f"an undisturbed run takes {usual:.1f} s, leaves {len(calm)} objects")
             while account.disturbances < count:
                 nights.clear()
                 ended = time.monotonic()
@@ -356,7 +359,7 @@ def forked_kills(count: int, seed: int) -> Callable[[Nights, Account], None]:
                     account.disturbances += 1
                     ended = time.monotonic()
                 account.recovery.append(time.monotonic() - ended)
-                nights.judge(account)
+                nights.judge(account, calm)
         finally:
             zygote.kill()
             zygote.wait()
@@ -373,7 +376,11 @@ def _forked_run(
     assert zygote.stdin is not None
     assert zygote.stdout is not None
     (nights.folder / "executions").unlink(missing_ok=True)
-    zygote.stdin.write(json.dumps(nights.parameters()) + "\n")
+    arguments = {
+        "networks": nights.networks, "photos": "s3://photographs/night", "out": OUT, "edit": EDIT,
+        "shard_size": SHARD,
+    }  # fmt: skip
+    zygote.stdin.write(json.dumps(arguments) + "\n")
     zygote.stdin.flush()
     number = int(zygote.stdout.readline())
     moment = time.monotonic() + (draw.uniform(0.0, seconds) if seconds else math.inf)
@@ -489,6 +496,7 @@ def resets(request: Any) -> CutAnswer | CutUpload | LoseAnswer | None:
 def scenarios(chosen: argparse.Namespace) -> dict[str, Callable[[Nights, Account], None]]:
     """Return every scenario by name, in the order in which they run."""
     return {
+        FORKED: forked_kills(chosen.forks, chosen.seed),
         "store's process stopped for 20 s": stopped_store,
         "store refuses connections for 20 s": storage_fault(lambda _: Refuse(), 20),
         "500 or 503 for a third of requests": all_night(third),
@@ -504,13 +512,13 @@ def scenarios(chosen: argparse.Namespace) -> dict[str, Callable[[Nights, Account
         "same build twice, limit of 1": two_at_once("alone"),
         "same build twice, no limit": two_at_once("night"),
         "clock set by two days": clock,
-        "SIGKILL of forked runs": forked_kills(chosen.forks, chosen.seed),
         "SIGTERM": kills(chosen.terms, chosen.seed + 1, signal.SIGTERM),
         "SIGKILL of process or worker": kills(chosen.kills, chosen.seed, signal.SIGKILL),
     }
 
 
-JUDGED_BY_THEMSELVES = {growing_bucket, full_disk}
+JUDGED_BY_THEMSELVES = {growing_bucket, full_disk, clock}
+FORKED = "SIGKILL of forked processes, no Prefect"
 
 
 # ---- the installation ----------------------------------------------------------------------------------
@@ -532,23 +540,29 @@ def installation(folder: Path) -> Iterator[Nights]:
             "NIGHT_FOLDER": str(folder), "NIGHT_PAUSE": "0.4", "OMP_NUM_THREADS": "1",
             "STYLECLIP_IO_THREADS": "4",
         }  # fmt: skip
-        prefect = Prefect(home, port, environment)
+        nights = Nights(folder, Prefect(home, port, environment), s3, proxy)
+        for number in range(PHOTOS):
+            nights.fs.pipe_file(f"photographs/night/p{number:02d}.png", encoded(portrait(number)))
         try:
-            prefect.serve()
-            prefect.run("work-pool", "create", POOL, "--type", "process", "--overwrite")
-            limit = ["--concurrency-limit", "1", "--collision-strategy", "ENQUEUE"]
-            for name, options in (("night", []), ("alone", limit)):
-                prefect.run(
-                    "deploy", "tests/nights/night.py:edit_images", "--name", name, "--pool", POOL, *options
-                )
-            nights = Nights(folder, prefect, s3, proxy, _table(folder, environment))
-            for number in range(PHOTOS):
-                nights.fs.pipe_file(f"photographs/night/p{number:02d}.png", encoded(portrait(number)))
-            nights.worker = prefect.work()
             yield nights
         finally:
-            for process in reversed(prefect.processes):
+            for process in reversed(nights.prefect.processes):
                 stop(process)
+
+
+def start_prefect(nights: Nights) -> None:
+    """Start server and worker, deploy the flow, build a relevance table, and live through a calm night."""
+    prefect = nights.prefect
+    prefect.serve()
+    prefect.run("work-pool", "create", POOL, "--type", "process", "--overwrite")
+    limit = ["--concurrency-limit", "1", "--collision-strategy", "ENQUEUE"]
+    for name, options in (("night", []), ("alone", limit)):
+        prefect.run("deploy", "tests/nights/night.py:edit_images", "--name", name, "--pool", POOL, *options)
+    nights.table = _table(nights.folder, prefect.environment)
+    nights.worker = prefect.work()
+    started = time.monotonic()
+    nights.finish(nights.start())
+    nights.usual, nights.calm = time.monotonic() - started, nights.files()
 
 
 def _networks(folder: Path) -> None:
@@ -597,20 +611,17 @@ def main() -> None:
     parser.add_argument("--only", default="", help="scenarios whose name contains this")
     chosen = parser.parse_args()
     console, accounts = Console(width=150), list[Account]()
+    wanted = {name: each for name, each in scenarios(chosen).items() if chosen.only in name}
     with (
         tempfile.TemporaryDirectory(prefix="styleclip-soak-") as folder,
         installation(Path(folder)) as nights,
     ):
-        started = time.monotonic()
-        nights.finish(nights.start())
-        nights.usual, nights.calm = time.monotonic() - started, nights.files()
-        console.print(
-            f"an undisturbed night takes {nights.usual:.0f} s and leaves {len(nights.calm)} objects",
-            highlight=False,
-        )
-        for name, scenario in scenarios(chosen).items():
-            if chosen.only not in name:
-                continue
+        for name, scenario in wanted.items():
+            if name != FORKED and not nights.table:
+                start_prefect(nights)
+                console.print(
+                    f"an undisturbed night takes {nights.usual:.0f} s and leaves {len(nights.calm)} objects"
+                )
             account, started = Account(name), time.monotonic()
             nights.clear()
             try:

@@ -1,18 +1,57 @@
-"""Runs the soak's flow in processes that are forked, not started: all is imported before, nothing is loaded.
+"""Runs the tasks of a bulk edit in processes that are forked, not started, and without Prefect.
 
-Reads flow parameters as JSON, a line for each run; says the number of the process that runs it, then, when
-that has ended, its exit status (negative for a signal). So a soak can kill many processes in little time.
+Reads its arguments as JSON, a line for each run; says the number of the process that runs it, then, when
+that has ended, its exit status (negative for a signal). What is imported once, no fork has to import again,
+so a soak can kill many processes in little time.
 """
 
 import json
 import os
 import sys
+import traceback
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
-import prefect.main  # noqa: F401 - imported here so that no fork has to
-import s3fs  # noqa: F401
+import numpy as np
+import pyarrow as pa
+import s3fs  # noqa: F401 - so that no fork has to
 
-from tests.nights import night
+from tasks import editing, images, inversion, reports
+from tasks.artifacts import Provenance, vector_column, write_table
+from tasks.directions import PreparedStep
+from tasks.edits import Edit
+from tasks.identity import identify_models
+from tasks.methods import PreparedEdit
+from tasks.models import generator
+from tasks.settings import Inversion, Models
+from tests.nights import night  # noqa: F401 - it slows the writes down
+
+
+def bulk_edit(networks: dict, photos: str, out: str, edit: dict, shard_size: int) -> None:
+    """Do what the flow does, task by task, two shards at a time."""
+    models = Models(**networks)
+    hashes = identify_models.fn(models, "cpu", with_clip=True)
+    index = images.index_images.fn(photos, out, shard_size)
+    inverted = inversion.plan(photos, out, models, hashes, Inversion(steps=0))
+    prepared = [_prepared(variant, models, out) for variant in Edit(**edit).variants()]
+    plans = [editing.plan(out, out, each, inverted) for each in prepared]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda shard: inversion.invert_shard.fn(inverted, shard, "cpu"), index.shards))
+        list(pool.map(lambda shard: editing.edit_shard.fn(plans, shard, "cpu"), index.shards))
+    written = reports.write_report.fn(plans, index)
+    if written.failed:
+        raise RuntimeError(f"{written.failed} edits failed")
+
+
+def _prepared(variant, models: Models, out: str) -> PreparedEdit:
+    """Return the edit by a direction that moves every channel alike."""
+    count = generator(models.generator, "cpu").layout.num_editable
+    ones = vector_column(np.full((1, count), 0.5))
+    uri = f"{out}/direction.parquet"
+    made = Provenance("style-direction", "even", "soak", "1", {}, {}, "", "", "")
+    write_table(uri, pa.table({"delta": ones, "text_direction": ones}), made)
+    step = PreparedStep(variant=variant.steps[0], uri=uri, fingerprint="even", channels=count, text_norm=1.0)
+    return PreparedEdit(variant=variant, steps=[step])
 
 
 def main() -> None:
@@ -20,12 +59,13 @@ def main() -> None:
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
-            status = 1
             try:
-                night.edit_images(**json.loads(line))
-                status = 0
-            finally:
-                os._exit(status)
+                bulk_edit(**json.loads(line))
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+                sys.stderr.flush()
+                os._exit(1)
         say(child)
         _, status = os.waitpid(child, 0)
         say(os.waitstatus_to_exitcode(status))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import json
 import os
 from datetime import datetime
 from pathlib import Path
@@ -56,7 +58,9 @@ def _failed_run(prefect: Prefect) -> str:
 
 
 def _strings(name: str, content: bytes) -> bytes:
-    """Return what a file says, decompressed where it is Parquet."""
+    """Return what a file says: decompressed where it is Parquet, unwrapped where it is a task's result."""
+    if "/prefect/" in name:
+        return base64.b64decode(json.loads(content)["result"])
     if not name.endswith(".parquet"):
         return content
     table = pq.read_table(io.BytesIO(content))

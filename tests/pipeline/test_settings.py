@@ -1,6 +1,7 @@
 """Parameters and edit files: what a user writes, and what a user gets wrong."""
 
 import logging
+import re
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from styleclip_core.editing import select_channels
 from styleclip_core.style_space import StyleLayer, StyleLayout
 from tasks import directions
 from tasks.edits import Edit, StepVariant, all_variants, load_edits
-from tasks.settings import Relevance, SettingsError, describe
+from tasks.settings import Models, Relevance, SettingsError, describe
 
 
 def test_one_edit_at_several_strengths_is_several_variants():
@@ -85,3 +86,33 @@ def test_an_edit_of_few_channels_names_the_beta_that_has_more(monkeypatch, caplo
         found = select_channels(layout, relevance, torch.ones(12), step.selection())
         directions._warn_of_few(step, layout, found)
         assert caplog.messages == ([said] if said else [])
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3://AKIA:canary@bucket/x", "https://me:canary@host/x", "s3://key:canary/x"]
+)
+def test_a_uri_with_credentials_is_no_value_and_is_not_repeated(uri):
+    for field in ("generator", "clip", "encoder"):
+        with pytest.raises(
+            ValidationError, match="holds credentials; give them in the environment"
+        ) as caught:
+            Models.model_validate({"generator": "g.pkl", field: uri})
+        assert "canary" not in str(caught.value)
+    schema = Models.model_json_schema()["properties"]["generator"]
+    assert not re.search(schema["pattern"], uri)  # what the server checks
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["s3://bucket/a b/ü.pkl", "/data/x:y@z.pkl", "file:///data/a@b:c", "C:/x", "s3://arn:aws:s3:::b/x", ""],
+)
+def test_other_uris_are_values(uri):
+    assert Models(generator="g.pkl", clip=uri).clip == uri
+    assert re.search(Models.model_json_schema()["properties"]["generator"]["pattern"], uri)
+
+
+def test_empty_fields_of_a_form_are_no_networks_and_a_generator_is_needed():
+    chosen = Models.model_validate({"generator": "g.pkl", "encoder": "", "identity": "", "perceptual": ""})
+    assert (chosen.encoder, chosen.identity, chosen.perceptual) == (None, None, None)
+    with pytest.raises(ValidationError, match="generator"):
+        Models(generator="")

@@ -4,7 +4,7 @@ PYTHON ?= $(shell for each in python3.11 python3.12 python3; do $$each -c '' 2>/
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test operations parity check format hostile bench methods models world-quality setup help
+.PHONY: demo test operations browser soak volume parity check format hostile bench methods models world-quality setup help
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -27,9 +27,19 @@ test: $(STAMP)  ## All tests
 parity: $(STAMP)  ## Differences to the published implementations, on the golden arrays
 	$(BIN)/pytest tests/core -q -k "equal or golden or parity"
 
-operations: $(STAMP)  ## Retry on a real Prefect server, with workers and a browser (needs Chromium)
-	@command -v chromium >/dev/null || { echo 'Chromium is needed: apt-get install chromium' >&2; exit 2; }
+operations: $(STAMP) browser  ## Deployments, Retry, limits and secrets on a real Prefect server, with a browser
 	$(BIN)/pytest tests/operations
+
+soak: $(STAMP)  ## Bad nights of store, workers and server, and an account of what they cost (half an hour)
+	$(BIN)/python -W ignore -m tests.nights.soak
+
+volume: $(STAMP)  ## List a million objects and edit ten thousand: images/s and peak memory (over an hour)
+	$(BIN)/python -W ignore -m benchmarks.volume
+
+browser:  # Debian's Chromium, where it is missing and may be installed; else the tests that need it are skipped
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		{ apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; }; } || \
+		echo 'no Chromium here and none installed: tests in a browser are skipped' >&2
 
 check: $(STAMP)  ## Format, lint, types, layer rule
 	$(BIN)/ruff format --check .

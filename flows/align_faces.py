@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict
 from flows import engine, steps
 from tasks import faces, models
 from tasks.caching import probe_result_storage
-from tasks.progress import gather
-from tasks.settings import Alignment, Execution, FaceSource
+from tasks.settings import Alignment, Execution, FaceSource, OptionalUri, Uri
+from tasks.summaries import failed_items
 
 
 class AlignResult(BaseModel):
@@ -28,13 +28,22 @@ class AlignResult(BaseModel):
 @flow(name="align-faces", task_runner=steps.task_runner(), persist_result=True)
 def align_faces(
     source: FaceSource,
-    photos: str,
-    out: str,
-    workspace: str = "",
+    photos: Uri,
+    out: Uri,
+    workspace: OptionalUri = "",
     alignment: Alignment = Alignment(),
     execution: Execution = Execution(),
 ) -> AlignResult:
-    """Align every face of every photograph; a photograph without a face is a row, not a failed run."""
+    """Align every face of every photograph; a photograph without a face is a row, not a failed run.
+
+    Args:
+        source: Where faces come from: a detector, or landmarks.
+        photos: URI of the prefix that holds the photographs, e.g. s3://photographs/2031; it is only read.
+        out: URI of the prefix for the aligned faces, outside of the photographs.
+        workspace: URI of the folder for artifacts, which later runs find and keep; OUT/workspace if empty.
+        alignment: How faces are cut out.
+        execution: How the work is run; none of it changes a result.
+    """
     place = workspace or f"{out.rstrip('/')}/workspace"
     steps.check_places(photos, out, place)
     device = engine.pick_device(execution)
@@ -43,7 +52,11 @@ def align_faces(
     source_hash = engine.run(faces.identify_source, source, device)
     index = steps.index(photos, place, execution)
     planned = faces.plan(photos, out, place, source, source_hash, alignment)
-    summary = gather(
-        "align-faces", [faces.align_shard.submit(planned, shard, device) for shard in index.shards]
-    )
-    return AlignResult(steps=[steps.counts(summary)], faces=faces.write_faces(planned, index))
+    calls = [(planned, shard, device) for shard in index.shards]
+    summary = steps.gather_items("align-faces", faces.align_shard, calls)
+    write = faces.write_faces.with_options(refresh_cache=steps.is_retry())
+    done, written = [steps.counts(summary)], write(planned, index)
+    headline = f"{written.aligned} faces of {written.photographs} photographs, {written.failed} failed"
+    places = {"table of faces": written.table, "faces": written.faces}
+    steps.summarize("align-faces", headline, done, places, failed_items(summary.results))
+    return AlignResult(steps=done, faces=written)

@@ -13,30 +13,58 @@ from prefect import flow
 from pydantic import Field
 
 from flows import steps
-from tasks.settings import Execution, Models, Relevance, Sampling
+from tasks.settings import (
+    Execution,
+    Models,
+    Nightly,
+    OptionalUri,
+    Relevance,
+    Sampling,
+    SettingsError,
+    Uri,
+)
 
 
 @flow(name="build-relevance", task_runner=steps.task_runner(), persist_result=True)
 def build_relevance(
     models: Models,
-    workspace: str,
+    workspace: Uri,
     sampling: Sampling = Sampling(),
     relevance: Relevance = Relevance(),
     execution: Execution = Execution(),
-    add_samples: Annotated[
-        int, Field(ge=0, description="New style codes to merge into the last table; 0 builds a table")
-    ] = 0,
-    last_table: Annotated[
-        str, Field(description="URI of the table to add to; the workspace's largest one if empty")
-    ] = "",
+    add_samples: Annotated[int, Field(ge=0)] = 0,
+    last_table: OptionalUri = "",
+    nightly: Nightly | None = None,
 ) -> steps.RunResult:
     """Measure the CLIP direction of every style channel; finished shards are kept across runs.
 
     With ``add_samples`` only new samples are measured and merged into the last table, which stays as
-    it is. Each run adds; a Retry of a run finishes what that run began.
+    it is. Each run adds; a Retry of a run finishes what that run began. With ``nightly`` a run starts
+    the table or adds to the last one, once a night however often it is run.
+
+    Args:
+        models: Networks to use; files may lie on any storage that the worker can read.
+        workspace: URI of the folder for artifacts, which later runs find and keep.
+        sampling: Style codes to sample, and the statistics of style space.
+        relevance: How the relevance table is measured.
+        execution: How the work is run; none of it changes a result.
+        add_samples: Style codes per channel to measure anew and merge into the last table; 0 builds a table.
+        last_table: URI of the table to add to; the largest one in the workspace if empty.
+        nightly: For schedules: start the table in the first night, add samples in each later one.
+
+    Raises:
+        SettingsError: If a nightly run is also told what to add, or what to add to.
     """
+    if nightly and (add_samples or last_table):
+        raise SettingsError("a nightly run decides itself what to add; leave add_samples and last_table out")
     hashes, device = steps.begin(models, execution)
-    if add_samples:
-        return steps.refine(models, hashes, sampling, relevance, add_samples, last_table, workspace, device)
-    styles, table, done = steps.table_for(models, hashes, sampling, relevance, workspace, device)
-    return steps.RunResult(steps=done, styles=styles, table=table)
+    shared = (models, hashes, sampling, relevance)
+    if nightly:
+        result = steps.refine_nightly(*shared, nightly, workspace, device)
+    elif add_samples:
+        result = steps.refine(*shared, add_samples, last_table, workspace, device)
+    else:
+        styles, table, done = steps.table_for(*shared, workspace, device)
+        result = steps.RunResult(steps=done, styles=styles, table=table)
+    steps.summarize_table(result)
+    return result

@@ -8,31 +8,45 @@ bucket prefix -> index -> latents ----------------------------------------> edit
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from prefect import flow
+from pydantic import Field
 
 from flows import steps
 from tasks.edits import Edit, all_variants
-from tasks.settings import Execution, Instant, Inversion, Models, Relevance, Sampling
+from tasks.settings import Execution, Instant, Inversion, Models, OptionalUri, Relevance, Sampling, Uri
 
 
 @flow(name="edit-images", task_runner=steps.task_runner(), persist_result=True)
 def edit_images(
     models: Models,
-    photos: str,
-    out: str,
-    edits: list[Edit],
-    workspace: str = "",
+    photos: Uri,
+    out: Uri,
+    edits: Annotated[list[Edit], Field(min_length=1)],
+    workspace: OptionalUri = "",
     sampling: Sampling = Sampling(),
     relevance: Relevance = Relevance(),
     inversion: Inversion = Inversion(),
     execution: Execution = Execution(),
-    table: str = "",
+    table: OptionalUri = "",
     instant: Instant = Instant(),
 ) -> steps.RunResult:
     """Edit every image with every edit; what an earlier run finished is found and kept.
 
-    ``table`` is the URI of a folder with ``relevance.parquet`` and ``statistics.parquet``, as an import of
-    the published files leaves them; without one the table is built first, or found built.
+    Args:
+        models: Networks to use; files may lie on any storage that the worker can read.
+        photos: URI of the prefix that holds the photographs, e.g. s3://photographs/2031; it is only read.
+        out: URI of the prefix for the results, outside of the photographs.
+        edits: What to do to every image; several edits share latents and table.
+        workspace: URI of the folder for artifacts, which later runs find and keep; OUT/workspace if empty.
+        sampling: Style codes to sample, and the statistics of style space.
+        relevance: How the relevance table is measured.
+        inversion: How photographs become latents.
+        execution: How the work is run; none of it changes a result.
+        table: URI of a folder with relevance.parquet and statistics.parquet, as an import of the published
+            files leaves them; without one the table is built first, or found built.
+        instant: How relevance is taken from gradients, for edits that ask for that.
     """
     place = workspace or f"{out.rstrip('/')}/workspace"
     variants = all_variants(edits)
@@ -50,14 +64,12 @@ def edit_images(
         styles, sampled = steps.sample(models, hashes, sampling, place, device)
         done.append(steps.counts(sampled))
     prepared = steps.directions(variants, found, models, hashes, place, device, others, styles, instant)
-    inverted, summary = steps.invert(index, place, models, hashes, inversion, device)
-    done.append(steps.counts(summary))
-    plans, edited = steps.edit(prepared, index, inverted, out, place, device)
-    done.append(steps.counts(edited))
+    plans, summaries = steps.invert_and_edit(prepared, index, out, place, models, hashes, inversion, device)
+    done += [steps.counts(summary) for summary in summaries]
     return steps.RunResult(
         steps=done,
         styles=styles,
         table=found,
-        latents=inverted.folder,
+        latents=plans[0].inversion.folder,
         report=steps.report(plans, index, done),
     )

@@ -10,6 +10,7 @@
 - Storage credentials and options of the flow's environment reach the workers beside the task, not in its
   parameters, nor in Ray's runtime environment, which its dashboard and logs show. A node that has its own
   keeps to those.
+- A task that waits for others is started when they have ended; Prefect would start it and hold its GPU.
 - What a task reports to Prefect is sent before it ends, and a flow waits for the last lines of log, since
   Ray ends the processes of a flow run with it.
 
@@ -21,6 +22,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import ray
@@ -37,8 +39,9 @@ from tasks.settings import Execution, SettingsError
 
 _R = TypeVar("_R")
 GPUS_VARIABLE = "STYLECLIP_RAY_GPUS"
-_GROUPS = ("AWS_", "FSSPEC_", "STYLECLIP_STORAGE_OPTIONS", "STYLECLIP_IO_THREADS")
+_GROUPS = ("AWS_", "FSSPEC_", "STYLECLIP_STORAGE_", "STYLECLIP_IO_THREADS")
 _LOG_SLACK_S = 1.0
+_before: ContextVar[list[Any]] = ContextVar("styleclip_ray_before")  # what the task submitted now waits for
 _own = frozenset(os.environ)  # of a worker process: what its node gave it
 
 
@@ -82,14 +85,19 @@ class RayRunner(RayTaskRunner[_R]):  # type: ignore[misc]  # prefect-ray has no 
     ) -> PrefectRayFuture[Any]:
         """Start a task when some node has the GPUs that it asks for."""
         gpus = gpus_for(parameters["device"]) if "device" in parameters else 0
-        with remote_options(num_gpus=gpus, max_calls=0):
-            return super().submit(task, parameters, wait_for, dependencies)
+        before = list(wait_for or ())
+        token = _before.set([each.wrapped_future for each in before if isinstance(each, PrefectRayFuture)])
+        try:
+            with remote_options(num_gpus=gpus, max_calls=0):
+                return super().submit(task, parameters, before, dependencies)
+        finally:
+            _before.reset(token)
 
     def _exchange_prefect_for_ray_futures(
         self, kwargs_prefect_futures: dict[str, Any]
     ) -> tuple[dict[str, Any], list[Any]]:
         parameters, upstream = super()._exchange_prefect_for_ray_futures(kwargs_prefect_futures)
-        return parameters, [to_pass(os.environ), *upstream]
+        return parameters, [to_pass(os.environ), *upstream, *_before.get()]
 
     def __exit__(self, *exc_info: object) -> None:
         """Leave the cluster, which ends the worker processes, when they have sent their last lines of log."""

@@ -9,17 +9,27 @@ from __future__ import annotations
 from prefect import flow
 
 from flows import steps
-from tasks.settings import Execution, Models, Sampling
+from tasks.settings import Execution, Models, Sampling, Uri
 
 
 @flow(name="sample-styles", task_runner=steps.task_runner(), persist_result=True)
 def sample_styles(
     models: Models,
-    workspace: str,
+    workspace: Uri,
     sampling: Sampling = Sampling(),
     execution: Execution = Execution(),
 ) -> steps.RunResult:
-    """Sample style codes and measure mean, deviation, minimum and maximum of every style channel."""
+    """Sample style codes and measure mean, deviation, minimum and maximum of every style channel.
+
+    Args:
+        models: Networks to use; files may lie on any storage that the worker can read.
+        workspace: URI of the folder for artifacts, which later runs find and keep.
+        sampling: Style codes to sample, and the statistics of style space.
+        execution: How the work is run; none of it changes a result.
+    """
     hashes, device = steps.begin(models, execution, with_clip=False)
     styles, summary = steps.sample(models, hashes, sampling, workspace, device)
-    return steps.RunResult(steps=[steps.counts(summary)], styles=styles)
+    done = [steps.counts(summary)]
+    headline = f"{sampling.statistics} style codes behind the statistics, {sampling.codes} stored"
+    steps.summarize("sample-styles", headline, done, {"statistics": styles.statistics, "codes": styles.codes})
+    return steps.RunResult(steps=done, styles=styles)

@@ -5,13 +5,18 @@ A step is a plain function, so one flow run holds all task runs of a chain, and 
 
 from __future__ import annotations
 
-from prefect import unmapped
+from collections.abc import Sequence
+from typing import Any
+
+from prefect import Task, runtime, unmapped
+from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict
 
 from flows import engine
 from flows.engine import task_runner as task_runner  # flows take it from here
-from tasks import editing, images, inversion, mappers, models, relevance, reports, sampling
+from tasks import editing, images, inversion, mappers, models, nights, relevance, reports, sampling
+from tasks.artifacts import read_provenance, read_table
 from tasks.caching import probe_result_storage
 from tasks.directions import PreparedStep, TableRef, check_edit, compute_direction, find_table
 from tasks.edits import EditVariant, RelevanceSource, StepVariant
@@ -22,7 +27,9 @@ from tasks.inversion import InversionPlan
 from tasks.mappers import MapperRef, prepare_mapper
 from tasks.methods import PreparedEdit
 from tasks.optimization import prepare_optimization
-from tasks.progress import ShardResult, StepSummary, gather
+from tasks.outcomes import OK, Row
+from tasks.overlap import shards_at_once
+from tasks.progress import ShardResult, StepSummary, gather, gather_chain
 from tasks.relevance import RelevancePlan
 from tasks.reports import ReportRef
 from tasks.sampling import SampledStyles
@@ -32,11 +39,13 @@ from tasks.settings import (
     Inversion,
     MapperTraining,
     Models,
+    Nightly,
     Relevance,
     Sampling,
     SettingsError,
 )
 from tasks.storage import delete_stale_temporaries
+from tasks.summaries import publish_batch, publish_summary
 
 
 class StepCounts(BaseModel):
@@ -50,6 +59,7 @@ class StepCounts(BaseModel):
     rows: int
     failed: int
     seconds: float
+    rate: float = 0.0
 
 
 class RunResult(BaseModel):
@@ -119,6 +129,31 @@ def _derivatives(planned: RelevancePlan, device: str) -> relevance.DerivativesRe
     return relevance.DerivativesRef(basis=basis, parts=[result.uri for result in found.results])
 
 
+def gather_items(
+    step: str, work: Task[..., ShardResult], calls: Sequence[tuple[Any, ...]]
+) -> StepSummary[ShardResult]:
+    """Run shards of items and wait for all; on Retry, shards with failed items are tried again too.
+
+    A shard whose items failed has finished, and its result is kept. So that Retry reaches those items, such a
+    shard is executed again, and tries what has no good outcome yet.
+    """
+
+    def again(number: int) -> PrefectFuture[ShardResult]:
+        return anew(work).submit(*calls[number])
+
+    return gather(step, [work.submit(*call) for call in calls], again if is_retry() else None)
+
+
+def anew(work: Task[..., ShardResult]) -> Task[..., ShardResult]:
+    """Return a task that is executed though a result of it is kept."""
+    return work.with_options(refresh_cache=True)
+
+
+def is_retry() -> bool:
+    """Return whether this run was tried before."""
+    return (runtime.flow_run.run_count or 0) > 1
+
+
 def check_places(photos: str, out: str, workspace: str) -> None:
     """Refuse to write into the input, and clear what killed writers left aside.
 
@@ -174,22 +209,45 @@ def invert(
 ) -> tuple[InversionPlan, StepSummary[ShardResult]]:
     """An index of images -> latents."""
     planned = inversion.plan(listed.photos, workspace, chosen, hashes, settings)
-    futures = [inversion.invert_shard.submit(planned, shard, device) for shard in listed.shards]
-    return planned, gather("invert-images", futures)
+    calls = [(planned, shard, device) for shard in listed.shards]
+    return planned, gather_items("invert-images", inversion.invert_shard, calls)
 
 
-def edit(
-    chosen: list[PreparedEdit],
+def invert_and_edit(
+    edits: list[PreparedEdit],
     listed: ImageIndex,
-    inverted: InversionPlan,
     out: str,
     workspace: str,
+    chosen: Models,
+    hashes: ModelHashes,
+    settings: Inversion,
     device: str,
-) -> tuple[list[editing.EditPlan], StepSummary[ShardResult]]:
-    """Latents + style directions -> edited images and their rows."""
-    plans = [editing.plan(out, workspace, direction, inverted) for direction in chosen]
-    futures = [editing.edit_shard.submit(plans, shard, device) for shard in listed.shards]
-    return plans, gather("edit-images", futures)
+) -> tuple[list[editing.EditPlan], list[StepSummary[ShardResult]]]:
+    """An index of images + prepared edits -> latents, edited images and their rows.
+
+    A shard is edited while later ones are inverted, so that writing its images hides behind their
+    computing. Its edits are submitted so many places behind that they find its latents done, or nearly.
+    """
+    planned = inversion.plan(listed.photos, workspace, chosen, hashes, settings)
+    plans = [editing.plan(out, workspace, each, planned) for each in edits]
+    inverted, edited = list[PrefectFuture[ShardResult]](), list[PrefectFuture[ShardResult]]()
+    shards, behind = listed.shards, shards_at_once(device)
+
+    def invert_again(number: int) -> PrefectFuture[ShardResult]:
+        return anew(inversion.invert_shard).submit(planned, shards[number], device)
+
+    def edit_again(number: int) -> PrefectFuture[ShardResult]:
+        return anew(editing.edit_shard).submit(plans, shards[number], device)
+
+    for number in range(len(shards) + behind):
+        if number < len(shards):
+            inverted.append(inversion.invert_shard.submit(planned, shards[number], device))
+        if number >= behind:
+            shard, latents = shards[number - behind], inverted[number - behind]
+            future = editing.edit_shard.submit(plans, shard, device, return_state=False, wait_for=[latents])
+            edited.append(future)
+    again = {"invert-images": invert_again, "edit-images": edit_again} if is_retry() else {}
+    return plans, gather_chain({"invert-images": inverted, "edit-images": edited}, again)
 
 
 def directions(
@@ -271,7 +329,7 @@ def refine(
     device: str,
 ) -> RunResult:
     """The last relevance table and ``add`` new samples -> the table over all of them."""
-    enough = max(sampling_settings.codes, relevance_settings.samples)
+    enough = max(sampling_settings.codes, relevance_settings.first_sample + relevance_settings.samples)
     settings = sampling_settings.model_copy(update={"codes": enough})
     styles, sampled = sample(chosen, hashes, settings, workspace, device)
     base = relevance.plan(workspace, chosen, hashes, styles, relevance_settings)
@@ -290,11 +348,68 @@ def refine(
     return RunResult(steps=[counts(sampled), counts(measured)], styles=styles, table=table)
 
 
+def refine_nightly(
+    chosen: Models,
+    hashes: ModelHashes,
+    sampling_settings: Sampling,
+    relevance_settings: Relevance,
+    nightly: Nightly,
+    workspace: str,
+    device: str,
+) -> RunResult:
+    """Start the relevance table, or add tonight's samples to it: once a night, however often it is run."""
+    enough = max(sampling_settings.codes, relevance_settings.first_sample + relevance_settings.samples)
+    settings = sampling_settings.model_copy(update={"codes": enough})
+    styles = sampling.plan(hashes.generator, settings, workspace)
+    base = relevance.plan(workspace, chosen, hashes, styles, relevance_settings)
+    night = nightly.date_of(runtime.flow_run.scheduled_start_time)
+    decided = nights.decide_night(workspace, base, nightly, night)
+    log, shared = get_run_logger(), (chosen, hashes, settings, relevance_settings)
+    if not decided.last_table:
+        log.info("night %s: start the table with %d samples", night, decided.samples)
+        found, table, done = table_for(*shared, workspace, device)
+        return RunResult(steps=done, styles=found, table=table)
+    if decided.samples:
+        log.info("night %s: add %d samples to %s", night, decided.samples, decided.last_table)
+        return refine(*shared, decided.samples, decided.last_table, workspace, device)
+    log.info("night %s: %s has samples enough, nothing to add", night, decided.last_table)
+    last = relevance.find_last_table(workspace, base, decided.last_table)
+    table = TableRef(relevance=last.uri, statistics=styles.statistics, fingerprint=last.fingerprint)
+    return RunResult(styles=styles, table=table)
+
+
 def report(plans: list[editing.EditPlan], listed: ImageIndex, steps: list[StepCounts]) -> ReportRef:
     """Rows of all edits -> manifest, contact sheet and page."""
-    written = reports.write_report(plans, listed)
-    reports.publish(written, [step.model_dump() for step in steps])
+    write = reports.write_report.with_options(refresh_cache=is_retry())  # a Retry may have mended items
+    written = write(plans, listed)
+    rows = read_table(written.manifest, ["image_key", "status", "error_type", "error"]).to_pylist()
+    broken = {(row["image_key"], row["error_type"]): row for row in rows if row["status"] != OK}
+    publish_batch(written.page, written.contact_sheet)
+    headline = f"{written.rows} edits of {listed.rows} images, {written.failed} failed or skipped"
+    places = {
+        "report page": written.page, "manifest": written.manifest, "contact sheet": written.contact_sheet,
+        "timings": written.timings,
+    }  # fmt: skip
+    summarize("edit-images", headline, steps, places, list(broken.values()))
     return written
+
+
+def summarize(
+    flow: str, headline: str, steps: list[StepCounts], places: dict[str, str], problems: Sequence[Row] = ()
+) -> None:
+    """Show in Prefect's UI what a run did, where that lies, and what failed."""
+    publish_summary(flow, headline, [step.model_dump() for step in steps], places, problems)
+
+
+def summarize_table(result: RunResult) -> None:
+    """Show in Prefect's UI what a build of a relevance table did."""
+    if result.table is None:
+        return
+    made = read_provenance(result.table.relevance).parameters
+    ranges = ", ".join(f"{first} to {last - 1}" for first, last in made["sample_ranges"])
+    headline = f"relevance over {made['samples']} style codes a channel: {ranges}"
+    places = {"relevance table": result.table.relevance, "statistics": result.table.statistics}
+    summarize("build-relevance", headline, result.steps, places)
 
 
 def counts(summary: StepSummary[ShardResult]) -> StepCounts:
@@ -306,4 +421,5 @@ def counts(summary: StepSummary[ShardResult]) -> StepCounts:
         rows=summary.rows,
         failed=summary.failed,
         seconds=summary.seconds,
+        rate=summary.rate,
     )

@@ -6,20 +6,34 @@ prompts --------------------> best.safetensors, last.safetensors, curve.parquet 
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from prefect import flow
+from pydantic import Field
 
 from flows import steps
-from tasks.settings import Execution, MapperTraining, Models
+from tasks.settings import Execution, MapperTraining, Models, Prompt, Uri
 
 
 @flow(name="train-mapper", task_runner=steps.task_runner(), persist_result=True)
 def train_mapper(
     models: Models,
-    targets: list[str],
-    workspace: str,
+    targets: Annotated[list[Prompt], Field(min_length=1)],
+    workspace: Uri,
     training: MapperTraining = MapperTraining(),
     execution: Execution = Execution(),
 ) -> steps.RunResult:
-    """Train a mapper for every target prompt; a run that was stopped goes on where it was stored."""
+    """Train a mapper for every target prompt; a run that was stopped goes on where it was stored.
+
+    Args:
+        models: Networks to use; files may lie on any storage that the worker can read.
+        targets: Prompts, e.g. grey hair; a mapper is trained for each.
+        workspace: URI of the folder for artifacts, which later runs find and keep.
+        training: How a mapper is trained.
+        execution: How the work is run; none of it changes a result.
+    """
     hashes, device = steps.begin(models, execution)
-    return steps.RunResult(mappers=steps.train(targets, workspace, models, hashes, training, device))
+    trained = steps.train(targets, workspace, models, hashes, training, device)
+    places = {f"{each.target}, best loss {each.loss:.4f}": each.best for each in trained}
+    steps.summarize("train-mapper", f"{len(trained)} mappers", [], places)
+    return steps.RunResult(mappers=trained)

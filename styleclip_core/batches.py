@@ -7,12 +7,13 @@ fit; where that was too much all the same, it is halved, and stays so. Results d
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 _T = TypeVar("_T")
+_Items = TypeVar("_Items", Tensor, list[Any])
 _USABLE = 0.8  # of the free memory; the rest is for what the allocator cannot place
 
 
@@ -34,7 +35,7 @@ class Batches:
         fitting = size if free is None or not bytes_per_item else int(_USABLE * free) // bytes_per_item
         self.size = max(1, min(size, fitting))
 
-    def run(self, items: Tensor, work: Callable[[Tensor], _T]) -> Iterator[tuple[Tensor, _T]]:
+    def run(self, items: _Items, work: Callable[[_Items], _T]) -> Iterator[tuple[_Items, _T]]:
         """Yield every batch of ``items`` with what ``work`` makes of it, in order.
 
         Raises:

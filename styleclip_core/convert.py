@@ -16,7 +16,7 @@ from styleclip_core.files.checkpoint import (
     read_header,
     written_aside,
 )
-from styleclip_core.files.pickles import Record
+from styleclip_core.files.values import Record
 from styleclip_core.models import nvidia, psp, rosinality
 from styleclip_core.models.checkpoints import export_rosinality, load_generator, save_generator
 from styleclip_core.models.clip import load_clip, save_clip

@@ -11,17 +11,30 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from styleclip_core.errors import ArtifactConflictError, StyleCLIPError
-from tasks.storage import exists, join, read_bytes, write_bytes_atomic
+from tasks.outages import explained
+from tasks.storage import (
+    copy_from_local,
+    copy_to_local,
+    exists,
+    is_local,
+    join,
+    local_path,
+    read_bytes,
+    write_bytes_atomic,
+)
 
 _METADATA = b"styleclip.provenance"
 _ROW_GROUP = 16_384
@@ -115,25 +128,74 @@ def write_table(uri: str, table: pa.Table, provenance: Provenance) -> None:
         ArtifactConflictError: If other content lies there already.
         StorageError: If it cannot be written.
     """
-    metadata = {_METADATA: json.dumps(asdict(provenance), sort_keys=True).encode()}
     buffer = io.BytesIO()
-    pq.write_table(
-        table.replace_schema_metadata(metadata),
-        buffer,
-        compression="zstd",
-        row_group_size=_ROW_GROUP,
-        write_page_checksum=True,
-    )
+    with _writer(buffer, table.schema, provenance) as writer:
+        writer.write_table(table, row_group_size=_ROW_GROUP)
     data = buffer.getvalue()
-    if exists(uri):
-        if read_bytes(uri) == data:
-            return
-        raise ArtifactConflictError(
-            f"{uri} exists with other content, though the same step with the same inputs made it "
-            f"({provenance.step} {provenance.version}); delete it if its code has changed, or raise "
-            "the version"
-        )
-    write_bytes_atomic(uri, data)
+    if not exists(uri):
+        write_bytes_atomic(uri, data)
+    elif read_bytes(uri) != data:
+        raise _conflict(uri, provenance)
+
+
+def write_tables(uri: str, schema: pa.Schema, tables: Iterable[pa.Table], provenance: Provenance) -> None:
+    """Write many tables as one, once, with only some rows of it in memory; the bytes are ``write_table``'s.
+
+    Args:
+        uri: Where to.
+        schema: Columns of every table.
+        tables: Rows, in their order.
+        provenance: What made it.
+
+    Raises:
+        ArtifactConflictError: If other content lies there already.
+        StorageError: If it cannot be written.
+    """
+    with tempfile.TemporaryDirectory(prefix="styleclip-table-") as folder:
+        path = Path(folder) / "table.parquet"
+        with explained(str(path), "write"), _writer(path, schema, provenance) as writer:
+            for group in _row_groups(schema, tables):
+                writer.write_table(group, row_group_size=_ROW_GROUP)
+        if not exists(uri):
+            copy_from_local(path, uri)
+        elif not _same(uri, path, Path(folder)):
+            raise _conflict(uri, provenance)
+
+
+def _row_groups(schema: pa.Schema, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Yield the rows of tables again, as many at a time as a row group holds."""
+    waiting = schema.empty_table()
+    for table in tables:
+        waiting = pa.concat_tables([waiting, table])
+        while len(waiting) >= _ROW_GROUP:
+            yield waiting.slice(0, _ROW_GROUP).combine_chunks()
+            waiting = waiting.slice(_ROW_GROUP)
+    if len(waiting):
+        yield waiting.combine_chunks()
+
+
+def _writer(where: Path | io.BytesIO, schema: pa.Schema, provenance: Provenance) -> pq.ParquetWriter:
+    metadata = {_METADATA: json.dumps(asdict(provenance), sort_keys=True).encode()}
+    return pq.ParquetWriter(
+        where, schema.with_metadata(metadata), compression="zstd", write_page_checksum=True
+    )
+
+
+def _same(uri: str, path: Path, folder: Path) -> bool:
+    """Return whether an object has the content of a local file."""
+    other = local_path(uri) if is_local(uri) else folder / "other"
+    if not is_local(uri):
+        copy_to_local(uri, other)
+    with path.open("rb") as ours, other.open("rb") as theirs:
+        mine = hashlib.file_digest(ours, "sha256").digest()
+        return mine == hashlib.file_digest(theirs, "sha256").digest()
+
+
+def _conflict(uri: str, provenance: Provenance) -> ArtifactConflictError:
+    return ArtifactConflictError(
+        f"{uri} exists with other content, though the same step with the same inputs made it "
+        f"({provenance.step} {provenance.version}); delete it if its code has changed, or raise the version"
+    )
 
 
 def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -184,6 +246,11 @@ def _readable(uri: str) -> Iterator[None]:
         raise DamagedArtifactError(
             f"{uri} is no readable Parquet file ({reason}); delete it, and the next run makes it again"
         ) from error
+
+
+def count(table: pa.Table, column: str, value: str) -> int:
+    """Return how many rows of a table have a value."""
+    return pc.sum(pc.equal(table[column], value)).as_py() or 0
 
 
 def vector_column(matrix: np.ndarray) -> pa.FixedSizeListArray:

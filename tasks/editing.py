@@ -6,7 +6,8 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -19,8 +20,9 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 import styleclip_core
+from styleclip_core.batches import Batches
 from styleclip_core.editing import EditedLatents
-from styleclip_core.errors import StyleCLIPError
+from styleclip_core.errors import ArtifactConflictError, StyleCLIPError
 from styleclip_core.images import encode_png
 from styleclip_core.tuned import AnyGenerator, Tuning
 from tasks import models
@@ -35,7 +37,7 @@ from tasks.outcomes import OK, SKIPPED, STATUS_FIELDS, OutcomeLog, Row, failure,
 from tasks.overlap import Writes, computing, read_ahead
 from tasks.progress import ShardResult
 from tasks.scoring import Judge, Seen
-from tasks.storage import StorageError, join, output_key, write_bytes_atomic
+from tasks.storage import is_outage, join, output_key, write_bytes_atomic
 from tasks.videos import encode_video
 
 STEP, VERSION = "edit-images", "3"
@@ -107,16 +109,23 @@ def edit_shard(plans: list[EditPlan], shard: ImageShard, device: str) -> ShardRe
     """Apply every edit to the images of one shard that it has not been applied to."""
     started = time.monotonic()
     latents = plans[0].inversion.log(shard).latest()
-    known = [{row["image_key"]: row for row in planned.log(shard).latest()} for planned in plans]
+    known = list(read_ahead(plans, lambda planned: _known(planned, shard), ahead=len(plans)))
     todo = [[row for row in latents if rows.get(row["image_key"], {}).get("status") != OK] for rows in known]
     ready = [[row for row in rows if row["status"] == OK] for rows in todo]
     sources = _Sources(plans[0], {row["image_key"]: row for rows in ready for row in rows}, device)
-    for planned, rows, missing, inverted in zip(plans, known, todo, ready, strict=True):
+    writes = _Writes()
+    under_way = []
+    for planned, missing, inverted in zip(plans, todo, ready, strict=True):
         skipped = [_skipped_row(planned, row) for row in missing if row["status"] != OK]
         broken = [row["image_key"] for row in inverted if row["image_key"] in sources.broken]
         skipped += [_row(planned, key) | failure(sources.broken[key]) for key in broken]
         able = [row for row in inverted if row["image_key"] not in sources.broken]
-        rows |= {row["image_key"]: row for row in _edit(planned, shard, sources, able, skipped)}
+        under_way.append(_edit(planned, sources, able, skipped, writes))
+    for each in under_way:
+        each.wait()
+    finished = read_ahead(under_way, lambda each: _finish(each, shard), ahead=len(plans))
+    for rows, new in zip(known, finished, strict=True):
+        rows |= {row["image_key"]: row for row in new}
     return ShardResult(
         uri=plans[0].log(shard).uri(0),
         rows=sum(len(rows) for rows in known),
@@ -126,36 +135,77 @@ def edit_shard(plans: list[EditPlan], shard: ImageShard, device: str) -> ShardRe
     )
 
 
+def _known(planned: EditPlan, shard: ImageShard) -> dict[str, Row]:
+    return {row["image_key"]: row for row in planned.log(shard).latest()}
+
+
+class _Writes:
+    """What a shard has under way: bounded, so that memory does not grow with the number of edits."""
+
+    def __init__(self) -> None:
+        self.images, self.videos = Writes[str](2 * _BATCH), Writes[None](_BATCH)
+
+
+@dataclass(frozen=True)
+class _UnderWay:
+    """An edit of a shard that is computed, and whose images may still be being written.
+
+    Attributes:
+        rows: Row of each image that was computed, and its write; None where there is nothing to write.
+        skipped: Rows of those that were not.
+    """
+
+    planned: EditPlan
+    rows: list[tuple[Row, Future[str] | None]]
+    skipped: list[Row]
+    timings: list[Row]
+    parts: list[_Part]
+    videos: list[Future[None]]
+
+    def wait(self) -> None:
+        """Wait for the writes; what became of each lies in its future."""
+        wait([written for _, written in self.rows if written])
+        wait(self.videos)
+
+
 def _edit(
-    planned: EditPlan, shard: ImageShard, sources: _Sources, ready: list[Row], skipped: list[Row]
-) -> list[Row]:
-    """Edit the latents of a shard by one edit, and write images, rows and what else there is."""
-    variant, writes = planned.prepared.variant, Writes[str](2 * _BATCH)
-    videos, videos_under_way = list[Future[None]](), Writes[None](_BATCH)
-    pending: list[tuple[Row, Future[str] | None]] = []
-    timings: list[Row] = []
-    parts: list[_Part] = []
-    for first in range(0, len(ready), _BATCH):
-        batch = ready[first : first + _BATCH]
-        with computing(sources.device) as elapsed:
-            edited = _edit_batch(planned, sources, batch)
-            share = elapsed() / len(batch)
+    planned: EditPlan, sources: _Sources, ready: list[Row], skipped: list[Row], writes: _Writes
+) -> _UnderWay:
+    """Edit the latents of a shard by one edit, and begin to write images and videos."""
+    label = planned.prepared.variant.label
+    begun = _UnderWay(planned, [], skipped, [], [], [])
+    for batch, (edited, share) in Batches(_BATCH).run(ready, partial(_timed, planned, sources)):
         for part in edited.parts:
-            videos += [videos_under_way.submit(each) for each in _videos(planned, part)]
-            parts.append(replace(part, optimized=replace(part.optimized, frames=[])))
-        timings += [{"image_key": row["image_key"], "edit": variant.label, "seconds": share} for row in batch]
+            begun.videos.extend(writes.videos.submit(each) for each in _videos(planned, part))
+            begun.parts.append(replace(part, optimized=replace(part.optimized, frames=[])))
+        begun.timings.extend(
+            {"image_key": row["image_key"], "edit": label, "seconds": share} for row in batch
+        )
         for row, image in zip(edited.rows, edited.images, strict=True):
             write = partial(_write_image, planned, row["image_key"], image)
-            pending.append((row, None if "status" in row else writes.submit(write)))
-    extras = _write_optimized(planned, shard, parts)
-    for video in videos:
+            begun.rows.append((row, None if "status" in row else writes.images.submit(write)))
+    return begun
+
+
+def _finish(begun: _UnderWay, shard: ImageShard) -> list[Row]:
+    """Write the rows of an edit, now that its images are written, and return them."""
+    planned = begun.planned
+    extras = _write_optimized(planned, shard, begun.parts)
+    for video in begun.videos:
         video.result()
-    rows = skipped + [_finished(planned, row, written, extras) for row, written in pending]
+    rows = begun.skipped + [_finished(planned, row, written, extras) for row, written in begun.rows]
     uri = planned.log(shard).append(rows, MANIFEST_SCHEMA, provenance(planned))
-    if uri and timings:
-        table = pa.Table.from_pylist(timings, schema=TIMING_SCHEMA)
-        write_table(_timings_uri(uri), table, provenance(planned))
+    if uri and begun.timings:
+        table = pa.Table.from_pylist(begun.timings, schema=TIMING_SCHEMA)
+        with suppress(ArtifactConflictError):  # a run beside this one was first, and its times are as good
+            write_table(_timings_uri(uri), table, provenance(planned))
     return rows
+
+
+def _timed(planned: EditPlan, sources: _Sources, batch: list[Row]) -> tuple[_Edited, float]:
+    """Edit a batch; return with it the seconds of computing that each image took."""
+    with computing(sources.device) as elapsed:
+        return _edit_batch(planned, sources, batch), elapsed() / len(batch)
 
 
 def _write_image(planned: EditPlan, image_key: str, image: Tensor) -> str:
@@ -169,10 +219,7 @@ def _finished(planned: EditPlan, row: Row, written: Future[str] | None, extras: 
     whole = _row(planned, row["image_key"])
     if written is None:
         return whole | row
-    try:
-        key = written.result()
-    except (StorageError, OSError) as error:
-        return whole | failure(error)
+    key = written.result()
     for number, uri in extras.items():
         row["steps"][number]["latents"] = uri
         if planned.prepared.steps[number].variant.frames:
@@ -209,6 +256,8 @@ class _Sources:
             try:
                 return row["image_key"], read_tuning(inversion, self.generator, row), None
             except StyleCLIPError as error:
+                if is_outage(error, inversion.folder):
+                    raise
                 return row["image_key"], None, error
 
         for key, tuning, error in read_ahead(rows, read, ahead=_BATCH):

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from styleclip_core.editing import ChannelSelection
 from styleclip_core.models.mapper import PUBLISHED_STRENGTH
-from tasks.settings import Optimization, Settings, SettingsError, TemplateSet, describe
+from tasks.settings import Optimization, Settings, SettingsError, TemplateSet, UriOrNone, describe
 from tasks.storage import read_bytes
 
 Method = Literal["global", "mapper", "optimization"]
@@ -165,7 +165,7 @@ class EditStep(Settings):
     relevance: RelevanceSource = Field(
         "table", description="Where relevance comes from: the table, or instant for gradients of this prompt"
     )
-    mapper: str | None = Field(None, description="URI of the mapper's weights, for method mapper")
+    mapper: UriOrNone = Field(None, description="URI of the mapper's weights, for method mapper")
     strength: float | tuple[float, ...] = Field(
         PUBLISHED_STRENGTH, description="Factor of the mapper's output, 0.1 as published; one or several"
     )

@@ -20,7 +20,15 @@ from styleclip_core.errors import FaceError, NoFaceError, StyleCLIPError
 from styleclip_core.faces import Face, align_face, quad_from_landmarks
 from styleclip_core.images import decode_image, encode_photograph
 from tasks import models
-from tasks.artifacts import Provenance, artifact_uri, fingerprint, read_table, write_table
+from tasks.artifacts import (
+    Provenance,
+    artifact_uri,
+    count,
+    fingerprint,
+    is_complete,
+    read_table,
+    write_tables,
+)
 from tasks.caching import PER_RUN
 from tasks.images import ImageIndex, ImageShard, read_shard
 from tasks.landmarks import read_landmarks
@@ -28,7 +36,7 @@ from tasks.outcomes import FAILED, OK, SKIPPED, STATUS_FIELDS, OutcomeLog, Row, 
 from tasks.overlap import computing
 from tasks.progress import ShardResult
 from tasks.settings import Alignment, FaceSource
-from tasks.storage import join, output_key, read_bytes, write_bytes_atomic
+from tasks.storage import StorageError, is_outage, join, output_key, read_bytes, write_bytes_atomic
 
 STEP, VERSION = "align-faces", "1"
 
@@ -159,6 +167,8 @@ def _align_photograph(planned: AlignmentPlan, key: str, etag: str, device: str) 
     except NoFaceError as error:
         return [row | failure(error, status=SKIPPED)]
     except (StyleCLIPError, OSError) as error:
+        if is_outage(error, planned.photos):
+            raise
         return [row | failure(error)]
     return [_align(planned, row | {"face_index": index}, image, face) for index, face in enumerate(faces)]
 
@@ -215,6 +225,8 @@ def _align(planned: AlignmentPlan, row: Row, image: Image.Image, face: Face) -> 
         write_bytes_atomic(join(planned.faces, key), encode_photograph(aligned.image, colours_of=image))
     except SmallFaceError as error:
         return row | failure(error, status=SKIPPED)
+    except StorageError:  # of what is written, no photograph is to blame
+        raise
     except (StyleCLIPError, OSError) as error:
         return row | failure(error)
     return row | {"quad": aligned.quad.to_list(), "padded": aligned.padded, "output_key": key} | success()
@@ -223,17 +235,15 @@ def _align(planned: AlignmentPlan, row: Row, image: Image.Image, face: Face) -> 
 @task(name="write-faces", cache_policy=PER_RUN, persist_result=True)
 def write_faces(planned: AlignmentPlan, index: ImageIndex) -> FacesRef:
     """Gather the rows of all shards into the table of faces."""
-    attempts, rows = [], []
-    for shard in index.shards:
-        log = planned.log(shard)
-        attempts += log.attempts()
-        rows += log.latest()
-    rows.sort(key=lambda row: (row["image_key"], row["face_index"]))
+    attempts = [uri for shard in index.shards for uri in planned.log(shard).attempts()]
     name = fingerprint(STEP, VERSION, {"attempts": attempts}, {"index": index.fingerprint})[:16]
     uri = join(planned.out, "batches", name, "faces.parquet")
-    write_table(uri, pa.Table.from_pylist(rows, schema=FACES_SCHEMA), provenance(planned))
-    counts = {status: sum(row["status"] == status for row in rows) for status in (OK, SKIPPED, FAILED)}
-    nobody = sum(row["error_type"] == NoFaceError.__name__ for row in rows)
+    if not is_complete(uri):
+        tables = (planned.log(shard).table(FACES_SCHEMA) for shard in index.shards)
+        write_tables(uri, FACES_SCHEMA, tables, provenance(planned))
+    found = read_table(uri, columns=["status", "error_type"])
+    counts = {status: count(found, "status", status) for status in (OK, SKIPPED, FAILED)}
+    nobody = count(found, "error_type", NoFaceError.__name__)
     return FacesRef(
         table=uri,
         faces=planned.faces,

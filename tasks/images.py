@@ -3,24 +3,31 @@
 Shards are cut by content: a shard ends after a key whose hash falls on the mark. So an image that
 is added or removed changes its own shard and leaves all others, and their finished work, as they
 are.
+
+The index lies in parts of some thousand rows, so that a shard's own rows can be read alone and no list
+of all images is ever in memory; ``index.parquet`` beside them says which shard is where.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 import pyarrow as pa
 from prefect import task
+from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict
 
 import styleclip_core
 from styleclip_core.errors import StyleCLIPError
 from tasks.artifacts import Provenance, artifact_uri, fingerprint, is_complete, read_table, write_table
 from tasks.caching import PER_RUN
-from tasks.storage import ObjectInfo, join, list_objects
+from tasks.storage import ObjectInfo, join, sorted_objects
 
-STEP, VERSION = "index-images", "1"
+STEP, VERSION = "index-images", "2"
+_PART_ROWS = 8192
+_MANY_SHARDS = 2000  # task runs of one step that a Prefect server still follows
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -29,7 +36,15 @@ class NoImagesError(StyleCLIPError):
 
 
 class ImageShard(BaseModel):
-    """Some images of an index."""
+    """Some images of an index.
+
+    Attributes:
+        index: URI of the part of the index that has its rows.
+        number: Its place among the shards.
+        digest: Name of its keys and versions.
+        first: Its first row in the part.
+        rows: How many images it has.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -71,43 +86,99 @@ def cut(objects: Iterable[ObjectInfo], target: int) -> Iterator[list[ObjectInfo]
 
 def digest(objects: Iterable[ObjectInfo]) -> str:
     """Return a name for a list of objects: same keys and versions, same name."""
-    lines = "\n".join(f"{item.key}\0{item.etag}" for item in objects)
-    return hashlib.sha256(lines.encode()).hexdigest()[:24]
+    found = hashlib.sha256()
+    for number, item in enumerate(objects):
+        found.update((("\n" if number else "") + f"{item.key}\0{item.etag}").encode())
+    return found.hexdigest()[:24]
 
 
 @task(name="index-images", cache_policy=PER_RUN, persist_result=True)
 def index_images(photos: str, workspace: str, shard_size: int) -> ImageIndex:
     """List the images under a prefix and cut them into shards; the listing itself is an artifact."""
-    objects = list(list_objects(photos, suffixes=SUFFIXES))
-    if not objects:
-        raise NoImagesError(f"no image under {photos} (looked for {', '.join(SUFFIXES)}); check the prefix")
-    return write_index(objects, photos, workspace, shard_size)
+    with sorted_objects(photos, suffixes=SUFFIXES) as objects:
+        if next(iter(objects), None) is None:
+            raise NoImagesError(
+                f"no image under {photos} (looked for {', '.join(SUFFIXES)}); check the prefix"
+            )
+        index = write_index(objects, photos, workspace, shard_size)
+    if len(index.shards) > _MANY_SHARDS:
+        get_run_logger().warning(
+            "%d shards are more task runs than a Prefect server follows well; set shard_size to %d or more",
+            len(index.shards), index.rows // _MANY_SHARDS,
+        )  # fmt: skip
+    return index
 
 
-def write_index(objects: list[ObjectInfo], photos: str, workspace: str, shard_size: int) -> ImageIndex:
-    """Cut objects, sorted by key, into shards and write them down; the same ones, the same place."""
+def write_index(objects: Iterable[ObjectInfo], photos: str, workspace: str, shard_size: int) -> ImageIndex:
+    """Cut objects into shards and write them down; the same ones, the same place.
+
+    Args:
+        objects: Sorted by key; gone through twice.
+        photos: Prefix of the keys.
+        workspace: Where the index goes.
+        shard_size: Objects of a shard, on average.
+    """
     parameters = {"photos": photos, "shard_size": shard_size}
-    print_ = fingerprint(STEP, VERSION, parameters, {"listing": digest(objects)})
-    uri = join(artifact_uri(workspace, "index", print_), "index.parquet")
-    shards: list[ImageShard] = []
-    columns: dict[str, list[object]] = {"key": [], "etag": [], "size": [], "shard": []}
-    for number, part in enumerate(cut(objects, shard_size)):
-        name, first = digest(part), len(columns["key"])
-        shards.append(ImageShard(index=uri, number=number, digest=name, first=first, rows=len(part)))
-        for item in part:
-            for column, value in zip(columns, (item.key, item.etag, item.size, name), strict=True):
-                columns[column].append(value)
+    inputs = {"listing": digest(objects)}
+    print_ = fingerprint(STEP, VERSION, parameters, inputs)
+    folder = artifact_uri(workspace, "index", print_)
+    uri = join(folder, "index.parquet")
     if not is_complete(uri):
         provenance = Provenance(
             kind="image-index", fingerprint=print_, step=STEP, version=VERSION, parameters=parameters,
-            inputs={"listing": digest(objects)}, generator="", clip="",
-            code_version=styleclip_core.__version__,
+            inputs=inputs, generator="", clip="", code_version=styleclip_core.__version__,
         )  # fmt: skip
-        write_table(uri, pa.table(columns), provenance)
+        table = pa.Table.from_pylist(list(_write_parts(objects, folder, shard_size, provenance)), _SHARDS)
+        write_table(uri, table, provenance)
+    shards = [
+        ImageShard(**{**row, "index": join(folder, row["index"])}) for row in read_table(uri).to_pylist()
+    ]
     return ImageIndex(photos=photos, uri=uri, fingerprint=print_, shards=shards)
+
+
+_SHARDS = pa.schema([
+    ("number", pa.int64()), ("digest", pa.string()), ("index", pa.string()), ("first", pa.int64()),
+    ("rows", pa.int64()),
+])  # fmt: skip
+_OBJECTS = pa.schema([
+    ("key", pa.string()), ("etag", pa.string()), ("size", pa.int64()), ("shard", pa.string()),
+])  # fmt: skip
+
+
+def _write_parts(
+    objects: Iterable[ObjectInfo], folder: str, shard_size: int, provenance: Provenance
+) -> Iterator[dict[str, object]]:
+    """Write the rows of shards, some shards to a part; yields where each shard is."""
+    rows: list[dict[str, object]] = []
+    part = 0
+    for number, shard in enumerate(cut(objects, shard_size)):
+        if rows and len(rows) + len(shard) > _PART_ROWS:
+            _write_part(folder, part, rows, provenance)
+            part, rows = part + 1, []
+        name = digest(shard)
+        yield {
+            "number": number, "digest": name, "index": _part_name(part), "first": len(rows),
+            "rows": len(shard),
+        }  # fmt: skip
+        rows += [{"key": each.key, "etag": each.etag, "size": each.size, "shard": name} for each in shard]
+    if rows:
+        _write_part(folder, part, rows, provenance)
+
+
+def _part_name(part: int) -> str:
+    return f"part-{part:05d}.parquet"
+
+
+def _write_part(folder: str, part: int, rows: list[dict[str, object]], provenance: Provenance) -> None:
+    write_table(join(folder, _part_name(part)), pa.Table.from_pylist(rows, _OBJECTS), provenance)
 
 
 def read_shard(shard: ImageShard) -> list[tuple[str, str]]:
     """Return key and etag of every image of a shard."""
-    table = read_table(shard.index, columns=["key", "etag"]).slice(shard.first, shard.rows)
+    table = _read_part(shard.index).slice(shard.first, shard.rows)
     return list(zip(table["key"].to_pylist(), table["etag"].to_pylist(), strict=True))
+
+
+@lru_cache(maxsize=4)  # shards that follow each other lie in one part, which never changes
+def _read_part(uri: str) -> pa.Table:
+    return read_table(uri, columns=["key", "etag"])

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 import styleclip_core
+from styleclip_core.batches import Batches
 from styleclip_core.errors import CheckpointError, LayoutMismatchError, StyleCLIPError
 from styleclip_core.images import decode_image, encode_png, fit, psnr
 from styleclip_core.inversion import PerceptualLoss, refine
@@ -31,7 +32,7 @@ from tasks.outcomes import OK, STATUS_FIELDS, OutcomeLog, Row, failure, success
 from tasks.overlap import Writes, computing, read_ahead
 from tasks.progress import ShardResult
 from tasks.settings import Inversion, Models
-from tasks.storage import join, output_key, read_bytes, write_bytes_atomic
+from tasks.storage import is_outage, join, output_key, read_bytes, write_bytes_atomic
 
 STEP, VERSION = "invert-images", "1"
 
@@ -122,7 +123,7 @@ class _Photo:
 def _invert(planned: InversionPlan, todo: list[tuple[str, str]], device: str) -> list[Row]:
     """Invert photographs in batches; the next ones are read, and the last ones written, meanwhile."""
     size, count = models.generator(planned.models.generator, device).image_size, planned.settings.batch_size
-    writes = Writes[None](2 * count)
+    writes, batches = Writes[None](2 * count), Batches(count)
     pending: list[tuple[Row, Future[None] | None]] = []
     batch: list[_Photo] = []
     found = read_ahead(todo, partial(_read, planned, size), ahead=2 * count)
@@ -132,11 +133,10 @@ def _invert(planned: InversionPlan, todo: list[tuple[str, str]], device: str) ->
         else:
             pending.append((photo, None))
         if batch and (len(batch) == count or number == len(todo)):
-            with computing(device):
-                inverted = _invert_batch(planned, batch, device)
-            for row, image, tuning in inverted:
-                write = partial(_write_files, planned, row["image_key"], image, tuning)
-                pending.append((row, writes.submit(write) if row["status"] == OK else None))
+            for _, inverted in batches.run(batch, partial(_invert_batch, planned, device=device)):
+                for row, image, tuning in inverted:
+                    write = partial(_write_files, planned, row["image_key"], image, tuning)
+                    pending.append((row, writes.submit(write) if row["status"] == OK else None))
             batch = []
     for _, written in pending:
         if written:
@@ -151,6 +151,8 @@ def _read(planned: InversionPlan, size: tuple[int, int], item: tuple[str, str]) 
         data = read_bytes(join(planned.photos, key))
         image = fit(decode_image(data), *size)
     except (StyleCLIPError, OSError) as error:
+        if is_outage(error, planned.photos):
+            raise
         return {**_empty_row(key, etag), **failure(error)}
     return _Photo(key, etag, hashlib.sha256(data).hexdigest(), image)
 
@@ -163,8 +165,15 @@ def _write_files(planned: InversionPlan, image_key: str, image: Tensor, tuning: 
 
 def _invert_batch(
     planned: InversionPlan, batch: list[_Photo], device: str
-) -> Iterator[tuple[Row, Tensor, bytes]]:
+) -> list[tuple[Row, Tensor, bytes]]:
     """Return row, generator's version and stored tuning of each photograph."""
+    with computing(device):
+        return list(_inverted(planned, batch, device))
+
+
+def _inverted(
+    planned: InversionPlan, batch: list[_Photo], device: str
+) -> Iterator[tuple[Row, Tensor, bytes]]:
     generator = models.generator(planned.models.generator, device)
     target = torch.stack([photo.image for photo in batch]).to(device)
     start = _first_guess(planned, generator, target, device)

@@ -66,6 +66,10 @@ class OutcomeLog:
                 rows[tuple(row[name] for name in self.key)] = row
         return list(rows.values())
 
+    def table(self, schema: pa.Schema) -> pa.Table:
+        """Return the latest rows, sorted by what names their items."""
+        return pa.Table.from_pylist(sorted(self.latest(), key=self.item), schema=schema)
+
     def item(self, row: Row) -> tuple[Any, ...]:
         """Return what names a row's item."""
         return tuple(row[name] for name in self.key)

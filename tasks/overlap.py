@@ -1,8 +1,9 @@
 """Reading and writing beside computing, so that a device does not wait for storage or for a codec.
 
-Three things run at once. Shards: more of them than the device computes at a time, so that one computes
-while another reads its first image or writes its last; ``computing`` is the turnstile. Within a shard,
-``read_ahead`` fetches and decodes the next images, and ``Writes`` encodes and stores the ones before.
+Three things run at once. Shards: more of them than the device computes at a time, so that some compute
+while others read their first images or write their last; ``computing`` is the turnstile, for the threads of
+a process and, where a limit is named, for all processes that share a device (``device_limit``). Within a
+shard, ``read_ahead`` fetches and decodes the next images, and ``Writes`` encodes and stores the ones before.
 How much is in flight is bounded, so memory does not grow with the number of images.
 """
 
@@ -18,6 +19,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Generic, TypeVar
 
+from tasks.device_limit import device_slot
 from tasks.settings import SettingsError
 
 _T = TypeVar("_T")
@@ -55,8 +57,8 @@ def compute_slots(device: str) -> int:
 
 
 def shards_at_once(device: str) -> int:
-    """Return how many shards are worked on at once: one more than compute, which reads or writes."""
-    return compute_slots(device) + 1
+    """Return how many shards are worked on at once: beside each that computes, one reads and one writes."""
+    return 3 * compute_slots(device)
 
 
 @contextmanager
@@ -70,7 +72,7 @@ def computing(device: str) -> Iterator[Callable[[], float]]:
         if device not in _turnstiles:
             _turnstiles[device] = threading.BoundedSemaphore(compute_slots(device))
         turnstile = _turnstiles[device]
-    with turnstile:
+    with turnstile, device_slot():
         started = time.monotonic()
         yield lambda: time.monotonic() - started
 

@@ -21,7 +21,16 @@ import styleclip_core
 from styleclip_core.errors import ArtifactConflictError, FaceError, NoFaceError, StyleCLIPError
 from styleclip_core.faces import FaceQuad, paste_faces
 from styleclip_core.images import decode_image, encode_photograph
-from tasks.artifacts import Provenance, artifact_uri, fingerprint, read_provenance, write_table
+from tasks.artifacts import (
+    Provenance,
+    artifact_uri,
+    count,
+    fingerprint,
+    is_complete,
+    read_provenance,
+    read_table,
+    write_tables,
+)
 from tasks.caching import PER_RUN
 from tasks.faces import read_faces
 from tasks.images import ImageIndex, ImageShard, read_shard, write_index
@@ -31,6 +40,7 @@ from tasks.settings import Pasting, SettingsError
 from tasks.storage import (
     MissingObjectError,
     ObjectInfo,
+    is_outage,
     join,
     list_objects,
     output_key,
@@ -194,13 +204,16 @@ def _paste(planned: PastingPlan, key: str, etag: str, faces: list[Row]) -> Row:
         aligned = [face for face in faces if face["status"] == OK]  # others are left as they are
         edited = [(_edited_face(planned, face), FaceQuad.from_list(face["quad"])) for face in aligned]
         pasted = paste_faces(photograph, edited, feather=planned.settings.feather)
-        name = output_key(key, suffix=".png")
-        write_bytes_atomic(join(planned.photographs, name), encode_photograph(pasted, colours_of=photograph))
+        content = encode_photograph(pasted, colours_of=photograph)
     except (NoFaceError, NotAlignedError) as error:
         causes = [face["error_type"] for face in faces if face["status"] == FAILED]
         return row | failure(error, status=SKIPPED) | {"error_type": (causes or [faces[0]["error_type"]])[0]}
     except (StyleCLIPError, OSError) as error:
+        if is_outage(error, planned.table.photos):
+            raise
         return row | failure(error)
+    name = output_key(key, suffix=".png")
+    write_bytes_atomic(join(planned.photographs, name), content)
     return row | {"faces": len(aligned), "output_key": name} | success()
 
 
@@ -244,16 +257,14 @@ def _edited_face(planned: PastingPlan, face: Row) -> Image.Image:
 @task(name="write-pasted", cache_policy=PER_RUN, persist_result=True)
 def write_pasted(planned: PastingPlan, index: ImageIndex) -> PastedRef:
     """Gather the rows of all shards into one table."""
-    attempts, rows = [], []
-    for shard in index.shards:
-        log = planned.log(shard)
-        attempts += log.attempts()
-        rows += log.latest()
-    rows.sort(key=lambda row: str(row["image_key"]))
+    attempts = [uri for shard in index.shards for uri in planned.log(shard).attempts()]
     name = fingerprint(STEP, VERSION, {"attempts": attempts}, {"index": index.fingerprint})[:16]
     uri = join(planned.out, "batches", name, "pasted.parquet")
-    write_table(uri, pa.Table.from_pylist(rows, schema=PASTED_SCHEMA), provenance(planned))
-    counts = {status: sum(row["status"] == status for row in rows) for status in (OK, SKIPPED, FAILED)}
+    if not is_complete(uri):
+        tables = (planned.log(shard).table(PASTED_SCHEMA) for shard in index.shards)
+        write_tables(uri, PASTED_SCHEMA, tables, provenance(planned))
+    found = read_table(uri, columns=["status"])
+    counts = {status: count(found, "status", status) for status in (OK, SKIPPED, FAILED)}
     return PastedRef(
         table=uri,
         photographs=planned.photographs,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Generic, TypeVar, cast
 from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
 from prefect.futures import PrefectFuture, as_completed
 from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict
@@ -61,6 +63,12 @@ class StepSummary(BaseModel, Generic[_R]):
         """Return the items that have an error in their row."""
         return sum(result.failed for result in self.results)
 
+    @property
+    def rate(self) -> float:
+        """Return how many items this run computed per second; 0 if it found all of them done."""
+        computed = sum(result.rows for result in self.results if not result.reused)
+        return computed / self.seconds if self.seconds > 0 else 0.0
+
 
 @contextmanager
 def observe(observer: Observer) -> Iterator[None]:
@@ -77,55 +85,151 @@ def _progress_artifact(step: str, total: int) -> UUID:
     return cast(UUID, created)  # a coroutine only where the caller is one
 
 
-def gather(step: str, futures: Sequence[PrefectFuture[_R]]) -> StepSummary[_R]:
+Again = Callable[[int], PrefectFuture[_R]]
+
+
+def gather(
+    step: str, futures: Sequence[PrefectFuture[_R]], again: Again[_R] | None = None
+) -> StepSummary[_R]:
     """Wait for every shard and return the results in order.
+
+    Args:
+        step: Its name.
+        futures: A shard each.
+        again: Starts a shard anew, by its number. On Retry this is done to shards whose result is kept
+            though some of their items failed; what is good in them they find done.
 
     Raises:
         ShardsFailedError: After all have ended, if any failed: a flow run with a failed shard must
             end Failed, or nobody can press Retry.
     """
-    logger, observer = get_run_logger(), _observer.get()
-    started, total = time.monotonic(), len(futures)
-    artifact = _progress_artifact(step, total)
-    if observer:
-        observer(step, 0, total)
-    for done, _ in enumerate(as_completed(list(futures)), start=1):
-        if observer:
-            observer(step, done, total)
-        if done * 10 // total != (done - 1) * 10 // total:
-            update_progress_artifact(artifact, progress=100.0 * done / total)
-            logger.info("%s: %d of %d shards", step, done, total)
-    for future in futures:
-        future.wait()  # only now is its state final; before, it is what the server has heard so far
+    return gather_chain({step: futures}, {step: again} if again else {})[0]
+
+
+def gather_chain(
+    steps: Mapping[str, Sequence[PrefectFuture[_R]]], again: Mapping[str, Again[_R]]
+) -> list[StepSummary[_R]]:
+    """Wait for steps that run side by side, where a shard takes what that of the step before made.
+
+    Args:
+        steps: Shards of each step, by its name, all steps in as many.
+        again: As of ``gather``, by step. A shard that is started anew in one step is in the later ones too.
+
+    Raises:
+        ShardsFailedError: As ``gather``, after the shards of all steps have ended; it names the first step
+            that has failed shards, as those of later ones may have failed for want of these.
+    """
+    ended, seconds, stale = dict[str, list[PrefectFuture[_R]]](), dict[str, float](), set[int]()
+    for step, futures in steps.items():
+        started, latest = time.monotonic(), list(futures)
+        artifact = _progress_artifact(step, len(latest))
+        _watch(step, latest, artifact)
+        if step in again:
+            stale |= {number for number, future in enumerate(latest) if _kept_with_failures(future)}
+            _start_again(step, latest, sorted(stale), again[step], artifact)
+        ended[step], seconds[step] = latest, time.monotonic() - started
+    for step, latest in ended.items():
+        _refuse_broken(step, latest)
+    return [_summary(step, latest, seconds[step]) for step, latest in ended.items()]
+
+
+def _start_again(
+    step: str, latest: list[PrefectFuture[_R]], stale: list[int], again: Again[_R], artifact: UUID
+) -> None:
+    if not stale:
+        return
+    get_run_logger().info("%s: %d finished shards have failed items, again", step, len(stale))
+    for number in stale:
+        latest[number] = again(number)
+    _watch(step, [latest[number] for number in stale], artifact)
+
+
+def _refuse_broken(step: str, futures: list[PrefectFuture[_R]]) -> None:
     broken = [future for future in futures if not future.state.is_completed()]
     if broken:
-        rows = [
-            {"task_run": str(future.task_run_id), "error": (future.state.message or "")[:300]}
-            for future in broken
-        ]
-        create_table_artifact(table=rows, key=f"{step}-failures", description=f"failed shards of {step}")
+        table = [{"task run": _name(future), "error": _message(future)} for future in broken]
+        create_table_artifact(table=table, key=f"{step}-failures", description=f"failed shards of {step}")
         raise ShardsFailedError(
-            f"{len(broken)} of {total} {step} shards failed, the others are done; first: "
-            f"{rows[0]['error']}; Retry runs only the failed ones again"
+            f"{len(broken)} of {len(futures)} {step} shards failed, the others are done; first: "
+            f"{table[0]['error']}; Retry runs only the failed ones again"
         )
-    results = [future.result() for future in futures]
-    summary: StepSummary[_R] = StepSummary(step=step, results=results, seconds=time.monotonic() - started)
+
+
+def _summary(step: str, futures: list[PrefectFuture[_R]], seconds: float) -> StepSummary[_R]:
+    results = [_seen(future.result(), future) for future in futures]
+    summary: StepSummary[_R] = StepSummary(step=step, results=results, seconds=seconds)
     _report(summary)
     return summary
 
 
+def _watch(step: str, futures: list[PrefectFuture[_R]], artifact: UUID) -> None:
+    """Wait for shards, with a line in the log for each and progress in tenths."""
+    logger, observer = get_run_logger(), _observer.get()
+    started, total, rows, failed = time.monotonic(), len(futures), 0, 0
+    if observer:
+        observer(step, 0, total)
+    for done, future in enumerate(as_completed(futures), start=1):
+        if observer:
+            observer(step, done, total)
+        future.wait()  # only now is its state final; before, it is what the server has heard so far
+        if future.state.is_completed():
+            result = future.result()
+            rows, failed = rows + result.rows, failed + result.failed
+            logger.info("%s %d/%d: %s", step, done, total, _line(_seen(result, future)))
+        else:
+            logger.error("%s %d/%d: failed: %s", step, done, total, _message(future))
+        if done * 10 // total != (done - 1) * 10 // total:
+            rate = rows / max(time.monotonic() - started, 1e-6)
+            counted = f"{done} of {total} shards, {rows} rows, {failed} items failed, {rate:.1f} rows/s"
+            update_progress_artifact(
+                artifact, progress=100.0 * done / total, description=f"{step}: {counted}"
+            )
+
+
+def _kept_with_failures(future: PrefectFuture[_R]) -> bool:
+    return is_cached(future) and future.result().failed > 0
+
+
+def is_cached(future: PrefectFuture[_R]) -> bool:
+    """Return whether a task was not executed, its result being kept from an earlier try of the run."""
+    return future.state.name == "Cached"
+
+
+def _seen(result: _R, future: PrefectFuture[_R]) -> _R:
+    """Return a result as this try of the run sees it: what an earlier one computed is found done."""
+    return result.model_copy(update={"reused": True}) if is_cached(future) else result
+
+
+def _line(result: ShardResult) -> str:
+    done = "found done" if result.reused else f"{result.seconds:.1f} s" if result.seconds else "computed"
+    return f"{result.rows} rows, {result.failed} items failed, {done}, {result.uri}"
+
+
+def _message(future: PrefectFuture[_R]) -> str:
+    return " ".join((future.state.message or "").split())[:300]
+
+
+def _name(future: PrefectFuture[_R]) -> str:
+    """Return the name of a task run, or its id where the server has not heard of it yet."""
+    try:
+        with get_client(sync_client=True) as client:
+            return client.read_task_run(future.task_run_id).name
+    except ObjectNotFound:
+        return str(future.task_run_id)
+
+
 def _report(summary: StepSummary[_R]) -> None:
-    rate = summary.rows / summary.seconds if summary.seconds > 0 else 0.0
     get_run_logger().info(
-        "%s: %d rows in %d shards, %d computed now, %d items failed, %.1f s, %.1f rows/s",
+        "%s: %d rows in %d shards, %d computed now, %d items failed, %.1f s, %.1f rows/s computed",
         summary.step, summary.rows, len(summary.results), summary.computed, summary.failed,
-        summary.seconds, rate,
+        summary.seconds, summary.rate,
     )  # fmt: skip
     create_table_artifact(
         key=f"{summary.step}-summary",
         description=f"what {summary.step} did",
         table=[{
             "shards": len(summary.results), "computed now": summary.computed, "rows": summary.rows,
-            "failed items": summary.failed, "seconds": round(summary.seconds, 1), "rows/s": round(rate, 1),
+            "failed items": summary.failed, "seconds": round(summary.seconds, 1),
+            "rows/s": round(summary.rate, 1),
         }],
     )  # fmt: skip

@@ -271,23 +271,32 @@ def find_last_table(workspace: str, planned: RelevancePlan, given: str) -> Table
     Raises:
         ArtifactConflictError: If there is none, or the given one was measured in another way.
     """
-    folder = join(workspace, "relevance")
-    found = []
-    for uri in [given] if given else _tables(folder):
-        made = read_provenance(uri)
+    if given:
+        made = read_provenance(given)
         difference = _difference(made, planned)
-        if not difference:
-            ranges = made.parameters["sample_ranges"]
-            found.append(TableRecord(uri=uri, fingerprint=made.fingerprint, sample_ranges=ranges))
-        elif given:
+        if difference:
             raise ArtifactConflictError(
-                f"{uri} cannot be added to: {difference}; repeat the settings it was built with"
+                f"{given} cannot be added to: {difference}; repeat the settings it was built with"
             )
+        return _record(given, made)
+    found = known_tables(workspace, planned)
     if not found:
         raise ArtifactConflictError(
-            f"{folder} holds no table of these networks and settings to add to; build one first"
+            f"{join(workspace, 'relevance')} holds no table of these networks and settings to add to; "
+            "build one first"
         )
     return max(found, key=lambda record: (record.samples, record.fingerprint))
+
+
+def known_tables(workspace: str, planned: RelevancePlan) -> list[TableRecord]:
+    """Return the tables in the workspace that were measured as planned, whatever their samples."""
+    made = ((uri, read_provenance(uri)) for uri in _tables(join(workspace, "relevance")))
+    return [_record(uri, each) for uri, each in made if not _difference(each, planned)]
+
+
+def _record(uri: str, made: Provenance) -> TableRecord:
+    ranges = made.parameters["sample_ranges"]
+    return TableRecord(uri=uri, fingerprint=made.fingerprint, sample_ranges=ranges)
 
 
 def _tables(folder: str) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import jinja2
@@ -12,23 +13,24 @@ import pandas as pd
 import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from prefect import task
-from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from pydantic import BaseModel, ConfigDict
 
 import styleclip_core
-from styleclip_core.errors import StyleCLIPError
+from styleclip_core.errors import ArtifactConflictError, StyleCLIPError
 from styleclip_core.images import decode_image
-from tasks.artifacts import Provenance, fingerprint, is_complete, read_table, write_table
+from tasks.artifacts import Provenance, fingerprint, is_complete, read_table, write_tables
 from tasks.caching import PER_RUN
 from tasks.directions import ALPHA_UNIT
 from tasks.editing import MANIFEST_SCHEMA, SCORES, TIMING_SCHEMA, EditPlan
 from tasks.images import ImageIndex
+from tasks.outages import StoreError
 from tasks.outcomes import OK
 from tasks.storage import join, read_bytes, write_bytes_atomic
 
 STEP, VERSION = "report", "3"
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _ROWS, _COLUMNS, _TILE, _MARGIN, _HEADER = 8, 12, 128, 4, 40
+_SHOWN = [name for name in MANIFEST_SCHEMA.names if name not in ("steps", "settings")]  # the long ones
 _PAGES = jinja2.Environment(loader=jinja2.PackageLoader("tasks"), autoescape=True)
 
 
@@ -50,15 +52,13 @@ class ReportRef(BaseModel):
 class _Batch:
     plans: list[EditPlan]
     manifest: pd.DataFrame
-    table: pa.Table
-    attempts: list[str]
 
 
 @task(name="write-report", cache_policy=PER_RUN, persist_result=True)
 def write_report(plans: list[EditPlan], index: ImageIndex) -> ReportRef:
     """Gather the rows of all edits into a manifest and draw contact sheet and page."""
-    batch = _collect(plans, index)
-    print_ = fingerprint(STEP, VERSION, {"attempts": batch.attempts}, {"index": index.fingerprint})
+    attempts = [uri for plan in plans for shard in index.shards for uri in plan.log(shard).attempts()]
+    print_ = fingerprint(STEP, VERSION, {"attempts": attempts}, {"index": index.fingerprint})
     folder = join(plans[0].out, "batches", print_[:16])
     provenance = Provenance(
         kind="edits-manifest", fingerprint=print_, step=STEP, version=VERSION,
@@ -73,44 +73,26 @@ def write_report(plans: list[EditPlan], index: ImageIndex) -> ReportRef:
         generator=plans[0].inversion.hashes.generator, clip=plans[0].inversion.hashes.clip,
         code_version=styleclip_core.__version__,
     )  # fmt: skip
+    manifest, timings = join(folder, "manifest.parquet"), join(folder, "timings.parquet")
+    if not is_complete(manifest):
+        write_tables(manifest, MANIFEST_SCHEMA, _rows(plans, index), provenance)
+    if not is_complete(timings):
+        with suppress(ArtifactConflictError):  # a run beside this one was first, with other times
+            write_tables(timings, TIMING_SCHEMA, _timings(attempts), provenance)
+    batch = _Batch(plans, read_table(manifest, columns=_SHOWN).to_pandas())
     written = ReportRef(
         folder=folder,
-        manifest=join(folder, "manifest.parquet"),
-        timings=join(folder, "timings.parquet"),
+        manifest=manifest,
+        timings=timings,
         contact_sheet=join(folder, "contact-sheet.png"),
         page=join(folder, "index.html"),
         rows=len(batch.manifest),
         failed=int((batch.manifest["status"] != OK).sum()),
     )
-    write_table(written.manifest, batch.table, provenance)
-    if not is_complete(written.timings):
-        write_table(written.timings, _timings(batch.attempts), provenance)
     sheet = _png(contact_sheet(batch.plans, batch.manifest))
     write_bytes_atomic(written.contact_sheet, sheet)
     write_bytes_atomic(written.page, _page(batch, index, provenance, sheet).encode())
     return written
-
-
-def publish(written: ReportRef, steps: list[dict[str, object]]) -> None:
-    """Show the batch in Prefect's UI: a summary with the contact sheet, and a link to the page."""
-    sheet = Image.open(io.BytesIO(read_bytes(written.contact_sheet)))
-    sheet.thumbnail((900, 900))
-    small = io.BytesIO()
-    sheet.convert("RGB").save(small, "JPEG", quality=80)
-    lines = [
-        f"{written.rows} edits, {written.failed} failed or skipped. Results: `{written.folder}`", "",
-        "| step | shards | computed now | rows | failed | rows/s |", "|---|---|---|---|---|---|",
-    ]  # fmt: skip
-    for step in steps:
-        rate = float(str(step["rows"])) / max(float(str(step["seconds"])), 1e-6)
-        lines.append(
-            f"| {step['step']} | {step['shards']} | {step['computed']} | {step['rows']} "
-            f"| {step['failed']} | {rate:.1f} |"
-        )
-    picture = base64.b64encode(small.getvalue()).decode()
-    lines += ["", f"![contact sheet](data:image/jpeg;base64,{picture})"]
-    create_markdown_artifact("\n".join(lines), key="edit-images-report", description="what this batch did")
-    create_link_artifact(written.page, link_text="report page", key="edit-images-page")
 
 
 def contact_sheet(plans: list[EditPlan], manifest: pd.DataFrame) -> Image.Image:
@@ -140,6 +122,8 @@ def _tile(sheet: Image.Image, uri: str, place: tuple[int, int], *, whole: bool) 
     """Draw a generated image whole, of a photograph the middle, which is what its inversion sees."""
     try:
         image = decode_image(read_bytes(uri))
+    except StoreError:
+        raise
     except StyleCLIPError as error:  # a picture that has gone since is drawn as its error
         ImageDraw.Draw(sheet).text(place, type(error).__name__, fill="red")
         return
@@ -162,22 +146,17 @@ def _cut(line: str, font: Font) -> str:
     return f"{line}..."
 
 
-def _collect(plans: list[EditPlan], index: ImageIndex) -> _Batch:
-    tables, attempts = [], []
+def _rows(plans: list[EditPlan], index: ImageIndex) -> Iterator[pa.Table]:
+    """Yield the rows of all edits, a shard at a time."""
     for plan in plans:
         for shard in index.shards:
-            log = plan.log(shard)
-            rows = sorted(log.latest(), key=log.item)
-            tables.append(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA))
-            attempts += log.attempts()
-    table = pa.concat_tables(tables)
-    return _Batch(plans, table.to_pandas(), table, attempts)
+            yield plan.log(shard).table(MANIFEST_SCHEMA)
 
 
-def _timings(attempts: list[str]) -> pa.Table:
-    uris = [uri.replace(".attempt-", ".timings-") for uri in attempts]
-    tables = [read_table(uri) for uri in uris if is_complete(uri)]
-    return pa.concat_tables([TIMING_SCHEMA.empty_table(), *tables])
+def _timings(attempts: list[str]) -> Iterator[pa.Table]:
+    for uri in (uri.replace(".attempt-", ".timings-") for uri in attempts):
+        if is_complete(uri):
+            yield read_table(uri)
 
 
 def _png(image: Image.Image) -> bytes:

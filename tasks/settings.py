@@ -5,10 +5,22 @@ Each model becomes a form in Prefect's UI. Units and ranges are in the field des
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, replace
+from datetime import date, datetime
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, available_timezones
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 
 from styleclip_core.errors import StyleCLIPError
 from styleclip_core.inversion import RefinementSettings
@@ -30,7 +42,26 @@ class SettingsError(StyleCLIPError):
 class Settings(BaseModel):
     """A form: a value, and nothing else in it than its fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+# A URI with a user's name and password, or an S3 one with keys where its bucket should be.
+_CREDENTIALS = r"[A-Za-z0-9+.-]+://[^/]*:[^/]*@|[sS]3[aA]?://(?!arn:)[^/]*[:@]"
+
+
+def _without_credentials(uri: str) -> str:
+    if re.match(_CREDENTIALS, uri):
+        raise ValueError("the URI holds credentials; give them in the environment, never in a parameter")
+    return uri
+
+
+# What the server checks before there is a run that would store the value. An empty one passes: it is what a
+# deployment has whose variables were not set, and a run that needs it says so.
+_URI_SCHEMA = WithJsonSchema({"type": "string", "pattern": f"^(?!{_CREDENTIALS})"})
+Prompt = Annotated[str, Field(min_length=1)]
+OptionalUri = Annotated[str, AfterValidator(_without_credentials), _URI_SCHEMA]
+UriOrNone = Annotated[OptionalUri | None, BeforeValidator(lambda given: given or None)]  # a form sends ""
+Uri = Annotated[str, Field(min_length=1), AfterValidator(_without_credentials), _URI_SCHEMA]
 
 
 def _known_templates(name: str) -> str:
@@ -39,23 +70,38 @@ def _known_templates(name: str) -> str:
     return name
 
 
-TemplateSet = Annotated[str, AfterValidator(_known_templates)]
+TemplateSet = Annotated[
+    str, AfterValidator(_known_templates), WithJsonSchema({"type": "string", "enum": list(TEMPLATE_SETS)})
+]
+
+
+def _known_time_zone(name: str) -> str:
+    if name not in available_timezones():
+        raise ValueError(f"unknown time zone {name!r}; give one such as Europe/Berlin or UTC")
+    return name
+
+
+TimeZone = Annotated[
+    str,
+    AfterValidator(_known_time_zone),
+    WithJsonSchema({"type": "string", "enum": sorted(available_timezones())}),
+]
 
 
 class Models(Settings):
     """Which networks to use. Files may lie on any fsspec file system."""
 
-    generator: str = Field(
+    generator: Uri = Field(
         description="URI of the StyleGAN2 weights (.safetensors, NVIDIA's .pkl, rosinality's .pt)"
     )
-    clip: str = Field("ViT-B/32", description="CLIP name, or URI of its weights")
-    encoder: str | None = Field(
+    clip: OptionalUri = Field("ViT-B/32", description="CLIP name, or URI of its weights")
+    encoder: UriOrNone = Field(
         None, description="URI of the encoder (ours, e4e or pSp); none starts at the average w"
     )
-    identity: str | None = Field(
+    identity: UriOrNone = Field(
         None, description="URI of the identity network (model_ir_se50.pth); none scores no identity"
     )
-    perceptual: str | None = Field(
+    perceptual: UriOrNone = Field(
         None,
         description="URI of AlexNet's or VGG16's published weights, for LPIPS; none measures no LPIPS",
     )
@@ -152,6 +198,29 @@ class Relevance(Settings):
         changed = [name for name in others if getattr(self, name) != type(self).model_fields[name].default]
         if self.reference_compat and changed:
             raise ValueError(f"reference_compat decides {', '.join(changed)} itself; leave it out")
+        return self
+
+
+class Nightly(Settings):
+    """What each night of a scheduled build does: start the table, or add samples to the last night's."""
+
+    samples: int = Field(100, ge=1, description="Style codes per channel that a night adds")
+    most: int = Field(1000, ge=1, description="Style codes per channel from which on nights add nothing")
+    time_zone: TimeZone = Field("UTC", description="Where the date of a night is read")
+    night: str = Field(
+        "",
+        pattern=r"^(\d{4}-\d{2}-\d{2})?$",
+        description="Date of the night, as 2031-05-17; empty for the date on which the run was due",
+    )
+
+    def date_of(self, due: datetime) -> str:
+        """Return the date of the night that a run which was due then belongs to."""
+        return self.night or due.astimezone(ZoneInfo(self.time_zone)).date().isoformat()
+
+    @model_validator(mode="after")
+    def _check(self) -> Nightly:
+        if self.night:
+            date.fromisoformat(self.night)
         return self
 
 
@@ -285,7 +354,9 @@ class MapperTraining(Settings):
         "float32", description="bfloat16 for mixed precision on a GPU"
     )
     templates: TemplateSet = Field("none", description="Prompt templates; the published training has none")
-    latents: str = Field("", description="URI of a folder of latents to train on; empty to sample codes")
+    latents: OptionalUri = Field(
+        "", description="URI of a folder of latents to train on; empty to sample codes"
+    )
     codes: int = Field(5000, ge=2, description="Codes to sample, if no latents are given")
     truncation_psi: float = Field(0.7, gt=0, le=1, description="Truncation of sampled codes; 1 for none")
     validation: int = Field(100, ge=1, description="Of all codes, the last ones, kept for validation")
@@ -305,8 +376,8 @@ class MapperTraining(Settings):
 class FaceSource(Settings):
     """Where faces come from: a detector, or landmarks that somebody has already."""
 
-    detector: str | None = Field(None, description="URI of the face detector's weights (.safetensors)")
-    landmarks: str | None = Field(
+    detector: UriOrNone = Field(None, description="URI of the face detector's weights (.safetensors)")
+    landmarks: UriOrNone = Field(
         None, description="URI of a table of landmarks by image key (.parquet, .csv or .json)"
     )
     min_score: float = Field(0.9, ge=0, le=1, description="Lowest score of a face that a detector finds")

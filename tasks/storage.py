@@ -10,7 +10,8 @@ URI prefixes to fsspec options, for S3 usually a profile of the AWS credentials 
 The longest prefix that matches decides; a prefix ends where a folder ends, so that
 ``s3://photographs`` does not speak for ``s3://photographs-raw``. An object is complete or absent: locally
 it is written aside and moved, on an object store it is committed by one request. Object keys are
-untrusted: ``output_key`` maps any of them to a path that cannot leave its prefix.
+untrusted: ``output_key`` maps any of them to a path that cannot leave its prefix. What fails, why, and
+for how long a store that does not answer is waited for, is in ``tasks.outages``.
 """
 
 from __future__ import annotations
@@ -19,35 +20,33 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from heapq import merge
+from itertools import groupby, islice
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 import fsspec
-from botocore.exceptions import BotoCoreError, ClientError
 
-from styleclip_core.errors import StyleCLIPError
 from tasks import temporaries
+from tasks.outages import AccessDeniedError as AccessDeniedError
+from tasks.outages import CredentialsError, StoreError, explained, patiently
+from tasks.outages import MissingObjectError as MissingObjectError
+from tasks.outages import StorageError as StorageError
 
 _HOLDS_KEYS = re.compile(r"(?!arn:)[^@]*[:@]")  # no bucket has such a name
 _PLAIN_FOLDER = re.compile(r"[a-z0-9][a-z0-9_ +-]*")
 _PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9._ +-]*")
 _MAX_PART, _MAX_KEY = 180, 800
-
-
-class StorageError(StyleCLIPError):
-    """An object could not be listed, read or written."""
-
-
-class MissingObjectError(StorageError):
-    """There is no such object or bucket."""
-
-
-class AccessDeniedError(StorageError):
-    """The credentials in use may not do this."""
+_PAGE, _RUN = 1000, 20_000  # objects of a listing that are asked for, and that are sorted, at once
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +92,15 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     protocol = "file" if is_local(uri) else uri.split("://", 1)[0]
     path = str(local_path(uri)) if protocol == "file" else uri
     options = _options(uri)
-    if protocol in ("s3", "s3a"):
-        options = {"use_listings_cache": False, **options}
+    s3 = protocol in ("s3", "s3a")
+    if s3:  # whoever calls is patient, so that botocore need not be
+        once = {"retries": {"mode": "standard", "total_max_attempts": 1}}
+        options = {"use_listings_cache": False, "config_kwargs": once, **options}
     try:
-        return fsspec.filesystem(protocol, **options), path
+        fs = fsspec.filesystem(protocol, **options)
+        if s3:
+            fs.retries = 2
+        return fs, path
     except (ImportError, ValueError) as error:
         raise StorageError(
             f"cannot use {uri}: {error}; give a local path, an s3:// URI or install what it needs"
@@ -146,26 +150,31 @@ def _read_options(path: str, _changed: int) -> dict[str, dict[str, Any]]:
     return options
 
 
-@contextmanager
-def _explained(uri: str, action: str) -> Iterator[None]:
-    """Turn what storage libraries raise into one error that names object, cause and remedy."""
+def _ask(uri: str, action: str, work: Callable[[fsspec.AbstractFileSystem, str], _T]) -> _T:
+    """Do ``work`` with the file system of a URI, patiently where it is a remote one."""
+    if is_local(uri):
+        with explained(uri, action):
+            return work(*filesystem(uri))
+    protocol, _, rest = uri.partition("://")
     try:
-        yield
-    except FileNotFoundError as error:
-        raise MissingObjectError(f"cannot {action} {uri}: there is no such object or bucket") from error
-    except PermissionError as error:
-        raise AccessDeniedError(
-            f"cannot {action} {uri}: access denied; check the credentials or the AWS profile in use"
-        ) from error
-    except TypeError as error:  # s3fs passes an option it does not know on to botocore
-        raise StorageError(
-            f"cannot {action} {uri}: {error}; check the options in STYLECLIP_STORAGE_OPTIONS"
-        ) from error
-    except (OSError, BotoCoreError, ClientError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise StorageError(
-            f"cannot {action} {uri}: {reason}; check the endpoint, the credentials and the network"
-        ) from error
+        return patiently(f"{protocol}://{rest.split('/', 1)[0]}", uri, action, lambda: work(*filesystem(uri)))
+    except CredentialsError:
+        fsspec.get_filesystem_class(protocol).clear_instance_cache()  # who asks again reads them anew
+        raise
+
+
+def is_outage(error: BaseException, prefix: str) -> bool:
+    """Return whether what went wrong with an object under ``prefix`` is the fault of the whole store.
+
+    An error that may be the object's own (it is gone, it may not be read) is its own only if the prefix
+    can still be listed and is not empty, as it could be and was when the object was found.
+    """
+    if not isinstance(error, StorageError) or isinstance(error, StoreError):
+        return isinstance(error, StoreError)
+    try:
+        return next(_pages(prefix, first=True), None) is None
+    except StorageError:
+        return True
 
 
 def read_bytes(uri: str) -> bytes:
@@ -174,12 +183,13 @@ def read_bytes(uri: str) -> bytes:
     Raises:
         StorageError: If it is missing or cannot be read.
     """
-    with _explained(uri, "read"):
-        if is_local(uri):
+    if is_local(uri):
+        with explained(uri, "read"):
             return local_path(uri).read_bytes()
-        fs, path = filesystem(uri)
-        content: bytes = fs.cat_file(path)
-        return content
+    # one request: s3fs otherwise asks for the size first, and no such answer says why it refuses
+    options = {"max_concurrency": 1} if uri.startswith(("s3://", "s3a://")) else {}
+    content: bytes = _ask(uri, "read", lambda fs, path: fs.cat_file(path, **options))
+    return content
 
 
 def write_bytes_atomic(uri: str, data: bytes) -> None:
@@ -188,23 +198,91 @@ def write_bytes_atomic(uri: str, data: bytes) -> None:
     Raises:
         StorageError: If it cannot be written; nothing is left behind then.
     """
-    with _explained(uri, "write"):
-        if not is_local(uri):
-            fs, path = filesystem(uri)
-            fs.pipe_file(path, data)
-            return
+    if not is_local(uri):
+        _ask(uri, "write", lambda fs, path: fs.pipe_file(path, data))
+        return
+    with _written_aside(uri) as aside, aside.open("wb") as stream:
+        stream.write(data)
+        _sync(stream)
+
+
+def copy_from_local(path: Path, uri: str) -> None:
+    """Write a local file as an object, whole or not at all, without reading it into memory.
+
+    Raises:
+        StorageError: If it cannot be written; nothing is left behind then.
+    """
+    if not is_local(uri):
+        _ask(uri, "write", lambda fs, remote: fs.put_file(str(path), remote))
+        return
+    with _written_aside(uri) as aside, path.open("rb") as source, aside.open("wb") as stream:
+        shutil.copyfileobj(source, stream)
+        _sync(stream)
+
+
+@contextmanager
+def _written_aside(uri: str) -> Iterator[Path]:
+    """Give a path beside a local URI; what was written there takes its place if the block ends well."""
+    with explained(uri, "write"):
+        target = local_path(uri)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.with_name(temporaries.temporary_name())
+        try:
+            yield aside
+            aside.replace(target)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+
+
+def create_bytes(uri: str, data: bytes) -> bool:
+    """Write an object where there is none; of several writers one succeeds.
+
+    An object store that knows no conditional PUT lets the last of those that write in the same instant win.
+
+    Returns:
+        Whether this call made it. Where the store's answer was lost on the way, False may come from the
+        object that this call made: read what lies there now.
+
+    Raises:
+        StorageError: If it cannot be written.
+    """
+    if not is_local(uri):
+        return _ask(uri, "create", partial(_create_object, data=data))
+    with explained(uri, "create"):
         target = local_path(uri)
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = target.with_name(temporaries.temporary_name())
         try:
             with aside.open("wb") as stream:
                 stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            aside.replace(target)
-        except BaseException:
+                _sync(stream)
+            target.hardlink_to(aside)
+        except FileExistsError:
+            return False
+        finally:
             aside.unlink(missing_ok=True)
-            raise
+        return True
+
+
+def _create_object(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> bool:
+    if fs.exists(path):
+        return False
+    try:
+        fs.pipe_file(path, data, mode="create")
+    except FileExistsError:
+        return False
+    except OSError as error:  # s3fs has no error of its own for a condition that did not hold
+        answer = getattr(error.__cause__, "response", {})
+        if answer.get("Error", {}).get("Code") in ("PreconditionFailed", "ConditionalRequestConflict"):
+            return False
+        raise
+    return True
+
+
+def _sync(stream: BinaryIO) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
 
 
 def exists(uri: str) -> bool:
@@ -213,14 +291,13 @@ def exists(uri: str) -> bool:
     Raises:
         StorageError: If that cannot be found out: an unreachable store is not an absent object.
     """
-    with _explained(uri, "look for"):
-        if is_local(uri):
+    if is_local(uri):
+        with explained(uri, "look for"):
             return local_path(uri).is_file()
-        fs, path = filesystem(uri)
-        try:
-            return bool(fs.info(path)["type"] == "file")
-        except FileNotFoundError:
-            return False
+    try:
+        return _ask(uri, "look for", lambda fs, path: bool(fs.info(path)["type"] == "file"))
+    except MissingObjectError:
+        return False
 
 
 def version(uri: str) -> str:
@@ -229,9 +306,7 @@ def version(uri: str) -> str:
     Raises:
         StorageError: If it is missing.
     """
-    with _explained(uri, "look for"):
-        fs, path = filesystem(uri)
-        return _etag(fs.info(path))
+    return _ask(uri, "look for", lambda fs, path: _etag(fs.info(path)))
 
 
 def copy_to_local(uri: str, path: Path) -> None:
@@ -239,16 +314,24 @@ def copy_to_local(uri: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(temporaries.temporary_name())
     try:
-        with _explained(uri, "read"):
-            fs, remote = filesystem(uri)
-            fs.get_file(remote, str(aside))
+        _ask(uri, "read", lambda fs, remote: fs.get_file(remote, str(aside)))
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
 
 
 def list_objects(prefix: str, suffixes: tuple[str, ...] = ()) -> Iterator[ObjectInfo]:
-    """Yield the objects under a prefix, sorted by key.
+    """Yield the objects under a prefix, sorted by key; see ``sorted_objects``."""
+    with sorted_objects(prefix, suffixes) as found:
+        yield from found
+
+
+@contextmanager
+def sorted_objects(prefix: str, suffixes: tuple[str, ...] = ()) -> Iterator[Iterable[ObjectInfo]]:
+    """List a prefix once and give its objects, sorted by key, to be gone through any number of times.
+
+    However many there are, a page of them is in memory: the others lie in a temporary folder. A key that
+    is listed twice, as it can be while objects are written, counts once, as it was seen last.
 
     Args:
         prefix: URI of a folder.
@@ -257,21 +340,132 @@ def list_objects(prefix: str, suffixes: tuple[str, ...] = ()) -> Iterator[Object
     Raises:
         StorageError: If the prefix cannot be listed, or a name is not UTF-8.
     """
-    with _explained(prefix, "list"):
-        fs, path = filesystem(prefix)
-        if is_local(prefix) and not local_path(prefix).is_dir():
+    with tempfile.TemporaryDirectory(prefix="styleclip-listing-") as folder:
+        yield _Sorted(_kept(prefix, suffixes), Path(folder))
+
+
+class _Sorted(Iterable[ObjectInfo]):
+    """Objects in the order of their keys: an external merge sort."""
+
+    def __init__(self, objects: Iterable[ObjectInfo], folder: Path) -> None:
+        self._runs: list[Callable[[], Iterator[ObjectInfo]]] = []
+        for number, run in enumerate(_batched(objects, _RUN)):
+            ordered = sorted(run, key=attrgetter("key"))
+            if number == 0 and len(run) < _RUN:
+                self._runs.append(partial(iter, ordered))
+            else:
+                self._runs.append(partial(_read_run, _write_run(folder / str(number), ordered)))
+
+    def __iter__(self) -> Iterator[ObjectInfo]:
+        in_order = merge(*(run() for run in self._runs), key=attrgetter("key"))
+        for _, same in groupby(in_order, key=attrgetter("key")):
+            *_, last = same
+            yield last
+
+
+def _batched(objects: Iterable[ObjectInfo], size: int) -> Iterator[list[ObjectInfo]]:
+    rest = iter(objects)
+    while batch := list(islice(rest, size)):
+        yield batch
+
+
+def _write_run(path: Path, objects: list[ObjectInfo]) -> Path:
+    with explained(str(path), "write"), path.open("w") as stream:
+        stream.writelines(json.dumps([item.key, item.etag, item.size]) + "\n" for item in objects)
+    return path
+
+
+def _read_run(path: Path) -> Iterator[ObjectInfo]:
+    with path.open() as stream:
+        for line in stream:
+            yield ObjectInfo(*json.loads(line))
+
+
+def _kept(prefix: str, suffixes: tuple[str, ...]) -> Iterator[ObjectInfo]:
+    for page in _pages(prefix):
+        for item in page:
+            name = item.key.rsplit("/", 1)[-1]
+            if not item.key or name.startswith(temporaries.PREFIX):
+                continue
+            if suffixes and not item.key.lower().endswith(suffixes):
+                continue
+            if not _is_utf8(item.key):
+                raise StorageError(
+                    f"cannot list {prefix}: the name {item.key!a} is not UTF-8; rename the file"
+                )
+            yield item
+
+
+def _pages(prefix: str, *, first: bool = False) -> Iterator[list[ObjectInfo]]:
+    """Yield what lies under a prefix, in no order, a page at a time; of the first, one object is enough."""
+    if is_local(prefix):
+        yield from _batched(_local_files(prefix), 1 if first else _PAGE)
+    elif prefix.startswith(("s3://", "s3a://")):
+        yield from _s3_pages(prefix, 1 if first else _PAGE)
+    else:
+        yield from _found(prefix)
+
+
+def _local_files(prefix: str) -> Iterator[ObjectInfo]:
+    """Yield the files under a folder; a folder that goes away meanwhile holds none."""
+    root = local_path(prefix)
+    with explained(prefix, "list"):
+        if not root.is_dir():
             raise FileNotFoundError(prefix)
-        found = fs.find(path, detail=True)
+        waiting = [(os.fspath(root), "")]
+        while waiting:
+            folder, above = waiting.pop()
+            with suppress(*([FileNotFoundError] if above else [])), os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append((entry.path, f"{above}{entry.name}/"))
+                    elif (found := _stat(entry)) and not stat.S_ISDIR(found.st_mode):
+                        etag = f"{found.st_size}-{found.st_mtime}"
+                        yield ObjectInfo(above + entry.name, etag, found.st_size)
+
+
+def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
+    """Return what is known of a file, or of a link that leads nowhere; None if it has gone meanwhile."""
+    for followed in (True, False):
+        with suppress(FileNotFoundError):
+            return entry.stat(follow_symlinks=followed)
+    return None
+
+
+def _s3_pages(prefix: str, size: int) -> Iterator[list[ObjectInfo]]:
+    fs, path = filesystem(prefix)
+    bucket, key, _ = fs.split_path(path.rstrip("/"))
+    below = f"{key}/" if key else ""
+    wanted = {"Bucket": bucket, "Prefix": below, "MaxKeys": size}
+    while True:
+        page = _ask(prefix, "list", partial(_s3_page, wanted))
+        found = [
+            ObjectInfo(item["Key"][len(below) :], _etag(item), int(item["Size"] or 0))
+            for item in page.get("Contents", [])
+            if not item["Key"].endswith("/")  # the mark of a folder
+        ]
+        if found:
+            yield found
+        if not page.get("IsTruncated"):
+            return
+        wanted["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def _s3_page(wanted: dict[str, Any], fs: fsspec.AbstractFileSystem, _path: str) -> dict[str, Any]:
+    page: dict[str, Any] = fs.call_s3("list_objects_v2", **wanted)
+    return page
+
+
+def _found(prefix: str) -> Iterator[list[ObjectInfo]]:
+    """Yield the objects of any other kind of storage, at once: fsspec has no pages."""
+    fs, path = filesystem(prefix)
     root = fs._strip_protocol(path).rstrip("/") + "/"
-    for name in sorted(found):
-        key = name[len(root) :]
-        if not key or key.rsplit("/", 1)[-1].startswith(temporaries.PREFIX):
-            continue
-        if not suffixes or key.lower().endswith(suffixes):
-            if not _is_utf8(key):
-                raise StorageError(f"cannot list {prefix}: the name {key!a} is not UTF-8; rename the file")
-            info = found[name]
-            yield ObjectInfo(key, _etag(info), int(info["size"] or 0))
+    found = _ask(prefix, "list", lambda fs, path: fs.find(path, detail=True))
+    objects = [
+        ObjectInfo(name[len(root) :], _etag(info), int(info["size"] or 0)) for name, info in found.items()
+    ]
+    if objects:
+        yield objects
 
 
 def _is_utf8(key: str) -> bool:

@@ -23,10 +23,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class S3:
-    """A running S3 server and the profiles of its identities."""
+    """A running S3 server, the profiles of its identities, and the number of its process group."""
 
     endpoint: str
     options: Path
+    group: int
 
     def uri(self, bucket: str) -> str:
         return f"s3://{bucket}"
@@ -116,7 +117,7 @@ def object_store(folder: Path) -> Iterator[S3]:
     try:
         _wait_until_ready(endpoint, process, folder / "weed.log")
         _create_buckets()
-        yield S3(endpoint, options)
+        yield S3(endpoint, options, process.pid)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)

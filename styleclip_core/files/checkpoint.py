@@ -31,17 +31,9 @@ import torch
 from torch import Tensor
 
 from styleclip_core.errors import CheckpointError
-from styleclip_core.files.pickles import (
-    ArrayRef,
-    Budget,
-    Machine,
-    PickleRefused,
-    Span,
-    Storage,
-    TensorRef,
-    Window,
-    storage_type,
-)
+from styleclip_core.files.builders import storage_type
+from styleclip_core.files.pickles import Machine, Window
+from styleclip_core.files.values import ArrayRef, Budget, PickleRefused, Span, Storage, TensorRef
 
 _HEADER = "styleclip"
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C

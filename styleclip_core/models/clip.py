@@ -30,7 +30,7 @@ from styleclip_core.files.checkpoint import (
     read_state,
     write_state,
 )
-from styleclip_core.files.pickles import Record
+from styleclip_core.files.values import Record
 from styleclip_core.images import pad_square
 from styleclip_core.models.stylegan2 import is_finite
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from styleclip_core.errors import CheckpointError
 from styleclip_core.files.checkpoint import Checkpoint, is_array
-from styleclip_core.files.pickles import Record
+from styleclip_core.files.values import Record
 
 _MAX_DEPTH = 32
 _Rule = tuple[str, Callable[[re.Match[str]], str], Callable[[Tensor], Tensor]]

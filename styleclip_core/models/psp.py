@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from styleclip_core.errors import CheckpointError
 from styleclip_core.files.checkpoint import Checkpoint, is_array, write_state
-from styleclip_core.files.pickles import Record
+from styleclip_core.files.values import Record
 from styleclip_core.models import rosinality
 from styleclip_core.models.checkpoints import generator_from_rosinality
 from styleclip_core.models.ir_se import IRSE50

@@ -65,6 +65,7 @@ def loaders():
     """Return the public loaders by name."""
     import styleclip_core.models.encoder
     import styleclip_core.models.identity
+    import styleclip_core.models.lpips
     import styleclip_core.models.mapper
     from styleclip_core import load_clip, load_generator
 
@@ -73,6 +74,7 @@ def loaders():
         "encoder": styleclip_core.models.encoder.load_encoder,
         "identity": styleclip_core.models.identity.load_identity,
         "mapper": styleclip_core.models.mapper.load_mapper,
+        "perceptual": styleclip_core.models.lpips.load_perceptual,
     }  # fmt: skip
 
 

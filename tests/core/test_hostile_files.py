@@ -22,7 +22,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from styleclip_core.errors import CheckpointError
-from styleclip_core.files.pickles import _BUILDERS, _OPCODES, _TYPES
+from styleclip_core.files.builders import BUILDERS, TYPES
+from styleclip_core.files.pickles import _OPCODES
 
 EXAMPLES = int(os.environ.get("HOSTILE_EXAMPLES", "150"))
 KINDS = sorted(valid_files())
@@ -151,7 +152,7 @@ def _text(data):
     return struct.pack("<I", len(data)) + data
 
 
-_NAMES = sorted(f"{found.module}\n{found.name}\n".encode() for found in {**_BUILDERS, **_TYPES})
+_NAMES = sorted(f"{found.module}\n{found.name}\n".encode() for found in {**BUILDERS, **TYPES})
 _NAMES += [
     b"dnnlib.util\nEasyDict\n",
     b"torch.nn.modules.module\nModule\n",

@@ -1,11 +1,16 @@
-"""A Prefect server, workers and a browser, as real as in production: started here, stopped by pid."""
+"""One Prefect installation for all tests, as real as in production: set up and deployed by the commands
+that the guide names, with a worker and a browser, stopped by pid."""
 
 from __future__ import annotations
 
+import configparser
+import json
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -17,26 +22,91 @@ from styleclip_core.models.stylegan2 import Generator, GeneratorConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from running import POOL, ROOT, Prefect, free_port, stop
+from running import LIMIT, ROOT, Prefect, free_port, stop
+
+from tests.object_store import S3, object_store
 
 
-@pytest.fixture
-def prefect(tmp_path: Path, network_files: dict[str, str]) -> Iterator[Prefect]:
-    """A server with a database and result storage of its own, and the work pool."""
-    port, home = free_port(), tmp_path / "prefect"
+@pytest.fixture(scope="session")
+def receiver() -> Iterator[list[dict]]:
+    """What a webhook is told: a receiver on loopback that keeps every message."""
+    told: list[dict] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            length = int(self.headers["Content-Length"])
+            told.append({"path": self.path, **json.loads(self.rfile.read(length))})
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *given: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    told_at = f"http://127.0.0.1:{server.server_port}/hook/canary-webhook-token"
+    os.environ["STYLECLIP_TEST_HOOK"] = told_at
+    yield told
+    os.environ.pop("STYLECLIP_TEST_HOOK")
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """A real object store, of which the worker has the credentials."""
+    with object_store(tmp_path_factory.mktemp("seaweed")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def prefect(
+    tmp_path_factory: pytest.TempPathFactory, network_files: dict[str, str], receiver: list[dict], s3: S3
+) -> Iterator[Prefect]:
+    """A server with a database of its own, set up, with all deployments and a worker."""
+    folder = tmp_path_factory.mktemp("operations")
+    keys = configparser.ConfigParser()
+    keys.read(s3.options.with_name("credentials"))
+    options = folder / "storage-options.json"
+    names = {"key": "aws_access_key_id", "secret": "aws_secret_access_key"}
+    options.write_text(json.dumps({
+        f"s3://{bucket}/": {name: keys[who][value] for name, value in names.items()}
+        for bucket, who in (("photographs", "reader"), ("results", "writer"))
+    }))  # fmt: skip
+    port, home = free_port(), folder / "prefect"
     home.mkdir()
-    environment = {
-        **{k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "AWS_", "STYLECLIP_"))},
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "AWS_", "STYLECLIP_"))}
+    environment = kept | {
         "PREFECT_HOME": str(home), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1",
-        "PREFECT_WORKER_QUERY_SECONDS": "1", "PYTHONPATH": str(ROOT), "STYLECLIP_WORKERS": "1",
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        "PREFECT_SERVER_METRICS_ENABLED": "true",
+        "PREFECT_WORKER_QUERY_SECONDS": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+        "STYLECLIP_WORKERS": "1", "STYLECLIP_DEVICE_LIMIT": LIMIT,
+        "AWS_ENDPOINT_URL": s3.endpoint, "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": keys["admin"]["aws_access_key_id"],
+        "AWS_SECRET_ACCESS_KEY": keys["admin"]["aws_secret_access_key"],
+        "STYLECLIP_STORAGE_OPTIONS": str(options),
         "STYLECLIP_GENERATOR": network_files["generator"], "STYLECLIP_CLIP": network_files["clip"],
-        "STYLECLIP_WORKSPACE": str(tmp_path / "workspace"), "OMP_NUM_THREADS": "1",
+        "STYLECLIP_WORKSPACE": str(folder / "workspace"),
+        "STYLECLIP_NOTIFY_URL": os.environ["STYLECLIP_TEST_HOOK"],
+        "FAULTY_LOG": str(folder / "executions.log"), "FAULTY_FLAG": str(folder / "fault"),
     }  # fmt: skip
-    running = Prefect(home, port, environment)
+    secrets = {f"{who} {name}": keys[who][name] for who in keys.sections() for name in names.values()}
+    secrets |= {"webhook": "canary-webhook-token", "user in a URI": "canary-userinfo"}
+    running = Prefect(home, port, environment, secrets=secrets)
     try:
         running.serve()
-        running.run("work-pool", "create", POOL, "--type", "process", "--overwrite")
+        environment["SETUP"] = running.styleclip(
+            "setup-server", "--device-limit", LIMIT, "--results", "s3://results/prefect"
+        )
+        environment["DEPLOYED"] = running.run("deploy", "--all")
+        environment.pop("STYLECLIP_NOTIFY_URL")  # only setting up needs it
+        running.run(
+            "deploy", "tests/operations/faulty.py:build_relevance", "--name", "faulty",
+            "--pool", "styleclip-gpu", "--work-queue", "bulk",
+        )  # fmt: skip
+        running.work()
         yield running
     finally:
         for process in reversed(running.processes):
@@ -61,7 +131,7 @@ def browser() -> Iterator[Browser]:
     """Headless Chromium of the operating system."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
-        pytest.fail("Chromium is missing; `make test` installs it with apt, or put one on the PATH")
+        pytest.skip("there is no Chromium on the PATH; `make operations` installs it where it runs as root")
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
         yield launched

@@ -19,6 +19,11 @@ import httpx
 ROOT = Path(__file__).parents[2]
 SCRIPTS = Path(sys.executable).parent
 POOL = "styleclip-gpu"
+LIMIT = "gpu-0"  # of the one device that all workers share
+LAYER = "b8.conv1"  # the layer whose shard is made to fail
+PATIENCE = int(os.environ.get("OPERATIONS_PATIENCE", "1"))  # factor on every deadline, for a busy machine
+PAGE = 60_000 * PATIENCE  # milliseconds until a page shows what it should
+SCREENSHOTS = ROOT / "build" / "screenshots"
 
 
 def free_port() -> int:
@@ -27,12 +32,24 @@ def free_port() -> int:
         return int(held.getsockname()[1])
 
 
+def session_of(process: subprocess.Popen) -> list[int]:
+    """Return the processes that a process and those it started have in their session."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdecimal() and os.getsid(int(entry.name)) == process.pid:
+                found.append(int(entry.name))
+        except ProcessLookupError:
+            continue
+    return found
+
+
 def stop(process: subprocess.Popen, *, kill: bool = False) -> None:
     """Stop a process and those it started."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL if kill else signal.SIGTERM)
         try:
-            process.wait(timeout=30)
+            process.wait(timeout=30 * PATIENCE)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -46,6 +63,7 @@ class Prefect:
     port: int
     environment: dict[str, str]
     processes: list[subprocess.Popen] = field(default_factory=list)
+    secrets: dict[str, str] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
@@ -66,24 +84,31 @@ class Prefect:
         wait_until(lambda: _answers(f"{self.url}/api/health"), "the server answers", 120)
         return server
 
-    def work(self) -> subprocess.Popen:
-        return self.start("worker", "start", "--pool", POOL, "--type", "process", name="worker")
+    def work(self, *options: str) -> subprocess.Popen:
+        """Start a worker, which takes runs once it is there."""
+        return self.start("worker", "start", "--pool", POOL, "--type", "process", *options, name="worker")
 
     def run(self, *arguments: str) -> str:
-        command = [str(SCRIPTS / "prefect"), "--no-prompt", *arguments]
+        return self._call(str(SCRIPTS / "prefect"), "--no-prompt", *arguments)
+
+    def styleclip(self, *arguments: str) -> str:
+        return self._call(sys.executable, "-W", "ignore", "-m", "styleclip_cli.main", *arguments)
+
+    def _call(self, *command: str) -> str:
         done = subprocess.run(
-            command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=180
-        )
+            command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=180 * PATIENCE,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     def post(self, path: str, **body: object) -> object:
-        answer = httpx.post(f"{self.url}/api/{path}", json=body, timeout=30)
+        answer = httpx.post(f"{self.url}/api/{path}", json=body, timeout=30 * PATIENCE)
         answer.raise_for_status()
         return answer.json()
 
     def get(self, path: str) -> dict:
-        answer = httpx.get(f"{self.url}/api/{path}", timeout=30)
+        answer = httpx.get(f"{self.url}/api/{path}", timeout=30 * PATIENCE)
         answer.raise_for_status()
         return answer.json()
 
@@ -97,6 +122,17 @@ class Prefect:
     def tail(self) -> str:
         logs = sorted(self.home.glob("*.log"))
         return "\n".join(f"--- {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in logs)
+
+    def artifacts(self, run: str) -> dict[str, dict]:
+        """Return what a run shows, by key; of several the latest."""
+        found = self.post("artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}}, sort="UPDATED_DESC")
+        return {each["key"]: each for each in reversed(found)}
+
+    def logs(self, run: str) -> list[str]:
+        found = self.post(
+            "logs/filter", logs={"flow_run_id": {"any_": [run]}}, sort="TIMESTAMP_ASC", limit=200
+        )
+        return [each["message"] for each in found]
 
     def start_run(self, deployment: str, parameters: dict) -> str:
         found = self.get(f"deployments/name/{deployment}")
@@ -115,6 +151,7 @@ def _answers(url: str) -> bool:
 def wait_until(
     true: Callable[[], bool], what: str, seconds: float, explain: Callable[[], str] = lambda: ""
 ) -> None:
+    seconds *= PATIENCE
     deadline = time.monotonic() + seconds
     while not true():
         if time.monotonic() > deadline:

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "core"))  # writers of pub
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:
     """One Prefect server with a database of its own for all tests."""
-    with prefect_test_harness(server_startup_timeout=120):
+    with prefect_test_harness(server_startup_timeout=600):
         yield
 
 

@@ -85,7 +85,7 @@ def test_a_device_computes_for_as_many_as_it_has_slots(monkeypatch):
     for thread in threads:
         thread.join()
     assert most[0] == 2
-    assert shards_at_once("cpu") == 3
+    assert shards_at_once("cpu") == 6
 
 
 def test_slots_and_threads_follow_the_environment(monkeypatch):

@@ -7,6 +7,7 @@ from prefect.flow_engine import run_flow
 from prefect.states import State, StateType
 
 from flows.edit_images import edit_images
+from tasks import editing as editing_task
 from tasks import inversion as inversion_task
 from tasks.caching import ResultStorageError, probe_result_storage
 from tasks.edits import Edit
@@ -64,8 +65,10 @@ def test_retry_executes_only_the_failed_shard(network_files, tmp_path, monkeypat
     one_at_a_time = edit_images.with_options(task_runner=task_runner())
     first = one_at_a_time(**parameters, return_state=True)
     assert first.is_failed()
-    shards = sorted(executed)
-    assert len(shards) >= 2
+    assert "invert-images shards failed" in first.message
+    assert len(executed) >= 2
+    # what was inverted was edited, though the run failed
+    assert len(list((tmp_path / "out" / "images").rglob("*.png"))) == 6 - len(first_shard) > 0
     broken[0], executed[:] = False, []
     second = press_retry(one_at_a_time, first.state_details.flow_run_id, parameters)
     assert second.is_completed(), second.message
@@ -83,3 +86,49 @@ def test_a_result_storage_that_does_not_work_fails_at_once(tmp_path):
 
     with pytest.raises((ResultStorageError, OSError), match=r"taken|does not work"):
         probe()
+
+
+def test_retry_reaches_failed_items_inside_finished_shards(network_files, tmp_path, monkeypatch):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for index in range(6):
+        (photos / f"p{index}.png").write_bytes(encoded(portrait(index)))
+    whole = (photos / "p3.png").read_bytes()
+    (photos / "p3.png").write_bytes(whole[:40])
+    parameters = {
+        "models": Models(**network_files),
+        "photos": str(photos),
+        "out": str(tmp_path / "out"),
+        "edits": [Edit(target="hat", beta=0.0, templates="none")],
+        "workspace": "",
+        "sampling": Sampling(statistics=20, codes=2),
+        "relevance": Relevance(samples=2, channels_per_shard=8),
+        "inversion": Inversion(steps=2),
+        "execution": Execution(shard_size=2),
+    }
+    first = edit_images(**parameters, return_state=True)
+    assert first.is_completed()  # a broken image is a row
+    assert first.result().report.failed == 1
+    (photos / "p3.png").write_bytes(whole)
+    inverted, edited, real = [], [], inversion_task._invert
+    edit_batch = editing_task._edit_batch
+    monkeypatch.setattr(
+        inversion_task,
+        "_invert",
+        lambda plan, todo, device: inverted.extend(todo) or real(plan, todo, device),
+    )
+    monkeypatch.setattr(
+        editing_task,
+        "_edit_batch",
+        lambda plan, sources, batch: (
+            edited.extend(row["image_key"] for row in batch) or edit_batch(plan, sources, batch)
+        ),
+    )
+    second = press_retry(edit_images, first.state_details.flow_run_id, parameters)
+    assert second.is_completed(), second.message
+    assert [key for key, _ in inverted] == ["p3.png"] == edited
+    assert second.result().report.failed == 0
+    assert second.result().report.rows == 6
+    third = press_retry(edit_images, first.state_details.flow_run_id, parameters)
+    assert third.is_completed()
+    assert [key for key, _ in inverted] == ["p3.png"]  # nothing is left to try again

@@ -1,0 +1,203 @@
+"""What a Prefect server needs before the deployments: pool, queues, limits, result storage, automations.
+
+Everything is looked for first and made or brought up to date, so that setting up twice changes nothing.
+Nothing here holds a credential but the webhook's URL, which Prefect keeps encrypted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from prefect.automations import Automation
+from prefect.blocks.webhook import Webhook
+from prefect.client.base import ServerType
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import CallWebhook, ChangeFlowRunState, SendNotification
+from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.filesystems import LocalFileSystem, RemoteFileSystem
+from prefect.workers.process import ProcessWorker
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from styleclip_core.errors import StyleCLIPError
+from tasks.storage import filesystem, is_local, local_path
+
+POOL, RESULTS, WEBHOOK = "styleclip-gpu", "styleclip-results", "styleclip-notify"
+QUEUES = {"nightly": 1, "bulk": 2}  # priorities; the lower one goes first
+HEARTBEAT = 30  # seconds between the signs of life of a flow run, the fewest that Prefect allows
+NOTIFY, ZOMBIES = "styleclip: notify of failed and crashed runs", "styleclip: crash runs without a heartbeat"
+_ENDS = {f"prefect.flow-run.{state}" for state in ("Failed", "Crashed", "TimedOut")}
+_TITLE = "{{ flow.name }}/{{ flow_run.name }} is {{ flow_run.state.name }}"
+_BODY = "{{ flow_run.state.message }}\n{{ flow_run|ui_url }}"
+_PAYLOAD = (
+    '{"text": {{ (flow.name ~ "/" ~ flow_run.name ~ " is " ~ flow_run.state.name ~ ": " '
+    '~ (flow_run.state.message or "") ~ " " ~ (flow_run|ui_url))|tojson }} }'
+)
+
+
+class SetupError(StyleCLIPError):
+    """The Prefect server could not be set up."""
+
+
+class ServerSetup(BaseModel):
+    """What to set up.
+
+    Attributes:
+        pool: Name of the work pool.
+        device_limits: Names of the limits of the devices, one run at a time computes on each.
+        results: URI of the folder for task results; Prefect's own place if empty.
+        webhook: URL that is told of failed and crashed runs; none if empty.
+        notification_block: Prefect block that is told of them, as ``slack-webhook/ops``; none if empty.
+        silence: Seconds without a sign of life after which a run counts as crashed.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    pool: str = POOL
+    device_limits: tuple[str, ...] = ()
+    results: str = ""
+    webhook: SecretStr = SecretStr("")
+    notification_block: str = ""
+    silence: int = Field(90, ge=3 * HEARTBEAT)
+
+
+def set_up(wanted: ServerSetup) -> list[str]:
+    """Make what is missing on the server that ``PREFECT_API_URL`` names; return a line about each thing.
+
+    Raises:
+        SetupError: If there is no such server, or no such block.
+        StorageError: If the folder for results cannot be used.
+    """
+    with get_client(sync_client=True) as client:
+        if client.server_type == ServerType.EPHEMERAL:
+            raise SetupError(
+                "there is no Prefect server to set up; start one and give its address, "
+                "PREFECT_API_URL=http://127.0.0.1:4200/api"
+            )
+        problem = client.api_healthcheck()
+        if problem:
+            raise SetupError(f"the Prefect server at {client.api_url} does not answer: {problem}")
+        environment = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT)}
+        lines = []
+        if wanted.results:
+            block = _save_results(wanted.results)
+            environment["PREFECT_DEFAULT_RESULT_STORAGE_BLOCK"] = block
+            lines.append(f"result storage {block}: {wanted.results}")
+        lines.append(_pool(client, wanted.pool, environment))
+        lines += [_queue(client, wanted.pool, name, priority) for name, priority in QUEUES.items()]
+        for name in wanted.device_limits:
+            client.upsert_global_concurrency_limit_by_name(name, 1)
+            lines.append(f"limit {name}: one run at a time computes")
+        actions = _notifications(client, wanted)
+    lines.append(_automation(_zombies(wanted.silence)))
+    if actions:
+        lines.append(_automation(_notify(actions)))
+    return lines
+
+
+def _save_results(uri: str) -> str:
+    """Save the block of the folder for task results and return its name; it holds no credentials."""
+    filesystem(uri)
+    if is_local(uri):
+        folder = local_path(uri).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        LocalFileSystem(basepath=str(folder)).save(RESULTS, overwrite=True)
+        return f"local-file-system/{RESULTS}"
+    RemoteFileSystem(basepath=uri).save(RESULTS, overwrite=True)
+    return f"remote-file-system/{RESULTS}"
+
+
+def _pool(client: SyncPrefectClient, name: str, environment: dict[str, str]) -> str:
+    """Make the pool, or add to the environment that it gives to its runs."""
+    try:
+        template = client.read_work_pool(name).base_job_template
+        done = "there"
+    except ObjectNotFound:
+        template = ProcessWorker.get_default_base_job_template()
+        description = "Runs of the pipeline on machines with a GPU"
+        client.create_work_pool(
+            WorkPoolCreate(name=name, type="process", description=description, base_job_template=template)
+        )
+        done = "made"
+    variable: dict[str, Any] = template["variables"]["properties"]["env"]
+    variable["default"] = {**(variable.get("default") or {}), **environment}
+    client.update_work_pool(name, WorkPoolUpdate(base_job_template=template))
+    return f"work pool {name}: {done}"
+
+
+def _queue(client: SyncPrefectClient, pool: str, name: str, priority: int) -> str:
+    try:
+        client.create_work_queue(name, priority=priority, work_pool_name=pool)
+        return f"work queue {name}: made"
+    except ObjectAlreadyExists:
+        return f"work queue {name}: there"
+
+
+def _notifications(client: SyncPrefectClient, wanted: ServerSetup) -> list[CallWebhook | SendNotification]:
+    """Return what to do when a run fails."""
+    actions: list[CallWebhook | SendNotification] = []
+    if wanted.webhook.get_secret_value():
+        block = Webhook(url=wanted.webhook)
+        saved: Any = block.save(WEBHOOK, overwrite=True)  # a coroutine only where the caller is one
+        actions.append(CallWebhook(block_document_id=saved, payload=_PAYLOAD))
+    if wanted.notification_block:
+        kind, _, name = wanted.notification_block.partition("/")
+        try:
+            document = client.read_block_document_by_name(name, kind)
+        except ObjectNotFound as error:
+            raise SetupError(
+                f"there is no block {wanted.notification_block!r}; make it in the UI under Blocks and give "
+                "its kind and name, e.g. slack-webhook/ops"
+            ) from error
+        actions.append(SendNotification(block_document_id=document.id, subject=_TITLE, body=_BODY))
+    return actions
+
+
+def _notify(actions: list[CallWebhook | SendNotification]) -> Automation:
+    return Automation(
+        name=NOTIFY,
+        description="Made by `styleclip setup-server`",
+        trigger=EventTrigger(
+            expect=_ENDS,
+            match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+            posture=Posture.Reactive,
+            threshold=1,
+            within=timedelta(0),
+        ),
+        actions=list(actions),
+    )
+
+
+def _zombies(silence: int) -> Automation:
+    """Return the automation that ends runs whose process has gone, so that Retry is offered."""
+    message = f"No sign of life for {silence} s: the process, its worker or its machine has gone."
+    return Automation(
+        name=ZOMBIES,
+        description="Made by `styleclip setup-server`",
+        trigger=EventTrigger(
+            after={"prefect.flow-run.heartbeat"},
+            expect={"prefect.flow-run.*"},
+            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=silence),
+        ),
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=message)],
+    )
+
+
+def _automation(wanted: Automation) -> str:
+    try:
+        known: Any = Automation.read(name=wanted.name)
+        wanted.id = known.id
+        change: Callable[[], Any] = wanted.update
+    except ValueError:
+        change = wanted.create
+    change()
+    return f"automation {wanted.name!r}"

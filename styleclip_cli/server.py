@@ -1,0 +1,62 @@
+"""The command that prepares a Prefect server for the deployments."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+from pydantic import SecretStr
+
+from styleclip_cli.shared import Verbose, prepare
+
+
+def setup_server(
+    pool: Annotated[str, typer.Option(help="Name of the work pool, as in prefect.yaml")] = "styleclip-gpu",
+    device_limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name of a device's limit, e.g. gpu-0: one run at a time computes on it, of all whose "
+            "worker has that name in STYLECLIP_DEVICE_LIMIT; may be repeated"
+        ),
+    ] = None,
+    results: Annotated[
+        str, typer.Option(help="URI of the folder for task results, which Retry needs [default: Prefect's]")
+    ] = "",
+    notify_block: Annotated[
+        str,
+        typer.Option(
+            help="Prefect block to tell of failed and crashed runs, e.g. slack-webhook/ops; a webhook's URL "
+            "is read from STYLECLIP_NOTIFY_URL"
+        ),
+    ] = "",
+    silence: Annotated[
+        int, typer.Option(min=90, help="Seconds without a sign of life after which a run has crashed")
+    ] = 90,
+    verbose: Verbose = False,
+) -> None:
+    """Make pool, queues, limits, result storage and notifications on the server of PREFECT_API_URL.
+
+    What is there already is brought up to date; `prefect deploy --all` comes next.
+    """
+    prepare(0, verbose)
+    from flows.server_setup import ServerSetup, set_up
+
+    wanted = ServerSetup(
+        pool=pool,
+        device_limits=tuple(device_limit or ()),
+        results=results,
+        webhook=SecretStr(os.environ.get("STYLECLIP_NOTIFY_URL", "")),
+        notification_block=notify_block,
+        silence=silence,
+    )
+    for line in set_up(wanted):
+        typer.echo(line)
+
+
+def server_metrics(verbose: Verbose = False) -> None:
+    """Print runs, rates and failures that the server of PREFECT_API_URL knows, in Prometheus' format."""
+    prepare(0, verbose)
+    from flows.server_metrics import server_metrics as collect
+
+    typer.echo(collect(), nl=False)

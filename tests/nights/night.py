@@ -1,0 +1,59 @@
+"""Bulk editing as it is deployed for the soak: slowed down, counted, with faults that a file asks for.
+
+Loaded by the worker's process through its deployment. ``NIGHT_FOLDER`` holds the number of that process
+(``pid``), a line for each image it has written (``executions``), and the fault (``fault``), if any.
+"""
+
+import itertools
+import os
+import time
+from pathlib import Path
+
+import torch
+
+from flows.edit_images import edit_images
+from styleclip_core.models.stylegan2 import Generator
+from tasks import editing, storage, temporaries
+
+FOLDER = Path(os.environ["NIGHT_FOLDER"])
+(FOLDER / "pid").write_text(str(os.getpid()))
+storage._PAGE = 20
+
+_write, _edit, _synthesize = editing.write_bytes_atomic, editing._edit, Generator.synthesize
+_days = itertools.cycle((0.0, 2.0, -2.0))
+
+
+def _fault() -> str:
+    path = FOLDER / "fault"
+    return path.read_text() if path.exists() else ""
+
+
+def _slowly(uri: str, content: bytes) -> None:
+    time.sleep(float(os.environ["NIGHT_PAUSE"]))
+    _write(uri, content)
+    with (FOLDER / "executions").open("a") as log:
+        log.write(f"{os.getpid()} {uri}\n")
+
+
+def _breaking(planned, shard, *rest):
+    if _fault() == f"break {shard.number}":
+        raise RuntimeError(f"injected: shard {shard.number} always fails")
+    return _edit(planned, shard, *rest)
+
+
+def _forgetting(generator, styles, *args, **options):
+    if _fault() == "memory" and styles.batch_size > 1:
+        raise torch.OutOfMemoryError("injected: out of memory")
+    return _synthesize(generator, styles, *args, **options)
+
+
+class _Clock:
+    """The time of a machine whose clock is set back and forth by two days."""
+
+    def time(self) -> float:
+        return time.time() + (next(_days) * 86_400 if _fault() == "clock" else 0.0)
+
+
+editing.write_bytes_atomic, editing._edit, Generator.synthesize = _slowly, _breaking, _forgetting
+temporaries.time = _Clock()
+__all__ = ["edit_images"]

@@ -1,0 +1,186 @@
+"""Canaries: the secrets of a real run are looked for in everything that it and its server leave behind."""
+
+from __future__ import annotations
+
+import io
+import os
+from datetime import datetime
+from pathlib import Path
+
+import httpx
+import pyarrow.parquet as pq
+import pytest
+import s3fs
+from running import PAGE, PATIENCE, SCREENSHOTS, Prefect, free_port, stop
+
+from tests.pipeline.test_flows import encoded, portrait
+
+
+@pytest.fixture(scope="module")
+def bucket(prefect) -> s3fs.S3FileSystem:
+    """The object store as its administrator sees it."""
+    environment = prefect.environment
+    return s3fs.S3FileSystem(
+        key=environment["AWS_ACCESS_KEY_ID"], secret=environment["AWS_SECRET_ACCESS_KEY"],
+        endpoint_url=environment["AWS_ENDPOINT_URL"], skip_instance_cache=True, use_listings_cache=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def edited(prefect, bucket) -> str:
+    """A run of the deployed bulk edit on a bucket, with one broken image."""
+    for number in range(4):
+        bucket.pipe_file(f"photographs/in/p{number}.png", encoded(portrait(number)))
+    bucket.pipe_file("photographs/in/broken.png", b"no image")
+    run = prefect.start_run("edit-images/on-demand", _parameters("s3://photographs/in"))
+    prefect.wait_for(run, "Completed", "Failed", "Crashed")
+    assert prefect.state(run) == "Completed", prefect.tail()
+    return run
+
+
+def _parameters(photos: str) -> dict:
+    return {
+        "photos": photos, "out": "s3://results/out", "workspace": "",
+        "edits": [{"target": "hat", "beta": 0, "templates": "none"}],
+        "sampling": {"statistics": 20, "codes": 2}, "relevance": {"samples": 2, "channels_per_shard": 50},
+        "inversion": {"steps": 1}, "execution": {"device": "cpu", "shard_size": 3},
+    }  # fmt: skip
+
+
+def _failed_run(prefect: Prefect) -> str:
+    run = prefect.start_run("edit-images/on-demand", _parameters("s3://nowhere/in"))
+    prefect.wait_for(run, "Failed", "Completed", "Crashed")
+    assert prefect.state(run) == "Failed"
+    assert any("no such object or bucket" in line for line in prefect.logs(run))
+    return run
+
+
+def _strings(name: str, content: bytes) -> bytes:
+    """Return what a file says, decompressed where it is Parquet."""
+    if not name.endswith(".parquet"):
+        return content
+    table = pq.read_table(io.BytesIO(content))
+    return repr(table.schema.metadata).encode() + repr(table.to_pylist()).encode()
+
+
+def test_no_secret_is_left_anywhere(prefect, bucket, edited):
+    _failed_run(prefect)
+    refused = httpx.post(
+        f"{prefect.url}/api/deployments/{prefect.get('deployments/name/edit-images/on-demand')['id']}"
+        "/create_flow_run",
+        json={"parameters": _parameters("https://user:canary-userinfo@example.org/in")},
+        timeout=30 * PATIENCE,
+    )  # fmt: skip
+    assert refused.status_code == 409
+    canaries = {name: value.encode() for name, value in prefect.secrets.items()}
+    assert len(canaries) >= 6
+    searched: dict[str, bytes] = {}
+    for key in bucket.find("results"):
+        content = bucket.cat_file(key)
+        searched[f"s3://{key}"] = content + _strings(key, content)
+    for path in [*prefect.home.rglob("*"), *Path(prefect.environment["STYLECLIP_WORKSPACE"]).rglob("*")]:
+        if path.is_file():
+            searched[str(path)] = path.read_bytes()
+    for what in (
+        "flow_runs",
+        "task_runs",
+        "artifacts",
+        "logs",
+        "block_documents",
+        "deployments",
+        "automations",
+    ):
+        found = httpx.post(f"{prefect.url}/api/{what}/filter", json={"limit": 200}, timeout=60 * PATIENCE)
+        assert found.status_code == 200, found.text
+        assert len(found.json()) > 0
+        searched[f"api/{what}"] = found.content
+    assert any(name.endswith("prefect.db") for name in searched)
+    assert any(name.endswith("server.log") for name in searched)
+    assert any(name.endswith("worker.log") for name in searched)
+    for ending in ("manifest.parquet", "index.html", "contact-sheet.png", ".png"):
+        assert any(name.startswith("s3://results/out/") and name.endswith(ending) for name in searched)
+    assert any(name.startswith("s3://results/prefect/") for name in searched)  # results of tasks
+    found = [
+        (name, place)
+        for place, text in searched.items()
+        for name, canary in canaries.items()
+        if canary in text
+    ]
+    assert found == []
+    assert any(b"edit-images" in text for text in searched.values())  # what is there is found
+
+
+def test_metrics_for_grafana_are_those_of_the_runs(prefect, edited):
+    text = prefect.styleclip("server-metrics")
+    lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert float(lines['styleclip_runs{deployment="edit-images/on-demand",state="COMPLETED"}']) == 1
+    assert lines['styleclip_step_rows{step="invert-images"}'] == "5.0"
+    assert lines['styleclip_step_failed_items{step="invert-images"}'] == "1.0"
+    assert float(lines['styleclip_step_rows_per_second{step="edit-images"}']) > 0
+    ended = prefect.get(f"flow_runs/{edited}")["end_time"]
+    last = float(lines['styleclip_last_completed_timestamp_seconds{deployment="edit-images/on-demand"}'])
+    assert last == pytest.approx(datetime.fromisoformat(ended).timestamp(), abs=0.01)
+
+
+def test_the_contact_sheet_and_the_summary_are_shown(prefect, browser, edited):
+    artifacts = prefect.artifacts(edited)
+    assert {"edit-images-contact-sheet", "edit-images-report", "edit-images-page", "invert-images"} <= set(
+        artifacts
+    )
+    report = artifacts["edit-images-report"]["data"]
+    assert "5 images, 1 failed or skipped" in report
+    assert "broken.png" in report
+    assert "| invert-images |" in report
+    assert artifacts["invert-images"]["data"] == 100
+    assert sum(line.startswith("invert-images ") for line in prefect.logs(edited)) >= 2  # a line per shard
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page = browser.new_page(viewport={"width": 1300, "height": 1000})
+    for key, name in (("edit-images-contact-sheet", "contact-sheet"), ("edit-images-report", "summary")):
+        page.goto(
+            f"{prefect.url}/v2/artifacts/artifact/{artifacts[key]['id']}", wait_until="domcontentloaded"
+        )
+        if name == "contact-sheet":
+            picture = page.locator('img[src^="data:image/jpeg"]').first
+            picture.wait_for(timeout=PAGE)
+            assert picture.evaluate("image => image.naturalWidth") > 300
+        else:
+            page.get_by_text("broken.png").first.wait_for(timeout=PAGE)
+        page.screenshot(path=SCREENSHOTS / f"artifact-{name}.png")
+    page.close()
+
+
+def test_with_a_password_nobody_else_is_served(prefect, tmp_path):
+    port = free_port()
+    locked = Prefect(tmp_path, port, {
+        **{k: v for k, v in prefect.environment.items() if not k.startswith(("PREFECT_", "AWS_"))},
+        "PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_SERVER_API_AUTH_STRING": "operator:canary-password",
+        "PREFECT_SERVER_METRICS_ENABLED": "true",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1",
+    })  # fmt: skip
+    try:
+        locked.serve()
+        for path in ("flow_runs/filter", "deployments/filter", "block_documents/filter"):
+            url = f"{locked.url}/api/{path}"
+            assert httpx.post(url, json={}, timeout=30 * PATIENCE).status_code == 401
+            assert (
+                httpx.post(url, json={}, auth=("operator", "guess"), timeout=30 * PATIENCE).status_code == 401
+            )
+            assert (
+                httpx.post(
+                    url, json={}, auth=("operator", "canary-password"), timeout=30 * PATIENCE
+                ).status_code
+                == 200
+            )
+        assert httpx.get(f"{locked.url}/api/metrics", timeout=30 * PATIENCE).status_code == 401
+        assert (
+            httpx.get(f"{locked.url}/api/health", timeout=30 * PATIENCE).status_code == 200
+        )  # for load balancers
+        locked.environment["PREFECT_API_AUTH_STRING"] = "operator:canary-password"
+        assert "made" in locked.styleclip("setup-server")
+        log = (tmp_path / "server.log").read_text()
+        assert "canary-password" not in log
+    finally:
+        for process in locked.processes:
+            stop(process)
+    assert os.environ.get("PREFECT_API_AUTH_STRING") is None

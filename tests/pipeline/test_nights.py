@@ -1,0 +1,140 @@
+"""A nightly build starts the table once, adds to it once a night, and says what it decided."""
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+
+import pytest
+
+from flows.build_relevance import build_relevance
+from styleclip_core.errors import ArtifactConflictError
+from tasks import relevance as relevance_task
+from tasks.artifacts import read_provenance
+from tasks.nights import decide_night
+from tasks.settings import Models, Nightly, Relevance, Sampling, SettingsError
+from tasks.storage import create_bytes, join, list_objects, read_bytes
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+SAMPLING = Sampling(statistics=40, codes=4)
+
+
+@pytest.fixture
+def models(network_files) -> Models:
+    return Models(**network_files)
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """The ranges of samples that are measured, in order."""
+    ranges, real = [], relevance_task.measure_channels
+
+    def counted(generator, embed, codes, **given):
+        ranges.append((given["layer"], len(codes)))
+        return real(generator, embed, codes, **given)
+
+    monkeypatch.setattr(relevance_task, "measure_channels", counted)
+    return ranges
+
+
+def night(models, workspace, date, **nightly):
+    settings = Relevance(samples=4, channels_per_shard=8, batch_size=16)
+    wanted = Nightly(**{"samples": 3, "most": 9, "night": date, **nightly})
+    return build_relevance(models, str(workspace), SAMPLING, settings, nightly=wanted)
+
+
+def ranges_of(result):
+    return read_provenance(result.table.relevance).parameters["sample_ranges"]
+
+
+def test_nights_start_add_and_stop(models, tmp_path, measured):
+    first = night(models, tmp_path, "2031-05-17")
+    assert ranges_of(first) == [[0, 4]]
+    second = night(models, tmp_path, "2031-05-18")
+    assert ranges_of(second) == [[0, 4], [4, 7]]
+    executions = len(measured)
+    for _ in range(2):  # twice in one night: found done, and nothing is measured
+        again = night(models, tmp_path, "2031-05-18")
+        assert again.table == second.table
+    assert ranges_of(night(models, tmp_path, "2031-05-17")) == [[0, 4]]
+    assert len(measured) == executions
+    third = night(models, tmp_path, "2031-05-19")
+    assert ranges_of(third) == [[0, 4], [4, 7], [7, 9]]  # only as many as are still wanted
+    executions = len(measured)
+    fourth = night(models, tmp_path, "2031-05-20")
+    assert fourth.table == third.table
+    assert len(measured) == executions
+
+
+def test_a_night_that_failed_is_made_up_for_by_the_next(models, tmp_path, measured, monkeypatch):
+    night(models, tmp_path, "2031-05-17")
+    executions = len(measured)
+    counted = relevance_task.measure_channels
+    failing = [True]
+
+    def fail_once(*given, layer, **others):
+        if failing[0] and layer == "b8.conv1":
+            raise RuntimeError("injected")
+        return counted(*given, layer=layer, **others)
+
+    monkeypatch.setattr(relevance_task, "measure_channels", fail_once)
+    with pytest.raises(Exception, match="injected"):
+        night(models, tmp_path, "2031-05-18")
+    done = len(measured) - executions
+    assert done > 0
+    failing[0] = False
+    result = night(models, tmp_path, "2031-05-19")
+    assert ranges_of(result) == [[0, 4], [4, 7]]
+    assert len(measured) - executions == done + 1  # the failed shard alone
+    assert night(models, tmp_path, "2031-05-18").table == result.table
+
+
+def test_two_runs_of_one_night_at_once_make_one_table(models, tmp_path):
+    night(models, tmp_path, "2031-05-17")
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: night(models, tmp_path, "2031-05-18"), range(2)))
+    assert both[0].table == both[1].table
+    tables = [entry.key for entry in list_objects(str(tmp_path / "relevance"))]
+    assert sum(key.endswith("/relevance.parquet") for key in tables) == 3  # first, added, both
+
+
+def test_the_date_is_that_of_the_time_zone_and_of_when_the_run_was_due():
+    due = datetime(2031, 5, 17, 23, 30, tzinfo=UTC)
+    assert Nightly().date_of(due) == "2031-05-17"
+    assert Nightly(time_zone="Europe/Berlin").date_of(due) == "2031-05-18"
+    assert Nightly(night="2031-01-02").date_of(due) == "2031-01-02"
+    for wrong in ({"night": "2031-13-40"}, {"night": "tonight"}, {"time_zone": "Berlin"}):
+        with pytest.raises(ValueError, match=r"month|pattern|unknown time zone"):
+            Nightly(**wrong)
+
+
+def test_what_cannot_work_says_what_to_do(models, tmp_path):
+    with pytest.raises(SettingsError, match="decides itself what to add; leave add_samples"):
+        build_relevance(models, str(tmp_path), add_samples=2, nightly=Nightly())
+    first = night(models, tmp_path, "2031-05-17")
+    second = night(models, tmp_path, "2031-05-18")
+    (tmp_path / "relevance" / first.table.fingerprint / "relevance.parquet").unlink()
+    with pytest.raises(ArtifactConflictError, match="which has gone; delete it, and the next run decides"):
+        night(models, tmp_path, "2031-05-18")
+    decisions = [entry.key for entry in list_objects(str(tmp_path / "nights"))]
+    assert [key.split("/")[1] for key in decisions] == ["2031-05-17.json", "2031-05-18.json"]
+    (tmp_path / "nights" / decisions[1]).write_text("{}")
+    with pytest.raises(ArtifactConflictError, match="is no decision about a night"):
+        night(models, tmp_path, "2031-05-18")
+    assert second.table
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_of_several_that_create_an_object_one_does(place, tmp_path, request):
+    folder = (
+        str(tmp_path) if place == "local" else f"{request.getfixturevalue('s3_identities').uri('results')}/c"
+    )
+    uri = join(folder, "deep", "made.json")
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda number: create_bytes(uri, b"%d" % number), range(4)))
+    assert made.count(True) == 1
+    assert read_bytes(uri) == b"%d" % made.index(True)
+    assert not create_bytes(uri, b"later")
+    assert [entry.key for entry in list_objects(join(folder, "deep"))] == ["made.json"]
+
+
+def test_the_decision_is_a_task_of_its_own():
+    assert decide_night.persist_result

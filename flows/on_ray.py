@@ -10,8 +10,9 @@
 - Storage credentials and options of the flow's environment reach the workers beside the task, not in its
   parameters, nor in Ray's runtime environment, which its dashboard and logs show. A node that has its own
   keeps to those.
-- What a task logged and reported is sent before it ends, since Ray kills the processes of a flow run when
-  that ends.
+- A task that waits for others is started when they have ended; Prefect would start it and hold its GPU.
+- What a task reports to Prefect is sent before it ends, and a flow waits for the last lines of log, since
+  Ray ends the processes of a flow run with it.
 
 A task whose process or machine dies is started again elsewhere by Ray, three times at most.
 """
@@ -19,7 +20,9 @@ A task whose process or machine dies is started again elsewhere by Ray, three ti
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import ray
@@ -28,7 +31,7 @@ from prefect import Task
 from prefect.client.schemas.objects import RunInput
 from prefect.events.worker import EventsWorker
 from prefect.futures import PrefectFuture
-from prefect.logging.handlers import APILogWorker
+from prefect.settings import get_current_settings
 from prefect_ray.context import remote_options
 from prefect_ray.task_runners import PrefectRayFuture, RayTaskRunner
 
@@ -36,7 +39,9 @@ from tasks.settings import Execution, SettingsError
 
 _R = TypeVar("_R")
 GPUS_VARIABLE = "STYLECLIP_RAY_GPUS"
-_GROUPS = ("AWS_", "FSSPEC_", "STYLECLIP_STORAGE_OPTIONS", "STYLECLIP_IO_THREADS")
+_GROUPS = ("AWS_", "FSSPEC_", "STYLECLIP_STORAGE_", "STYLECLIP_IO_THREADS")
+_LOG_SLACK_S = 1.0
+_before: ContextVar[list[Any]] = ContextVar("styleclip_ray_before")  # what the task submitted now waits for
 _own = frozenset(os.environ)  # of a worker process: what its node gave it
 
 
@@ -80,14 +85,25 @@ class RayRunner(RayTaskRunner[_R]):  # type: ignore[misc]  # prefect-ray has no 
     ) -> PrefectRayFuture[Any]:
         """Start a task when some node has the GPUs that it asks for."""
         gpus = gpus_for(parameters["device"]) if "device" in parameters else 0
-        with remote_options(num_gpus=gpus, max_calls=0):
-            return super().submit(task, parameters, wait_for, dependencies)
+        before = list(wait_for or ())
+        token = _before.set([each.wrapped_future for each in before if isinstance(each, PrefectRayFuture)])
+        try:
+            with remote_options(num_gpus=gpus, max_calls=0):
+                return super().submit(task, parameters, before, dependencies)
+        finally:
+            _before.reset(token)
 
     def _exchange_prefect_for_ray_futures(
         self, kwargs_prefect_futures: dict[str, Any]
     ) -> tuple[dict[str, Any], list[Any]]:
         parameters, upstream = super()._exchange_prefect_for_ray_futures(kwargs_prefect_futures)
-        return parameters, [to_pass(os.environ), *upstream]
+        return parameters, [to_pass(os.environ), *upstream, *_before.get()]
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Leave the cluster, which ends the worker processes, when they have sent their last lines of log."""
+        if self._owns_ray:
+            time.sleep(get_current_settings().logging.to_api.batch_interval + _LOG_SLACK_S)
+        super().__exit__(*exc_info)
 
     @staticmethod
     def _run_prefect_task(environment: dict[str, str], *upstream: Any, **task: Any) -> Any:  # noqa: ANN401
@@ -96,7 +112,7 @@ class RayRunner(RayTaskRunner[_R]):  # type: ignore[misc]  # prefect-ray has no 
         try:
             return RayTaskRunner._run_prefect_task(*upstream, **task)
         finally:
-            _send_reports()
+            _send_events()
 
 
 def gpus_for(device: str) -> float:
@@ -141,9 +157,8 @@ def _use_assigned_gpu() -> None:
         torch.cuda.set_device(visible.index(assigned[0]) if assigned[0] in visible else int(assigned[0]))
 
 
-def _send_reports() -> None:
-    """Wait until the server has what this process logged and reported."""
-    if EventsWorker._instances:  # type: ignore[misc]
-        EventsWorker.instance().wait_until_empty()
-    if APILogWorker._instances:  # type: ignore[misc]
-        APILogWorker.instance().wait_until_empty()
+def _send_events() -> None:
+    """Wait until the server has heard what this process reported."""
+    for service in list(EventsWorker._instances.values()):  # type: ignore[misc]
+        if isinstance(service, EventsWorker):  # services of all kinds are kept together
+            service.wait_until_empty()

@@ -241,7 +241,7 @@ def _flow(keys: list[str], steps: int) -> tuple[float, float, float]:
         inverted, _ = flow_steps.invert(listed, place, models, hashes, Inversion(steps=steps), device)
         plans, _ = flow_steps.edit(prepared, listed, inverted, place, place, device)
         seconds.append(time.perf_counter() - started)
-        return str(flow_steps.report(plans, listed, []).manifest)
+        return str(flow_steps.report(plans, listed, place, []).manifest)
 
     for module in (editing, inversion):
         module.computing = counted  # type: ignore[attr-defined]

@@ -59,5 +59,5 @@ def edit_images(
         styles=styles,
         table=found,
         latents=inverted.folder,
-        report=steps.report(plans, index, done),
+        report=steps.report(plans, index, place, done),
     )

@@ -5,6 +5,7 @@ A step is a plain function, so one flow run holds all task runs of a chain, and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from prefect import unmapped
@@ -25,6 +26,9 @@ from tasks.mappers import MapperRef, prepare_mapper
 from tasks.methods import PreparedEdit
 from tasks.optimization import prepare_optimization
 from tasks.overlap import shards_at_once
+from tasks.pages import thumbnails
+from tasks.pages.evaluations import find_evaluations
+from tasks.pages.page import write_page
 from tasks.progress import ShardResult, StepSummary, gather
 from tasks.relevance import RelevancePlan
 from tasks.reports import ReportRef
@@ -297,11 +301,24 @@ def refine(
     return RunResult(steps=[counts(sampled), counts(measured)], styles=styles, table=table)
 
 
-def report(plans: list[editing.EditPlan], listed: ImageIndex, steps: list[StepCounts]) -> ReportRef:
+def report(
+    plans: list[editing.EditPlan], listed: ImageIndex, workspace: str, steps: list[StepCounts]
+) -> ReportRef:
     """Rows of all edits -> manifest, contact sheet and page."""
     written = reports.write_report(plans, listed)
+    page(written.manifest, workspace)
     reports.publish(written, [step.model_dump() for step in steps])
     return written
+
+
+def page(manifest: str, workspace: str, evaluations: Sequence[str] = ()) -> str:
+    """A batch's manifest -> thumbnails -> its page; with the scores of its evaluations, if there are any."""
+    planned = thumbnails.plan_page(manifest, workspace)
+    futures = [thumbnails.thumbnail_chunk.submit(planned.source, chunk) for chunk in planned.chunks]
+    made = gather("thumbnails", futures)
+    size = sum(result.size for result in made.results)
+    chosen = list(dict.fromkeys([*find_evaluations(manifest), *evaluations]))
+    return write_page(planned, size, chosen)
 
 
 def counts(summary: StepSummary[ShardResult]) -> StepCounts:

@@ -1,13 +1,14 @@
-"""What a batch of edits shows a person: manifest, contact sheet, one page, and Prefect artifacts."""
+"""What a batch of edits leaves: manifest, timings, contact sheet, and artifacts in Prefect's UI.
+
+Its page is made of the manifest by ``tasks.pages``.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Hashable
 from dataclasses import dataclass
 
-import jinja2
 import pandas as pd
 import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -18,18 +19,18 @@ from pydantic import BaseModel, ConfigDict
 import styleclip_core
 from styleclip_core.errors import StyleCLIPError
 from styleclip_core.images import decode_image
-from tasks.artifacts import Provenance, fingerprint, is_complete, read_table, write_table
+from tasks.artifacts import Provenance, fingerprint, is_complete, read_provenance, read_table, write_table
 from tasks.caching import PER_RUN
 from tasks.directions import ALPHA_UNIT
-from tasks.editing import MANIFEST_SCHEMA, SCORES, TIMING_SCHEMA, EditPlan
+from tasks.editing import MANIFEST_SCHEMA, TIMING_SCHEMA, EditPlan
 from tasks.images import ImageIndex
 from tasks.outcomes import OK
+from tasks.pages.links import public_url
 from tasks.storage import join, read_bytes, write_bytes_atomic
 
-STEP, VERSION = "report", "3"
+STEP, VERSION = "report", "4"
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _ROWS, _COLUMNS, _TILE, _MARGIN, _HEADER = 8, 12, 128, 4, 40
-_PAGES = jinja2.Environment(loader=jinja2.PackageLoader("tasks"), autoescape=True)
 
 
 class ReportRef(BaseModel):
@@ -56,7 +57,7 @@ class _Batch:
 
 @task(name="write-report", cache_policy=PER_RUN, persist_result=True)
 def write_report(plans: list[EditPlan], index: ImageIndex) -> ReportRef:
-    """Gather the rows of all edits into a manifest and draw contact sheet and page."""
+    """Gather the rows of all edits into a manifest and draw the contact sheet."""
     batch = _collect(plans, index)
     print_ = fingerprint(STEP, VERSION, {"attempts": batch.attempts}, {"index": index.fingerprint})
     folder = join(plans[0].out, "batches", print_[:16])
@@ -67,7 +68,7 @@ def write_report(plans: list[EditPlan], index: ImageIndex) -> ReportRef:
                 {**plan.prepared.variant.parameters(), "method": plan.prepared.variant.method}
                 for plan in plans
             ],
-            "photos": index.photos, "alpha_unit": ALPHA_UNIT,
+            "photos": index.photos, "alpha_unit": ALPHA_UNIT, **_made_of(plans),
         },
         inputs={"index": index.fingerprint, **{plan.images: plan.fingerprint for plan in plans}},
         generator=plans[0].inversion.hashes.generator, clip=plans[0].inversion.hashes.clip,
@@ -85,10 +86,25 @@ def write_report(plans: list[EditPlan], index: ImageIndex) -> ReportRef:
     write_table(written.manifest, batch.table, provenance)
     if not is_complete(written.timings):
         write_table(written.timings, _timings(batch.attempts), provenance)
-    sheet = _png(contact_sheet(batch.plans, batch.manifest))
-    write_bytes_atomic(written.contact_sheet, sheet)
-    write_bytes_atomic(written.page, _page(batch, index, provenance, sheet).encode())
+    write_bytes_atomic(written.contact_sheet, _png(contact_sheet(batch.plans, batch.manifest)))
     return written
+
+
+def _made_of(plans: list[EditPlan]) -> dict[str, object]:
+    """Return where the latents lie, and the hashes of networks and relevance tables behind the edits."""
+    inversion = plans[0].inversion
+    steps = {step.uri: step for plan in plans for step in plan.prepared.steps}
+    tables = {
+        read_provenance(uri).inputs.get("relevance", "")
+        for uri, step in steps.items()
+        if step.variant.method == "global"
+    }
+    others = inversion.hashes.model_dump(include={"encoder", "identity", "perceptual"})
+    return {
+        "latents": inversion.folder,
+        "models": {name: hash_ for name, hash_ in others.items() if hash_},
+        "tables": sorted(filter(None, tables)),
+    }
 
 
 def publish(written: ReportRef, steps: list[dict[str, object]]) -> None:
@@ -110,7 +126,12 @@ def publish(written: ReportRef, steps: list[dict[str, object]]) -> None:
     picture = base64.b64encode(small.getvalue()).decode()
     lines += ["", f"![contact sheet](data:image/jpeg;base64,{picture})"]
     create_markdown_artifact("\n".join(lines), key="edit-images-report", description="what this batch did")
-    create_link_artifact(written.page, link_text="report page", key="edit-images-page")
+    create_link_artifact(
+        public_url(written.page),
+        link_text="report page",
+        key="edit-images-page",
+        description=f"before and after, scores and failures of {written.rows} edits: {written.page}",
+    )
 
 
 def contact_sheet(plans: list[EditPlan], manifest: pd.DataFrame) -> Image.Image:
@@ -184,39 +205,3 @@ def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _page(batch: _Batch, index: ImageIndex, provenance: Provenance, sheet: bytes) -> str:
-    return _PAGES.get_template("report.html").render(
-        photos=index.photos,
-        images=index.rows,
-        edits=_edit_rows(batch),
-        problems=_problems(batch.manifest),
-        sheet=base64.b64encode(sheet).decode(),
-        provenance=provenance,
-        alpha_unit=ALPHA_UNIT,
-        rows=len(batch.manifest),
-        done=int((batch.manifest["status"] == OK).sum()),
-    )
-
-
-def _edit_rows(batch: _Batch) -> list[dict[str, object]]:
-    rows: list[dict[str, object]] = []
-    manifest = batch.manifest
-    for plan in batch.plans:
-        variant = plan.prepared.variant
-        mine = manifest[manifest["output_key"].fillna("").str.startswith(plan.images + "/")]
-        rows.append({
-            "variant": variant,
-            "channels": [step.channels for step in plan.prepared.steps if step.channels is not None],
-            "layers": "; ".join(", ".join(step.layers) for step in plan.prepared.steps),
-            "done": len(mine),
-            "images": plan.images,
-            **{name: mine[name].mean() for name in SCORES},
-        })  # fmt: skip
-    return rows
-
-
-def _problems(manifest: pd.DataFrame) -> list[dict[Hashable, object]]:
-    broken = manifest[manifest["status"] != OK].drop_duplicates(["image_key", "error_type"])
-    return broken[["image_key", "status", "error_type", "error"]].head(500).to_dict("records")

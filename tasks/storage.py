@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 from botocore.exceptions import BotoCoreError, ClientError
@@ -36,6 +36,10 @@ _HOLDS_KEYS = re.compile(r"(?!arn:)[^@]*[:@]")  # no bucket has such a name
 _PLAIN_FOLDER = re.compile(r"[a-z0-9][a-z0-9_ +-]*")
 _PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9._ +-]*")
 _MAX_PART, _MAX_KEY = 180, 800
+_CONTENT_TYPES = {
+    "html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf-8", "png": "image/png",
+    "mp4": "video/mp4", "json": "application/json",
+}  # fmt: skip
 
 
 class StorageError(StyleCLIPError):
@@ -182,8 +186,22 @@ def read_bytes(uri: str) -> bytes:
         return content
 
 
+@contextmanager
+def open_binary(uri: str) -> Iterator[IO[bytes]]:
+    """Open an object to read parts of it.
+
+    Raises:
+        StorageError: If it is missing or cannot be read.
+    """
+    fs, path = filesystem(uri)
+    with _explained(uri, "read"):
+        stream = fs.open(path, "rb")
+    with stream:
+        yield stream
+
+
 def write_bytes_atomic(uri: str, data: bytes) -> None:
-    """Write an object whole or not at all.
+    """Write an object whole or not at all; S3 is told its type, so that a browser shows it.
 
     Raises:
         StorageError: If it cannot be written; nothing is left behind then.
@@ -191,7 +209,7 @@ def write_bytes_atomic(uri: str, data: bytes) -> None:
     with _explained(uri, "write"):
         if not is_local(uri):
             fs, path = filesystem(uri)
-            fs.pipe_file(path, data)
+            fs.pipe_file(path, data, **_content_type(uri))
             return
         target = local_path(uri)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -205,6 +223,12 @@ def write_bytes_atomic(uri: str, data: bytes) -> None:
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
+
+
+def _content_type(uri: str) -> dict[str, str]:
+    """Return what an object store is told of an object; others than S3 guess by the name."""
+    known = _CONTENT_TYPES.get(uri.rpartition(".")[2].lower())
+    return {"ContentType": known} if known and uri.startswith(("s3://", "s3a://")) else {}
 
 
 def exists(uri: str) -> bool:

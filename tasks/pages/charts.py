@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from markupsafe import escape
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from markupsafe import escape
 
 from tasks.pages.batch import Batch, Score, Sweep
 
@@ -134,8 +134,14 @@ def _sweep_series(sweep: Sweep) -> dict[str, list[int]]:
 def _annotate(
     batch: Batch, axes: Axes, numbers: Sequence[int], x: np.ndarray, y: np.ndarray, sweep: Sweep | None
 ) -> None:
-    for place, number in enumerate(numbers[:MAX_ROWS]):
+    """Name the points: by their strength within a sweep, else each edit's most costly variant by its name."""
+    named = {
+        batch.edits[number].name: place for place, number in sorted(enumerate(numbers), key=lambda i: x[i[0]])
+    }
+    for place, number in enumerate(numbers):
         edit = batch.edits[number]
+        if not sweep and named[edit.name] != place:
+            continue
         text = f"{edit.strength:g}" if sweep and edit.strength is not None else edit.name
         axes.annotate(
             text, (x[place], y[place]), (3, 3), textcoords="offset points", fontsize=6.5, color=_MUTED,

@@ -286,7 +286,7 @@
     select.value = chosen;
   }
   function showTools() {
-    options($("edit"), meta.edits.map((edit, place) => [place, title(edit)]), state.edit);
+    options($("edit-choice"), meta.edits.map((edit, place) => [place, title(edit)]), state.edit);
     options($("sort"), [["key", "Key"], ...meta.scores.map((score) => [score.name, score.title])], state.sort);
     showOrders();
     options($("before"), [...(meta.inversions ? [["inversion", "Inversion"]] : []), ["photograph", "Photograph"]], state.before);
@@ -298,9 +298,9 @@
     options($("order"), entries, state.order);
   }
   function change(values) { Object.assign(state, { page: 1 }, values); showOrders(); showCards(); }
-  function chooseEdit(edit) { $("edit").value = edit; change({ edit }); showExtremes(); }
+  function chooseEdit(edit) { $("edit-choice").value = edit; change({ edit }); showExtremes(); }
 
-  $("edit").addEventListener("change", (event) => chooseEdit(Number(event.target.value)));
+  $("edit-choice").addEventListener("change", (event) => chooseEdit(Number(event.target.value)));
   $("sort").addEventListener("change", (event) => change({ sort: event.target.value }));
   $("order").addEventListener("change", (event) => change({ order: event.target.value }));
   $("before").addEventListener("change", (event) => { change({ before: event.target.value, page: state.page }); if (meta.sweeps.length) showSweep(); });

@@ -224,8 +224,10 @@ def test_a_phone_shows_it_without_scrolling_sideways(alone, browser, scheme):
             section.scroll_into_view_if_needed()
         assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
         wide = page.evaluate(
-            "() => [...document.querySelectorAll('main *')].filter(each => !each.closest('.wide, pre, svg, .problems')"
-            " && each.getBoundingClientRect().right > innerWidth + 1).map(each => each.className || each.tagName)"
+            "() => [...document.querySelectorAll('main *')]"
+            ".filter(each => !each.closest('.wide, pre, svg, .problems'))"
+            ".filter(each => each.getBoundingClientRect().right > innerWidth + 1)"
+            ".map(each => each.className || each.tagName)"
         )
         assert wide == []
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")

@@ -302,23 +302,27 @@ def refine(
 
 
 def report(
-    plans: list[editing.EditPlan], listed: ImageIndex, workspace: str, steps: list[StepCounts]
+    plans: list[editing.EditPlan],
+    listed: ImageIndex,
+    workspace: str,
+    steps: list[StepCounts],
+    choices: Sequence[str] = (),
 ) -> ReportRef:
-    """Rows of all edits -> manifest, contact sheet and page."""
+    """Rows of all edits -> manifest, contact sheet and page; ``choices`` are tables of what auto tried."""
     written = reports.write_report(plans, listed)
-    page(written.manifest, workspace)
+    page(written.manifest, workspace, choices=choices)
     reports.publish(written, [step.model_dump() for step in steps])
     return written
 
 
-def page(manifest: str, workspace: str, evaluations: Sequence[str] = ()) -> str:
+def page(manifest: str, workspace: str, evaluations: Sequence[str] = (), choices: Sequence[str] = ()) -> str:
     """A batch's manifest -> thumbnails -> its page; with the scores of its evaluations, if there are any."""
     planned = thumbnails.plan_page(manifest, workspace)
     futures = [thumbnails.thumbnail_chunk.submit(planned.source, chunk) for chunk in planned.chunks]
     made = gather("thumbnails", futures)
     size = sum(result.size for result in made.results)
     chosen = list(dict.fromkeys([*find_evaluations(manifest), *evaluations]))
-    return write_page(planned, size, chosen)
+    return write_page(planned, size, chosen, list(choices))
 
 
 def counts(summary: StepSummary[ShardResult]) -> StepCounts:

@@ -15,6 +15,9 @@ def report(
         list[str] | None,
         typer.Option(help="URI of a table of further scores; those beside the manifest are found"),
     ] = None,
+    choice: Annotated[
+        list[str] | None, typer.Option(help="URI of a table of the alphas and betas tried for an edit")
+    ] = None,
     workspace: Annotated[str, typer.Option(help="Folder for artifacts [default: OUT/workspace]")] = "",
     workers: Workers = 0,
     verbose: Verbose = False,
@@ -25,5 +28,5 @@ def report(
     from tasks.storage import is_local, local_path
 
     place = str(local_path(manifest).absolute()) if is_local(manifest) else manifest
-    page = with_progress(lambda: flow(place, evaluation or [], workspace))
+    page = with_progress(lambda: flow(place, evaluation or [], workspace, choice or []))
     typer.echo(f"report page    {page}")

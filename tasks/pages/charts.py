@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from tasks.pages.batch import Batch, Score, Sweep
+from tasks.pages.choices import Choice
 
 MAX_ROWS = 40
 _WIDTH, _ROW, _BINS = 3.6, 0.24, 36
@@ -109,20 +110,33 @@ def trade_off(batch: Batch, effect: Score, cost: Score, sweep: Sweep | None = No
         return _svg(figure, f"{effect.title} against {cost.title}")
 
 
-def curve(points: Sequence[Mapping[str, float]], x: str, y: str, chosen: int | None, label: str) -> str:
-    """Return a curve of measured points with the chosen one marked, as SVG."""
+def tried(choice: Choice) -> str:
+    """Return the pairs of alpha and beta that were tried for an edit, effect against movement, as SVG.
+
+    The pair that was chosen has a ring, the effect that was wanted a dashed line.
+    """
     with rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, 2.6))
-        axes = figure.add_axes((0.16, 0.18, 0.8, 0.78))
-        across, up = ([float(point[name]) for point in points] for name in (x, y))
-        axes.plot(across, up, color=_SERIES[0], marker="o", markersize=3.5, linewidth=1.3)
-        if chosen is not None:
-            axes.plot(across[chosen], up[chosen], color=_ACCENT, marker="o", markersize=9, fillstyle="none")
+        figure = Figure(figsize=(_WIDTH, 2.9))
+        axes = figure.add_axes((0.16, 0.16, 0.8, 0.8))
+        axes.axhline(choice.wanted, color=_MUTED, linewidth=0.8, linestyle=(0, (3, 2)))
+        for place, beta in enumerate(
+            sorted(set(choice.betas), key=lambda value: (value is not None, value or 0))
+        ):
+            mine = [n for n, value in enumerate(choice.betas) if value == beta]
+            mine.sort(key=lambda n: choice.alphas[n])
+            across, up = [choice.movements[n] for n in mine], [choice.effects[n] for n in mine]
+            colour = _SERIES[place % len(_SERIES)]
+            axes.plot(across, up, color=colour, marker="o", markersize=2.5, linewidth=0.9, alpha=0.8)
+        axes.plot(
+            choice.movements[-1], choice.effects[-1], color=_INK, marker="o", markersize=9, fillstyle="none"
+        )
         axes.grid(True)
-        axes.set_xlabel(x.replace("_", " "))
-        axes.set_ylabel(y.replace("_", " "))
+        axes.set_axisbelow(True)
+        axes.set_xlabel("Movement elsewhere")
+        axes.set_ylabel("Probability of the target")
+        axes.locator_params(nbins=5)
         axes.tick_params(axis="y", labelcolor=_MUTED)
-        return _svg(figure, label)
+        return _svg(figure, f"Pairs tried for {choice.target}")
 
 
 def _sweep_series(sweep: Sweep) -> dict[str, list[int]]:

@@ -14,7 +14,7 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from importlib import resources
@@ -33,6 +33,7 @@ from tasks.directions import ALPHA_UNIT
 from tasks.overlap import Writes
 from tasks.pages import charts
 from tasks.pages.batch import MAX_PROBLEMS, Batch, Score, Sweep, read_batch, sweeps
+from tasks.pages.choices import Choice, read_choice
 from tasks.pages.evaluations import add_evaluations
 from tasks.pages.links import below, parent, relative_link
 from tasks.pages.thumbnails import SIDE, PagePlan, leaves
@@ -46,27 +47,30 @@ _TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("tasks.pages"), auto
 
 
 @task(name="write-page", cache_policy=PER_RUN, persist_result=True)
-def write_page(plan: PagePlan, size: int, evaluations: list[str]) -> str:
+def write_page(plan: PagePlan, size: int, evaluations: list[str], choices: list[str]) -> str:
     """Write the page of a batch beside its manifest, and return its URI; see ``build_page``."""
-    uri, files = build_page(plan, size, evaluations)
+    uri, files = build_page(plan, size, evaluations, choices)
     get_run_logger().info("%s, %d files of data beside it", uri, files)
     return uri
 
 
-def build_page(plan: PagePlan, size: int, evaluations: list[str]) -> tuple[str, int]:
+def build_page(
+    plan: PagePlan, size: int, evaluations: Sequence[str] = (), choices: Sequence[str] = ()
+) -> tuple[str, int]:
     """Write the page of a batch, and return its URI and the number of files beside it.
 
     Args:
         plan: The batch and its thumbnails.
         size: Bytes of all thumbnails.
         evaluations: Tables of further scores.
+        choices: Tables of the pairs of alpha and beta that were tried for edits.
 
     Raises:
         DamagedArtifactError: If a table is not what it should be.
         StorageError: If something cannot be read or written.
     """
     batch = read_batch(plan.source.manifest)
-    add_evaluations(batch, evaluations)
+    add_evaluations(batch, list(evaluations))
     folder, uri = parent(batch.manifest), join(parent(batch.manifest), "index.html")
     base = "" if size <= ALONE else f"pages/{_name(plan, evaluations)}"
     blocks = _Blocks(join(folder, base)) if base else _Blocks()
@@ -79,12 +83,12 @@ def build_page(plan: PagePlan, size: int, evaluations: list[str]) -> tuple[str, 
         blocks.put(name, data)
     blocks.finish()
     meta = _meta(batch, plan, f"./{base}/" if base else "", shape or (1, 1))
-    page = render(batch, meta, blocks.kept, evaluations)
+    page = render(batch, meta, blocks.kept, evaluations, [read_choice(each) for each in choices])
     write_bytes_atomic(uri, page.encode())
     return uri, blocks.written
 
 
-def _name(plan: PagePlan, evaluations: list[str]) -> str:
+def _name(plan: PagePlan, evaluations: Sequence[str]) -> str:
     """Return a name for the files of a page: what they hold decides it."""
     inputs = {"manifest": plan.source.fingerprint}
     inputs |= {uri: read_provenance(uri).fingerprint for uri in evaluations}
@@ -184,7 +188,13 @@ def _meta(batch: Batch, plan: PagePlan, base: str, shape: tuple[int, int]) -> di
     }  # fmt: skip
 
 
-def render(batch: Batch, meta: dict[str, Any], blocks: list[tuple[str, str]], evaluations: list[str]) -> str:
+def render(
+    batch: Batch,
+    meta: dict[str, Any],
+    blocks: list[tuple[str, str]],
+    evaluations: Sequence[str],
+    choices: Sequence[Choice],
+) -> str:
     """Return the page; ``blocks`` are data by name, as JSON that may stand in a script element."""
     script = _part("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -197,7 +207,8 @@ def render(batch: Batch, meta: dict[str, Any], blocks: list[tuple[str, str]], ev
         photos=batch.made.parameters["photos"],
         alpha_unit=batch.made.parameters.get("alpha_unit", ALPHA_UNIT),
         headline=_headline(batch), scores=batch.scores, sweeps=found, edits=list(_edit_rows(batch)),
-        charts=list(_distributions(batch)), max_rows=charts.MAX_ROWS, trades=list(_trade_offs(batch, found)),
+        charts=list(_distributions(batch)), max_rows=charts.MAX_ROWS,
+        trades=[*_choices(choices), *_trade_offs(batch, found)],
         problems=batch.problems, max_problems=MAX_PROBLEMS, problem_counts=batch.problem_counts.most_common(),
         facts=list(_facts(batch, evaluations)),
         settings=json.dumps([edit.record for edit in batch.edits], indent=1, ensure_ascii=False),
@@ -241,6 +252,13 @@ def _distributions(batch: Batch) -> Iterator[dict[str, Any]]:
             yield {"score": score, "svg": Markup(svg)}
 
 
+def _choices(choices: Sequence[Choice]) -> Iterator[dict[str, Any]]:
+    for choice in choices:
+        beta = "" if choice.betas[-1] is None else f", β {choice.betas[-1]:g}"
+        title = f"{choice.target}: α {choice.alphas[-1]:g}{beta} chosen"
+        yield {"title": title, "note": choice.reason, "svg": Markup(charts.tried(choice))}
+
+
 def _trade_offs(batch: Batch, found: list[Sweep]) -> Iterator[dict[str, Any]]:
     effect = _first(batch, "Target move", "Directional")
     cost = _first(batch, "Others moved", "Identity", "LPIPS")
@@ -264,7 +282,7 @@ def _first(batch: Batch, *titles: str) -> Score | None:
     return next((known[title] for title in titles if title in known), None)
 
 
-def _facts(batch: Batch, evaluations: list[str]) -> Iterator[tuple[str, str]]:
+def _facts(batch: Batch, evaluations: Sequence[str]) -> Iterator[tuple[str, str]]:
     made = batch.made
     yield "Generator", made.generator
     yield "CLIP", made.clip

@@ -29,9 +29,9 @@ EDITS = [
 PHONE = {"width": 390, "height": 844}
 
 
-def write(place: str, *, beside: bool) -> tuple[Made, str]:
+def write(place: str, *, beside: bool, keys: list[str] = KEYS) -> tuple[Made, str]:
     """Write a batch and its page; returns both."""
-    made = make_batch(place, KEYS, EDITS, size=32, failed=BROKEN, copies=8)
+    made = make_batch(place, keys, EDITS, size=32, failed=BROKEN, copies=8)
     plan = plan_page.fn(made.manifest, made.workspace)
     for chunk in plan.chunks:
         thumbnail_chunk.fn(plan.source, chunk)
@@ -134,7 +134,7 @@ def test_pairs_are_paged_searched_sorted_and_shown_for_every_edit(kind, request,
         best = [batch.keys[number] for number in np.argsort(-values, kind="stable")][:PER_PAGE]
         wait_for_first(page, best[0])
         assert shown(page) == best
-        assert f"{values.max():.3f}" in page.locator("#cards figcaption").first.inner_text()
+        assert f"{np.nanmax(values):.3f}" in page.locator("#cards figcaption").first.inner_text()
 
         page.reload()
         page.wait_for_selector("html[data-ready=yes]")
@@ -225,7 +225,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(alone, browser, scheme):
         assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
         wide = page.evaluate(
             "() => [...document.querySelectorAll('main *')]"
-            ".filter(each => !each.closest('.wide, pre, svg, .problems'))"
+            ".filter(each => !each.closest('.wide, pre, svg, .problems, .key'))"
             ".filter(each => each.getBoundingClientRect().right > innerWidth + 1)"
             ".map(each => each.className || each.tagName)"
         )
@@ -239,7 +239,8 @@ def test_a_phone_shows_it_without_scrolling_sideways(alone, browser, scheme):
 
 
 def test_a_bucket_serves_it_as_it_is(s3, browser):
-    _, page_uri = write("s3://pages/runs/one", beside=True)
+    keys = [key for key in KEYS if ".." not in key]  # which this store refuses
+    _, page_uri = write("s3://pages/runs/one", beside=True, keys=keys)
     url = page_uri.replace("s3:/", s3.endpoint)
     with opened(browser, url) as page:
         assert len(shown(page)) == PER_PAGE

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from benchmarks.batches import draw, make_batch
-from tasks.artifacts import DamagedArtifactError, read_provenance, read_table, write_table
+from tasks.artifacts import DamagedArtifactError, Provenance, read_provenance, read_table, write_table
 from tasks.edits import Edit
 from tasks.outcomes import OK
 from tasks.pages import charts, thumbnails
@@ -334,6 +334,25 @@ def test_charts_say_what_they_show_in_the_page_s_colours(made):
     (sweep,) = sweeps(batch.edits)
     trade = charts.trade_off(batch, SCORES[0], SCORES[2], sweep)
     assert all(text in trade for text in ("β 0.1", "β 0.2", "1 − Identity", "Directional"))
+
+
+def test_a_choice_is_drawn_with_its_reason(made, plan, tmp_path):
+    uri = str(tmp_path / "choice.parquet")
+    table = pa.table({
+        "alpha": [1.0, 2.0, 3.0, 2.5], "beta": [0.1, 0.1, 0.2, 0.1], "effect": [0.3, 0.5, 0.6, 0.7],
+        "movement": [0.1, 0.2, 0.25, 0.22],
+    })  # fmt: skip
+    provenance = read_provenance(made.manifest).__dict__ | {
+        "kind": "choice",
+        "parameters": {"target": "grey <hair>", "effect": 0.68, "reason": "least movement at 0.7"},
+    }
+    write_table(uri, table, Provenance(**provenance))
+    page = Path(build_page(plan, 0, [], [uri])[0]).read_text()
+    assert "grey &lt;hair&gt;: α 2.5, β 0.1 chosen" in page
+    assert "least movement at 0.7" in page
+    assert "Movement elsewhere" in page
+    with pytest.raises(DamagedArtifactError, match="has no column"):
+        build_page(plan, 0, [], [made.manifest])
 
 
 def evaluation(made, change):

@@ -25,6 +25,7 @@ from benchmarks import (
     orchestration,
     pivotal,
     relevance,
+    report_pages,
     sampling,
 )
 from benchmarks.report import Options, Section, hardware, write
@@ -41,6 +42,7 @@ PARTS: dict[str, tuple[str, Callable[[Options], Iterator[Section]]]] = {
     "optimization": ("many pairs optimized at once against one after the other", optimization.measure),
     "bulk": ("editing from bucket to bucket, and what storage costs", bulk.measure),
     "pivotal": ("tuning the generator to images: PSNR, KB and what edits make of it", pivotal.measure),
+    "pages": ("the page of 10,000 images: time, memory, size", report_pages.measure),
     "loading": ("published files of their real sizes", loading.measure),
 }
 _GPU_PARTS = ("relevance", "limits", "fast", "instant", "sampling")

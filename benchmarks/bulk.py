@@ -234,7 +234,7 @@ def _flow(keys: list[str], steps: int) -> tuple[float, float, float]:
             prepared, listed, place, place, models, hashes, Inversion(steps=steps), device
         )
         seconds.append(time.perf_counter() - started)
-        return str(flow_steps.report(plans, listed, []).manifest)
+        return str(flow_steps.report(plans, listed, place, []).manifest)
 
     for module in (editing, inversion):
         module.computing = counted  # type: ignore[attr-defined]

@@ -160,7 +160,7 @@ def _edit(place: str) -> dict[str, float]:
             prepared, listed, out, out, models, hashes, Inversion(steps=0), device
         )
         times.append(time.perf_counter())
-        written = steps.report(plans, listed, [])
+        written = steps.report(plans, listed, out, [])
         times.append(time.perf_counter())
         found.update(
             rows=written.rows, failed=written.failed, shards=len(listed.shards), index_s=times[1] - times[0],

@@ -71,5 +71,5 @@ def edit_images(
         styles=styles,
         table=found,
         latents=plans[0].inversion.folder,
-        report=steps.report(plans, index, done),
+        report=steps.report(plans, index, place, done),
     )

@@ -29,6 +29,9 @@ from tasks.methods import PreparedEdit
 from tasks.optimization import prepare_optimization
 from tasks.outcomes import OK, Row
 from tasks.overlap import shards_at_once
+from tasks.pages import thumbnails
+from tasks.pages.evaluations import find_evaluations
+from tasks.pages.page import write_page
 from tasks.progress import ShardResult, StepSummary, gather, gather_chain
 from tasks.relevance import RelevancePlan
 from tasks.reports import ReportRef
@@ -378,10 +381,17 @@ def refine_nightly(
     return RunResult(styles=styles, table=table)
 
 
-def report(plans: list[editing.EditPlan], listed: ImageIndex, steps: list[StepCounts]) -> ReportRef:
-    """Rows of all edits -> manifest, contact sheet and page."""
+def report(
+    plans: list[editing.EditPlan],
+    listed: ImageIndex,
+    workspace: str,
+    steps: list[StepCounts],
+    choices: Sequence[str] = (),
+) -> ReportRef:
+    """Rows of all edits -> manifest, contact sheet and page; ``choices`` are tables of what auto tried."""
     write = reports.write_report.with_options(refresh_cache=is_retry())  # a Retry may have mended items
     written = write(plans, listed)
+    page(written.manifest, workspace, choices=choices)
     rows = read_table(written.manifest, ["image_key", "status", "error_type", "error"]).to_pylist()
     broken = {(row["image_key"], row["error_type"]): row for row in rows if row["status"] != OK}
     publish_batch(written.page, written.contact_sheet)
@@ -392,6 +402,16 @@ def report(plans: list[editing.EditPlan], listed: ImageIndex, steps: list[StepCo
     }  # fmt: skip
     summarize("edit-images", headline, steps, places, list(broken.values()))
     return written
+
+
+def page(manifest: str, workspace: str, evaluations: Sequence[str] = (), choices: Sequence[str] = ()) -> str:
+    """A batch's manifest -> thumbnails -> its page; with the scores of its evaluations, if there are any."""
+    planned = thumbnails.plan_page(manifest, workspace)
+    futures = [thumbnails.thumbnail_chunk.submit(planned.source, chunk) for chunk in planned.chunks]
+    made = gather("thumbnails", futures)
+    size = sum(result.size for result in made.results)
+    chosen = list(dict.fromkeys([*find_evaluations(manifest), *evaluations]))
+    return write_page(planned, size, chosen, list(choices))
 
 
 def summarize(

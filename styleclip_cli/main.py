@@ -14,7 +14,7 @@ import typer
 from pydantic import ValidationError
 
 import data
-from styleclip_cli import exchange, faces, server
+from styleclip_cli import exchange, faces, report, server
 from styleclip_cli.models import app as models_app
 from styleclip_cli.shared import (
     PivotalLocality,
@@ -421,6 +421,7 @@ app.command()(faces.align)
 app.command()(faces.paste)
 app.command("setup-server")(server.setup_server)
 app.command("server-metrics")(server.server_metrics)
+app.command()(report.report)
 
 
 def run() -> None:

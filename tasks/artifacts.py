@@ -32,6 +32,7 @@ from tasks.storage import (
     is_local,
     join,
     local_path,
+    open_binary,
     read_bytes,
     write_bytes_atomic,
 )
@@ -214,6 +215,21 @@ def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
                 "give a table of the kind that this step reads"
             )
         return file.read(columns=list(columns) if columns else None).replace_schema_metadata(None)
+
+
+def iter_batches(uri: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Yield some columns of a table, a row group at a time, so that memory does not grow with the table.
+
+    Raises:
+        DamagedArtifactError: If the file is truncated, damaged, or lacks a column.
+        StorageError: If it cannot be read.
+    """
+    with _readable(uri), open_binary(uri) as stream:
+        file = pq.ParquetFile(stream, page_checksum_verification=True)
+        missing = sorted(set(columns) - set(file.schema_arrow.names))
+        if missing:
+            raise DamagedArtifactError(f"{uri} has no column {', '.join(missing)}; give a table of that kind")
+        yield from file.iter_batches(_ROW_GROUP, columns=list(columns))
 
 
 def read_provenance(uri: str) -> Provenance:

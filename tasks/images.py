@@ -182,3 +182,10 @@ def read_shard(shard: ImageShard) -> list[tuple[str, str]]:
 @lru_cache(maxsize=4)  # shards that follow each other lie in one part, which never changes
 def _read_part(uri: str) -> pa.Table:
     return read_table(uri, columns=["key", "etag"])
+
+
+def indexed_versions(uri: str) -> Iterator[tuple[str, str]]:
+    """Yield key and version of every image of the index at ``uri``, a part of it at a time."""
+    for name in sorted(set(read_table(uri, columns=["index"])["index"].to_pylist())):
+        table = read_table(join(uri.rpartition("/")[0], name), columns=["key", "etag"])
+        yield from zip(table["key"].to_pylist(), table["etag"].to_pylist(), strict=True)

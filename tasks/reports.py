@@ -1,14 +1,14 @@
-"""What a batch of edits shows a person: manifest, contact sheet, one page, and Prefect artifacts."""
+"""What a batch of edits leaves: manifest, timings, contact sheet, and artifacts in Prefect's UI.
+
+Its page is made of the manifest by ``tasks.pages``.
+"""
 
 from __future__ import annotations
 
-import base64
 import io
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 
-import jinja2
 import pandas as pd
 import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -18,20 +18,19 @@ from pydantic import BaseModel, ConfigDict
 import styleclip_core
 from styleclip_core.errors import ArtifactConflictError, StyleCLIPError
 from styleclip_core.images import decode_image
-from tasks.artifacts import Provenance, fingerprint, is_complete, read_table, write_tables
+from tasks.artifacts import Provenance, fingerprint, is_complete, read_provenance, read_table, write_tables
 from tasks.caching import PER_RUN
 from tasks.directions import ALPHA_UNIT
-from tasks.editing import MANIFEST_SCHEMA, SCORES, TIMING_SCHEMA, EditPlan
+from tasks.editing import MANIFEST_SCHEMA, TIMING_SCHEMA, EditPlan
 from tasks.images import ImageIndex
 from tasks.outages import StoreError
 from tasks.outcomes import OK
 from tasks.storage import join, read_bytes, write_bytes_atomic
 
-STEP, VERSION = "report", "3"
+STEP, VERSION = "report", "4"
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _ROWS, _COLUMNS, _TILE, _MARGIN, _HEADER = 8, 12, 128, 4, 40
 _SHOWN = [name for name in MANIFEST_SCHEMA.names if name not in ("steps", "settings")]  # the long ones
-_PAGES = jinja2.Environment(loader=jinja2.PackageLoader("tasks"), autoescape=True)
 
 
 class ReportRef(BaseModel):
@@ -48,15 +47,9 @@ class ReportRef(BaseModel):
     failed: int
 
 
-@dataclass(frozen=True)
-class _Batch:
-    plans: list[EditPlan]
-    manifest: pd.DataFrame
-
-
 @task(name="write-report", cache_policy=PER_RUN, persist_result=True)
 def write_report(plans: list[EditPlan], index: ImageIndex) -> ReportRef:
-    """Gather the rows of all edits into a manifest and draw contact sheet and page."""
+    """Gather the rows of all edits into a manifest and draw the contact sheet."""
     attempts = [uri for plan in plans for shard in index.shards for uri in plan.log(shard).attempts()]
     print_ = fingerprint(STEP, VERSION, {"attempts": attempts}, {"index": index.fingerprint})
     folder = join(plans[0].out, "batches", print_[:16])
@@ -67,7 +60,7 @@ def write_report(plans: list[EditPlan], index: ImageIndex) -> ReportRef:
                 {**plan.prepared.variant.parameters(), "method": plan.prepared.variant.method}
                 for plan in plans
             ],
-            "photos": index.photos, "alpha_unit": ALPHA_UNIT,
+            "photos": index.photos, "alpha_unit": ALPHA_UNIT, **_made_of(plans),
         },
         inputs={"index": index.fingerprint, **{plan.images: plan.fingerprint for plan in plans}},
         generator=plans[0].inversion.hashes.generator, clip=plans[0].inversion.hashes.clip,
@@ -79,20 +72,35 @@ def write_report(plans: list[EditPlan], index: ImageIndex) -> ReportRef:
     if not is_complete(timings):
         with suppress(ArtifactConflictError):  # a run beside this one was first, with other times
             write_tables(timings, TIMING_SCHEMA, _timings(attempts), provenance)
-    batch = _Batch(plans, read_table(manifest, columns=_SHOWN).to_pandas())
+    rows = read_table(manifest, columns=_SHOWN).to_pandas()
     written = ReportRef(
         folder=folder,
         manifest=manifest,
         timings=timings,
         contact_sheet=join(folder, "contact-sheet.png"),
         page=join(folder, "index.html"),
-        rows=len(batch.manifest),
-        failed=int((batch.manifest["status"] != OK).sum()),
+        rows=len(rows),
+        failed=int((rows["status"] != OK).sum()),
     )
-    sheet = _png(contact_sheet(batch.plans, batch.manifest))
-    write_bytes_atomic(written.contact_sheet, sheet)
-    write_bytes_atomic(written.page, _page(batch, index, provenance, sheet).encode())
+    write_bytes_atomic(written.contact_sheet, _png(contact_sheet(plans, rows)))
     return written
+
+
+def _made_of(plans: list[EditPlan]) -> dict[str, object]:
+    """Return where the latents lie, and the hashes of networks and relevance tables behind the edits."""
+    inversion = plans[0].inversion
+    steps = {step.uri: step for plan in plans for step in plan.prepared.steps}
+    tables = {
+        read_provenance(uri).inputs.get("relevance", "")
+        for uri, step in steps.items()
+        if step.variant.method == "global"
+    }
+    others = inversion.hashes.model_dump(include={"encoder", "identity", "perceptual"})
+    return {
+        "latents": inversion.folder,
+        "models": {name: hash_ for name, hash_ in others.items() if hash_},
+        "tables": sorted(filter(None, tables)),
+    }
 
 
 def contact_sheet(plans: list[EditPlan], manifest: pd.DataFrame) -> Image.Image:
@@ -163,39 +171,3 @@ def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _page(batch: _Batch, index: ImageIndex, provenance: Provenance, sheet: bytes) -> str:
-    return _PAGES.get_template("report.html").render(
-        photos=index.photos,
-        images=index.rows,
-        edits=_edit_rows(batch),
-        problems=_problems(batch.manifest),
-        sheet=base64.b64encode(sheet).decode(),
-        provenance=provenance,
-        alpha_unit=ALPHA_UNIT,
-        rows=len(batch.manifest),
-        done=int((batch.manifest["status"] == OK).sum()),
-    )
-
-
-def _edit_rows(batch: _Batch) -> list[dict[str, object]]:
-    rows: list[dict[str, object]] = []
-    manifest = batch.manifest
-    for plan in batch.plans:
-        variant = plan.prepared.variant
-        mine = manifest[manifest["output_key"].fillna("").str.startswith(plan.images + "/")]
-        rows.append({
-            "variant": variant,
-            "channels": [step.channels for step in plan.prepared.steps if step.channels is not None],
-            "layers": "; ".join(", ".join(step.layers) for step in plan.prepared.steps),
-            "done": len(mine),
-            "images": plan.images,
-            **{name: mine[name].mean() for name in SCORES},
-        })  # fmt: skip
-    return rows
-
-
-def _problems(manifest: pd.DataFrame) -> list[dict[Hashable, object]]:
-    broken = manifest[manifest["status"] != OK].drop_duplicates(["image_key", "error_type"])
-    return broken[["image_key", "status", "error_type", "error"]].head(500).to_dict("records")

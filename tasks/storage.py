@@ -31,7 +31,7 @@ from heapq import merge
 from itertools import groupby, islice
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import IO, Any, BinaryIO, TypeVar
 
 import fsspec
 
@@ -47,6 +47,10 @@ _PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9._ +-]*")
 _MAX_PART, _MAX_KEY = 180, 800
 _PAGE, _RUN = 1000, 20_000  # objects of a listing that are asked for, and that are sorted, at once
 _T = TypeVar("_T")
+_CONTENT_TYPES = {
+    "html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf-8", "png": "image/png",
+    "mp4": "video/mp4", "json": "application/json",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,14 +196,30 @@ def read_bytes(uri: str) -> bytes:
     return content
 
 
+@contextmanager
+def open_binary(uri: str) -> Iterator[IO[bytes]]:
+    """Open an object to read parts of it.
+
+    Raises:
+        StorageError: If it is missing or cannot be read.
+    """
+    if is_local(uri):
+        with explained(uri, "read"):
+            stream = local_path(uri).open("rb")
+    else:
+        stream = _ask(uri, "read", lambda fs, path: fs.open(path, "rb"))
+    with stream, explained(uri, "read"):
+        yield stream
+
+
 def write_bytes_atomic(uri: str, data: bytes) -> None:
-    """Write an object whole or not at all.
+    """Write an object whole or not at all; S3 is told its type, so that a browser shows it.
 
     Raises:
         StorageError: If it cannot be written; nothing is left behind then.
     """
     if not is_local(uri):
-        _ask(uri, "write", lambda fs, path: fs.pipe_file(path, data))
+        _ask(uri, "write", lambda fs, path: fs.pipe_file(path, data, **_content_type(uri)))
         return
     with _written_aside(uri) as aside, aside.open("wb") as stream:
         stream.write(data)
@@ -283,6 +303,12 @@ def _create_object(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> boo
 def _sync(stream: BinaryIO) -> None:
     stream.flush()
     os.fsync(stream.fileno())
+
+
+def _content_type(uri: str) -> dict[str, str]:
+    """Return what an object store is told of an object; others than S3 guess by the name."""
+    known = _CONTENT_TYPES.get(uri.rpartition(".")[2].lower())
+    return {"ContentType": known} if known and uri.startswith(("s3://", "s3a://")) else {}
 
 
 def exists(uri: str) -> bool:

@@ -11,6 +11,7 @@ from prefect.artifacts import create_image_artifact, create_link_artifact, creat
 
 from tasks.artifacts import is_complete, read_table
 from tasks.outcomes import OK, Row
+from tasks.pages.links import public_url
 from tasks.progress import ShardResult
 from tasks.storage import read_bytes
 
@@ -35,7 +36,7 @@ def publish_summary(
         problems: Rows of the items that failed.
     """
     lines = [headline, "", *_step_table(steps), "", "## Where it lies", ""]
-    lines += [f"- {name}: [`{_plain(uri)}`](<{uri}>)" for name, uri in places.items() if uri]
+    lines += [f"- {name}: [`{_plain(uri)}`](<{public_url(uri)}>)" for name, uri in places.items() if uri]
     if problems:
         lines += ["", f"## What failed: {len(problems)}", "", *_problem_table(problems)]
     create_markdown_artifact("\n".join(lines), key=f"{flow}-report", description=headline)
@@ -51,7 +52,12 @@ def publish_batch(page: str, contact_sheet: str) -> None:
     create_image_artifact(
         f"data:image/jpeg;base64,{picture}", key="edit-images-contact-sheet", description=contact_sheet
     )
-    create_link_artifact(page, link_text="report page", key="edit-images-page")
+    create_link_artifact(
+        public_url(page),
+        link_text="report page",
+        key="edit-images-page",
+        description=f"before and after, scores and failures: {page}",
+    )
 
 
 def failed_items(results: Iterable[ShardResult]) -> list[Row]:

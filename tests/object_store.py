@@ -72,7 +72,7 @@ def _identity(name: str, actions: list[str]) -> tuple[dict[str, Any], tuple[str,
 
 @contextmanager
 def object_store(folder: Path) -> Iterator[S3]:
-    """Run SeaweedFS with a read-only identity for ``photographs`` and a writer for ``results``."""
+    """Run SeaweedFS: a reader of ``photographs``, a writer of ``results``; anybody may read ``pages``."""
     (folder / "data").mkdir(parents=True)
     sockets = Path(tempfile.mkdtemp(prefix="weed-"))  # a socket's path must be short
     identities = {
@@ -80,8 +80,11 @@ def object_store(folder: Path) -> Iterator[S3]:
         "reader": ["Read:photographs", "List:photographs"],
         "writer": ["Read:results", "List:results", "Write:results"],
     }
+    anybody = {"name": "anonymous", "actions": ["Read:pages"]}
     made = {name: _identity(name, actions) for name, actions in identities.items()}
-    (folder / "s3.json").write_text(json.dumps({"identities": [each for each, _ in made.values()]}))
+    (folder / "s3.json").write_text(
+        json.dumps({"identities": [anybody, *(each for each, _ in made.values())]})
+    )
     profiles = "\n".join(
         f"[{name}]\naws_access_key_id = {keys[0]}\naws_secret_access_key = {keys[1]}\n"
         for name, (_, keys) in made.items()
@@ -155,7 +158,7 @@ def _create_buckets() -> None:
 
     fs = s3fs.S3FileSystem(profile="admin", skip_instance_cache=True)
     deadline = time.monotonic() + 60
-    for bucket in ("photographs", "results"):
+    for bucket in ("photographs", "results", "pages"):
         while True:
             try:
                 fs.mkdir(bucket)

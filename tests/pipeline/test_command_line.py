@@ -53,7 +53,9 @@ def job(network_files, tmp_path):
 
 def test_every_command_has_help_with_units(environment):
     overview = styleclip(environment, "--help")
-    flows = ["demo", "sample-styles", "build-relevance", "invert", "edit", "align", "paste", "train-mapper"]
+    flows = [
+        "demo", "sample-styles", "build-relevance", "invert", "edit", "align", "paste", "train-mapper", "report",
+    ]  # fmt: skip
     assert overview.returncode == 0
     for command in [*flows, "convert", "import", "export", "models"]:
         assert command in overview.stdout

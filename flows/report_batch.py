@@ -1,0 +1,34 @@
+"""Write the page of a batch that was edited before, say with the scores of an evaluation.
+
+manifest -> thumbnails ------+
+evaluations -> more scores --+-> index.html beside the manifest, scripts of data in pages/
+"""
+
+from __future__ import annotations
+
+from prefect import flow
+from prefect.artifacts import create_link_artifact
+
+from flows import steps
+from tasks.caching import probe_result_storage
+from tasks.pages.links import parent, public_url
+
+
+@flow(name="report-batch", task_runner=steps.task_runner(), persist_result=True)
+def report_batch(
+    manifest: str,
+    evaluations: list[str] | None = None,
+    workspace: str = "",
+    choices: list[str] | None = None,
+) -> str:
+    """Return the URI of the page; thumbnails that an earlier page made are found and kept.
+
+    ``manifest`` is the ``manifest.parquet`` of a folder under ``OUT/batches``. Evaluations that lie beside it
+    are taken too. ``workspace`` is ``OUT/workspace`` if it is not given. ``choices`` are tables of the
+    pairs of alpha and beta that were tried for edits.
+    """
+    probe_result_storage()
+    place = workspace or f"{parent(manifest, 3)}/workspace"
+    page = steps.page(manifest, place, evaluations or [], choices or [])
+    create_link_artifact(public_url(page), link_text="report page", key="report-batch-page", description=page)
+    return page

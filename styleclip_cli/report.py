@@ -1,0 +1,32 @@
+"""The command that writes the page of a batch anew."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from styleclip_cli.shared import Verbose, Workers, prepare, with_progress
+
+
+def report(
+    manifest: Annotated[str, typer.Option(help="URI of a batch's manifest.parquet")],
+    evaluation: Annotated[
+        list[str] | None,
+        typer.Option(help="URI of a table of further scores; those beside the manifest are found"),
+    ] = None,
+    choice: Annotated[
+        list[str] | None, typer.Option(help="URI of a table of the alphas and betas tried for an edit")
+    ] = None,
+    workspace: Annotated[str, typer.Option(help="Folder for artifacts [default: OUT/workspace]")] = "",
+    workers: Workers = 0,
+    verbose: Verbose = False,
+) -> None:
+    """Write the page of a batch that was edited before."""
+    prepare(workers, verbose)
+    from flows.report_batch import report_batch as flow
+    from tasks.storage import is_local, local_path
+
+    place = str(local_path(manifest).absolute()) if is_local(manifest) else manifest
+    page = with_progress(lambda: flow(place, evaluation or [], workspace, choice or []))
+    typer.echo(f"report page    {page}")

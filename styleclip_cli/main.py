@@ -14,7 +14,7 @@ import typer
 from pydantic import ValidationError
 
 import data
-from styleclip_cli import exchange, faces
+from styleclip_cli import exchange, faces, quality
 from styleclip_cli.models import app as models_app
 from styleclip_cli.shared import (
     PivotalLocality,
@@ -419,6 +419,7 @@ def _finish(result: Any) -> None:  # noqa: ANN401
 
 app.command()(faces.align)
 app.command()(faces.paste)
+quality.register(app)
 
 
 def run() -> None:

@@ -1,0 +1,108 @@
+"""Commands that look: evaluate edits, score a bucket, inspect prompts and channels."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+import data
+from styleclip_cli.shared import Verbose, Workers, console, prepare, summarize, with_progress
+
+ShardSize = Annotated[int, typer.Option(min=1, help="Images per shard, on average")]
+Templates = Annotated[str, typer.Option(help="Prompt templates: styleclip-79, imagenet-80 or none")]
+Attributes = Annotated[
+    str,
+    typer.Option(
+        help="URI of a YAML or JSON list of attributes (name, positive, negative, group); for faces, or of "
+        "the embedded world, if not given"
+    ),
+]
+
+
+def print_table(header: list[str], lines: list[list[str]]) -> None:
+    """Print a table to people; the last line of a command, on stdout, is for programs."""
+    table = Table(*header)
+    for line in lines:
+        table.add_row(*line)
+    console.print(table)
+
+
+def evaluate(
+    manifest: Annotated[str, typer.Option(help="URI of the manifest.parquet of a batch of edits")],
+    clip: Annotated[
+        str, typer.Option(help="CLIP name (ViT-B/16) or URI; best another than made the edits [see below]")
+    ] = "",
+    identity: Annotated[str, typer.Option(help="URI of an identity network; not scored without")] = "",
+    perceptual: Annotated[
+        str,
+        typer.Option(help="URI of AlexNet's or VGG16's published weights, for LPIPS; not measured without"),
+    ] = "",
+    attributes: Attributes = "",
+    templates: Templates = "styleclip-79",
+    compare_with: Annotated[
+        str, typer.Option(help="What edited images are compared with: inversion or photograph")
+    ] = "inversion",
+    out: Annotated[
+        str, typer.Option(help="What the manifest's output keys are relative to [default: found from it]")
+    ] = "",
+    workspace: Annotated[
+        str, typer.Option(help="Workspace the edits were made with [default: OUT/workspace]")
+    ] = "",
+    shard_size: ShardSize = 16,
+    workers: Workers = 0,
+    verbose: Verbose = False,
+) -> None:
+    """Score every edit of a manifest: CLIP, identity, pixels, attributes; per image, and per edit.
+
+    Edits of the embedded models are judged by the embedded CLIP, identity network and attributes, if no
+    others are given; other edits by ViT-B/32.
+    """
+    prepare(workers, verbose)
+    from flows.evaluate import evaluate_edits as flow
+    from tasks.attributes import load_attributes
+    from tasks.evaluation_tables import overview
+    from tasks.settings import Comparison, Execution
+
+    embedded = made_by_embedded(manifest)
+    chosen = load_attributes(attributes or default_attributes(embedded))
+    comparison = Comparison.model_validate({"before": compare_with, "templates": templates})
+    judges = chosen_judges(clip, identity, perceptual, embedded)
+    execution = Execution(shard_size=shard_size)
+    result = with_progress(lambda: flow(manifest, chosen, judges, comparison, out, workspace, execution))
+    summarize(result)
+    print_table(*overview(result.evaluation))
+    typer.echo(f"evaluation  {result.evaluation.evaluation}")
+    typer.echo(f"summary     {result.evaluation.summary}")
+
+
+def made_by_embedded(manifest: str) -> bool:
+    """Return whether the embedded generator drew the edits of a manifest."""
+    from styleclip_core.files.checkpoint import file_sha256
+    from tasks.artifacts import read_provenance
+
+    return read_provenance(manifest).generator == file_sha256(data.GENERATOR)
+
+
+def default_attributes(embedded: bool) -> str:
+    """Return the list of attributes to use where none is given."""
+    from tasks.attributes import FACES
+
+    return str(data.ATTRIBUTES) if embedded else FACES
+
+
+def chosen_judges(clip: str, identity: str, perceptual: str, embedded: bool) -> Any:  # noqa: ANN401
+    """Return the networks that evaluate: the embedded ones for edits of the embedded models."""
+    from tasks.settings import Judges
+
+    return Judges(
+        clip=clip or (str(data.CLIP) if embedded else "ViT-B/32"),
+        identity=identity or (str(data.IDENTITY) if embedded else None),
+        perceptual=perceptual or None,
+    )
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(evaluate)

@@ -31,9 +31,7 @@ def print_table(header: list[str], lines: list[list[str]]) -> None:
 
 def evaluate(
     manifest: Annotated[str, typer.Option(help="URI of the manifest.parquet of a batch of edits")],
-    clip: Annotated[
-        str, typer.Option(help="CLIP name (ViT-B/16) or URI; best another than made the edits [see below]")
-    ] = "",
+    clip: Annotated[str, typer.Option(help="CLIP name (ViT-B/16) or URI; best one that made no edit")] = "",
     identity: Annotated[str, typer.Option(help="URI of an identity network; not scored without")] = "",
     perceptual: Annotated[
         str,
@@ -77,6 +75,70 @@ def evaluate(
     typer.echo(f"summary     {result.evaluation.summary}")
 
 
+def score(
+    images: Annotated[str, typer.Option(help="URI of the prefix with images")],
+    out: Annotated[str, typer.Option(help="URI of the prefix for the results")],
+    prompts: Annotated[
+        str,
+        typer.Option(
+            help="URI of a YAML or JSON list of prompts: texts that exclude each other, or entries with "
+            "name, prompt, negative, group; a list of attributes will do"
+        ),
+    ] = "",
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="A prompt; may be repeated, instead of --prompts")
+    ] = None,
+    labels: Annotated[
+        str,
+        typer.Option(
+            help="URI of what is known of the images, .csv or .parquet: a column image_key, and a column for "
+            "each prompt (1, 0) or group (name); adds accuracy and AUC"
+        ),
+    ] = "",
+    clip: Annotated[
+        str, typer.Option(help="CLIP name (ViT-B/32) or URI; 'embedded' for the embedded world's")
+    ] = "ViT-B/32",
+    templates: Templates = "styleclip-79",
+    workspace: Annotated[str, typer.Option(help="Folder for artifacts [default: OUT/workspace]")] = "",
+    shard_size: ShardSize = 256,
+    workers: Workers = 0,
+    verbose: Verbose = False,
+) -> None:
+    """Score every image under a prefix with every prompt, by CLIP alone (zero-shot)."""
+    prepare(workers, verbose)
+    from flows.score_images import score_images as flow
+    from tasks.labels import LabelPrompt, load_prompts
+    from tasks.settings import Execution, SettingsError
+
+    if bool(prompts) == bool(prompt):
+        raise SettingsError("say what to look for: --prompts with a file, or --prompt, one of them")
+    wanted = load_prompts(prompts) if prompts else [LabelPrompt(prompt=each) for each in prompt or ()]
+    network = str(data.CLIP) if clip == "embedded" else clip
+    execution = Execution(shard_size=shard_size)
+    result = with_progress(
+        lambda: flow(images, wanted, out, network, labels, templates, workspace, execution)
+    )
+    summarize(result)
+    if result.scores.accuracy:
+        _print_accuracy(result.scores.accuracy)
+        typer.echo(f"accuracy  {result.scores.accuracy}")
+    typer.echo(f"scores    {result.scores.scores}")
+
+
+def _print_accuracy(uri: str) -> None:
+    from tasks.artifacts import read_table
+
+    lines = [
+        [
+            row["label"] or f"all of {row['group']}", str(row["n"]), str(row["positives"]),
+            f"{row['accuracy']:.3f} ± {row['standard_error']:.3f}",
+            "" if row["auc"] is None else f"{row['auc']:.4f}",
+        ]
+        for row in read_table(uri).to_pylist()
+    ]  # fmt: skip
+    print_table(["label", "images", "where it holds", "accuracy", "AUC"], lines)
+
+
 def made_by_embedded(manifest: str) -> bool:
     """Return whether the embedded generator drew the edits of a manifest."""
     from styleclip_core.files.checkpoint import file_sha256
@@ -106,3 +168,4 @@ def chosen_judges(clip: str, identity: str, perceptual: str, embedded: bool) -> 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command()(evaluate)
+    app.command()(score)

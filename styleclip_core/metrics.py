@@ -86,3 +86,20 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float, int]:
         return math.nan, math.nan, 0
     error = stdev(finite) / math.sqrt(len(finite)) if len(finite) > 1 else math.nan
     return fmean(finite), error, len(finite)
+
+
+def area_under_curve(scores: Tensor, holds: Tensor) -> float:
+    """Return the area under the receiver operating characteristic, 0..1; ties count half.
+
+    NaN where all items hold, or none does.
+
+    Args:
+        scores: Higher where the label should hold, ``[B]``.
+        holds: Whether it does, ``[B]`` bool.
+    """
+    from torchmetrics.functional.classification import binary_auroc  # seconds to import
+
+    if not 0 < int(holds.sum()) < len(holds):
+        return math.nan
+    order = scores.double().unique(return_inverse=True)[1]  # ranks: torchmetrics squashes what is not in 0..1
+    return float(binary_auroc(order / order.max().clamp(min=1), holds.long()))

@@ -1,6 +1,7 @@
 """Evaluations of manifests: scores checked against the images themselves, resumed, with what failed."""
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
@@ -132,7 +133,7 @@ def test_agreement_is_that_of_consecutive_strengths(edited, judges, rows):
     mine = rows[(rows.edit == "grey") & (rows.image_key == "p1.png")].set_index("alpha")
     seen = {alpha: pictures(edited, judges, row)[1] for alpha, row in mine.iterrows()}
     way = [seen[-1.0][1], seen[1.0][0], seen[1.0][1], seen[3.0][1]]
-    steps = [F.normalize(b - a, dim=0) @ direction for a, b in zip(way, way[1:], strict=False)]
+    steps = [(F.normalize(b - a, dim=0) @ direction).item() for a, b in pairwise(way)]
     assert mine.loc[[-1.0, 1.0, 3.0]].agreement.tolist() == pytest.approx(steps, abs=1e-4)
     assert mine.loc[1.0].agreement == pytest.approx(mine.loc[1.0].directional, abs=1e-5)
 
@@ -245,7 +246,8 @@ def test_failed_rows_get_the_variants_that_their_image_lacks():
         shared = {"edit": "e", "method": "global", "neutral": "n", "target": "t", "beta": 0.1, "top_k": None}
         steps = [{"neutral": "n", "target": "t1"}, {"neutral": "n", "target": "t2"}] if folder else None
         return {
-            **shared, "image_key": image, "alpha": alpha, "strength": None, "settings": settings, "steps": steps,
+            **shared, "image_key": image, "alpha": alpha, "strength": None, "settings": settings,
+            "steps": steps,
             "output_key": key, "status": status, "error_type": None, "error": None,
         }  # fmt: skip
 

@@ -50,6 +50,7 @@ def edit_images(
         styles, sampled = steps.sample(models, hashes, sampling, place, device)
         done.append(steps.counts(sampled))
     prepared = steps.directions(variants, found, models, hashes, place, device, others, styles, instant)
+    diagnosis = steps.diagnose(prepared, models, hashes, place, device)
     inverted, summary = steps.invert(index, place, models, hashes, inversion, device)
     done.append(steps.counts(summary))
     plans, edited = steps.edit(prepared, index, inverted, out, place, device)
@@ -59,5 +60,7 @@ def edit_images(
         styles=styles,
         table=found,
         latents=inverted.folder,
+        diagnosis=diagnosis,
+        step_similarity=steps.compare(plans, index, device),
         report=steps.report(plans, index, done),
     )

@@ -8,13 +8,26 @@ from __future__ import annotations
 from typing import Any, cast
 
 from prefect import unmapped
+from prefect.artifacts import create_markdown_artifact
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import BaseModel, ConfigDict
 
-from tasks import editing, images, inversion, mappers, models, relevance, reports, sampling
+from tasks import (
+    diagnostics,
+    editing,
+    images,
+    inversion,
+    mappers,
+    models,
+    relevance,
+    reports,
+    sampling,
+    step_similarity,
+)
 from tasks.caching import probe_result_storage
+from tasks.diagnostics import DiagnosisRef
 from tasks.directions import PreparedStep, TableRef, check_edit, compute_direction, find_table
 from tasks.edits import EditVariant, RelevanceSource, StepVariant
 from tasks.identity import ModelHashes, identify_models
@@ -65,6 +78,8 @@ class RunResult(BaseModel):
     table: TableRef | None = None
     latents: str = ""
     report: ReportRef | None = None
+    diagnosis: DiagnosisRef | None = None
+    step_similarity: str = ""
     mappers: list[MapperRef] = []
 
 
@@ -225,6 +240,25 @@ def directions(
         PreparedEdit(variant=variant, steps=[prepared[step] for step in variant.steps])
         for variant in variants
     ]
+
+
+def diagnose(
+    prepared: list[PreparedEdit], chosen: Models, hashes: ModelHashes, workspace: str, device: str
+) -> DiagnosisRef:
+    """Style directions -> what they say of the batch, with a warning for prompts that nearly coincide."""
+    found = diagnostics.diagnose_edits(prepared, chosen, hashes, workspace, device)
+    create_markdown_artifact(
+        diagnostics.markdown(found), key="prompts", description="what the prompts will do"
+    )
+    for line in diagnostics.warnings(found.correlations):
+        get_run_logger().warning(line)
+    return found
+
+
+def compare(plans: list[editing.EditPlan], listed: ImageIndex, device: str) -> str:
+    """Edits whose steps depend on the image -> how alike those are; empty where there are none."""
+    chosen = step_similarity.comparable(plans)
+    return step_similarity.compare_steps(chosen, listed, device) if chosen else ""
 
 
 def train(

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 import data
-from styleclip_cli.shared import Verbose, Workers, console, prepare, summarize, with_progress
+from styleclip_cli.shared import Verbose, Workers, chosen_models, console, prepare, summarize, with_progress
 
 ShardSize = Annotated[int, typer.Option(min=1, help="Images per shard, on average")]
 Templates = Annotated[str, typer.Option(help="Prompt templates: styleclip-79, imagenet-80 or none")]
@@ -19,6 +19,20 @@ Attributes = Annotated[
         "the embedded world, if not given"
     ),
 ]
+
+
+WorkspaceOrTable = Annotated[
+    str, typer.Option(help="Folder for artifacts; a table that is not there is built in it [default: TABLE]")
+]
+TableFolder = Annotated[
+    str, typer.Option(help="Folder with relevance.parquet, instead of a table in the workspace")
+]
+Generator = Annotated[str, typer.Option(help="URI of the StyleGAN2 weights; the embedded model if not given")]
+Clip = Annotated[str, typer.Option(help="CLIP name (ViT-B/32) or URI; the embedded model if not given")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the table's codes")]
+Psi = Annotated[float, typer.Option(min=0.01, max=1, help="Truncation of the table's codes, 1 for none")]
+Statistics = Annotated[int, typer.Option(min=2, help="Codes behind mean and deviation")]
+Samples = Annotated[int, typer.Option(min=1, help="Codes behind each row of the table")]
 
 
 def print_table(header: list[str], lines: list[list[str]]) -> None:
@@ -139,6 +153,119 @@ def _print_accuracy(uri: str) -> None:
     print_table(["label", "images", "where it holds", "accuracy", "AUC"], lines)
 
 
+def prompts(
+    edits: Annotated[str, typer.Option(help="URI of a YAML or JSON list of edits, as for `edit`")],
+    workspace: WorkspaceOrTable = "",
+    table: TableFolder = "",
+    generator: Generator = "",
+    clip: Clip = "",
+    seed: Seed = 5,
+    psi: Psi = 0.7,
+    statistics: Statistics = 100_000,
+    samples: Samples = 100,
+    workers: Workers = 0,
+    verbose: Verbose = False,
+) -> None:
+    """Say what the prompts of an edit file will do: channels, pictures, pairs that nearly coincide."""
+    prepare(workers, verbose)
+    from flows.inspect_prompts import inspect_prompts as flow
+    from tasks import diagnostics
+    from tasks.edits import load_edits
+
+    wanted = load_edits(edits)
+    result = with_progress(
+        lambda: flow(
+            chosen_models(generator, clip), wanted, workspace or _beside(table),
+            *_table_settings(seed, psi, statistics, samples), table=table,
+        )
+    )  # fmt: skip
+    summarize(result)
+    found = result.diagnosis
+    print_table(*diagnostics.overview(found))
+    for line in diagnostics.warnings(found.correlations):
+        console.print(f"nearly the same: {line}", markup=False, soft_wrap=True)
+    typer.echo(f"prompts       {found.prompts}")
+    typer.echo(f"channels      {found.channels}")
+    typer.echo(f"correlations  {found.correlations}")
+    typer.echo(f"pictures      {found.pictures}")
+
+
+def channels(
+    target: Annotated[
+        str, typer.Option(help="What images should become; lists and draws the strongest channels")
+    ] = "",
+    neutral: Annotated[str, typer.Option(help="What the target is compared with")] = "face",
+    count: Annotated[int, typer.Option(min=1, help="Channels to list and draw")] = 12,
+    channel: Annotated[
+        str, typer.Option(help="A channel, e.g. b16.conv1.42; lists the attributes it is nearest to")
+    ] = "",
+    attributes: Attributes = "",
+    templates: Templates = "styleclip-79",
+    workspace: WorkspaceOrTable = "",
+    table: TableFolder = "",
+    generator: Generator = "",
+    clip: Clip = "",
+    seed: Seed = 5,
+    psi: Psi = 0.7,
+    statistics: Statistics = 100_000,
+    samples: Samples = 100,
+    workers: Workers = 0,
+    verbose: Verbose = False,
+) -> None:
+    """Look into the relevance table: channels of a prompt, or prompts of a channel, with pictures."""
+    prepare(workers, verbose)
+    from flows.explore_channels import Question
+    from flows.explore_channels import explore_channels as flow
+    from tasks.attributes import load_attributes
+
+    question = Question(target=target, neutral=neutral, count=count, channel=channel, templates=templates)
+    listed = load_attributes(attributes or default_attributes(not generator))
+    result = with_progress(
+        lambda: flow(
+            chosen_models(generator, clip), question, workspace or _beside(table), listed,
+            *_table_settings(seed, psi, statistics, samples), table=table,
+        )
+    )  # fmt: skip
+    summarize(result)
+    _print_exploration(result.found.table)
+    typer.echo(f"table    {result.found.table}")
+    typer.echo(f"picture  {result.found.picture}")
+
+
+def _print_exploration(uri: str) -> None:
+    from tasks.artifacts import read_table
+
+    rows = read_table(uri).to_pylist()
+    if "attribute" in rows[0]:
+        header = ["attribute", "positive", "negative", "cosine"]
+        lines = [
+            [row["attribute"], row["positive"], row["negative"], f"{row['cosine']:+.3f}"] for row in rows[:12]
+        ]
+    else:
+        header = ["channel", "relevance", "consistency", "standard error"]
+        names = ("relevance", "consistency", "standard_error")
+        lines = [[row["name"], *(f"{row[name]:+.3f}" for name in names)] for row in rows]
+    print_table(header, lines)
+
+
+def _beside(table: str) -> str:
+    """Return where to write if no workspace is given: beside the table."""
+    from tasks.settings import SettingsError
+
+    if not table:
+        raise SettingsError(
+            "give --table with the folder of a relevance table, or --workspace to build one in"
+        )
+    return f"{table.rstrip('/')}/explorations"
+
+
+def _table_settings(seed: int, psi: float, statistics: int, samples: int) -> tuple[Any, Any]:
+    from tasks.settings import Relevance, Sampling
+
+    sampling = Sampling(seed=seed, truncation_psi=psi, statistics=statistics, codes=samples)
+    return sampling, Relevance(samples=samples)
+
+
 def made_by_embedded(manifest: str) -> bool:
     """Return whether the embedded generator drew the edits of a manifest."""
     from styleclip_core.files.checkpoint import file_sha256
@@ -169,3 +296,5 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command()(evaluate)
     app.command()(score)
+    app.command()(prompts)
+    app.command()(channels)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from flows import steps
 from tasks import evaluation, models
-from tasks.attributes import AttributePrompts
+from tasks.attributes import FACES, AttributePrompts, load_attributes
 from tasks.caching import probe_result_storage
 from tasks.evaluation import EvaluationRef
 from tasks.evaluation_tables import gather_evaluation, markdown
@@ -33,7 +33,7 @@ class EvaluationResult(BaseModel):
 @flow(name="evaluate-edits", task_runner=steps.task_runner(), persist_result=True)
 def evaluate_edits(
     manifest: str,
-    attributes: list[AttributePrompts],
+    attributes: tuple[AttributePrompts, ...] = (),
     judges: Judges = Judges(),
     comparison: Comparison = Comparison(),
     out: str = "",
@@ -42,9 +42,10 @@ def evaluate_edits(
 ) -> EvaluationResult:
     """Score every edit of a manifest; what an earlier run scored is found and kept.
 
-    ``out`` is what the manifest's output keys are relative to, ``workspace`` where the edits were made;
-    both are found where `edit` leaves them, if they are not given.
+    ``attributes`` are those of faces, if none are given. ``out`` is what the manifest's output keys are
+    relative to, ``workspace`` where the edits were made; both are found where `edit` leaves them.
     """
+    listed = list(attributes) or load_attributes(FACES)
     out = out or place_of(manifest)
     workspace = workspace or f"{out.rstrip('/')}/workspace"
     device = models.pick_device(execution)
@@ -55,7 +56,7 @@ def evaluate_edits(
         raise SettingsError(f"{manifest} does not say where its photographs lie; compare with inversions")
     drawn = comparison.before == "inversion"
     before = find_inversions(index, workspace) if drawn else index.photographs
-    planned = evaluation.plan_evaluation(index, judges, comparison, attributes, before, workspace, device)
+    planned = evaluation.plan_evaluation(index, judges, comparison, listed, before, workspace, device)
     futures = [evaluation.evaluate_shard.submit(planned, shard, device) for shard in index.shards]
     summary = gather("evaluate-edits", futures)
     written = gather_evaluation(planned, device)

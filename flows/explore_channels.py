@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flows import steps
 from tasks import exploration
-from tasks.attributes import AttributePrompts
+from tasks.attributes import FACES, AttributePrompts, load_attributes
 from tasks.edits import StepVariant
 from tasks.exploration import ExplorationRef
 from tasks.settings import Execution, Models, Relevance, Sampling, Settings, SettingsError, TemplateSet
@@ -41,13 +41,16 @@ def explore_channels(
     models: Models,
     question: Question,
     workspace: str,
-    attributes: list[AttributePrompts],
+    attributes: tuple[AttributePrompts, ...] = (),
     sampling: Sampling = Sampling(),
     relevance: Relevance = Relevance(),
     execution: Execution = Execution(),
     table: str = "",
 ) -> Answer:
-    """List and draw channels of a prompt, or the ``attributes`` that a channel is nearest to."""
+    """List and draw channels of a prompt, or the attributes that a channel is nearest to.
+
+    ``attributes`` are those of faces, if none are given.
+    """
     if bool(question.target) == bool(question.channel):
         raise SettingsError("give a target, or a channel, one of them")
     hashes, device = steps.begin(models, execution)
@@ -57,5 +60,6 @@ def explore_channels(
         prompt = StepVariant(neutral=question.neutral, target=question.target, templates=question.templates)
         found = exploration.explore_target(prompt, question.count, *where)
     else:
-        found = exploration.explore_channel(question.channel, attributes, question.templates, *where)
+        listed = list(attributes) or load_attributes(FACES)
+        found = exploration.explore_channel(question.channel, listed, question.templates, *where)
     return Answer(steps=done, found=found)

@@ -78,7 +78,7 @@ def evaluate(
     from tasks.settings import Comparison, Execution
 
     embedded = made_by_embedded(manifest)
-    chosen = load_attributes(attributes or default_attributes(embedded))
+    chosen = tuple(load_attributes(attributes or default_attributes(embedded)))
     comparison = Comparison.model_validate({"before": compare_with, "templates": templates})
     judges = chosen_judges(clip, identity, perceptual, embedded)
     execution = Execution(shard_size=shard_size)
@@ -219,7 +219,7 @@ def channels(
     from tasks.attributes import load_attributes
 
     question = Question(target=target, neutral=neutral, count=count, channel=channel, templates=templates)
-    listed = load_attributes(attributes or default_attributes(not generator))
+    listed = tuple(load_attributes(attributes or default_attributes(not generator)))
     result = with_progress(
         lambda: flow(
             chosen_models(generator, clip), question, workspace or _beside(table), listed,

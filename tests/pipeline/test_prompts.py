@@ -120,7 +120,7 @@ def test_channels_of_a_prompt_and_prompts_of_a_channel(network_files, inspected,
     cosines = {row["attribute"]: row["cosine"] for row in nearest}
     assert cosines["hat"] == pytest.approx(listed[0]["relevance"], abs=1e-5)
     assert abs(nearest[0]["cosine"]) >= abs(nearest[1]["cosine"])
-    with pytest.raises(LayoutMismatchError, match="no editable style channel is called 'b4.nothing.3'"):
+    with pytest.raises(LayoutMismatchError, match=r"is called 'b4\.nothing\.3'"):
         explore_channels(models, Question(channel="b4.nothing.3"), str(workspace), attributes, **TABLE)
     with pytest.raises(SettingsError, match="one of them"):
         explore_channels(models, Question(), str(workspace), **TABLE)

@@ -240,12 +240,9 @@ def overview(written: EvaluationRef) -> tuple[list[str], list[list[str]]]:
     lines = []
     for mine in _grouped([row for row in table if row["variant"] and not row["attribute"]], "variant"):
         values = {row["metric"]: row for row in mine}
-        settings = [
-            f"{name} {mine[0][name]:g}" for name in ("alpha", "strength", "beta", "top_k") if mine[0][name]
-        ]
         cells = [_cell(values.get(name)) for name in columns]
         counts = [str(max(row["n"] for row in mine)), str(mine[0]["failed"])]
-        lines.append([f"{mine[0]['edit']} ({', '.join(settings) or mine[0]['method']})", *cells, *counts])
+        lines.append([mine[0]["variant"].rsplit("_", 1)[0], *cells, *counts])  # without its hash
     return ["edit", *columns, "n", "failed"], lines
 
 

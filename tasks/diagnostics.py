@@ -55,7 +55,7 @@ from tasks.storage import exists, join, write_bytes_atomic
 STEP, VERSION = "diagnose-prompts", "1"
 BETAS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
 SIGMAS = (-5.0, 0.0, 5.0)  # the paper's size of a move
-SIGMA_NAMES = [f"{sigma:+g}σ" if sigma else "as it is" for sigma in SIGMAS]
+SIGMA_NAMES = [f"{sigma:+g} sigma" if sigma else "as it is" for sigma in SIGMAS]
 _PORTRAITS, _STRONGEST, _SEED = 3, 8, 5
 PROMPTS_SCHEMA = pa.schema([
     ("neutral", pa.string()), ("target", pa.string()), ("templates", pa.string()), ("method", pa.string()),

@@ -64,6 +64,7 @@ def edit_images(
         styles, sampled = steps.sample(models, hashes, sampling, place, device)
         done.append(steps.counts(sampled))
     prepared = steps.directions(variants, found, models, hashes, place, device, others, styles, instant)
+    diagnosis = steps.diagnose(prepared, models, hashes, place, device)
     plans, summaries = steps.invert_and_edit(prepared, index, out, place, models, hashes, inversion, device)
     done += [steps.counts(summary) for summary in summaries]
     return steps.RunResult(
@@ -71,5 +72,7 @@ def edit_images(
         styles=styles,
         table=found,
         latents=plans[0].inversion.folder,
+        diagnosis=diagnosis,
+        step_similarity=steps.compare(plans, index, device),
         report=steps.report(plans, index, place, done),
     )

@@ -9,15 +9,29 @@ from collections.abc import Sequence
 from typing import Any
 
 from prefect import Task, runtime, unmapped
+from prefect.artifacts import create_markdown_artifact
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict
 
 from flows import engine
 from flows.engine import task_runner as task_runner  # flows take it from here
-from tasks import editing, images, inversion, mappers, models, nights, relevance, reports, sampling
+from tasks import (
+    diagnostics,
+    editing,
+    images,
+    inversion,
+    mappers,
+    models,
+    nights,
+    relevance,
+    reports,
+    sampling,
+    step_similarity,
+)
 from tasks.artifacts import read_provenance, read_table
 from tasks.caching import probe_result_storage
+from tasks.diagnostics import DiagnosisRef
 from tasks.directions import PreparedStep, TableRef, check_edit, compute_direction, find_table
 from tasks.edits import EditVariant, RelevanceSource, StepVariant
 from tasks.identity import ModelHashes, identify_models
@@ -75,6 +89,8 @@ class RunResult(BaseModel):
     table: TableRef | None = None
     latents: str = ""
     report: ReportRef | None = None
+    diagnosis: DiagnosisRef | None = None
+    step_similarity: str = ""
     mappers: list[MapperRef] = []
 
 
@@ -277,6 +293,25 @@ def directions(
         PreparedEdit(variant=variant, steps=[prepared[step] for step in variant.steps])
         for variant in variants
     ]
+
+
+def diagnose(
+    prepared: list[PreparedEdit], chosen: Models, hashes: ModelHashes, workspace: str, device: str
+) -> DiagnosisRef:
+    """Style directions -> what they say of the batch, with a warning for prompts that nearly coincide."""
+    found = diagnostics.diagnose_edits(prepared, chosen, hashes, workspace, device)
+    create_markdown_artifact(
+        diagnostics.markdown(found), key="prompts", description="what the prompts will do"
+    )
+    for line in diagnostics.warnings(found.correlations):
+        get_run_logger().warning(line)
+    return found
+
+
+def compare(plans: list[editing.EditPlan], listed: ImageIndex, device: str) -> str:
+    """Edits whose steps depend on the image -> how alike those are; empty where there are none."""
+    chosen = step_similarity.comparable(plans)
+    return step_similarity.compare_steps(chosen, listed, device) if chosen else ""
 
 
 def train(

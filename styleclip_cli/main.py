@@ -14,7 +14,7 @@ import typer
 from pydantic import ValidationError
 
 import data
-from styleclip_cli import exchange, faces, report, server
+from styleclip_cli import exchange, faces, quality, report, server
 from styleclip_cli.models import app as models_app
 from styleclip_cli.shared import (
     PivotalLocality,
@@ -422,6 +422,7 @@ app.command()(faces.paste)
 app.command("setup-server")(server.setup_server)
 app.command("server-metrics")(server.server_metrics)
 app.command()(report.report)
+quality.register(app)
 
 
 def run() -> None:

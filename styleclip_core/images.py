@@ -102,6 +102,20 @@ def fit(image: Image.Image, height: int, width: int) -> Tensor:
     return from_uint8(np.asarray(part)[None])[0]
 
 
+def centre_square(image: Image.Image, side: int) -> Tensor:
+    """Scale an RGB image until its short side fits and cut out its middle, ``[3, side, side]`` in -1..1.
+
+    As CLIP prepares photographs: bicubic, then the crop.
+    """
+    short, long = sorted(image.size)
+    scaled = int(side * long / short)
+    size = (side, scaled) if image.width <= image.height else (scaled, side)
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    left, top = (round((extent - side) / 2) for extent in size)
+    return from_uint8(np.asarray(image.crop((left, top, left + side, top + side)))[None])[0]
+
+
 def pad_square(image: Tensor) -> Tensor:
     """Put images ``[B, 3, H, W]`` in -1..1 in the middle of a gray square of their longer side.
 

@@ -107,6 +107,27 @@ class Models(Settings):
     )
 
 
+class Judges(Settings):
+    """The networks that evaluate edits; they need not be those that made them."""
+
+    clip: str = Field("ViT-B/32", description="CLIP name, or URI of its weights; best one that made no edit")
+    identity: str | None = Field(
+        None, description="URI of an identity network (model_ir_se50.pth); none scores no identity"
+    )
+    perceptual: str | None = Field(
+        None, description="URI of AlexNet's or VGG16's published weights, for LPIPS; none measures no LPIPS"
+    )
+
+
+class Comparison(Settings):
+    """What an evaluation compares, and how prompts are embedded."""
+
+    before: Literal["inversion", "photograph"] = Field(
+        "inversion", description="What edited images are compared with: what the generator drew, or the file"
+    )
+    templates: TemplateSet = Field("styleclip-79", description="Prompt templates, for every edit the same")
+
+
 class Execution(Settings):
     """How the work is run; none of it changes a result."""
 

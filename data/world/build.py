@@ -93,6 +93,7 @@ def install(build: Path) -> None:
         shutil.copy(build / target.name, target)
     factors = photographs.held_out_factors(photographs.PHOTOGRAPH_SEED, photographs.COUNT)
     photographs.write_photographs(data.PHOTOGRAPHS, factors)
+    photographs.write_labels(data.PHOTOGRAPHS, factors)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from data.world.captions import ATTRIBUTES
 from data.world.dataset import Z_DIM
 from data.world.renderer import FACTORS, factors_of, render, strengths
 from styleclip_core.images import encode_png
@@ -33,6 +35,17 @@ def write_photographs(folder: Path, factors: Tensor) -> None:
     columns |= {name: factors[:, index].numpy() for index, name in enumerate(FACTORS)}
     columns |= {f"{name}_strength": shown[:, index].numpy() for index, name in enumerate(FACTORS)}
     pq.write_table(pa.table(columns), folder / "factors.parquet", compression="zstd")
+
+
+def write_labels(folder: Path, factors: Tensor) -> None:
+    """Write which attributes hold of every portrait as ``labels.csv``, 1 or 0, a column for each."""
+    shown = strengths(factors)
+    columns = {each.name.replace("_", " "): each.test(shown).int().tolist() for each in ATTRIBUTES}
+    with (folder / "labels.csv").open("w", newline="") as stream:
+        rows = csv.writer(stream, lineterminator="\n")
+        rows.writerow(["image_key", *columns])
+        for index, values in enumerate(zip(*columns.values(), strict=True)):
+            rows.writerow([f"portrait-{index:03d}.png", *values])
 
 
 def read_factors(folder: Path) -> dict[str, Tensor]:

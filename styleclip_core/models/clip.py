@@ -64,6 +64,11 @@ class ClipModel:
         self._image_tower = fold_batch_norm(cast(nn.Module, self.model.visual))
         self.embedding_dim = int(cast(Tensor, model.text_projection).shape[1])
 
+    @property
+    def logit_scale(self) -> float:
+        """Return CLIP's temperature: what cosines are multiplied by before a softmax (100 in OpenAI's)."""
+        return float(cast(Tensor, self.model.logit_scale).exp())
+
     def preprocess(self, image: Tensor) -> Tensor:
         """Resize, crop and normalize as CLIP does.
 

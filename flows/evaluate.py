@@ -1,0 +1,64 @@
+"""Evaluate the edits that a manifest lists.
+
+manifest -> shards of images with all their edits -> scores -> evaluation, summary per edit
+unedited images --------------------------------------^
+"""
+
+from __future__ import annotations
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from pydantic import BaseModel, ConfigDict
+
+from flows import steps
+from tasks import evaluation, models
+from tasks.attributes import FACES, AttributePrompts, load_attributes
+from tasks.caching import probe_result_storage
+from tasks.evaluation import EvaluationRef
+from tasks.evaluation_tables import gather_evaluation, markdown
+from tasks.manifest_items import find_inversions, index_edits, place_of
+from tasks.progress import gather
+from tasks.settings import Comparison, Execution, Judges, SettingsError
+
+
+class EvaluationResult(BaseModel):
+    """What an evaluation did, and where its tables lie."""
+
+    model_config = ConfigDict(frozen=True)
+
+    steps: list[steps.StepCounts]
+    evaluation: EvaluationRef
+
+
+@flow(name="evaluate-edits", task_runner=steps.task_runner(), persist_result=True)
+def evaluate_edits(
+    manifest: str,
+    attributes: tuple[AttributePrompts, ...] = (),
+    judges: Judges = Judges(),
+    comparison: Comparison = Comparison(),
+    out: str = "",
+    workspace: str = "",
+    execution: Execution = Execution(),
+) -> EvaluationResult:
+    """Score every edit of a manifest; what an earlier run scored is found and kept.
+
+    ``attributes`` are those of faces, if none are given. ``out`` is what the manifest's output keys are
+    relative to, ``workspace`` where the edits were made; both are found where `edit` leaves them.
+    """
+    listed = list(attributes) or load_attributes(FACES)
+    out = out or place_of(manifest)
+    workspace = workspace or f"{out.rstrip('/')}/workspace"
+    device = models.pick_device(execution)
+    models.share_cores(device)
+    probe_result_storage()
+    index = index_edits(manifest, out, workspace, execution.shard_size)
+    if comparison.before == "photograph" and not index.photographs:
+        raise SettingsError(f"{manifest} does not say where its photographs lie; compare with inversions")
+    drawn = comparison.before == "inversion"
+    before = find_inversions(index, workspace) if drawn else index.photographs
+    planned = evaluation.plan_evaluation(index, judges, comparison, listed, before, workspace, device)
+    futures = [evaluation.evaluate_shard.submit(planned, shard, device) for shard in index.shards]
+    summary = gather("evaluate-edits", futures)
+    written = gather_evaluation(planned, device)
+    create_markdown_artifact(markdown(written), key="evaluation", description="what the edits did")
+    return EvaluationResult(steps=[steps.counts(summary)], evaluation=written)

@@ -1,0 +1,65 @@
+"""Look into the relevance table: the strongest channels of a prompt, or the nearest prompts of a channel.
+
+seeds ----> style codes, statistics -> relevance table --+--> list, picture
+prompt, or channel and attributes -----------------------+
+"""
+
+from __future__ import annotations
+
+from prefect import flow
+from pydantic import BaseModel, ConfigDict, Field
+
+from flows import steps
+from tasks import exploration
+from tasks.attributes import FACES, AttributePrompts, load_attributes
+from tasks.edits import StepVariant
+from tasks.exploration import ExplorationRef
+from tasks.settings import Execution, Models, Relevance, Sampling, Settings, SettingsError, TemplateSet
+
+
+class Question(Settings):
+    """What to look for: a prompt's channels, or a channel's prompts."""
+
+    target: str = Field("", description="What images should become; lists the strongest channels")
+    neutral: str = Field("face", min_length=1, description="What the target is compared with")
+    count: int = Field(12, ge=1, le=200, description="Channels to list and draw")
+    channel: str = Field("", description="A channel, e.g. b16.conv1.42; lists the nearest prompts")
+    templates: TemplateSet = Field("styleclip-79", description="Prompt templates")
+
+
+class Answer(BaseModel):
+    """What a look into the table found."""
+
+    model_config = ConfigDict(frozen=True)
+
+    steps: list[steps.StepCounts]
+    found: ExplorationRef
+
+
+@flow(name="explore-channels", task_runner=steps.task_runner(), persist_result=True)
+def explore_channels(
+    models: Models,
+    question: Question,
+    workspace: str,
+    attributes: tuple[AttributePrompts, ...] = (),
+    sampling: Sampling = Sampling(),
+    relevance: Relevance = Relevance(),
+    execution: Execution = Execution(),
+    table: str = "",
+) -> Answer:
+    """List and draw channels of a prompt, or the attributes that a channel is nearest to.
+
+    ``attributes`` are those of faces, if none are given.
+    """
+    if bool(question.target) == bool(question.channel):
+        raise SettingsError("give a target, or a channel, one of them")
+    hashes, device = steps.begin(models, execution)
+    _, built, done = steps.table_for(models, hashes, sampling, relevance, workspace, device, given=table)
+    where = (built, models, hashes, workspace, device)
+    if question.target:
+        prompt = StepVariant(neutral=question.neutral, target=question.target, templates=question.templates)
+        found = exploration.explore_target(prompt, question.count, *where)
+    else:
+        listed = list(attributes) or load_attributes(FACES)
+        found = exploration.explore_channel(question.channel, listed, question.templates, *where)
+    return Answer(steps=done, found=found)

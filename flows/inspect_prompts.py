@@ -1,0 +1,53 @@
+"""Say what the prompts of an edit file will do, before anything is edited.
+
+seeds ----> style codes, statistics -> relevance table --+
+edits --------------------------------------------------> channels at every beta, strongest channels with
+                                                          pictures, pairs that nearly coincide
+"""
+
+from __future__ import annotations
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from pydantic import BaseModel, ConfigDict
+
+from flows import steps
+from tasks import diagnostics
+from tasks.diagnostics import DiagnosisRef
+from tasks.edits import Edit, all_variants
+from tasks.settings import Execution, Models, Relevance, Sampling
+
+
+class InspectionResult(BaseModel):
+    """What an inspection did, and where its tables lie."""
+
+    model_config = ConfigDict(frozen=True)
+
+    steps: list[steps.StepCounts]
+    diagnosis: DiagnosisRef
+
+
+@flow(name="inspect-prompts", task_runner=steps.task_runner(), persist_result=True)
+def inspect_prompts(
+    models: Models,
+    edits: list[Edit],
+    workspace: str,
+    sampling: Sampling = Sampling(),
+    relevance: Relevance = Relevance(),
+    execution: Execution = Execution(),
+    table: str = "",
+) -> InspectionResult:
+    """Look every prompt up in the relevance table, which is built first, or found built.
+
+    Prompts of mappers and optimizations are looked up, too: the table says what style directions would do.
+    """
+    variants = all_variants(edits)
+    hashes, device = steps.begin(models, execution)
+    chosen = steps.distinct_steps(variants)
+    steps.check_edits(variants, models, device)
+    _, found, done = steps.table_for(models, hashes, sampling, relevance, workspace, device, given=table)
+    diagnosis = diagnostics.diagnose_prompts(chosen, found, models, hashes, workspace, device)
+    create_markdown_artifact(
+        diagnostics.markdown(diagnosis), key="prompts", description="what the prompts will do"
+    )
+    return InspectionResult(steps=done, diagnosis=diagnosis)

@@ -1,0 +1,57 @@
+"""Score the images under a prefix by prompts.
+
+bucket prefix -> index in shards -> scores (a row per image, with its error if it is broken)
+labels --------------------------------> accuracy per label
+"""
+
+from __future__ import annotations
+
+from prefect import flow
+from pydantic import BaseModel, ConfigDict
+
+from flows import steps
+from tasks import image_scores, models
+from tasks.caching import probe_result_storage
+from tasks.image_scores import ScoresRef
+from tasks.labels import LabelPrompt, load_truth
+from tasks.progress import gather
+from tasks.settings import Execution, TemplateSet
+
+
+class ScoresResult(BaseModel):
+    """What a scoring did, and where its tables lie."""
+
+    model_config = ConfigDict(frozen=True)
+
+    steps: list[steps.StepCounts]
+    scores: ScoresRef
+
+
+@flow(name="score-images", task_runner=steps.task_runner(), persist_result=True)
+def score_images(
+    images: str,
+    prompts: list[LabelPrompt],
+    out: str,
+    clip: str = "ViT-B/32",
+    labels: str = "",
+    templates: TemplateSet = "styleclip-79",
+    workspace: str = "",
+    execution: Execution = Execution(),
+) -> ScoresResult:
+    """Score every image with every prompt; what an earlier run scored is found and kept.
+
+    ``labels`` is the URI of a table of what is known to be true of the images, see ``tasks.labels``.
+    """
+    place = workspace or f"{out.rstrip('/')}/workspace"
+    steps.check_places(images, out, place)
+    device = models.pick_device(execution)
+    models.share_cores(device)
+    probe_result_storage()
+    if labels:
+        load_truth(labels, prompts)  # a table of another form ends the run here, at once
+    index = steps.index(images, place, execution)
+    planned = image_scores.plan_scores(images, place, clip, prompts, templates, device)
+    futures = [image_scores.score_shard.submit(planned, shard, device) for shard in index.shards]
+    summary = gather("score-images", futures)
+    written = image_scores.gather_scores(planned, index, out, labels)
+    return ScoresResult(steps=[steps.counts(summary)], scores=written)

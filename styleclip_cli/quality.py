@@ -1,0 +1,300 @@
+"""Commands that look: evaluate edits, score a bucket, inspect prompts and channels."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+import data
+from styleclip_cli.shared import Verbose, Workers, chosen_models, console, prepare, summarize, with_progress
+
+ShardSize = Annotated[int, typer.Option(min=1, help="Images per shard, on average")]
+Templates = Annotated[str, typer.Option(help="Prompt templates: styleclip-79, imagenet-80 or none")]
+Attributes = Annotated[
+    str,
+    typer.Option(
+        help="URI of a YAML or JSON list of attributes (name, positive, negative, group); for faces, or of "
+        "the embedded world, if not given"
+    ),
+]
+
+
+WorkspaceOrTable = Annotated[
+    str, typer.Option(help="Folder for artifacts; a table that is not there is built in it [default: TABLE]")
+]
+TableFolder = Annotated[
+    str, typer.Option(help="Folder with relevance.parquet, instead of a table in the workspace")
+]
+Generator = Annotated[str, typer.Option(help="URI of the StyleGAN2 weights; the embedded model if not given")]
+Clip = Annotated[str, typer.Option(help="CLIP name (ViT-B/32) or URI; the embedded model if not given")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the table's codes")]
+Psi = Annotated[float, typer.Option(min=0.01, max=1, help="Truncation of the table's codes, 1 for none")]
+Statistics = Annotated[int, typer.Option(min=2, help="Codes behind mean and deviation")]
+Samples = Annotated[int, typer.Option(min=1, help="Codes behind each row of the table")]
+
+
+def print_table(header: list[str], lines: list[list[str]]) -> None:
+    """Print a table to people; the last line of a command, on stdout, is for programs."""
+    table = Table(*header)
+    for line in lines:
+        table.add_row(*line)
+    console.print(table)
+
+
+def evaluate(
+    manifest: Annotated[str, typer.Option(help="URI of the manifest.parquet of a batch of edits")],
+    clip: Annotated[str, typer.Option(help="CLIP name (ViT-B/16) or URI; best one that made no edit")] = "",
+    identity: Annotated[str, typer.Option(help="URI of an identity network; not scored without")] = "",
+    perceptual: Annotated[
+        str,
+        typer.Option(help="URI of AlexNet's or VGG16's published weights, for LPIPS; not measured without"),
+    ] = "",
+    attributes: Attributes = "",
+    templates: Templates = "styleclip-79",
+    compare_with: Annotated[
+        str, typer.Option(help="What edited images are compared with: inversion or photograph")
+    ] = "inversion",
+    out: Annotated[
+        str, typer.Option(help="What the manifest's output keys are relative to [default: found from it]")
+    ] = "",
+    workspace: Annotated[
+        str, typer.Option(help="Workspace the edits were made with [default: OUT/workspace]")
+    ] = "",
+    shard_size: ShardSize = 16,
+    workers: Workers = 0,
+    verbose: Verbose = False,
+) -> None:
+    """Score every edit of a manifest: CLIP, identity, pixels, attributes; per image, and per edit.
+
+    Edits of the embedded models are judged by the embedded CLIP, identity network and attributes, if no
+    others are given; other edits by ViT-B/32.
+    """
+    prepare(workers, verbose)
+    from flows.evaluate import evaluate_edits as flow
+    from tasks.attributes import load_attributes
+    from tasks.evaluation_tables import overview
+    from tasks.settings import Comparison, Execution
+
+    embedded = made_by_embedded(manifest)
+    chosen = tuple(load_attributes(attributes or default_attributes(embedded)))
+    comparison = Comparison.model_validate({"before": compare_with, "templates": templates})
+    judges = chosen_judges(clip, identity, perceptual, embedded)
+    execution = Execution(shard_size=shard_size)
+    result = with_progress(lambda: flow(manifest, chosen, judges, comparison, out, workspace, execution))
+    summarize(result)
+    print_table(*overview(result.evaluation))
+    typer.echo(f"evaluation  {result.evaluation.evaluation}")
+    typer.echo(f"summary     {result.evaluation.summary}")
+
+
+def score(
+    images: Annotated[str, typer.Option(help="URI of the prefix with images")],
+    out: Annotated[str, typer.Option(help="URI of the prefix for the results")],
+    prompts: Annotated[
+        str,
+        typer.Option(
+            help="URI of a YAML or JSON list of prompts: texts that exclude each other, or entries with "
+            "name, prompt, negative, group; a list of attributes will do"
+        ),
+    ] = "",
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="A prompt; may be repeated, instead of --prompts")
+    ] = None,
+    labels: Annotated[
+        str,
+        typer.Option(
+            help="URI of what is known of the images, .csv or .parquet: a column image_key, and a column for "
+            "each prompt (1, 0) or group (name); adds accuracy and AUC"
+        ),
+    ] = "",
+    clip: Annotated[
+        str, typer.Option(help="CLIP name (ViT-B/32) or URI; 'embedded' for the embedded world's")
+    ] = "ViT-B/32",
+    templates: Templates = "styleclip-79",
+    workspace: Annotated[str, typer.Option(help="Folder for artifacts [default: OUT/workspace]")] = "",
+    shard_size: ShardSize = 256,
+    workers: Workers = 0,
+    verbose: Verbose = False,
+) -> None:
+    """Score every image under a prefix with every prompt, by CLIP alone (zero-shot)."""
+    prepare(workers, verbose)
+    from flows.score_images import score_images as flow
+    from tasks.labels import LabelPrompt, load_prompts
+    from tasks.settings import Execution, SettingsError
+
+    if bool(prompts) == bool(prompt):
+        raise SettingsError("say what to look for: --prompts with a file, or --prompt, one of them")
+    wanted = load_prompts(prompts) if prompts else [LabelPrompt(prompt=each) for each in prompt or ()]
+    network = str(data.CLIP) if clip == "embedded" else clip
+    execution = Execution(shard_size=shard_size)
+    result = with_progress(
+        lambda: flow(images, wanted, out, network, labels, templates, workspace, execution)
+    )
+    summarize(result)
+    if result.scores.accuracy:
+        _print_accuracy(result.scores.accuracy)
+        typer.echo(f"accuracy  {result.scores.accuracy}")
+    typer.echo(f"scores    {result.scores.scores}")
+
+
+def _print_accuracy(uri: str) -> None:
+    from tasks.artifacts import read_table
+
+    lines = [
+        [
+            row["label"] or f"all of {row['group']}", str(row["n"]), str(row["positives"]),
+            f"{row['accuracy']:.3f} ± {row['standard_error']:.3f}",
+            "" if row["auc"] is None else f"{row['auc']:.4f}",
+        ]
+        for row in read_table(uri).to_pylist()
+    ]  # fmt: skip
+    print_table(["label", "images", "where it holds", "accuracy", "AUC"], lines)
+
+
+def prompts(
+    edits: Annotated[str, typer.Option(help="URI of a YAML or JSON list of edits, as for `edit`")],
+    workspace: WorkspaceOrTable = "",
+    table: TableFolder = "",
+    generator: Generator = "",
+    clip: Clip = "",
+    seed: Seed = 5,
+    psi: Psi = 0.7,
+    statistics: Statistics = 100_000,
+    samples: Samples = 100,
+    workers: Workers = 0,
+    verbose: Verbose = False,
+) -> None:
+    """Say what the prompts of an edit file will do: channels, pictures, pairs that nearly coincide."""
+    prepare(workers, verbose)
+    from flows.inspect_prompts import inspect_prompts as flow
+    from tasks import diagnostics
+    from tasks.edits import load_edits
+
+    wanted = load_edits(edits)
+    result = with_progress(
+        lambda: flow(
+            chosen_models(generator, clip), wanted, workspace or _beside(table),
+            *_table_settings(seed, psi, statistics, samples), table=table,
+        )
+    )  # fmt: skip
+    summarize(result)
+    found = result.diagnosis
+    print_table(*diagnostics.overview(found))
+    for line in diagnostics.warnings(found.correlations):
+        console.print(f"nearly the same: {line}", markup=False, soft_wrap=True)
+    typer.echo(f"prompts       {found.prompts}")
+    typer.echo(f"channels      {found.channels}")
+    typer.echo(f"correlations  {found.correlations}")
+    typer.echo(f"pictures      {found.pictures}")
+
+
+def channels(
+    target: Annotated[
+        str, typer.Option(help="What images should become; lists and draws the strongest channels")
+    ] = "",
+    neutral: Annotated[str, typer.Option(help="What the target is compared with")] = "face",
+    count: Annotated[int, typer.Option(min=1, help="Channels to list and draw")] = 12,
+    channel: Annotated[
+        str, typer.Option(help="A channel, e.g. b16.conv1.42; lists the attributes it is nearest to")
+    ] = "",
+    attributes: Attributes = "",
+    templates: Templates = "styleclip-79",
+    workspace: WorkspaceOrTable = "",
+    table: TableFolder = "",
+    generator: Generator = "",
+    clip: Clip = "",
+    seed: Seed = 5,
+    psi: Psi = 0.7,
+    statistics: Statistics = 100_000,
+    samples: Samples = 100,
+    workers: Workers = 0,
+    verbose: Verbose = False,
+) -> None:
+    """Look into the relevance table: channels of a prompt, or prompts of a channel, with pictures."""
+    prepare(workers, verbose)
+    from flows.explore_channels import Question
+    from flows.explore_channels import explore_channels as flow
+    from tasks.attributes import load_attributes
+
+    question = Question(target=target, neutral=neutral, count=count, channel=channel, templates=templates)
+    listed = tuple(load_attributes(attributes or default_attributes(not generator)))
+    result = with_progress(
+        lambda: flow(
+            chosen_models(generator, clip), question, workspace or _beside(table), listed,
+            *_table_settings(seed, psi, statistics, samples), table=table,
+        )
+    )  # fmt: skip
+    summarize(result)
+    _print_exploration(result.found.table)
+    typer.echo(f"table    {result.found.table}")
+    typer.echo(f"picture  {result.found.picture}")
+
+
+def _print_exploration(uri: str) -> None:
+    from tasks.artifacts import read_table
+
+    rows = read_table(uri).to_pylist()
+    if "attribute" in rows[0]:
+        header = ["attribute", "positive", "negative", "cosine"]
+        lines = [
+            [row["attribute"], row["positive"], row["negative"], f"{row['cosine']:+.3f}"] for row in rows[:12]
+        ]
+    else:
+        header = ["channel", "relevance", "consistency", "standard error"]
+        names = ("relevance", "consistency", "standard_error")
+        lines = [[row["name"], *(f"{row[name]:+.3f}" for name in names)] for row in rows]
+    print_table(header, lines)
+
+
+def _beside(table: str) -> str:
+    """Return where to write if no workspace is given: beside the table."""
+    from tasks.settings import SettingsError
+
+    if not table:
+        raise SettingsError(
+            "give --table with the folder of a relevance table, or --workspace to build one in"
+        )
+    return f"{table.rstrip('/')}/explorations"
+
+
+def _table_settings(seed: int, psi: float, statistics: int, samples: int) -> tuple[Any, Any]:
+    from tasks.settings import Relevance, Sampling
+
+    sampling = Sampling(seed=seed, truncation_psi=psi, statistics=statistics, codes=samples)
+    return sampling, Relevance(samples=samples)
+
+
+def made_by_embedded(manifest: str) -> bool:
+    """Return whether the embedded generator drew the edits of a manifest."""
+    from styleclip_core.files.checkpoint import file_sha256
+    from tasks.artifacts import read_provenance
+
+    return read_provenance(manifest).generator == file_sha256(data.GENERATOR)
+
+
+def default_attributes(embedded: bool) -> str:
+    """Return the list of attributes to use where none is given."""
+    from tasks.attributes import FACES
+
+    return str(data.ATTRIBUTES) if embedded else FACES
+
+
+def chosen_judges(clip: str, identity: str, perceptual: str, embedded: bool) -> Any:  # noqa: ANN401
+    """Return the networks that evaluate: the embedded ones for edits of the embedded models."""
+    from tasks.settings import Judges
+
+    return Judges(
+        clip=clip or (str(data.CLIP) if embedded else "ViT-B/32"),
+        identity=identity or (str(data.IDENTITY) if embedded else None),
+        perceptual=perceptual or None,
+    )
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(evaluate)
+    app.command()(score)
+    app.command()(prompts)
+    app.command()(channels)

@@ -1,0 +1,268 @@
+"""Scores of all shards -> the two tables of an evaluation, see ``tasks.evaluation`` for their columns.
+
+Only here are all unedited images known, so only here do logits become standard deviations.
+
+Shapes: R scored rows, A attributes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import torch
+from prefect import task
+from torch import Tensor
+
+import styleclip_core
+from styleclip_core.metrics import mean_and_error
+from styleclip_core.zero_shot import Match, match_attribute, standardized_change, unrelated
+from tasks.artifacts import Provenance, read_table, write_table
+from tasks.attributes import embedded_pairs
+from tasks.caching import PER_RUN
+from tasks.evaluation import (
+    EVALUATION_SCHEMA,
+    METRICS,
+    STEP,
+    SUMMARY_SCHEMA,
+    VERSION,
+    EvaluationPlan,
+    EvaluationRef,
+    reference,
+)
+from tasks.manifest_items import EDIT_FIELDS
+from tasks.outcomes import OK, STATUS_FIELDS, Row
+from tasks.panel import Panel, Prompts
+
+UNITS = {
+    "psnr": "dB", "l1": "of the pixel range", "lpips": "distance", "ssim": "similarity",
+    "target_before": "probability", "target_after": "probability", "target_reached": "fraction of images",
+    "agreement_positive": "fraction of steps", "target_move": "standard deviations",
+    "others_move": "standard deviations", "attribute_before": "probability",
+    "attribute_after": "probability", "attribute_change": "standard deviations",
+}  # fmt: skip
+_MOVES = ("target_move", "others_move")
+_EDIT = [name for name, _ in EDIT_FIELDS]
+
+
+@task(name="gather-evaluation", cache_policy=PER_RUN, persist_result=True)
+def gather_evaluation(planned: EvaluationPlan, device: str) -> EvaluationRef:
+    """Write the tables of an evaluation from the scores of its shards."""
+    rows = [
+        row
+        for shard in planned.index.shards
+        for row in _rows(planned, shard.uri, planned.log(shard).latest())
+    ]
+    _add_moves(rows, planned, device)
+    rows.sort(key=lambda row: (row["variant"], row["image_key"]))
+    written = reference(planned.result)
+    for uri, kind, schema, content in (
+        (written.evaluation, "evaluation", EVALUATION_SCHEMA, rows),
+        (written.summary, "evaluation-summary", SUMMARY_SCHEMA, list(_summary(rows))),
+    ):
+        write_table(uri, pa.Table.from_pylist(content, schema=schema), _provenance(planned, kind))
+    failed = sum(row["status"] != OK for row in rows)
+    return written.model_copy(update={"rows": len(rows), "failed": failed})
+
+
+def _rows(planned: EvaluationPlan, shard: str, scored: list[Row]) -> Iterator[Row]:
+    """Yield the rows of a shard: of the manifest where the edit failed, of the scores where it did not."""
+    scores = {(row["image_key"], row["variant"]): row for row in scored}
+    for item in read_table(shard).to_pylist():
+        found = scores.get((item["image_key"], item["variant"]), {}) if item["status"] == OK else {}
+        outcome = found or item
+        yield {
+            **dict.fromkeys(EVALUATION_SCHEMA.names),
+            **{name: item[name] for name in ("image_key", "output_key", "prompts", "sweep", *_EDIT)},
+            **{name: _finite(found.get(name)) for name in METRICS},
+            **{name: found.get(name) for name in ("logits_before", "logits_after")},
+            **{name: outcome[name] for name, _ in STATUS_FIELDS},
+        }
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value
+
+
+@dataclass(frozen=True)
+class _About:
+    """What an edit is about, of the attributes."""
+
+    match: Match | None
+    others: list[int]
+
+
+def _add_moves(rows: list[Row], planned: EvaluationPlan, device: str) -> None:
+    """Fill in how far attributes moved, in standard deviations over the unedited images."""
+    scored = [row for row in rows if row["logits_after"]]
+    if not scored:
+        return
+    before, after = (
+        torch.tensor([row[name] for row in scored]) for name in ("logits_before", "logits_after")
+    )
+    first = {row["image_key"]: place for place, row in enumerate(scored)}
+    unedited = before[list(first.values())].double()
+    deviation = unedited.std(dim=0) if len(unedited) > 1 else torch.full((before.shape[1],), torch.nan)
+    change = standardized_change(before, after, deviation.to(before))
+    about = _abouts(scored, planned, device)
+    names = [each.name for each in planned.attributes]
+    for place, row in enumerate(scored):
+        shown = zip(
+            names,
+            before[place].sigmoid().tolist(),
+            after[place].sigmoid().tolist(),
+            change[place].tolist(),
+            strict=True,
+        )
+        row["attributes"] = [
+            {"attribute": name, "before": was, "after": now, "change": _finite(moved)}
+            for name, was, now, moved in shown
+        ]
+        row |= _moves(change[place], about[_prompts(row)], names)
+
+
+def _prompts(row: Row) -> Prompts:
+    return tuple((each["neutral"], each["target"]) for each in row["prompts"])
+
+
+def _abouts(scored: list[Row], planned: EvaluationPlan, device: str) -> dict[Prompts, _About]:
+    templates = planned.comparison.templates
+    panel = Panel(planned.judges, templates, (), device)
+    pairs = embedded_pairs(planned.attributes, planned.judges.clip, templates, device)
+    groups = [each.group for each in planned.attributes]
+    found = {}
+    for asked in {_prompts(row) for row in scored}:
+        matches = [match_attribute(panel.text((step,)).direction, *pairs) for step in asked]
+        touched = {match.index for match in matches if match}
+        others = set(range(len(groups))).intersection(*(unrelated(groups, index) for index in touched))
+        found[asked] = _About(matches[0] if len(asked) == 1 else None, sorted(others))
+    return found
+
+
+def _moves(change: Tensor, about: _About, names: list[str]) -> Row:
+    """Return what moved of one image, from the changes of its logits ``[A]``."""
+    moves: Row = {}
+    if about.match:
+        moves["target_attribute"] = names[about.match.index]
+        moves["target_move"] = _finite(about.match.sign * change[about.match.index].item())
+    others = [place for place in about.others if change[place].isfinite()]
+    if others:
+        worst = max(others, key=lambda place: change[place].abs().item())
+        moves |= {
+            "others_move": change[others].abs().mean().item(),
+            "worst_attribute": names[worst],
+            "worst_move": change[worst].item(),
+        }
+    return moves
+
+
+def _summary(rows: list[Row]) -> Iterator[Row]:
+    """Yield a row for every edit and metric, then for every sweep."""
+    for mine in _grouped(rows, "variant"):
+        about = {name: mine[0][name] for name in _EDIT}
+        yield from _lines(about, mine, _metrics(mine))
+    for mine in _grouped(rows, "sweep"):
+        if len({row["variant"] for row in mine}) > 1:
+            about = {name: mine[0][name] for name in _EDIT} | dict.fromkeys(("variant", "alpha", "strength"))
+            images = [[row["agreement"] for row in each] for each in _grouped(mine, "image_key")]
+            yield from _lines(about, mine, _agreements(images))
+
+
+def _grouped(rows: list[Row], name: str) -> list[list[Row]]:
+    found: dict[Any, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row[name], []).append(row)
+    return list(found.values())
+
+
+def _lines(
+    about: Row, rows: list[Row], metrics: Iterable[tuple[str, str | None, list[float]]]
+) -> Iterator[Row]:
+    failed = sum(row["status"] != OK for row in rows)
+    for metric, attribute, values in metrics:
+        mean, error, n = mean_and_error(values)
+        if n:
+            yield {
+                **about, "metric": metric, "attribute": attribute, "unit": UNITS.get(metric, "cosine"),
+                "mean": mean, "standard_error": _finite(error), "n": n, "failed": failed,
+            }  # fmt: skip
+
+
+def _metrics(rows: list[Row]) -> Iterator[tuple[str, str | None, list[float]]]:
+    """Yield every metric of an edit, with its values."""
+    for name in (*METRICS, *_MOVES):
+        yield name, None, [row[name] for row in rows if row[name] is not None]
+    yield (
+        "target_reached",
+        None,
+        [float(row["target_after"] > 0.5) for row in rows if row["target_after"] is not None],
+    )
+    yield (
+        "agreement_positive",
+        None,
+        [float(row["agreement"] > 0) for row in rows if row["agreement"] is not None],
+    )
+    scored = [row["attributes"] for row in rows if row["attributes"]]
+    for each in zip(*scored, strict=True):
+        for name in ("before", "after", "change"):
+            values = [one[name] for one in each if one[name] is not None]
+            yield f"attribute_{name}", each[0]["attribute"], values
+
+
+def _agreements(images: list[list[float | None]]) -> Iterator[tuple[str, str | None, list[float]]]:
+    """Yield the agreement of a sweep: of every image the mean over its steps, which are not independent."""
+    steps = [[value for value in image if value is not None] for image in images]
+    steps = [image for image in steps if image]
+    yield "agreement", None, [sum(image) / len(image) for image in steps]
+    yield "agreement_positive", None, [sum(value > 0 for value in image) / len(image) for image in steps]
+
+
+def _provenance(planned: EvaluationPlan, kind: str) -> Provenance:
+    about = {
+        "manifest": planned.index.manifest, "judges": planned.judges.model_dump(),
+        "clip_made_the_edits": planned.hashes["clip"] == planned.index.clip,
+    }  # fmt: skip
+    return Provenance(
+        kind=kind, fingerprint=planned.fingerprint, step=STEP, version=VERSION,
+        parameters={**planned.parameters(), **about},
+        inputs={"manifest": planned.index.fingerprint, **planned.hashes}, generator="",
+        clip=planned.hashes["clip"], code_version=styleclip_core.__version__,
+    )  # fmt: skip
+
+
+def overview(written: EvaluationRef) -> tuple[list[str], list[list[str]]]:
+    """Return the summary as a table for people: a header, and a line for every edit."""
+    table = read_table(written.summary).to_pylist()
+    columns = [name for name in _SHOWN if any(row["metric"] == name for row in table)]
+    lines = []
+    for mine in _grouped([row for row in table if row["variant"] and not row["attribute"]], "variant"):
+        values = {row["metric"]: row for row in mine}
+        cells = [_cell(values.get(name)) for name in columns]
+        counts = [str(max(row["n"] for row in mine)), str(mine[0]["failed"])]
+        lines.append([mine[0]["variant"].rsplit("_", 1)[0], *cells, *counts])  # without its hash
+    return ["edit", *columns, "n", "failed"], lines
+
+
+_SHOWN = (
+    "clip_before", "clip_after", "directional", "agreement", "target_before", "target_after", "target_move",
+    "others_move", "identity", "lpips", "psnr", "ssim",
+)  # fmt: skip
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return ""
+    error = row["standard_error"]
+    digits = 1 if row["metric"] == "psnr" else 3
+    return f"{row['mean']:.{digits}f}" + (f" ± {error:.{digits}f}" if error is not None else "")
+
+
+def markdown(written: EvaluationRef) -> str:
+    """Return the summary as Markdown, for Prefect's UI."""
+    header, lines = overview(written)
+    rows = [header, ["---"] * len(header), *lines]
+    about = f"{written.rows} rows, {written.failed} failed. Tables: `{written.folder}`"
+    return "\n".join([about, "", *(f"| {' | '.join(row)} |" for row in rows)])

@@ -1,0 +1,126 @@
+"""How alike the steps are that edits make in style space, image by image.
+
+A style direction is one step for all images. What a mapper or an optimization does depends on the image;
+how much, only its steps can tell (``styleclip_core.diagnostics.step_similarity``).
+
+Shapes: B images, M all style channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import torch
+from prefect import task
+from torch import Tensor
+
+import styleclip_core
+from styleclip_core.diagnostics import step_similarity
+from styleclip_core.editing import EditedLatents
+from styleclip_core.models.stylegan2 import Generator
+from tasks import models
+from tasks.artifacts import Provenance, artifact_uri, fingerprint, is_complete, read_table, write_table
+from tasks.caching import PER_RUN
+from tasks.diagnostics import CORRELATIONS_SCHEMA, STEP, VERSION, label, pair_rows
+from tasks.editing import EditPlan
+from tasks.images import ImageIndex
+from tasks.methods import apply_step
+from tasks.outcomes import OK, Row
+from tasks.storage import join
+
+_IMAGES = 64
+
+
+def comparable(plans: Sequence[EditPlan]) -> list[EditPlan]:
+    """Return the edits of one step each, if the steps of one of them depend on the image; else none."""
+    single = [plan for plan in plans if len(plan.prepared.steps) == 1]
+    varied = [plan for plan in single if plan.prepared.variant.method != "global"]
+    return single if varied else []
+
+
+@task(name="compare-steps", cache_policy=PER_RUN, persist_result=True)
+def compare_steps(plans: list[EditPlan], index: ImageIndex, device: str) -> str:
+    """Write the cosines of the steps of a batch, over its first 64 images; empty where none has all edits.
+
+    Returns:
+        URI of a table like ``correlations.parquet``, of kind ``step``. The pair of an edit with itself is
+        the mean cosine between its steps of different images.
+    """
+    hashes, workspace = plans[0].inversion.hashes, plans[0].folder.rsplit("/", 2)[0]
+    keys, latents, edited = _sources(plans, index)
+    if not keys:
+        return ""
+    inputs = {str(number): plan.fingerprint for number, plan in enumerate(plans)}
+    print_ = fingerprint(STEP, VERSION, {"images": keys}, inputs)
+    uri = join(artifact_uri(workspace, "diagnostics", print_), "correlations.parquet")
+    if is_complete(uri):
+        return uri
+    generator = models.generator(plans[0].inversion.models.generator, device)
+    flat = torch.tensor([latents[key]["w_plus"] for key in keys], device=device)
+    source = EditedLatents(flat.view(len(keys), generator.num_ws, -1))
+    steps = [
+        _steps(plan, [rows[key] for key in keys], keys, source, workspace, generator, device)
+        for plan, rows in zip(plans, edited, strict=True)
+    ]
+    names = [label(plan.prepared.steps[0].variant) for plan in plans]
+    rows = pair_rows("step", names, step_similarity(steps), own=True)
+    made = Provenance(
+        kind="step-similarity", fingerprint=print_, step=STEP, version=VERSION, parameters={"images": keys},
+        inputs=inputs, generator=hashes.generator, clip=hashes.clip, code_version=styleclip_core.__version__,
+    )  # fmt: skip
+    write_table(uri, pa.Table.from_pylist(rows, schema=CORRELATIONS_SCHEMA), made)
+    return uri
+
+
+def _sources(
+    plans: list[EditPlan], index: ImageIndex
+) -> tuple[list[str], dict[str, Row], list[dict[str, Row]]]:
+    """Return images that have every edit, their latents, and the rows of every edit."""
+    keys, latents, edited = list[str](), dict[str, Row](), [dict[str, Row]() for _ in plans]
+    for shard in index.shards:
+        found = {row["image_key"]: row for row in plans[0].inversion.log(shard).latest()}
+        rows = [{row["image_key"]: row for row in plan.log(shard).latest()} for plan in plans]
+        able = [key for key in found if all(each.get(key, {}).get("status") == OK for each in rows)]
+        for key in able[: _IMAGES - len(keys)]:
+            keys.append(key)
+            latents[key] = found[key]
+            for mine, each in zip(edited, rows, strict=True):
+                mine[key] = each[key]
+        if len(keys) == _IMAGES:
+            break
+    return keys, latents, edited
+
+
+@torch.no_grad()
+def _steps(
+    plan: EditPlan,
+    rows: list[Row],
+    keys: list[str],
+    source: EditedLatents,
+    workspace: str,
+    generator: Generator,
+    device: str,
+) -> Tensor:
+    """Return what an edit adds to the style codes of images, ``[B, M]``."""
+    (step,) = plan.prepared.steps
+    before = source.codes(generator).flat()
+    if step.variant.method == "optimization":
+        moved = _optimized(rows, keys, source, workspace, generator)
+    else:
+        moved = apply_step(step, source, keys, plan.inversion.models, generator, device).latents
+    return moved.codes(generator).flat() - before if isinstance(moved, EditedLatents) else moved - before
+
+
+def _optimized(
+    rows: list[Row], keys: list[str], source: EditedLatents, workspace: str, generator: Generator
+) -> EditedLatents | Tensor:
+    """Return the stored latents of an optimization, or flat style codes where it moved those."""
+    stored: dict[str, list[float]] = {}
+    name = ""
+    for place in dict.fromkeys(row["steps"][0]["latents"] for row in rows):
+        table = read_table(join(workspace, place))
+        name = next(each for each in ("w_plus", "s") if each in table.column_names)
+        stored |= dict(zip(table["image_key"].to_pylist(), table[name].to_pylist(), strict=True))
+    flat = torch.tensor([stored[key] for key in keys], device=source.w_plus.device)
+    return source.at(flat.view_as(source.w_plus)) if name == "w_plus" else flat

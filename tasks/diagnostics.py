@@ -95,7 +95,8 @@ def diagnose_prompts(
 ) -> DiagnosisRef:
     """Write what a relevance table says of the prompts of a batch, or find it written."""
     shown = _distinct(variants)
-    parameters = {"edits": [each.parameters() for each in shown], "betas": list(BETAS)}
+    betas = _betas(shown)
+    parameters = {"edits": [each.parameters() for each in shown], "betas": betas}
     inputs = {"relevance": table.fingerprint, "clip": hashes.clip, "generator": hashes.generator}
     made = _provenance(parameters, inputs, hashes)
     found = _reference(artifact_uri(workspace, "diagnostics", made.fingerprint))
@@ -111,7 +112,7 @@ def diagnose_prompts(
     prompts = [
         row
         for each, one in zip(shown, measured, strict=True)
-        for row in _counts(each, layout, one, prompt_distance(each, chosen, device))
+        for row in _counts(each, layout, one, prompt_distance(each, chosen, device), betas)
     ]
     strongest = [strongest_channels(layout, one, _STRONGEST) for one in measured]
     channels = [
@@ -142,7 +143,8 @@ def diagnose_edits(
     steps = {step.fingerprint: step for edit in edits for step in edit.steps}
     prepared = _first_of_each(list(steps.values()))
     inputs = {str(number): step.fingerprint for number, step in enumerate(prepared)}
-    made = _provenance({"betas": list(BETAS)}, inputs | {"clip": hashes.clip}, hashes)
+    betas = _betas([step.variant for step in prepared])
+    made = _provenance({"betas": betas}, inputs | {"clip": hashes.clip}, hashes)
     found = _reference(artifact_uri(workspace, "diagnostics", made.fingerprint), pictures=False)
     if is_complete(found.correlations):  # the last to be written
         return found
@@ -155,7 +157,7 @@ def diagnose_edits(
             deltas[name], measured = (
                 torch.tensor(stored[each][0].as_py()) for each in ("delta", "relevance")
             )
-            rows += _counts(step.variant, layout, measured, step.text_norm)
+            rows += _counts(step.variant, layout, measured, step.text_norm, betas)
         else:
             rows.append(
                 _about(step.variant) | {"text_norm": step.text_norm, "beta": None, "channels": step.channels}
@@ -203,10 +205,15 @@ def _about(variant: StepVariant) -> Row:
     return variant.model_dump(include={"neutral", "target", "templates", "method"})
 
 
-def _counts(variant: StepVariant, layout: StyleLayout, measured: Tensor, norm: float) -> list[Row]:
-    """Return how many channels take part, at the usual betas and at the edit's own."""
-    own = () if variant.beta is None else (variant.beta,)
-    betas = sorted({*BETAS, *own})
+def _betas(variants: Sequence[StepVariant]) -> list[float]:
+    """Return the usual betas, and those of the batch."""
+    return sorted({*BETAS, *(each.beta for each in variants if each.beta is not None)})
+
+
+def _counts(
+    variant: StepVariant, layout: StyleLayout, measured: Tensor, norm: float, betas: Sequence[float]
+) -> list[Row]:
+    """Return how many channels take part at each beta."""
     counts = channel_counts(layout, measured, betas, variant.include, variant.exclude)
     return [
         {**_about(variant), "text_norm": norm, "beta": beta, "channels": count}

@@ -53,9 +53,8 @@ def job(network_files, tmp_path):
 
 def test_every_command_has_help_with_units(environment):
     overview = styleclip(environment, "--help")
-    flows = [
-        "demo", "sample-styles", "build-relevance", "invert", "edit", "align", "paste", "train-mapper", "report",
-    ]  # fmt: skip
+    flows = ["demo", "sample-styles", "build-relevance", "invert", "edit", "align", "paste", "train-mapper"]
+    flows += ["evaluate", "score", "prompts", "channels", "report"]
     assert overview.returncode == 0
     for command in [*flows, "convert", "import", "export", "models"]:
         assert command in overview.stdout
@@ -78,6 +77,9 @@ def test_every_command_has_help_with_units(environment):
         (["build-relevance", "--workspace", "y", "--fast", "--centre", "mean"], "use centre 'sample'"),
         (["build-relevance", "--workspace", "y", "--reference-compat", "--eight-bit"], "eight_bit itself"),
         (["invert", "--photos", "x", "--workspace", "y", "--pivotal-locality", "1"], "give --pivotal-steps too"),
+        (["evaluate", "--manifest", "none.parquet"], "none.parquet: there is no such object"),
+        (["score", "--images", "x", "--out", "y"], "say what to look for: --prompts with a file, or --prompt"),
+        (["channels", "--target", "hat"], "give --table with the folder of a relevance table, or --workspace"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_status_2(environment, arguments, message, tmp_path):

@@ -62,7 +62,7 @@ def iter_tables(inspected):
 
 def test_prompts_have_norms_and_counts_at_every_beta(network_files, inspected):
     found = rows(inspected.diagnosis.prompts)
-    assert {row["beta"] for row in found if row["target"] == "grey hair"} == {*BETAS, 0.07, 0.08}
+    assert {row["beta"] for row in found if row["target"] == "face with a hat"} == {*BETAS, 0.07, 0.08}
     relevance, norm = measured(network_files, inspected, "grey hair")
     for row in found:
         if row["target"] == "grey hair":

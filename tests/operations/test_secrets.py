@@ -69,12 +69,9 @@ def _strings(name: str, content: bytes) -> bytes:
 
 def test_no_secret_is_left_anywhere(prefect, bucket, edited):
     _failed_run(prefect)
-    refused = httpx.post(
-        f"{prefect.url}/api/deployments/{prefect.get('deployments/name/edit-images/on-demand')['id']}"
-        "/create_flow_run",
-        json={"parameters": _parameters("https://user:canary-userinfo@example.org/in")},
-        timeout=30 * PATIENCE,
-    )  # fmt: skip
+    deployment = prefect.get("deployments/name/edit-images/on-demand")["id"]
+    parameters = _parameters("https://user:canary-userinfo@example.org/in")
+    refused = prefect.ask("POST", f"deployments/{deployment}/create_flow_run", {"parameters": parameters})
     assert refused.status_code == 409
     canaries = {name: value.encode() for name, value in prefect.secrets.items()}
     assert len(canaries) >= 6
@@ -94,7 +91,7 @@ def test_no_secret_is_left_anywhere(prefect, bucket, edited):
         "deployments",
         "automations",
     ):
-        found = httpx.post(f"{prefect.url}/api/{what}/filter", json={"limit": 200}, timeout=60 * PATIENCE)
+        found = prefect.ask("POST", f"{what}/filter", {"limit": 200})
         assert found.status_code == 200, found.text
         assert len(found.json()) > 0
         searched[f"api/{what}"] = found.content

@@ -14,8 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from prefect.artifacts import Artifact
 
 from benchmarks.batches import draw, make_batch
+from flows.report_batch import report_batch
 from tasks.artifacts import DamagedArtifactError, Provenance, read_provenance, read_table, write_table
 from tasks.edits import Edit
 from tasks.outcomes import OK
@@ -334,6 +336,16 @@ def test_charts_say_what_they_show_in_the_page_s_colours(made):
     (sweep,) = sweeps(batch.edits)
     trade = charts.trade_off(batch, SCORES[0], SCORES[2], sweep)
     assert all(text in trade for text in ("β 0.1", "β 0.2", "1 − Identity", "Directional"))
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_the_flow_writes_the_page_and_prefect_links_to_it(made):
+    page = report_batch(made.manifest)
+    assert page == f"{parent(made.manifest)}/index.html"
+    assert "edits done</title>" in Path(page).read_text()
+    assert Path(page).as_uri() in Artifact.get("report-batch-page").data
+    again = report_batch(made.manifest, workspace=made.workspace)
+    assert again == page
 
 
 def test_a_choice_is_drawn_with_its_reason(made, plan, tmp_path):

@@ -127,7 +127,7 @@ def gpus_for(device: str) -> float:
     try:
         gpus = float(wanted)
     except ValueError:
-        gpus = -1
+        gpus = -1.0
     if not (0 <= gpus <= 1 or gpus.is_integer()) or gpus < 0:
         raise SettingsError(f"{GPUS_VARIABLE} must be a fraction up to 1 or a whole number, got {wanted!r}")
     return gpus

@@ -22,6 +22,8 @@ from pathlib import Path
 from tests.object_store import free_ports
 
 ROOT = Path(__file__).parents[1]
+# Ray reads these when it is imported, so this module must be imported first
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
 _SECRETS = ("AWS_", "FSSPEC_", "STYLECLIP_", "PREFECT_")
 
 
@@ -104,10 +106,10 @@ def ray_cluster() -> Iterator[Cluster]:
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # a socket's path must be short
     port, client_port = free_ports(2)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_SECRETS)} | {
-        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16), "PYTHONPATH": str(ROOT),
-        "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1",
         "RAY_memory_monitor_refresh_ms": "0",  # others may fill the machine's memory
         "RAY_worker_niceness": "0",  # beside other work, Ray's 15 would starve them
+        "RAY_raylet_start_wait_time_s": "150",
         "RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "5",
     }  # fmt: skip
     cluster = Cluster(folder, port, client_port, environment)

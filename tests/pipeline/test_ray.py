@@ -26,11 +26,11 @@ from styleclip_core.errors import PromptError
 from tasks import relevance
 from tasks.settings import Execution, Models, Relevance, Sampling, SettingsError
 from tests.pipeline.test_retry import press_retry
+from tests.ray_cluster import Cluster, ray_cluster
 
 pytest.importorskip("prefect_ray", reason="the extra 'ray' is not installed: pip install '.[ray]'")
 
 from flows import on_ray
-from tests.ray_cluster import Cluster, ray_cluster
 
 pytestmark = [
     pytest.mark.usefixtures("prefect_server"),
@@ -50,16 +50,39 @@ def cluster() -> Cluster:
 
 
 @pytest.fixture(scope="module")
-def connection(cluster, prefect_server):
-    """A driver of the cluster, so that its worker processes live as long as this module."""
+def connection(cluster, prefect_server, tmp_path_factory):
+    """A driver of the cluster with a worker process on each node, which live as long as this module."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in cluster.environment.items():
-            if name.startswith("RAY_"):
-                patch.setenv(name, value)
         patch.setenv("RAY_ADDRESS", cluster.address)
         patch.setenv("STYLECLIP_ENGINE", "ray")
-        with engine.task_runner():
+        patch.setenv("STYLECLIP_RAY_GPUS", "1")
+        with engine.task_runner() as runner:
+            meet(tmp_path_factory.mktemp("meeting") / "log", 2).with_options(task_runner=runner)(2)
             yield cluster
+
+
+def meet(log: Path, expected: int):
+    """Return a flow of tasks that stay until so many have begun; each writes down when it was there."""
+
+    @task
+    def wait_for_others(number: int, device: str) -> None:
+        begin, deadline = time.monotonic(), time.monotonic() + 300
+
+        def note(line: str) -> None:
+            with log.open("a") as stream:
+                stream.write(line + "\n")
+
+        note(f"is {number}")
+        while log.read_text().count("is") < expected and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.2)
+        note(f"was {begin} {time.monotonic()}")
+
+    @flow
+    def meeting(count: int) -> None:
+        wait_for_others.map(range(count), device="cpu").wait()
+
+    return meeting
 
 
 @pytest.fixture
@@ -217,28 +240,17 @@ def test_retry_executes_only_the_failed_shard_again(build, undisturbed, on, name
 
 
 def test_half_a_gpu_lets_two_tasks_share_one(connection, on, tmp_path):
-    log = tmp_path / "log"
-
-    @task
-    def compute(number: int, device: str) -> None:
-        begin = time.monotonic()
-        time.sleep(1)
-        with log.open("a") as stream:
-            stream.write(f"{begin} {time.monotonic()}\n")
-
-    @flow
-    def compute_all(tasks: int) -> None:
-        compute.map(range(tasks), device="cpu").wait()
-
-    def most_at_once(gpus: str, tasks: int) -> int:
-        log.unlink(missing_ok=True)
-        on("ray", STYLECLIP_RAY_GPUS=gpus)(compute_all)(tasks)
-        spans = [tuple(map(float, line.split())) for line in log.read_text().splitlines()]
-        assert len(spans) == tasks
+    def most_at_once(gpus: str, expected: int) -> int:
+        log = tmp_path / f"log-{gpus}"
+        on("ray", STYLECLIP_RAY_GPUS=gpus)(meet(log, expected))(4)
+        spans = [
+            tuple(map(float, line.split()[1:])) for line in log.read_text().splitlines() if "was" in line
+        ]
+        assert len(spans) == 4
         return max(sum(begin <= moment < end for begin, end in spans) for moment, _ in spans)
 
-    assert most_at_once("1", 4) <= 2
-    assert 2 < most_at_once("0.5", 6) <= 4
+    assert most_at_once("1", expected=2) == 2
+    assert most_at_once("0.5", expected=4) == 4
 
 
 def test_credentials_reach_the_workers_and_stay_out_of_all_that_is_kept(connection, on, tmp_path):

@@ -27,7 +27,8 @@ def test_a_wrong_parameter_would_be_noticed(deployment):
     from prefect.exceptions import ParameterTypeError
 
     flow = _flow(deployment)
-    settings = next(name for name in ("models", "execution", "manifest") if name in flow.parameters.properties)
+    taken = flow.parameters.properties
+    settings = next(name for name in ("models", "execution", "manifest") if name in taken)
     wrong = {**deployment["parameters"], settings: {"generator": "g", "klip": "x"}}
     with pytest.raises(ParameterTypeError, match="klip"):
         flow.validate_parameters(wrong)

@@ -612,31 +612,40 @@ def main() -> None:
     chosen = parser.parse_args()
     console, accounts = Console(width=150), list[Account]()
     wanted = {name: each for name, each in scenarios(chosen).items() if chosen.only in name}
-    with (
-        tempfile.TemporaryDirectory(prefix="styleclip-soak-") as folder,
-        installation(Path(folder)) as nights,
-    ):
-        for name, scenario in wanted.items():
-            if name != FORKED and not nights.table:
-                start_prefect(nights)
-                console.print(
-                    f"an undisturbed night takes {nights.usual:.0f} s and leaves {len(nights.calm)} objects"
-                )
-            account, started = Account(name), time.monotonic()
-            nights.clear()
-            try:
-                scenario(nights, account)
-                if scenario not in JUDGED_BY_THEMSELVES and not account.nights:
-                    nights.judge(account)
-            except Exception as error:  # the other nights are yet to come
-                account.lost += 1
-                account.remarks.append(f"{type(error).__name__}: {error}")
-            accounts.append(account)
-            took = time.monotonic() - started
-            console.print(f"{name}: {took:.0f} s, {account}"[:1500], highlight=False, markup=False)
-    console.print(table(accounts))
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="styleclip-soak-") as folder,
+            installation(Path(folder)) as nights,
+        ):
+            for name, scenario in wanted.items():
+                accounts.append(Account(name))
+                live_through(scenario, nights, accounts[-1], console)
+    finally:  # an interrupted soak has its account too
+        console.print(table(accounts))
     if any(each.lost or each.doubled or each.left_behind for each in accounts):
         sys.exit(1)
+
+
+def live_through(
+    scenario: Callable[[Nights, Account], None], nights: Nights, account: Account, console: Console
+) -> None:
+    """Let one scenario happen; what it raises counts as lost, as the other nights are yet to come."""
+    if account.scenario != FORKED and not nights.table:
+        start_prefect(nights)
+        console.print(
+            f"an undisturbed night takes {nights.usual:.0f} s and leaves {len(nights.calm)} objects"
+        )
+    started = time.monotonic()
+    nights.clear()
+    try:
+        scenario(nights, account)
+        if scenario not in JUDGED_BY_THEMSELVES and not account.nights:
+            nights.judge(account)
+    except Exception as error:
+        account.lost += 1
+        account.remarks.append(f"{type(error).__name__}: {error}")
+    took = time.monotonic() - started
+    console.print(f"{account.scenario}: {took:.0f} s, {account}"[:1500], highlight=False, markup=False)
 
 
 def table(accounts: list[Account]) -> Table:

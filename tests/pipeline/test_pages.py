@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from prefect.artifacts import Artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
 from benchmarks.batches import draw, make_batch
 from flows.report_batch import report_batch
@@ -343,7 +344,10 @@ def test_the_flow_writes_the_page_and_prefect_links_to_it(made):
     page = report_batch(made.manifest)
     assert page == f"{parent(made.manifest)}/index.html"
     assert "edits done</title>" in Path(page).read_text()
-    assert Path(page).as_uri() in Artifact.get("report-batch-page").data
+    wanted = ArtifactFilter(key=ArtifactFilterKey(any_=["report-batch-page"]))
+    with get_client(sync_client=True) as client:
+        (link,) = client.read_artifacts(artifact_filter=wanted)
+    assert f"({Path(page).as_uri()})" in link.data
     again = report_batch(made.manifest, workspace=made.workspace)
     assert again == page
 

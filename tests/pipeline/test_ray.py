@@ -326,7 +326,9 @@ def test_a_gpu_that_no_node_has_is_refused(monkeypatch):
     assert runner.pick_device(Execution()) == "cuda"
 
 
-def test_a_node_that_dies_in_mid_build_costs_what_it_was_computing(build, undisturbed, connection, on):
+def test_a_node_that_dies_in_mid_build_costs_what_it_was_computing(
+    build, undisturbed, connection, on, record_property
+):
     """The last test of the module: the cluster has one node less after it."""
     build.flag.write_text("slowly")
     died: list[float] = []
@@ -345,7 +347,7 @@ def test_a_node_that_dies_in_mid_build_costs_what_it_was_computing(build, undist
     died.append(0.0)
     killer.join()
     assert died[0] > 0
-    print(f"finished {finished - died[0]:.1f} s after the node's death")  # noqa: T201
+    record_property("seconds from the node's death to the end", finished - died[0])
     assert state.is_completed(), state.message
     ended = Counter(event["shard"] for event in build.events("end"))
     twice = [shard for shard, count in Counter(build.begun()).items() if count > 1]

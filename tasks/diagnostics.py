@@ -112,7 +112,7 @@ def diagnose_prompts(
     std = read_deviations(table.statistics, layout)
     texts = torch.stack([text_vector(each, chosen.clip, device).cpu() for each in shown])
     measured = [relevance.relevance(text) for text in texts]
-    names = [label(each) for each in shown]
+    names = labels(shown)
     deltas = [_delta(relevance, each, one, std) for each, one in zip(shown, measured, strict=True)]
     prompts = [
         row
@@ -154,7 +154,7 @@ def diagnose_edits(
     if is_complete(found.correlations):  # the last to be written
         return found
     layout = models.generator(chosen.generator, device).layout
-    names = [label(step.variant) for step in prepared]
+    names = labels([step.variant for step in prepared])
     rows, deltas = list[Row](), dict[str, Tensor]()
     for name, step in zip(names, prepared, strict=True):
         if step.variant.method == "global":
@@ -182,9 +182,13 @@ def _first_of_each(steps: list[PreparedStep]) -> list[PreparedStep]:
     return [next(step for step in steps if step.variant == each) for each in chosen]
 
 
-def label(variant: StepVariant) -> str:
-    """Return what a step is called in a table of pairs."""
-    return f"{variant.neutral} -> {variant.target} ({variant.summary})"
+def labels(variants: Sequence[StepVariant]) -> list[str]:
+    """Return what steps are called in a table of pairs; equal prompts and strengths are numbered."""
+    names = [f"{each.neutral} -> {each.target} ({each.summary})" for each in variants]
+    return [
+        name if names.count(name) == 1 else f"{name} #{names[: place + 1].count(name)}"
+        for place, name in enumerate(names)
+    ]
 
 
 def _distinct(variants: list[StepVariant]) -> list[StepVariant]:

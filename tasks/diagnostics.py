@@ -7,7 +7,7 @@ In the folder of a diagnosis (``<workspace>/diagnostics/<fingerprint>``):
 ``channels.parquet``      a row per prompt and strong channel: relevance, consistency, standard error
 ``correlations.parquet``  a row per pair: cosine of their text directions (kind ``text``), of the style
                           directions at the edits' own beta (``style``), of the steps per image (``step``)
-``channels.png``          what the strongest channels do, from -5 to 5 standard deviations
+``channels.png``          what the strongest channels of the first 40 prompts do, from -5 to 5 deviations
 
 ``coincide`` marks pairs above ``styleclip_core.diagnostics.COINCIDE``.
 """
@@ -56,7 +56,12 @@ STEP, VERSION = "diagnose-prompts", "1"
 BETAS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
 SIGMAS = (-5.0, 0.0, 5.0)  # the paper's size of a move
 SIGMA_NAMES = [f"{sigma:+g} sigma" if sigma else "as it is" for sigma in SIGMAS]
-_PORTRAITS, _STRONGEST, _SEED = 3, 8, 5
+_PORTRAITS, _STRONGEST, _PICTURED, _SEED = (
+    3,
+    8,
+    40,
+    5,
+)  # a picture of more prompts is too long to be looked at
 PROMPTS_SCHEMA = pa.schema([
     ("neutral", pa.string()), ("target", pa.string()), ("templates", pa.string()), ("method", pa.string()),
     ("text_norm", pa.float32()), ("beta", pa.float64()), ("channels", pa.int32()),
@@ -107,7 +112,7 @@ def diagnose_prompts(
     std = read_deviations(table.statistics, layout)
     texts = torch.stack([text_vector(each, chosen.clip, device).cpu() for each in shown])
     measured = [relevance.relevance(text) for text in texts]
-    names = [label(each) for each in shown]
+    names = labels(shown)
     deltas = [_delta(relevance, each, one, std) for each, one in zip(shown, measured, strict=True)]
     prompts = [
         row
@@ -128,7 +133,7 @@ def diagnose_prompts(
     drawn = models.generator(chosen.generator, device)
     strips = [
         strip
-        for each, ranked in zip(shown, strongest, strict=True)
+        for each, ranked in zip(shown[:_PICTURED], strongest, strict=False)
         for strip in channel_strips(f"{each.neutral} -> {each.target}", ranked, std, drawn)
     ]
     write_bytes_atomic(found.pictures, draw_strips(strips, SIGMA_NAMES))
@@ -149,7 +154,7 @@ def diagnose_edits(
     if is_complete(found.correlations):  # the last to be written
         return found
     layout = models.generator(chosen.generator, device).layout
-    names = [label(step.variant) for step in prepared]
+    names = labels([step.variant for step in prepared])
     rows, deltas = list[Row](), dict[str, Tensor]()
     for name, step in zip(names, prepared, strict=True):
         if step.variant.method == "global":
@@ -177,9 +182,13 @@ def _first_of_each(steps: list[PreparedStep]) -> list[PreparedStep]:
     return [next(step for step in steps if step.variant == each) for each in chosen]
 
 
-def label(variant: StepVariant) -> str:
-    """Return what a step is called in a table of pairs."""
-    return f"{variant.neutral} -> {variant.target} ({variant.summary})"
+def labels(variants: Sequence[StepVariant]) -> list[str]:
+    """Return what steps are called in a table of pairs; equal prompts and strengths are numbered."""
+    names = [f"{each.neutral} -> {each.target} ({each.summary})" for each in variants]
+    return [
+        name if names.count(name) == 1 else f"{name} #{names[: place + 1].count(name)}"
+        for place, name in enumerate(names)
+    ]
 
 
 def _distinct(variants: list[StepVariant]) -> list[StepVariant]:

@@ -22,7 +22,7 @@ from styleclip_core.models.stylegan2 import Generator
 from tasks import models
 from tasks.artifacts import Provenance, artifact_uri, fingerprint, is_complete, read_table, write_table
 from tasks.caching import PER_RUN
-from tasks.diagnostics import CORRELATIONS_SCHEMA, STEP, VERSION, label, pair_rows
+from tasks.diagnostics import CORRELATIONS_SCHEMA, STEP, VERSION, pair_rows
 from tasks.editing import EditPlan
 from tasks.images import ImageIndex
 from tasks.methods import apply_step
@@ -63,7 +63,7 @@ def compare_steps(plans: list[EditPlan], index: ImageIndex, device: str) -> str:
         _steps(plan, [rows[key] for key in keys], keys, source, workspace, generator, device)
         for plan, rows in zip(plans, edited, strict=True)
     ]
-    names = [label(plan.prepared.steps[0].variant) for plan in plans]
+    names = [plan.prepared.variant.label for plan in plans]
     rows = pair_rows("step", names, step_similarity(steps), own=True)
     made = Provenance(
         kind="step-similarity", fingerprint=print_, step=STEP, version=VERSION, parameters={"images": keys},

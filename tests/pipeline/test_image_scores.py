@@ -144,7 +144,7 @@ def test_labels_of_other_forms_are_refused(tmp_path):
         (tmp_path / name).write_text(text)
         return str(tmp_path / name)
 
-    with pytest.raises(SettingsError, match=r"named as a prompt or a group, e.g. 'blond hair'"):
+    with pytest.raises(SettingsError, match=r"named as a prompt or a group, e.g. 'black hair'"):
         load_truth(write("a.csv", "image_key,cats\nx,1\n"), COLOURS[1:])
     with pytest.raises(SettingsError, match="'grey hair' is 'maybe'; give 1, 0 or nothing"):
         load_truth(write("b.csv", "image_key,grey hair\nx,maybe\n"), COLOURS)

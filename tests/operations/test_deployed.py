@@ -72,10 +72,7 @@ def test_setting_up_twice_changes_nothing(prefect, receiver):
         ]
 
     before = everything()
-    results = prefect.get("block_types/slug/local-file-system/block_documents/name/styleclip-results")
-    said = prefect.styleclip(
-        "setup-server", "--device-limit", LIMIT, "--results", results["data"]["basepath"]
-    )
+    said = prefect.styleclip("setup-server", "--device-limit", LIMIT, "--results", "s3://results/prefect")
     after = everything()
     assert said.count("there") == 3  # pool and queues
     names = {each["name"] for each in after}
@@ -137,6 +134,7 @@ def test_the_form_shows_names_units_ranges_choices_and_defaults(prefect: Prefect
     found = prefect.get("deployments/name/build-relevance/nightly")
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     page = browser.new_page(viewport={"width": 1300, "height": 2600})
+    page.set_default_timeout(PAGE)
     page.goto(f"{prefect.url}/v2/deployments/deployment/{found['id']}/run", wait_until="domcontentloaded")
     page.get_by_text("Truncation Psi").first.wait_for(timeout=PAGE)
     text = page.locator("body").inner_text()

@@ -123,6 +123,7 @@ def test_a_person_presses_retry_in_the_browser(build, prefect, browser, expected
 
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.set_default_timeout(PAGE)
     page.goto(f"{prefect.url}/v2/runs/flow-run/{run}", wait_until="domcontentloaded")
     page.get_by_role("tab", name="Task Runs").click()
     page.get_by_role("link", name=f"measure-{LAYER}").first.wait_for(timeout=PAGE)

@@ -136,6 +136,7 @@ def test_the_contact_sheet_and_the_summary_are_shown(prefect, browser, edited):
     assert sum(line.startswith("invert-images ") for line in prefect.logs(edited)) >= 2  # a line per shard
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     page = browser.new_page(viewport={"width": 1300, "height": 1000})
+    page.set_default_timeout(PAGE)
     for key, name in (("edit-images-contact-sheet", "contact-sheet"), ("edit-images-report", "summary")):
         page.goto(
             f"{prefect.url}/v2/artifacts/artifact/{artifacts[key]['id']}", wait_until="domcontentloaded"

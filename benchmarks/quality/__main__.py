@@ -25,7 +25,7 @@ import data
 from benchmarks.quality.baselines import component, linear
 from benchmarks.quality.prompts import PROMPTS
 from benchmarks.quality.sweep import Portraits, sweep
-from benchmarks.quality.ways import BETAS, Way, by_gradients, by_table, mapped, optimized
+from benchmarks.quality.ways import BETAS, Way, automatic, by_gradients, by_table, default, mapped, optimized
 from benchmarks.quality.world import Counts, QualityWorld
 from data.world.quality import Prompt
 from styleclip_core.files.checkpoint import read_state, write_state
@@ -36,6 +36,8 @@ Sets = Callable[[QualityWorld], Portraits]
 WAYS: dict[str, tuple[Way, Sets]] = {
     "exact, validation": (by_table(lambda world: world.exact_table), lambda world: world.chosen_on),
     "exact": (by_table(lambda world: world.exact_table), lambda world: world.judged),
+    "automatic": (automatic, lambda world: world.judged),
+    "default": (default, lambda world: world.judged),
     "fast": (by_table(lambda world: world.fast_table[0]), lambda world: world.judged),
     "instant": (by_gradients, lambda world: world.judged),
     "reference": (by_table(lambda world: world.reference_table[0]), lambda world: world.judged),
@@ -66,7 +68,7 @@ def cell(world: QualityWorld, folder: Path, way: str, prompt: Prompt) -> dict[st
         edits, chosen = WAYS[way]
         start = chosen(world)
         found = {
-            each.setting: sweep(world, start, prompt, each.move, each.first)
+            each.setting: sweep(world, start, prompt, each.move, each.first, most=1 if each.once else 8)
             for each in edits(world, prompt, start)
         }
         flat = {

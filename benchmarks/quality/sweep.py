@@ -21,7 +21,7 @@ from data.world.renderer import INDEX
 from styleclip_core.style_space import StyleCode
 
 LEVELS = (0.5, 0.75)  # of the room, where methods are compared
-_CLOSE, _MOST = 0.3, 8  # two strengths this close in effect can be interpolated; strengths at most
+_CLOSE = 0.3  # two strengths this close in effect can be interpolated
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +68,13 @@ def room(world: World, prompt: Prompt, readings: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sweep(
-    world: World, start: Portraits, prompt: Prompt, move: Callable[[float], StyleCode], first: float
+    world: World,
+    start: Portraits,
+    prompt: Prompt,
+    move: Callable[[float], StyleCode],
+    first: float,
+    *,
+    most: int = 8,
 ) -> dict[str, Tensor]:
     """Edit at rising strengths until the levels lie between measured ones.
 
@@ -78,6 +84,7 @@ def sweep(
         prompt: Whose factor is the target.
         move: Strength -> edited style codes of the portraits.
         first: Strength to begin with.
+        most: Strengths to measure, at most.
 
     Returns:
         ``strengths [S]``, rising; ``change [S, B, K]`` of the readings; ``embedding [S, B, D]``;
@@ -87,7 +94,7 @@ def sweep(
     found: dict[float, dict[str, Tensor]] = {}
     moved = {0.0: 0.0}
     strength: float | None = first
-    while strength is not None and len(found) < _MOST:
+    while strength is not None and len(found) < most:
         found[strength] = _measure(world, start, move(strength))
         change = found[strength]["change"][:, index].mean()
         moved[strength] = (prompt.sign * change / rooms).item()

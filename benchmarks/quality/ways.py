@@ -8,7 +8,7 @@ from its source, 1 being the optimum.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor
@@ -24,7 +24,7 @@ from styleclip_core.relevance import RelevanceTable
 from styleclip_core.style_space import StyleCode
 
 BETAS = (0.08, 0.15, 0.25, 0.4)
-DEFAULT_BETA = 0.15
+DEFAULT = (4.1, 0.15)  # alpha and beta of the published notebook
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +35,13 @@ class Candidate:
         setting: What tells it from the way's other edits of the prompt, e.g. ``b0.15``; may be empty.
         move: Strength -> edited codes.
         first: Strength to begin a sweep with.
+        once: Whether to measure that strength and no other.
     """
 
     setting: str
     move: Callable[[float], StyleCode]
     first: float
+    once: bool = False
 
 
 Way = Callable[[QualityWorld, Prompt, Portraits], Iterator[Candidate]]
@@ -92,3 +94,22 @@ def optimized(world: QualityWorld, prompt: Prompt, start: Portraits) -> Iterator
     before, layout = start.codes.flat(), world.generator.layout
     step = world.optimized(prompt, start) - before
     yield Candidate("", lambda share: StyleCode.from_flat(layout, before + share * step), 1.0)
+
+
+def automatic(world: QualityWorld, prompt: Prompt, start: Portraits) -> Iterator[Candidate]:
+    """Yield the edit whose alpha and beta are chosen without the truth, on the validation portraits."""
+    chosen = world.choice(prompt)
+    yield _fixed(world, prompt, start, *chosen)
+
+
+def default(world: QualityWorld, prompt: Prompt, start: Portraits) -> Iterator[Candidate]:
+    """Yield the edit at the published notebook's alpha and beta."""
+    yield replace(_fixed(world, prompt, start, *DEFAULT), once=True)
+
+
+def _fixed(world: QualityWorld, prompt: Prompt, start: Portraits, alpha: float, beta: float) -> Candidate:
+    relevance = world.exact_table.relevance(world.texts[prompt.name])
+    direction = select_channels(
+        world.generator.layout, relevance, world.deviations, ChannelSelection(beta=beta)
+    )
+    return along(f"b{beta:g}", direction.delta, start, first=alpha)

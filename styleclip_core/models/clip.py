@@ -114,6 +114,11 @@ class ClipModel:
         """
         return self.embed_images(pad_square(image))
 
+    @property
+    def logit_scale(self) -> float:
+        """Return what cosines are multiplied by before a softmax over prompts, 100 for OpenAI's models."""
+        return float(self.model.logit_scale.detach().exp())  # type: ignore[operator, union-attr]
+
     @torch.no_grad()
     def embed_text(self, texts: Sequence[str]) -> Tensor:
         """Embed texts.

@@ -11,8 +11,9 @@ from __future__ import annotations
 from prefect import flow
 
 from flows import steps
-from tasks.edits import Edit, all_variants
-from tasks.settings import Execution, Instant, Inversion, Models, Relevance, Sampling
+from tasks.choosing import ChoicePlan, ChosenStrength
+from tasks.edits import Edit, all_variants, automatic_steps, replace_steps, stand_in
+from tasks.settings import Choosing, Execution, Instant, Inversion, Models, Relevance, Sampling
 
 
 @flow(name="edit-images", task_runner=steps.task_runner(), persist_result=True)
@@ -28,14 +29,16 @@ def edit_images(
     execution: Execution = Execution(),
     table: str = "",
     instant: Instant = Instant(),
+    choosing: Choosing = Choosing(),
 ) -> steps.RunResult:
     """Edit every image with every edit; what an earlier run finished is found and kept.
 
     ``table`` is the URI of a folder with ``relevance.parquet`` and ``statistics.parquet``, as an import of
-    the published files leaves them; without one the table is built first, or found built.
+    the published files leaves them; without one the table is built first, or found built. Where an edit
+    says auto, alpha and beta are chosen on some of the inverted images.
     """
     place = workspace or f"{out.rstrip('/')}/workspace"
-    variants = all_variants(edits)
+    variants = all_variants(replace_steps(edits, stand_in))
     steps.check_places(photos, out, place)
     hashes, device = steps.begin(models, execution)
     steps.check_edits(variants, models, device)
@@ -49,9 +52,19 @@ def edit_images(
     if steps.needs(variants, "instant") and styles is None:
         styles, sampled = steps.sample(models, hashes, sampling, place, device)
         done.append(steps.counts(sampled))
-    prepared = steps.directions(variants, found, models, hashes, place, device, others, styles, instant)
+    shared = (found, models, hashes, place, device, others, styles, instant)
+    choices = list[ChosenStrength]()
+    if not automatic_steps(edits):  # first, as a prompt that names no direction should stop the run at once
+        prepared = steps.directions(variants, *shared)
     inverted, summary = steps.invert(index, place, models, hashes, inversion, device)
     done.append(steps.counts(summary))
+    if automatic_steps(edits):
+        planned = ChoicePlan(
+            models=models, hashes=hashes, workspace=place, settings=choosing, instant=instant, table=found,
+            styles=styles, inversion=inverted, shards=index.shards,
+        )  # fmt: skip
+        edits, choices = steps.choose(edits, planned, device)
+        prepared = steps.directions(all_variants(edits), *shared)
     plans, edited = steps.edit(prepared, index, inverted, out, place, device)
     done.append(steps.counts(edited))
     return steps.RunResult(
@@ -60,4 +73,6 @@ def edit_images(
         table=found,
         latents=inverted.folder,
         report=steps.report(plans, index, done),
+        edits=edits,
+        choices=choices,
     )

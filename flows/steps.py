@@ -15,8 +15,17 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks import editing, images, inversion, mappers, models, relevance, reports, sampling
 from tasks.caching import probe_result_storage
+from tasks.choosing import ChoicePlan, ChosenStrength, choose_strength
 from tasks.directions import PreparedStep, TableRef, check_edit, compute_direction, find_table
-from tasks.edits import EditVariant, RelevanceSource, StepVariant
+from tasks.edits import (
+    Edit,
+    EditStep,
+    EditVariant,
+    RelevanceSource,
+    StepVariant,
+    automatic_steps,
+    replace_steps,
+)
 from tasks.identity import ModelHashes, identify_models
 from tasks.images import ImageIndex
 from tasks.instant import compute_instant_direction
@@ -66,6 +75,8 @@ class RunResult(BaseModel):
     latents: str = ""
     report: ReportRef | None = None
     mappers: list[MapperRef] = []
+    edits: list[Edit] = []
+    choices: list[ChosenStrength] = []
 
 
 def task_runner() -> TaskRunner[PrefectFuture[Any]]:
@@ -225,6 +236,21 @@ def directions(
         PreparedEdit(variant=variant, steps=[prepared[step] for step in variant.steps])
         for variant in variants
     ]
+
+
+def choose(edits: list[Edit], planned: ChoicePlan, device: str) -> tuple[list[Edit], list[ChosenStrength]]:
+    """Edits of which some say auto -> the same edits in numbers, and the choices made."""
+    chosen: dict[EditStep, ChosenStrength] = {}
+    for step in automatic_steps(edits):
+        bare = EditStep(**{name: getattr(step, name) for name in EditStep.model_fields})
+        if bare not in chosen:
+            chosen[bare] = choose_strength(bare, planned, device)
+
+    def number(step: EditStep) -> EditStep:
+        bare = EditStep(**{name: getattr(step, name) for name in EditStep.model_fields})
+        return chosen[bare].apply(step) if step.automatic else step
+
+    return replace_steps(edits, number), list(chosen.values())
 
 
 def train(

@@ -31,10 +31,10 @@ from styleclip_core.editing import (
     editable_mask,
     select_channels,
 )
-from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.prompts import TextDirection
 from styleclip_core.relevance import EmbedImages
 from styleclip_core.style_space import StyleCode, StyleLayout
+from styleclip_core.tuned import AnyGenerator
 
 Stage = Literal["coarse", "fine", "chosen"]
 _FEWEST, _LARGEST_SHARE = 4, 4  # channels of the highest threshold; the lowest edits a fourth of them all
@@ -136,7 +136,7 @@ class Choice:
 
 
 def measure_on(
-    generator: Generator,
+    generator: AnyGenerator,
     embed_images: EmbedImages,
     codes: StyleCode,
     text: TextDirection,
@@ -147,7 +147,7 @@ def measure_on(
     """Return what measures a step in style space on some images.
 
     Args:
-        generator: Draws the images.
+        generator: Draws the images, image b with tuning b if it is a ``TunedGenerator``.
         embed_images: Images ``[b, 3, H, H]`` in -1..1 -> unit embeddings ``[b, D]``.
         codes: B style codes to edit.
         text: From the neutral to the target prompt.
@@ -161,7 +161,7 @@ def measure_on(
         moved = codes.add(step.to(generator.device))
 
         def work(index: Tensor) -> Tensor:
-            return embed_images(generator.synthesize(moved.select(index))).float().cpu()
+            return embed_images(generator.take(index).synthesize(moved.select(index))).float().cpu()
 
         index = torch.arange(codes.batch_size)
         return torch.cat([found for _, found in Batches(batch_size).run(index, work)])

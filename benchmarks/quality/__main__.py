@@ -24,9 +24,11 @@ from torch import Tensor
 import data
 from benchmarks.quality.baselines import component, linear
 from benchmarks.quality.prompts import PROMPTS
+from benchmarks.quality.report import markdown, sections
 from benchmarks.quality.sweep import Portraits, sweep
 from benchmarks.quality.ways import BETAS, Way, automatic, by_gradients, by_table, default, mapped, optimized
 from benchmarks.quality.world import Counts, QualityWorld
+from benchmarks.report import hardware
 from data.world.quality import Prompt
 from styleclip_core.files.checkpoint import read_state, write_state
 from styleclip_core.mapper_training import PRESETS as MAPPER_PRESETS
@@ -60,9 +62,12 @@ def place(out: Path, counts: Counts) -> Path:
     return out / hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def cell(world: QualityWorld, folder: Path, way: str, prompt: Prompt) -> dict[str, dict[str, Tensor]]:
-    """Return the sweeps of a way for a prompt, by setting; measured now if no earlier call has."""
-    path = folder / "cells" / way.replace(", ", "-") / f"{prompt.name}.safetensors"
+Cell = dict[str, dict[str, Tensor]]  # setting -> what a sweep measured
+
+
+def measure(world: QualityWorld, folder: Path, way: str, prompt: Prompt) -> Cell:
+    """Return the sweeps of a way for a prompt; measured now if no earlier call has."""
+    path = _path(folder, way, prompt)
     if not path.exists():
         started = time.process_time()
         edits, chosen = WAYS[way]
@@ -76,7 +81,15 @@ def cell(world: QualityWorld, folder: Path, way: str, prompt: Prompt) -> dict[st
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         write_state(path, {**flat, "seconds": torch.tensor(time.process_time() - started)}, {})
-    found = {}
+    return _read(path)
+
+
+def _path(folder: Path, way: str, prompt: Prompt) -> Path:
+    return folder / "cells" / way.replace(", ", "-") / f"{prompt.name}.safetensors"
+
+
+def _read(path: Path) -> Cell:
+    found: Cell = {}
     for key, value in read_state(path)[0].items():
         setting, _, name = key.rpartition("/")
         if name != "seconds":
@@ -95,16 +108,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("build/quality"), help="folder for results")
     parser.add_argument("--ways", nargs="*", choices=list(WAYS), help="ways to measure [default: all]")
+    parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="of the 40, how many")
+    parser.add_argument("--show", action="store_true", help="print what there is and measure nothing")
     given = parser.parse_args()
     torch.set_num_threads(1)
     counts, console = Counts(), Console(width=150)
     folder = place(given.out, counts)
     world = QualityWorld(counts, folder)
-    for name in given.ways or WAYS:
-        for prompt in in_order(PROMPTS):
+    for name in () if given.show else given.ways or WAYS:
+        for prompt in list(in_order(PROMPTS))[: given.prompts]:
             started = time.process_time()
-            cell(world, folder, name, prompt)
+            measure(world, folder, name, prompt)
             console.print(f"{name}, {prompt.name}: {time.process_time() - started:.1f} s", highlight=False)
+
+    def cells(way: str, prompt: Prompt) -> Cell | None:
+        path = _path(folder, way, prompt)
+        return _read(path) if path.exists() else None
+
+    found = sections(world, list(WAYS), cells)
+    text = markdown(found)
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    content = {"hardware": hardware(), "counts": asdict(counts), "sections": [asdict(each) for each in found]}
+    (folder / "quality.md").write_text(text)
+    (folder / "quality.json").write_text(json.dumps(content, indent=2) + "\n")
+    console.print(f"every measurement in {folder}, this table in quality.md and quality.json there")
 
 
 if __name__ == "__main__":

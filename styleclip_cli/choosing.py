@@ -48,11 +48,11 @@ def numbers_or_auto(name: str, given: list[str] | None) -> tuple[float, ...] | s
         raise SettingsError(f"--{name} takes numbers, or auto alone; got {', '.join(given or ())}") from error
 
 
-def choosing_settings(effect: float | None, images: int | None = None) -> Choosing:
+def choosing_settings(effect: float | None, images: int = 24, keep: list[str] | None = None) -> Choosing:
     """Return how auto is chosen."""
     from tasks.settings import Choosing
 
-    given = {name: value for name, value in (("effect", effect), ("images", images)) if value is not None}
+    given = {"images": images, "keep": tuple(keep or ())} | ({"effect": effect} if effect else {})
     return Choosing.model_validate(given)
 
 
@@ -67,6 +67,10 @@ def choose(
         bool, typer.Option("--all", help="Choose alpha and beta of every style direction, whatever it says")
     ] = False,
     effect: Effect = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(help="A prompt of what should stay, e.g. 'face with a hat'; may be repeated"),
+    ] = None,
     images: Annotated[int, typer.Option(min=1, help="Photographs or codes to choose on, at most")] = 24,
     table: Annotated[
         str, typer.Option(help="Folder with relevance.parquet and statistics.parquet, instead of building it")
@@ -107,7 +111,7 @@ def choose(
             inversion_settings(steps, 0, None),
             Execution(),
             table,
-            choosing=choosing_settings(effect, images),
+            choosing=choosing_settings(effect, images, keep),
         )
     )
     summarize(result)

@@ -3,8 +3,9 @@
 *Effect* is the zero-shot probability of the target prompt against the neutral one, as CLIP classifies
 (Radford et al. 2021, section 3.1.1), a mean over the images: where images show the target by nature, that
 of the embedded world's CLIP is 0.7 to 0.8. *Movement* is what an edit changes beside the target: the
-length of the change of CLIP's image embedding at right angles to the text direction. The choice is the
-pair that reaches the wanted effect at the least movement.
+length of the change of CLIP's image embedding at right angles to the text direction. Where it is known what
+should stay, movement is the geometric mean of that and of how far those prompts' scores move. The choice
+is the pair that reaches the wanted effect at the least movement.
 
 For every threshold the strength is sought at which the effect is reached, beginning where the threshold
 before ended. Thresholds come by the number of channels that reach them, geometrically, then two more
@@ -31,6 +32,7 @@ from styleclip_core.editing import (
     editable_mask,
     select_channels,
 )
+from styleclip_core.errors import NoEffectError
 from styleclip_core.prompts import TextDirection
 from styleclip_core.relevance import EmbedImages
 from styleclip_core.style_space import StyleCode, StyleLayout
@@ -40,6 +42,7 @@ Stage = Literal["coarse", "fine", "chosen"]
 _FEWEST, _LARGEST_SHARE = 4, 4  # channels of the highest threshold; the lowest edits a fourth of them all
 _CLOSE = 0.12  # effects of two strengths between which the line is straight enough
 _GROWTH = (1.25, 2.5)  # by how much a strength that was too weak is raised
+_VISIBLE = 1e-6  # a rise of the effect below this is none
 _NEARLY = 0.9  # of the way to the most that can be reached, where the wanted effect cannot
 
 
@@ -142,6 +145,7 @@ def measure_on(
     text: TextDirection,
     scale: float,
     *,
+    keep: Tensor | None = None,
     batch_size: int = 32,
 ) -> Measure:
     """Return what measures a step in style space on some images.
@@ -152,6 +156,7 @@ def measure_on(
         codes: B style codes to edit.
         text: From the neutral to the target prompt.
         scale: What CLIP multiplies cosines by before a softmax, 100 for OpenAI's.
+        keep: Unit text directions of what should stay, ``[Q, D]``; None where nothing is known.
         batch_size: Images at once, at most.
     """
     direction = text.direction.cpu().float()
@@ -173,7 +178,10 @@ def measure_on(
         along = after @ direction
         change = after - before
         beside = change - (change @ direction)[:, None] * direction
-        return Measured(torch.sigmoid(scale * text.norm * along), beside.norm(dim=1))
+        movement = beside.norm(dim=1)
+        if keep is not None:
+            movement = (movement * (change @ keep.cpu().float().t()).abs().mean(dim=1)).sqrt()
+        return Measured(torch.sigmoid(scale * text.norm * along), movement)
 
     return measure
 
@@ -205,8 +213,8 @@ def choose(
         fixed: Whether ``allowed`` decides the channels.
 
     Raises:
+        NoEffectError: If every image shows the target before any edit, or nothing brings them nearer to it.
         NoRelevantChannelError: If there is no relevant channel, or none at the fixed beta.
-        ValueError: If every image shows the target before any edit.
     """
     unedited = measure(torch.zeros(layout.num_editable)).effect
     search = _Search(measure, layout, relevance, std, settings, alpha, _that_count(unedited, settings.effect))
@@ -347,7 +355,13 @@ class _Search:
             return best, self._alpha, best.most
         wanted = self.settings.effect
         if all(each.at(wanted) is None for each in curves):
-            wanted = self.before + _NEARLY * (max(each.most for each in curves) - self.before)
+            most = max(each.most for each in curves)
+            if most <= self.before + _VISIBLE:
+                raise NoEffectError(
+                    f"no alpha that was tried makes the target likelier: {self.before:.3f} before any edit, "
+                    f"{most:.3f} at most after one; give prompts that CLIP knows, or numbers instead of auto"
+                )
+            wanted = self.before + _NEARLY * (most - self.before)
         reached = [(each, found) for each in curves if (found := each.at(wanted)) is not None]
         chosen, (strength, _) = min(reached, key=lambda item: item[1][1])
         return chosen, strength, wanted
@@ -401,7 +415,7 @@ def _that_count(unedited: Tensor, wanted: float) -> tuple[Tensor, float]:
         return torch.ones_like(unedited, dtype=torch.bool), unedited.mean().item()
     lacking = unedited < wanted
     if not lacking.any():
-        raise ValueError(
+        raise NoEffectError(
             f"all {len(unedited)} images have an effect of {unedited.min():.2f} or more before any edit, "
             f"{wanted:g} is wanted; give images that lack it, or want more"
         )

@@ -49,6 +49,7 @@ from tasks.settings import Choosing, Instant, Models
 from tasks.storage import join
 
 STEP, VERSION = "choose-strength", "1"
+_DECIDES = {"neutral", "target", "alpha", "beta", "top_k", "include", "exclude", "relevance"}
 
 
 class NothingToChooseOnError(StyleCLIPError):
@@ -130,12 +131,12 @@ def choose_strength(step: EditStep, planned: ChoicePlan, device: str) -> ChosenS
     """
     rows = _validation_rows(planned)
     wanted = planned.settings.settings(step.effect)
+    given = step.model_dump(mode="json", include=_DECIDES)
+    instant = planned.instant.model_dump() if step.relevance == "instant" else None
     parameters = {
-        **step.model_dump(mode="json", include={"neutral", "target", "alpha", "beta", "top_k", "include",
-                                                "exclude", "relevance"}),
-        "templates": step.templates or "styleclip-79", "effect": wanted.effect,
+        **given, "templates": step.templates or "styleclip-79", "effect": wanted.effect, "instant": instant,
         "thresholds": wanted.thresholds, "strengths": wanted.strengths, "images": planned.settings.images,
-        "instant": planned.instant.model_dump() if step.relevance == "instant" else None,
+        "keep": planned.settings.keep,
     }  # fmt: skip
     inputs = {
         "clip": planned.hashes.clip,
@@ -240,8 +241,19 @@ def _choose(step: EditStep, planned: ChoicePlan, rows: list[Row], device: str) -
     else:
         raise StyleCLIPError(f"there is neither a table nor codes to find channels for {step.target!r} with")
     settings = planned.settings.settings(step.effect)
+    kept = [each for each in planned.settings.keep if each != step.target]
+    directions = [
+        text_direction(clip, neutral=step.neutral, target=each, templates=text.templates).direction
+        for each in kept
+    ]
     measure = measure_on(
-        generator, clip.embed_whole, codes, text, clip.logit_scale, batch_size=planned.settings.batch_size
+        generator,
+        clip.embed_whole,
+        codes,
+        text,
+        clip.logit_scale,
+        keep=torch.stack(directions) if directions else None,
+        batch_size=planned.settings.batch_size,
     )
     fixed = step.beta != "auto"
     beta = None if step.top_k else (step.beta if isinstance(step.beta, float) else 0.15)

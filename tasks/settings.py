@@ -183,6 +183,9 @@ class Choosing(Settings):
         CHOOSING.thresholds, ge=1, description="Betas tried at first; two more follow around the best"
     )
     strengths: int = Field(CHOOSING.strengths, ge=2, description="Alphas tried for a beta, at most")
+    keep: tuple[str, ...] = Field(
+        (), description="Prompts of what should stay, e.g. face with a hat; none for all that CLIP sees"
+    )
     batch_size: int = Field(32, ge=1, description="Images drawn at once, at most")
 
     def settings(self, effect: float | None) -> ChoosingSettings:

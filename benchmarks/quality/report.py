@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from benchmarks.quality.prompts import PROMPTS, tunes
@@ -15,6 +16,7 @@ from benchmarks.quality.ways import DEFAULT
 from benchmarks.quality.world import QualityWorld
 from benchmarks.report import Section
 from data.world.quality import Prompt
+from styleclip_core.choosing import ChoosingSettings
 
 Cells = Callable[[str, Prompt], dict[str, dict[str, Tensor]] | None]
 _BASE, _VALIDATION, _AUTOMATIC = "exact", "exact, validation", "automatic"
@@ -27,6 +29,7 @@ class _Curves:
 
     curves: dict[str, dict[str, dict[str, Curve]]]
     rooms: dict[str, float]
+    validation_rooms: dict[str, float]
     chosen: dict[str, float]
 
     @classmethod
@@ -43,7 +46,8 @@ class _Curves:
         chosen = {
             each.name: world.choice(each)[0] for each in PROMPTS if each.name in found.get(_AUTOMATIC, {})
         }
-        return cls(found, rooms, chosen)
+        others = {each.name: room(world, each, world.chosen_on.readings).mean().item() for each in PROMPTS}
+        return cls(found, rooms, others, chosen)
 
     def only(self, name: str, way: str, setting: str | None) -> Curve | None:
         """Return the curve of a setting, or the way's only one."""
@@ -61,8 +65,8 @@ def sections(world: QualityWorld, ways: list[str], cells: Cells) -> list[Section
     """Return both tables from what has been measured."""
     known = _Curves.read(world, ways, cells)
     found = [_ways(known, ways, level) for level in LEVELS]
-    if _AUTOMATIC in known.curves and _BASE in known.curves:
-        found += _choices(known)
+    if _VALIDATION in known.curves and _BASE in known.curves:
+        found += _choices(world, known, cells)
     return found
 
 
@@ -145,7 +149,7 @@ def best_beta(known: _Curves, prompt: Prompt, level: float) -> str | None:
     found = {}
     for setting, each in known.curves.get(_VALIDATION, {}).get(prompt.name, {}).items():
         weights = np.full((1, each.target.shape[1]), 1 / each.target.shape[1])
-        others = at_level(each, weights, np.full(1, level * known.rooms[prompt.name])).others[0]
+        others = at_level(each, weights, np.full(1, level * known.validation_rooms[prompt.name])).others[0]
         if not np.isnan(others):
             found[setting] = others
     return min(found, key=lambda each: found[each]) if found else None
@@ -169,14 +173,14 @@ def _with_error(values: list[Array], sign: str) -> str:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How an automatic choice does beside the best fixed pair of the same prompt.
+    """How a choice does beside the best fixed pair of the same prompt.
 
     Attributes:
         prompt: The prompt.
         alpha: Chosen strength.
         setting: Chosen beta.
         moved: Fraction of the room that the chosen pair moves the target.
-        others: Its leakage.
+        others: Its leakage, there or where both can be compared.
         best: Beta of the best fixed pair.
         best_others: Leakage of that beta where it moves the target as far.
         difference: Leakage of the choice less that of the best fixed pair, at equal moves.
@@ -210,75 +214,158 @@ class Verdict:
         return not self.as_good
 
 
-def verdicts(known: _Curves) -> list[Verdict]:
-    """Return a verdict for every prompt whose choice has been measured."""
-    found = []
-    for prompt in PROMPTS:
-        mine, setting = known.only(prompt.name, _AUTOMATIC, None), known.curves[_AUTOMATIC].get(prompt.name)
-        best = best_beta(known, prompt, LEVELS[1]) or best_beta(known, prompt, LEVELS[0])
-        rival = known.only(prompt.name, _BASE, best) if best else None
-        if mine is None or not setting or rival is None or best is None:
+@dataclass(frozen=True)
+class Rule:
+    """A way to choose without the truth, on the betas that were swept.
+
+    Attributes:
+        title: Its name.
+        kept: Whether movement also counts the scores of all unrelated prompts.
+    """
+
+    title: str
+    kept: bool
+
+
+RULES = (
+    Rule("the pipeline's rule on the betas swept", kept=False),
+    Rule("the same, told the unrelated prompts as what should stay", kept=True),
+)
+WANTED = ChoosingSettings().effect
+
+
+def choice_by(
+    world: QualityWorld, prompt: Prompt, cell: dict[str, dict[str, Tensor]], rule: Rule
+) -> tuple[str, float]:
+    """Return setting and strength that a rule chooses from the sweeps of the validation portraits."""
+    text, before = world.texts[prompt.name], world.chosen_on.embedding
+    gap = world.prompts[prompt.name] - world.prompts["neutral"]
+    keep = torch.stack([world.texts[each.name] for each in PROMPTS if _unrelated(prompt, each)])
+
+    def effect(embedded: Tensor) -> float:
+        return torch.sigmoid(world.clip.logit_scale * (embedded @ gap)).mean().item()
+
+    def movement(embedded: Tensor) -> float:
+        change = embedded - before
+        length = (change - (change @ text)[:, None] * text).norm(dim=1)
+        if rule.kept:
+            length = (length * (change @ keep.T).abs().mean(dim=1)).sqrt()
+        return length.mean().item()
+
+    curves = {
+        setting: (
+            np.array([0.0, *found["strengths"].tolist()]),
+            np.array([effect(before), *map(effect, found["embedding"])]),
+            np.array([0.0, *map(movement, found["embedding"])]),
+        )
+        for setting, found in cell.items()
+    }
+    most = max(effects.max() for _, effects, _ in curves.values())
+    wanted = WANTED if most >= WANTED else effect(before) + 0.9 * (most - effect(before))
+    best, least, strength = "", np.inf, 0.0
+    for setting, (strengths, effects, movements) in curves.items():
+        above = np.flatnonzero(effects >= wanted)
+        if not len(above):
             continue
-        found.append(_verdict(known, prompt, mine, next(iter(setting)), rival, best))
-    return [each for each in found if each is not None]
+        high = max(int(above[0]), 1)
+        share = np.clip((wanted - effects[high - 1]) / max(effects[high] - effects[high - 1], 1e-9), 0, 1)
+        moved = movements[high - 1] + share * (movements[high] - movements[high - 1])
+        if moved < least:
+            best, least = setting, float(moved)
+            strength = float(strengths[high - 1] + share * (strengths[high] - strengths[high - 1]))
+    return best, strength
 
 
-def _verdict(
-    known: _Curves, prompt: Prompt, mine: Curve, setting: str, rival: Curve, best: str
-) -> Verdict | None:
-    place = int(np.abs(mine.strengths - known.chosen[prompt.name]).argmin())
-    weights = replicates(mine.target.shape[1])
-    moved, others = mine.target[place] @ weights.T, mine.others[place] @ weights.T
-    against = at_level(rival, weights, moved).others
-    if np.isnan(against[0]):  # the best pair never moves it so far: compare where it moves it most
-        top = int(rival.target.mean(axis=1).argmax())
-        moved = 0.99 * rival.target[top] @ weights.T
-        others, against = (at_level(each, weights, moved).others for each in (mine, rival))
+def _unrelated(prompt: Prompt, other: Prompt) -> bool:
+    return other.factor != prompt.factor and other.factor not in prompt.related
+
+
+def _compare(known: _Curves, prompt: Prompt, way: str, setting: str, alpha: float) -> Verdict | None:
+    """Return how a pair does on the portraits that judge; None where something is not measured yet."""
+    best = best_beta(known, prompt, LEVELS[1]) or best_beta(known, prompt, LEVELS[0])
+    mine = known.only(prompt.name, way, setting)
+    rival = known.only(prompt.name, _BASE, best) if best else None
+    if mine is None or rival is None or best is None:
+        return None
+    target, _ = _point(mine, alpha)
+    weights = replicates(len(target))
+    moved = target @ weights.T
+    most = min(each.target.mean(axis=1).max() for each in (mine, rival))
+    moved = moved * min(1.0, 0.99 * most / moved[0])  # both must get there to be compared there
+    others, against = (at_level(each, weights, moved).others for each in (mine, rival))
     difference = np.where(np.isnan(others - against), (others - against)[0], others - against)
-    standard = known.only(prompt.name, _BASE, _default())
-    pair = known.only(prompt.name, "default", None)
-    room_ = known.rooms[prompt.name]
-    one = np.full((1, mine.target.shape[1]), 1 / mine.target.shape[1])
-    there = np.full(1, mine.target[place].mean())
+    standard, pair = known.only(prompt.name, _BASE, _default()), known.only(prompt.name, "default", None)
+    room_, one = known.rooms[prompt.name], weights[:1]
+    nothing = float("nan")
     return Verdict(
-        prompt, float(mine.strengths[place]), setting, float(mine.target[place].mean() / room_),
-        float(mine.others[place].mean()), best, float(against[0]), float(difference[0]),
-        float(difference[1:].std()),
-        float(at_level(standard, one, there).others[0]) if standard else float("nan"),
-        float(pair.target[1].mean() / room_) if pair else float("nan"),
-        float(pair.others[1].mean()) if pair else float("nan"),
+        prompt, alpha, setting, float(target.mean() / room_), float(others[0]), best, float(against[0]),
+        float(difference[0]), float(difference[1:].std()),
+        float(at_level(standard, one, moved[:1]).others[0]) if standard else nothing,
+        float(pair.target[1].mean() / room_) if pair else nothing,
+        float(pair.others[1].mean()) if pair else nothing,
     )  # fmt: skip
 
 
-def _choices(known: _Curves) -> list[Section]:
-    each = verdicts(known)
-    rows = [
-        (
-            found.prompt.name + (" (tuning)" if tunes(found.prompt) else ""),
-            f"{found.alpha:.3g}", found.setting.removeprefix("b"), f"{found.moved:.0%}", f"{found.others:.3f}",
-            f"{found.best_others:.3f}", found.best.removeprefix("b"),
-            f"{found.difference:+.3f} ± {found.error:.3f}", f"{found.default_others:.3f}",
-            f"{found.default_moved:.0%}", f"{found.default_pair:.3f}",
-        )
-        for found in each
-    ]  # fmt: skip
-    header = ("prompt", "alpha", "beta", "target moved, of its room", "others",
-              "others of the best fixed beta, moved as far", "that beta", "difference",
-              f"others at beta {DEFAULT[1]:g}, moved as far",
-              f"target moved by alpha {DEFAULT[0]:g}, beta {DEFAULT[1]:g}", "its others")  # fmt: skip
-    judged = [found for found in each if not tunes(found.prompt)]
+def _point(found: Curve, alpha: float) -> tuple[Array, Array]:
+    """Return target and others at a strength, ``[B]`` each, between the two that were measured around it."""
+    high = int(np.clip(np.searchsorted(found.strengths, alpha), 1, len(found.strengths) - 1))
+    low = high - 1
+    share = np.clip((alpha - found.strengths[low]) / (found.strengths[high] - found.strengths[low]), 0, 1)
+    return tuple(each[low] + share * (each[high] - each[low]) for each in (found.target, found.others))  # type: ignore[return-value]
+
+
+def _choices(world: QualityWorld, known: _Curves, cells: Cells) -> list[Section]:
+    found: dict[str, list[Verdict]] = {}
+    for rule in RULES:
+        for prompt in PROMPTS:
+            cell = cells(_VALIDATION, prompt)
+            if cell:
+                setting, alpha = choice_by(world, prompt, cell, rule)
+                found.setdefault(rule.title, []).extend(_some(_compare(known, prompt, _BASE, setting, alpha)))
+    for prompt in PROMPTS:
+        settings = known.curves.get(_AUTOMATIC, {}).get(prompt.name)
+        if settings:
+            verdict = _compare(known, prompt, _AUTOMATIC, next(iter(settings)), known.chosen[prompt.name])
+            found.setdefault("the pipeline's own choice", []).extend(_some(verdict))
+    summaries = [
+        _summary(f"{title}; {name}", [each for each in verdicts if tunes(each.prompt) == tuned])
+        for title, verdicts in found.items()
+        for name, tuned in (("judged", False), ("tuned on", True))
+    ]
+    listed = found.get("the pipeline's own choice", [])
     return [
-        Section("alpha and beta chosen without the truth", header, rows),
-        Section("summary of the choices", ("prompts", *_SUMMARY), [
-            _summary("judged", judged), _summary("tuned on", [each for each in each if tunes(each.prompt)]),
-        ]),
-    ]  # fmt: skip
+        Section("alpha and beta chosen without the truth", ("rule; prompts", *_SUMMARY), summaries),
+        Section("the pipeline's own choices, prompt by prompt", _VERDICT, [_row(each) for each in listed]),
+    ]
+
+
+def _some(verdict: Verdict | None) -> list[Verdict]:
+    return [] if verdict is None else [verdict]
+
+
+_VERDICT = (
+    "prompt", "alpha", "beta", "target moved, of its room", "others",
+    "others of the best fixed beta, moved as far", "that beta", "difference",
+    f"others at beta {DEFAULT[1]:g}, moved as far",
+    f"target moved by alpha {DEFAULT[0]:g}, beta {DEFAULT[1]:g}", "its others",
+)  # fmt: skip
+
+
+def _row(found: Verdict) -> tuple[str, ...]:
+    return (
+        found.prompt.name + (" (tuning)" if tunes(found.prompt) else ""), f"{found.alpha:.3g}",
+        found.setting.removeprefix("b"), f"{found.moved:.0%}", f"{found.others:.3f}",
+        f"{found.best_others:.3f}", found.best.removeprefix("b"),
+        f"{found.difference:+.3f} ± {found.error:.3f}", f"{found.default_others:.3f}",
+        f"{found.default_moved:.0%}", f"{found.default_pair:.3f}",
+    )  # fmt: skip
 
 
 _SUMMARY = (
     "number", "as good as the best fixed pair, but for noise", "within 5 % of it or better", "clearly worse",
-    "largest clear excess", "target moved, lowest to highest", "mean others: chosen", "best fixed",
-    "beta 0.15, where it gets as far", "moves of the default pair, lowest to highest", "its mean others",
+    "largest clear excess", "target moved, of its room: lowest, median, highest", "mean others: chosen",
+    "best fixed", "beta 0.15, where it gets as far", "moves of alpha 4.1, beta 0.15: lowest, median, highest",
+    "its mean others",
 )  # fmt: skip
 
 
@@ -286,18 +373,31 @@ def _summary(name: str, found: list[Verdict]) -> tuple[str, ...]:
     if not found:
         return (name, "0", *("-" for _ in _SUMMARY[1:]))
     count = len(found)
-    close = sum(each.others <= 1.05 * each.best_others or each.difference <= 0 for each in found)
+    close = sum(each.others <= 1.05 * each.best_others for each in found)
     worse = [each for each in found if each.clearly_worse]
     reached = [each.default_others for each in found if not np.isnan(each.default_others)]
     return (
         name, str(count), f"{sum(each.as_good for each in found)} of {count}", f"{close} of {count}",
         str(len(worse)), f"{max((each.difference for each in worse), default=0):+.3f}",
-        f"{min(each.moved for each in found):.0%} to {max(each.moved for each in found):.0%}",
+        _range([each.moved for each in found]),
         f"{np.mean([each.others for each in found]):.3f}",
-        f"{np.mean([each.best_others for each in found]):.3f}", f"{np.mean(reached):.3f} ({len(reached)})",
-        f"{min(each.default_moved for each in found):.0%} to {max(each.default_moved for each in found):.0%}",
-        f"{np.mean([each.default_pair for each in found]):.3f}",
+        f"{np.mean([each.best_others for each in found]):.3f}", f"{_mean(reached):.3f} ({len(reached)})",
+        _range([each.default_moved for each in found]),
+        f"{_mean([each.default_pair for each in found]):.3f}",
     )  # fmt: skip
+
+
+def _mean(values: list[float]) -> float:
+    known = [each for each in values if not np.isnan(each)]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def _range(values: list[float]) -> str:
+    known = [each for each in values if not np.isnan(each)]
+    if not known:
+        return "-"
+    low, middle, high = np.quantile(known, (0, 0.5, 1))
+    return f"{low:.0%}, {middle:.0%}, {high:.0%}"
 
 
 def markdown(found: list[Section]) -> str:

@@ -88,6 +88,16 @@ class QualityWorld(World):
         return self.kept("texts", embed)
 
     @cached_property
+    def prompts(self) -> dict[str, Tensor]:
+        """Return the unit embedding of every target prompt, ``[D]`` each, and ``neutral``."""
+
+        def embed() -> dict[str, Tensor]:
+            found = {each.name: embed_prompt(self.clip, each.target, "styleclip-79") for each in PROMPTS}
+            return found | {"neutral": embed_prompt(self.clip, PROMPTS[0].neutral, "styleclip-79")}
+
+        return self.kept("prompts", embed)
+
+    @cached_property
     def statistics(self) -> tuple[StyleCode, StyleCode]:
         """Return mean and deviation of every style channel, as codes of one."""
 

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from styleclip_core.choosing import ChoosingSettings, Measured, choose, measure_on, propose
 from styleclip_core.editing import ChannelSelection
-from styleclip_core.errors import NoRelevantChannelError
+from styleclip_core.errors import NoEffectError, NoRelevantChannelError
 from styleclip_core.prompts import text_direction
 from styleclip_core.style_space import StyleLayer, StyleLayout
 
@@ -107,8 +107,18 @@ def test_where_most_show_the_target_the_others_count():
 
 
 def test_images_that_all_show_the_target_are_an_error():
-    with pytest.raises(ValueError, match=r"all 5 images have an effect of 0\.95 or more"):
+    with pytest.raises(NoEffectError, match=r"all 5 images have an effect of 0\.95 or more"):
         decide(world(good=12, start=3.0))
+
+
+def test_an_edit_that_leads_away_is_an_error():
+    def measure(step):
+        return Measured(
+            torch.sigmoid(-2.0 - step.abs().sum().repeat(IMAGES)), step.abs().sum().repeat(IMAGES)
+        )
+
+    with pytest.raises(NoEffectError, match=r"0\.119 before any edit, 0\.\d+ at most after one"):
+        decide(measure)
 
 
 def test_no_relevance_is_an_error():
@@ -150,3 +160,10 @@ def test_measurements_are_clips(generator, codes, clip_model):
     change = after - before
     squared = change.square().sum(dim=1) - (change @ text.direction).square()
     assert_close(found.movement, squared.sqrt(), atol=1e-4, rtol=1e-3)
+
+    keep = torch.nn.functional.normalize(
+        torch.randn(4, 16, generator=torch.Generator().manual_seed(3)), dim=1
+    )
+    measure = measure_on(generator, clip.embed_images, codes, text, clip.logit_scale, keep=keep)
+    scores = (change @ keep.T).abs().mean(dim=1)
+    assert_close(measure(step).movement, (squared.sqrt() * scores).sqrt(), atol=1e-4, rtol=1e-3)

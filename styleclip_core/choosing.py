@@ -55,20 +55,23 @@ class ChoosingSettings:
         thresholds: Betas tried at first; two more follow around the best.
         strengths: Alphas tried for a beta, at most.
         first: Alpha to begin with.
+        strongest: Largest alpha, in deviations of the most relevant channel; the published notebook's sliders
+            end at 10, and far beyond it the generator draws what it has never learnt.
     """
 
     effect: float = 0.7
     thresholds: int = 6
     strengths: int = 6
     first: float = 2.0
+    strongest: float = 10.0
 
     def __post_init__(self) -> None:
         if not 0 < self.effect < 1:
             raise ValueError(f"effect is a probability between 0 and 1, got {self.effect}")
-        if self.thresholds < 1 or self.strengths < 2 or not self.first > 0:
+        if self.thresholds < 1 or self.strengths < 2 or not 0 < self.first <= self.strongest:
             raise ValueError(
-                f"thresholds must be from 1, strengths from 2 and first positive, got {self.thresholds}, "
-                f"{self.strengths}, {self.first}"
+                f"thresholds must be from 1, strengths from 2 and first from above 0 to strongest, got "
+                f"{self.thresholds}, {self.strengths}, {self.first} and {self.strongest}"
             )
 
 
@@ -333,9 +336,9 @@ class _Search:
             tried = self.trial(round_to(strength, 4), direction, selection, stage)
             points[tried.alpha] = (tried.effect, tried.movement)
             following = propose({each: effect for each, (effect, _) in points.items()}, self.settings.effect)
-            if following is None:
+            if following is None or tried.alpha >= self.settings.strongest < following:
                 break
-            strength = following
+            strength = min(following, self.settings.strongest)
         order = sorted(points, key=abs)
         found = _Curve(
             selection, direction, order, [points[each][0] for each in order],

@@ -23,6 +23,7 @@ from torch import Tensor
 
 import data
 from benchmarks.quality.baselines import component, linear
+from benchmarks.quality.estimators import by, least_squares, projected, whitened
 from benchmarks.quality.prompts import PROMPTS
 from benchmarks.quality.report import markdown, sections
 from benchmarks.quality.sweep import Portraits, sweep
@@ -45,6 +46,9 @@ WAYS: dict[str, tuple[Way, Sets]] = {
     "reference": (by_table(lambda world: world.reference_table[0]), lambda world: world.judged),
     "linear": (linear, lambda world: world.judged),
     "components": (component, lambda world: world.judged),
+    "projected text": (by(projected), lambda world: world.judged),
+    "whitened rows": (by(whitened), lambda world: world.judged),
+    "least squares": (by(least_squares), lambda world: world.judged),
     "mapper": (mapped, lambda world: world.judged),
     "optimization": (optimized, lambda world: world.slow),
 }

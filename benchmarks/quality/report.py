@@ -252,14 +252,14 @@ def choice_by(
             length = (length * (change @ keep.T).abs().mean(dim=1)).sqrt()
         return length.mean().item()
 
-    curves = {
-        setting: (
-            np.array([0.0, *found["strengths"].tolist()]),
-            np.array([effect(before), *map(effect, found["embedding"])]),
-            np.array([0.0, *map(movement, found["embedding"])]),
+    curves = {}
+    for setting, found in cell.items():
+        fit = found["strengths"] <= ChoosingSettings().strongest
+        curves[setting] = (
+            np.array([0.0, *found["strengths"][fit].tolist()]),
+            np.array([effect(before), *map(effect, found["embedding"][fit])]),
+            np.array([0.0, *map(movement, found["embedding"][fit])]),
         )
-        for setting, found in cell.items()
-    }
     most = max(effects.max() for _, effects, _ in curves.values())
     wanted = WANTED if most >= WANTED else effect(before) + 0.9 * (most - effect(before))
     best, least, strength = "", np.inf, 0.0

@@ -77,6 +77,12 @@ def test_an_effect_out_of_reach_is_named_and_nearly_all_is_taken():
     assert found.trials[-1].effect == pytest.approx(before + 0.9 * (most - before), abs=0.03)
 
 
+def test_no_alpha_beyond_the_strongest_is_tried():
+    found = decide(world(good=12), settings={"effect": 0.9, "first": 0.1, "strongest": 0.2})
+    assert max(trial.alpha for trial in found.trials) == 0.2
+    assert not found.reached
+
+
 def test_alpha_alone_keeps_the_channels():
     kept = ChannelSelection(top_k=3, include=("b4.*",))
     found = choose(

@@ -107,7 +107,7 @@ def _default() -> str:
 
 def _rows(known: _Curves, ways: list[str]) -> list[tuple[str, str | None, str]]:
     """Return way, setting and title of every row; ways by relevance at the default beta."""
-    found = []
+    found = list[tuple[str, str | None, str]]()
     for way in ways:
         if way in (_VALIDATION, "default") or way not in known.curves:
             continue
@@ -243,14 +243,14 @@ def choice_by(
     keep = torch.stack([world.texts[each.name] for each in PROMPTS if _unrelated(prompt, each)])
 
     def effect(embedded: Tensor) -> float:
-        return torch.sigmoid(world.clip.logit_scale * (embedded @ gap)).mean().item()
+        return float(torch.sigmoid(world.clip.logit_scale * (embedded @ gap)).mean())
 
     def movement(embedded: Tensor) -> float:
         change = embedded - before
         length = (change - (change @ text)[:, None] * text).norm(dim=1)
         if rule.kept:
             length = (length * (change @ keep.T).abs().mean(dim=1)).sqrt()
-        return length.mean().item()
+        return float(length.mean())
 
     curves = {}
     for setting, found in cell.items():
@@ -311,7 +311,8 @@ def _point(found: Curve, alpha: float) -> tuple[Array, Array]:
     high = int(np.clip(np.searchsorted(found.strengths, alpha), 1, len(found.strengths) - 1))
     low = high - 1
     share = np.clip((alpha - found.strengths[low]) / (found.strengths[high] - found.strengths[low]), 0, 1)
-    return tuple(each[low] + share * (each[high] - each[low]) for each in (found.target, found.others))  # type: ignore[return-value]
+    target, others = (each[low] + share * (each[high] - each[low]) for each in (found.target, found.others))
+    return target, others
 
 
 def _choices(world: QualityWorld, known: _Curves, cells: Cells) -> list[Section]:

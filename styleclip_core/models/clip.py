@@ -117,7 +117,7 @@ class ClipModel:
     @property
     def logit_scale(self) -> float:
         """Return what cosines are multiplied by before a softmax over prompts, 100 for OpenAI's models."""
-        return float(self.model.logit_scale.detach().exp())  # type: ignore[operator, union-attr]
+        return float(self.model.logit_scale.detach().exp())  # type: ignore[operator]
 
     @torch.no_grad()
     def embed_text(self, texts: Sequence[str]) -> Tensor:

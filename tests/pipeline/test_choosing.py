@@ -92,7 +92,7 @@ def test_an_edit_file_survives_being_written(tmp_path):
 
 @pytest.mark.usefixtures("prefect_server")
 def test_edits_are_chosen_on_photographs_and_done_so(photos, tmp_path):
-    """In the embedded world, whose CLIP knows the prompts; relevance from gradients, as a table takes long."""
+    """In the embedded world, whose CLIP knows the prompts; relevance from gradients, a table takes long."""
     models = Models(generator=str(data.GENERATOR), clip=str(data.CLIP), encoder=str(data.ENCODER))
     shared = {"neutral": "face", "relevance": "instant", "alpha": "auto"}
     wanted = [

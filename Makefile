@@ -4,7 +4,7 @@ PYTHON ?= $(shell for each in python3.11 python3.12 python3; do $$each -c '' 2>/
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test operations browser soak volume parity check format hostile bench methods models world-quality setup help
+.PHONY: demo test operations browser soak volume parity check format hostile bench methods quality models world-quality setup help
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -60,6 +60,9 @@ bench: $(STAMP)  ## Benchmarks, as ratios measured in one run
 
 methods: $(STAMP)  ## The three methods beside the reference's loops: what they move, keep and cost (over an hour)
 	$(BIN)/python -m benchmarks.methods
+
+quality: $(STAMP)  ## Every way to edit by forty prompts, at equal moves of the target (over an hour, resumes)
+	$(BIN)/python -m benchmarks.quality
 
 models: $(STAMP)  ## Rebuild the embedded models from their seeds (over an hour on 2 cores)
 	$(BIN)/python -m data.world.build

@@ -14,8 +14,19 @@ from prefect import flow
 from pydantic import Field
 
 from flows import steps
-from tasks.edits import Edit, all_variants
-from tasks.settings import Execution, Instant, Inversion, Models, OptionalUri, Relevance, Sampling, Uri
+from tasks.choosing import ChoicePlan, ChosenStrength
+from tasks.edits import Edit, all_variants, automatic_steps, replace_steps, stand_in
+from tasks.settings import (
+    Choosing,
+    Execution,
+    Instant,
+    Inversion,
+    Models,
+    OptionalUri,
+    Relevance,
+    Sampling,
+    Uri,
+)
 
 
 @flow(name="edit-images", task_runner=steps.task_runner(), persist_result=True)
@@ -31,6 +42,7 @@ def edit_images(
     execution: Execution = Execution(),
     table: OptionalUri = "",
     instant: Instant = Instant(),
+    choosing: Choosing = Choosing(),
 ) -> steps.RunResult:
     """Edit every image with every edit; what an earlier run finished is found and kept.
 
@@ -47,9 +59,10 @@ def edit_images(
         table: URI of a folder with relevance.parquet and statistics.parquet, as an import of the published
             files leaves them; without one the table is built first, or found built.
         instant: How relevance is taken from gradients, for edits that ask for that.
+        choosing: How alpha and beta are chosen, on some of the inverted images, where an edit says auto.
     """
     place = workspace or f"{out.rstrip('/')}/workspace"
-    variants = all_variants(edits)
+    variants = all_variants(replace_steps(edits, stand_in))
     steps.check_places(photos, out, place)
     hashes, device = steps.begin(models, execution)
     steps.check_edits(variants, models, device)
@@ -63,10 +76,21 @@ def edit_images(
     if steps.needs(variants, "instant") and styles is None:
         styles, sampled = steps.sample(models, hashes, sampling, place, device)
         done.append(steps.counts(sampled))
-    prepared = steps.directions(variants, found, models, hashes, place, device, others, styles, instant)
+    shared = (found, models, hashes, place, device, others, styles, instant)
+    choices = list[ChosenStrength]()
+    if automatic_steps(edits):
+        inverted, inverting = steps.invert(index, place, models, hashes, inversion, device)
+        done.append(steps.counts(inverting))
+        planned = ChoicePlan(
+            models=models, hashes=hashes, workspace=place, settings=choosing, instant=instant, table=found,
+            styles=styles, inversion=inverted, shards=index.shards,
+        )  # fmt: skip
+        edits, choices = steps.choose(edits, planned, device)
+        variants = all_variants(edits)
+    prepared = steps.directions(variants, *shared)
     diagnosis = steps.diagnose(prepared, models, hashes, place, device)
     plans, summaries = steps.invert_and_edit(prepared, index, out, place, models, hashes, inversion, device)
-    done += [steps.counts(summary) for summary in summaries]
+    done += [steps.counts(summary) for summary in summaries[1 if choices else 0 :]]
     return steps.RunResult(
         steps=done,
         styles=styles,
@@ -74,5 +98,7 @@ def edit_images(
         latents=plans[0].inversion.folder,
         diagnosis=diagnosis,
         step_similarity=steps.compare(plans, index, device),
-        report=steps.report(plans, index, place, done),
+        report=steps.report(plans, index, place, done, [each.uri for each in choices]),
+        edits=edits,
+        choices=choices,
     )

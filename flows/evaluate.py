@@ -10,7 +10,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from pydantic import BaseModel, ConfigDict
 
-from flows import steps
+from flows import engine, steps
 from tasks import evaluation, models
 from tasks.attributes import FACES, AttributePrompts, load_attributes
 from tasks.caching import probe_result_storage
@@ -18,7 +18,7 @@ from tasks.evaluation import EvaluationRef
 from tasks.evaluation_tables import gather_evaluation, markdown
 from tasks.manifest_items import find_inversions, index_edits, place_of
 from tasks.progress import gather
-from tasks.settings import Comparison, Execution, Judges, SettingsError
+from tasks.settings import Comparison, Execution, Judges, OptionalUri, SettingsError, Uri
 
 
 class EvaluationResult(BaseModel):
@@ -32,23 +32,29 @@ class EvaluationResult(BaseModel):
 
 @flow(name="evaluate-edits", task_runner=steps.task_runner(), persist_result=True)
 def evaluate_edits(
-    manifest: str,
+    manifest: Uri,
     attributes: tuple[AttributePrompts, ...] = (),
     judges: Judges = Judges(),
     comparison: Comparison = Comparison(),
-    out: str = "",
-    workspace: str = "",
+    out: OptionalUri = "",
+    workspace: OptionalUri = "",
     execution: Execution = Execution(),
 ) -> EvaluationResult:
     """Score every edit of a manifest; what an earlier run scored is found and kept.
 
-    ``attributes`` are those of faces, if none are given. ``out`` is what the manifest's output keys are
-    relative to, ``workspace`` where the edits were made; both are found where `edit` leaves them.
+    Args:
+        manifest: URI of a manifest.parquet of a batch, or of a table of the same columns.
+        attributes: Attributes to score, each a pair of prompts; those of faces if none are given.
+        judges: Networks that score.
+        comparison: What an edit is compared with.
+        out: URI that the manifest's output keys are relative to; where `edit` leaves them if empty.
+        workspace: URI of the folder for artifacts; the one of the edits if empty.
+        execution: How the work is run; none of it changes a result.
     """
     listed = list(attributes) or load_attributes(FACES)
     out = out or place_of(manifest)
     workspace = workspace or f"{out.rstrip('/')}/workspace"
-    device = models.pick_device(execution)
+    device = engine.pick_device(execution)
     models.share_cores(device)
     probe_result_storage()
     index = index_edits(manifest, out, workspace, execution.shard_size)

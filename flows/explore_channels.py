@@ -14,7 +14,17 @@ from tasks import exploration
 from tasks.attributes import FACES, AttributePrompts, load_attributes
 from tasks.edits import StepVariant
 from tasks.exploration import ExplorationRef
-from tasks.settings import Execution, Models, Relevance, Sampling, Settings, SettingsError, TemplateSet
+from tasks.settings import (
+    Execution,
+    Models,
+    OptionalUri,
+    Relevance,
+    Sampling,
+    Settings,
+    SettingsError,
+    TemplateSet,
+    Uri,
+)
 
 
 class Question(Settings):
@@ -40,16 +50,25 @@ class Answer(BaseModel):
 def explore_channels(
     models: Models,
     question: Question,
-    workspace: str,
+    workspace: Uri,
     attributes: tuple[AttributePrompts, ...] = (),
     sampling: Sampling = Sampling(),
     relevance: Relevance = Relevance(),
     execution: Execution = Execution(),
-    table: str = "",
+    table: OptionalUri = "",
 ) -> Answer:
     """List and draw channels of a prompt, or the attributes that a channel is nearest to.
 
-    ``attributes`` are those of faces, if none are given.
+    Args:
+        models: Networks to use; files may lie on any storage that the worker can read.
+        question: A prompt whose channels are wanted, or a channel whose prompts are.
+        workspace: URI of the folder for artifacts, which later runs find and keep.
+        attributes: Prompts that a channel may be near to; those of faces if none are given.
+        sampling: Style codes to sample, and the statistics of style space.
+        relevance: How the relevance table is measured.
+        execution: How the work is run; none of it changes a result.
+        table: URI of a folder with relevance.parquet and statistics.parquet, as an import of the published
+            files leaves them; without one the table is built first, or found built.
     """
     if bool(question.target) == bool(question.channel):
         raise SettingsError("give a target, or a channel, one of them")

@@ -15,7 +15,7 @@ from flows import steps
 from tasks import diagnostics
 from tasks.diagnostics import DiagnosisRef
 from tasks.edits import Edit, all_variants
-from tasks.settings import Execution, Models, Relevance, Sampling
+from tasks.settings import Execution, Models, OptionalUri, Relevance, Sampling, Uri
 
 
 class InspectionResult(BaseModel):
@@ -31,15 +31,25 @@ class InspectionResult(BaseModel):
 def inspect_prompts(
     models: Models,
     edits: list[Edit],
-    workspace: str,
+    workspace: Uri,
     sampling: Sampling = Sampling(),
     relevance: Relevance = Relevance(),
     execution: Execution = Execution(),
-    table: str = "",
+    table: OptionalUri = "",
 ) -> InspectionResult:
     """Look every prompt up in the relevance table, which is built first, or found built.
 
     Prompts of mappers and optimizations are looked up, too: the table says what style directions would do.
+
+    Args:
+        models: Networks to use; files may lie on any storage that the worker can read.
+        edits: Edits whose prompts are looked up.
+        workspace: URI of the folder for artifacts, which later runs find and keep.
+        sampling: Style codes to sample, and the statistics of style space.
+        relevance: How the relevance table is measured.
+        execution: How the work is run; none of it changes a result.
+        table: URI of a folder with relevance.parquet and statistics.parquet, as an import of the published
+            files leaves them; without one the table is built first, or found built.
     """
     variants = all_variants(edits)
     hashes, device = steps.begin(models, execution)

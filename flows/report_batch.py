@@ -12,20 +12,23 @@ from prefect.artifacts import create_link_artifact
 from flows import steps
 from tasks.caching import probe_result_storage
 from tasks.pages.links import parent, public_url
+from tasks.settings import OptionalUri, Uri
 
 
 @flow(name="report-batch", task_runner=steps.task_runner(), persist_result=True)
 def report_batch(
-    manifest: str,
+    manifest: Uri,
     evaluations: list[str] | None = None,
-    workspace: str = "",
+    workspace: OptionalUri = "",
     choices: list[str] | None = None,
 ) -> str:
     """Return the URI of the page; thumbnails that an earlier page made are found and kept.
 
-    ``manifest`` is the ``manifest.parquet`` of a folder under ``OUT/batches``. Evaluations that lie beside it
-    are taken too. ``workspace`` is ``OUT/workspace`` if it is not given. ``choices`` are tables of the
-    pairs of alpha and beta that were tried for edits.
+    Args:
+        manifest: URI of the manifest.parquet of a folder under OUT/batches.
+        evaluations: URIs of evaluations to show; those that lie beside the manifest are shown too.
+        workspace: URI of the folder for artifacts; OUT/workspace if empty.
+        choices: URIs of tables of the pairs of alpha and beta that were tried for edits.
     """
     probe_result_storage()
     place = workspace or f"{parent(manifest, 3)}/workspace"

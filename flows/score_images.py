@@ -9,13 +9,13 @@ from __future__ import annotations
 from prefect import flow
 from pydantic import BaseModel, ConfigDict
 
-from flows import steps
+from flows import engine, steps
 from tasks import image_scores, models
 from tasks.caching import probe_result_storage
 from tasks.image_scores import ScoresRef
 from tasks.labels import LabelPrompt, load_truth
 from tasks.progress import gather
-from tasks.settings import Execution, TemplateSet
+from tasks.settings import Execution, OptionalUri, TemplateSet, Uri
 
 
 class ScoresResult(BaseModel):
@@ -29,22 +29,31 @@ class ScoresResult(BaseModel):
 
 @flow(name="score-images", task_runner=steps.task_runner(), persist_result=True)
 def score_images(
-    images: str,
+    images: Uri,
     prompts: list[LabelPrompt],
-    out: str,
-    clip: str = "ViT-B/32",
-    labels: str = "",
+    out: Uri,
+    clip: Uri = "ViT-B/32",
+    labels: OptionalUri = "",
     templates: TemplateSet = "styleclip-79",
-    workspace: str = "",
+    workspace: OptionalUri = "",
     execution: Execution = Execution(),
 ) -> ScoresResult:
     """Score every image with every prompt; what an earlier run scored is found and kept.
 
-    ``labels`` is the URI of a table of what is known to be true of the images, see ``tasks.labels``.
+    Args:
+        images: URI of the prefix that holds the images; it is only read.
+        prompts: What an image may show.
+        out: URI of the prefix for the tables, outside of the images.
+        clip: CLIP name, or URI of its weights.
+        labels: URI of a Parquet or CSV table of what is known to be true of the images: image_key and a
+            column for each prompt or group.
+        templates: Sentences that prompts are put into.
+        workspace: URI of the folder for artifacts; OUT/workspace if empty.
+        execution: How the work is run; none of it changes a result.
     """
     place = workspace or f"{out.rstrip('/')}/workspace"
     steps.check_places(images, out, place)
-    device = models.pick_device(execution)
+    device = engine.pick_device(execution)
     models.share_cores(device)
     probe_result_storage()
     if labels:

@@ -31,9 +31,18 @@ from tasks import (
 )
 from tasks.artifacts import read_provenance, read_table
 from tasks.caching import probe_result_storage
+from tasks.choosing import ChoicePlan, ChosenStrength, choose_strength
 from tasks.diagnostics import DiagnosisRef
 from tasks.directions import PreparedStep, TableRef, check_edit, compute_direction, find_table
-from tasks.edits import EditVariant, RelevanceSource, StepVariant
+from tasks.edits import (
+    Edit,
+    EditStep,
+    EditVariant,
+    RelevanceSource,
+    StepVariant,
+    automatic_steps,
+    replace_steps,
+)
 from tasks.identity import ModelHashes, identify_models
 from tasks.images import ImageIndex
 from tasks.instant import compute_instant_direction
@@ -92,6 +101,8 @@ class RunResult(BaseModel):
     diagnosis: DiagnosisRef | None = None
     step_similarity: str = ""
     mappers: list[MapperRef] = []
+    edits: list[Edit] = []
+    choices: list[ChosenStrength] = []
 
 
 def begin(chosen: Models, execution: Execution, *, with_clip: bool = True) -> tuple[ModelHashes, str]:
@@ -299,7 +310,7 @@ def diagnose(
     prepared: list[PreparedEdit], chosen: Models, hashes: ModelHashes, workspace: str, device: str
 ) -> DiagnosisRef:
     """Style directions -> what they say of the batch, with a warning for prompts that nearly coincide."""
-    found = diagnostics.diagnose_edits(prepared, chosen, hashes, workspace, device)
+    found = engine.run(diagnostics.diagnose_edits, prepared, chosen, hashes, workspace, device)
     create_markdown_artifact(
         diagnostics.markdown(found), key="prompts", description="what the prompts will do"
     )
@@ -311,7 +322,22 @@ def diagnose(
 def compare(plans: list[editing.EditPlan], listed: ImageIndex, device: str) -> str:
     """Edits whose steps depend on the image -> how alike those are; empty where there are none."""
     chosen = step_similarity.comparable(plans)
-    return step_similarity.compare_steps(chosen, listed, device) if chosen else ""
+    return engine.run(step_similarity.compare_steps, chosen, listed, device) if chosen else ""
+
+
+def choose(edits: list[Edit], planned: ChoicePlan, device: str) -> tuple[list[Edit], list[ChosenStrength]]:
+    """Edits of which some say auto -> the same edits in numbers, and the choices made."""
+    chosen: dict[EditStep, ChosenStrength] = {}
+    for step in automatic_steps(edits):
+        bare = EditStep(**{name: getattr(step, name) for name in EditStep.model_fields})
+        if bare not in chosen:
+            chosen[bare] = engine.run(choose_strength, bare, planned, device)
+
+    def number(step: EditStep) -> EditStep:
+        bare = EditStep(**{name: getattr(step, name) for name in EditStep.model_fields})
+        return chosen[bare].apply(step) if step.automatic else step
+
+    return replace_steps(edits, number), list(chosen.values())
 
 
 def train(

@@ -14,7 +14,8 @@ import typer
 from pydantic import ValidationError
 
 import data
-from styleclip_cli import exchange, faces, quality, report, server
+from styleclip_cli import choosing, exchange, faces, quality, report, server
+from styleclip_cli.choosing import Effect, choosing_settings, numbers_or_auto
 from styleclip_cli.models import app as models_app
 from styleclip_cli.shared import (
     PivotalLocality,
@@ -220,15 +221,16 @@ def edit(
     target: Annotated[str, typer.Option(help="What the images should become, e.g. 'grey hair'")] = "",
     neutral: Annotated[str, typer.Option(help="What the target is compared with, e.g. 'hair'")] = "face",
     alpha: Annotated[
-        list[float] | None,
+        list[str] | None,
         typer.Option(
-            help="Strength, in deviations of the most relevant channel; may be repeated [default: 3]"
+            help="Strength, in deviations of the most relevant channel; may be repeated, or auto [default: 3]"
         ),
     ] = None,
     beta: Annotated[
-        list[float] | None,
-        typer.Option(help="Threshold on |relevance|, 0 to 1; may be repeated [default: 0.15]"),
+        list[str] | None,
+        typer.Option(help="Threshold on |relevance|, 0 to 1; may be repeated, or auto [default: 0.15]"),
     ] = None,
+    effect: Effect = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Number of channels, instead of --beta")] = None,
     include: Annotated[list[str] | None, typer.Option(help="Layers that may change, e.g. 'b4.*'")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Layers that stay, e.g. 'b64.*'")] = None,
@@ -274,14 +276,14 @@ def edit(
     prepare(workers, verbose)
     from flows.edit_images import edit_images as flow
     from tasks.edits import Edit, load_edits
-    from tasks.settings import Execution, Relevance, Sampling, SettingsError
+    from tasks.settings import Execution, Instant, Relevance, Sampling, SettingsError
 
     inversion = inversion_settings(steps, pivotal_steps, pivotal_locality)
     if bool(edits) == bool(target):
         raise SettingsError("say what to edit: --target with a prompt, or --edits with a file, one of them")
     method = "mapper" if mapper else method
     given: dict[str, Any] = {
-        "alpha": tuple(alpha or ()), "beta": tuple(beta or ()), "top_k": top_k,
+        "alpha": numbers_or_auto("alpha", alpha), "beta": numbers_or_auto("beta", beta), "top_k": top_k,
         "include": tuple(include or ()), "exclude": tuple(exclude or ()),
         "relevance": "instant" if instant else "", "mapper": mapper, "strength": tuple(strength or ()),
     }  # fmt: skip
@@ -305,8 +307,12 @@ def edit(
             inversion,
             Execution(shard_size=shard_size),
             table,
+            Instant(),
+            choosing_settings(effect),
         )
     )
+    for choice in result.choices:
+        console.print(f"{choice.target}: {choice.summary}", markup=False, soft_wrap=True)
     _finish(result)
 
 
@@ -417,6 +423,7 @@ def _finish(result: Any) -> None:  # noqa: ANN401
     typer.echo(f"report page    {report.page}")
 
 
+app.command()(choosing.choose)
 app.command()(faces.align)
 app.command()(faces.paste)
 app.command("setup-server")(server.setup_server)

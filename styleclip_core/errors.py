@@ -10,6 +10,7 @@ StyleCLIPError
 │   ├── ImageDecodeError     it is not an image, or its bytes are damaged
 │   └── ImageSizeError       it is too small to be a portrait or too large to be decoded safely
 ├── LayoutMismatchError      two style codes or tables do not describe the same generator
+├── NoEffectError            no strength of an edit brings images nearer to its prompt
 ├── NoRelevantChannelError   no style channel reaches the threshold
 ├── PromptError              two prompts that name no direction
 ├── TrainingDivergedError    a training ended in numbers that are not finite
@@ -57,6 +58,10 @@ class ImageSizeError(ImageError):
 
 class LayoutMismatchError(StyleCLIPError):
     """Two style codes or tables do not describe the same generator."""
+
+
+class NoEffectError(StyleCLIPError):
+    """No strength of an edit brings images nearer to its prompt, or they show it already."""
 
 
 class NoRelevantChannelError(StyleCLIPError):

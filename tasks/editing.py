@@ -354,6 +354,7 @@ def _settings(step: PreparedStep) -> Row:
     apart = ("neutral", "target", "method")
     settings: dict[str, Any] = {k: v for k, v in variant.parameters().items() if k not in apart}
     settings |= units(variant) | ({"mapper": variant.mapper} if variant.mapper else {})
+    settings |= {"reason": variant.reason} if variant.reason else {}
     return {
         "neutral": variant.neutral,
         "target": variant.target,

@@ -8,6 +8,7 @@ and an edit with all choices made an ``EditVariant``.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from itertools import product
 from typing import Any, Literal
 
@@ -21,11 +22,14 @@ from tasks.storage import read_bytes
 
 Method = Literal["global", "mapper", "optimization"]
 RelevanceSource = Literal["table", "instant"]
+Auto = Literal["auto"]
 _FOREIGN = {
     "global": ("mapper", "strength", "optimization"),
-    "mapper": ("alpha", "beta", "top_k", "include", "exclude", "relevance", "optimization"),
-    "optimization": ("alpha", "beta", "top_k", "include", "exclude", "relevance", "mapper", "strength"),
-}
+    "mapper": ("alpha", "beta", "effect", "top_k", "include", "exclude", "relevance", "optimization"),
+    "optimization": (
+        "alpha", "beta", "effect", "top_k", "include", "exclude", "relevance", "mapper", "strength",
+    ),
+}  # fmt: skip
 _NAME = 64  # characters of a folder name
 
 
@@ -45,6 +49,7 @@ class StepVariant(Settings):
     mapper: str | None = None
     strength: float | None = None
     optimization: Optimization | None = None
+    reason: str = ""
 
     def selection(self) -> ChannelSelection:
         """Return what the core needs of this."""
@@ -53,7 +58,7 @@ class StepVariant(Settings):
     def parameters(self) -> dict[str, Any]:
         """Return what decides the result, as JSON values."""
         if self.method == "global":
-            foreign = {"method", "relevance", *_FOREIGN["global"]}
+            foreign = {"method", "relevance", "reason", *_FOREIGN["global"]}
             instant = {"relevance": self.relevance} if self.relevance != "table" else {}
             return self.model_dump(exclude=foreign) | instant
         shared = self.model_dump(include={"neutral", "target", "templates", "method"})
@@ -153,12 +158,22 @@ class EditStep(Settings):
     neutral: str = Field("face", min_length=1, description="What the prompt is compared with")
     target: str = Field(min_length=1, description="What the image should become")
     method: Method = Field("global", description="global (style direction), mapper, or optimization")
-    alpha: float | tuple[float, ...] = Field(
-        3.0, description="Strength in standard deviations of the most relevant channel; one or several"
+    alpha: float | tuple[float, ...] | Auto = Field(
+        3.0,
+        description="Strength in standard deviations of the most relevant channel; one or several, or auto",
     )
-    beta: float | tuple[float, ...] | None = Field(
-        None, description="Threshold on |relevance|, 0 to 1; one or several (0.15 if top_k is not given)"
+    beta: float | tuple[float, ...] | Auto | None = Field(
+        None,
+        description="Threshold on |relevance|, 0 to 1; one or several, or auto (0.15 if top_k is not given)",
     )
+    effect: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="What auto aims at: CLIP's mean probability of the target against the neutral prompt; "
+        "none for the run's setting",
+    )
+    reason: str = Field("", description="Why alpha and beta are what they are; a record, without effect")
     top_k: int | None = Field(None, ge=1, description="Number of channels, instead of beta")
     include: tuple[str, ...] = Field((), description="Layers that may change, e.g. b4.*; none for all")
     exclude: tuple[str, ...] = Field((), description="Layers that stay, e.g. b64.* to leave colours alone")
@@ -178,10 +193,14 @@ class EditStep(Settings):
     def _check_step(self) -> EditStep:
         if self.top_k is not None and self.beta is not None:
             raise ValueError("give beta or top_k, one of them")
-        if not _as_tuple(self.alpha) or not _as_tuple(self.strength):
-            raise ValueError("alpha and strength must hold at least one value")
-        for beta in _as_tuple(self.beta) if self.beta is not None else ():
+        if self.alpha == () or self.beta == () or not _as_tuple(self.strength):
+            raise ValueError("alpha, beta and strength must hold at least one value")
+        for beta in _as_tuple(self.beta) if self.beta not in (None, "auto") else ():
             ChannelSelection(beta, None)
+        if self.effect is not None and not self.automatic and self.method == "global":
+            raise ValueError("effect is what alpha: auto or beta: auto aims at; make one of them auto")
+        if self.automatic and any(isinstance(each, tuple) for each in (self.alpha, self.beta)):
+            raise ValueError("beside auto, give one alpha or beta and no list of them")
         fields = EditStep.model_fields  # a form sends every field, most of them as they were
         given = [name for name in _FOREIGN[self.method] if getattr(self, name) != fields[name].default]
         if given:
@@ -190,8 +209,21 @@ class EditStep(Settings):
             raise ValueError("method mapper needs the URI of a mapper")
         return self
 
+    @property
+    def automatic(self) -> bool:
+        """Return whether alpha or beta is to be chosen."""
+        return self.alpha == "auto" or self.beta == "auto"
+
     def step_variants(self) -> list[StepVariant]:
-        """Return the step at every alpha and beta, or every strength, it lists."""
+        """Return the step at every alpha and beta, or every strength, it lists.
+
+        Raises:
+            SettingsError: If alpha or beta is auto and has not been chosen.
+        """
+        if self.automatic:
+            raise SettingsError(
+                f"alpha or beta towards {self.target!r} is auto; choose them first (`styleclip choose`)"
+            )
         shared: dict[str, Any] = {
             "neutral": self.neutral, "target": self.target, "method": self.method,
             "templates": self.templates or ("styleclip-79" if self.method == "global" else "none"),
@@ -206,7 +238,7 @@ class EditStep(Settings):
         betas = default if self.beta is None else _as_tuple(self.beta)
         channels = {
             "top_k": self.top_k, "include": self.include, "exclude": self.exclude,
-            "relevance": self.relevance,
+            "relevance": self.relevance, "reason": self.reason,
         }  # fmt: skip
         return [
             StepVariant(**shared, **channels, alpha=alpha, beta=beta)
@@ -241,8 +273,35 @@ class Edit(EditStep):
         ]
 
 
-def _as_tuple(value: float | tuple[float, ...]) -> tuple[float, ...]:
+def _as_tuple(value: float | tuple[float, ...] | str | None) -> tuple[float, ...]:
+    if value is None or isinstance(value, str):
+        return ()
     return value if isinstance(value, tuple) else (value,)
+
+
+_STANDINS = {"alpha": 3.0, "beta": 0.15}
+
+
+def stand_in(step: EditStep) -> EditStep:
+    """Return a step with numbers where it says auto, by which prompts and layers can be checked early."""
+    return step.model_copy(
+        update={name: value for name, value in _STANDINS.items() if getattr(step, name) == "auto"}
+    )
+
+
+def replace_steps(edits: list[Edit], replace: Callable[[EditStep], EditStep]) -> list[Edit]:
+    """Return edits with every step replaced, the first ones and those that follow."""
+    found = []
+    for edit in edits:
+        first = replace(edit)
+        changed = {name: getattr(first, name) for name in EditStep.model_fields}
+        found.append(edit.model_copy(update={**changed, "then": tuple(replace(each) for each in edit.then)}))
+    return found
+
+
+def automatic_steps(edits: list[Edit]) -> list[EditStep]:
+    """Return every step whose alpha or beta is to be chosen."""
+    return [step for edit in edits for step in (edit, *edit.then) if step.automatic]
 
 
 def _slug(target: str) -> str:
@@ -284,5 +343,18 @@ def load_edits(uri: str) -> list[Edit]:
             edits.append(Edit.model_validate(entry))
         except ValidationError as error:
             raise SettingsError(f"{uri}, edit {number}: {describe(error)}") from error
-    all_variants(edits)
+    all_variants(replace_steps(edits, stand_in))
     return edits
+
+
+def dump_edits(edits: list[Edit]) -> bytes:
+    """Return edits as an edit file, without what is as by default."""
+
+    def plain(value: object) -> object:
+        if isinstance(value, dict):
+            return {name: plain(each) for name, each in value.items()}
+        return [plain(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+    entries = [plain(edit.model_dump(mode="json", exclude_defaults=True)) for edit in edits]
+    text: str = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True, width=100)
+    return text.encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prefect import task
+from torch import Tensor
 
 import styleclip_core
 from styleclip_core.editing import select_channels
@@ -64,13 +65,9 @@ def compute_instant_direction(
     uri = direction_uri(workspace, print_)
     if not is_complete(uri):
         generator = models.generator(chosen.generator, device)
-        clip = models.clip(chosen.clip, device)
         std = read_deviations(styles.statistics, generator.layout)
-        codes = read_codes(styles.codes, generator.layout, 0, settings.codes).to(device)
-        relevance = instant_relevance(
-            generator, clip.embed_whole, codes, text_vector(variant, chosen.clip, device), std,
-            probes=min(settings.probes, clip.embedding_dim), seed=settings.seed,
-        )  # fmt: skip
+        text = text_vector(variant, chosen.clip, device)
+        relevance = measure_instant(text, styles, settings, chosen, device)
         found = select_channels(generator.layout, relevance, std, variant.selection())
         made = Provenance(
             kind="style-direction", fingerprint=print_, step=STEP, version=VERSION, parameters=parameters,
@@ -79,3 +76,19 @@ def compute_instant_direction(
         )  # fmt: skip
         write_direction(uri, found, made, variant, chosen.clip, device)
     return prepared(variant, uri)
+
+
+def measure_instant(
+    text: Tensor, styles: SampledStyles, settings: Instant, chosen: Models, device: str
+) -> Tensor:
+    """Return the relevance of every channel for a text direction ``[D]``, from gradients, ``[N]``."""
+    generator, clip = models.generator(chosen.generator, device), models.clip(chosen.clip, device)
+    return instant_relevance(
+        generator,
+        clip.embed_whole,
+        read_codes(styles.codes, generator.layout, 0, settings.codes).to(device),
+        text,
+        read_deviations(styles.statistics, generator.layout),
+        probes=min(settings.probes, clip.embedding_dim),
+        seed=settings.seed,
+    )

@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from styleclip_core.choosing import ChoosingSettings
 from styleclip_core.errors import StyleCLIPError
 from styleclip_core.inversion import RefinementSettings
 from styleclip_core.mapper_training import LEVELS, Level, MapperTrainingSettings
@@ -33,6 +34,7 @@ from styleclip_core.templates import TEMPLATE_SETS
 from styleclip_core.tuned import MAX_RANK
 
 PIVOTAL = PivotalSettings()
+CHOOSING = ChoosingSettings()
 
 
 class SettingsError(StyleCLIPError):
@@ -253,6 +255,32 @@ class Instant(Settings):
         16, ge=1, description="Random directions that estimate how much a channel does at all"
     )
     seed: int = Field(0, ge=0, description="Seed of the probes")
+
+
+class Choosing(Settings):
+    """How alpha and beta are chosen where an edit says auto."""
+
+    images: int = Field(
+        24, ge=1, description="Inverted photographs, or sampled codes, that the choice is made on; at most"
+    )
+    effect: float = Field(
+        CHOOSING.effect,
+        gt=0,
+        lt=1,
+        description="Wanted effect: CLIP's mean probability of the target against the neutral prompt",
+    )
+    thresholds: int = Field(
+        CHOOSING.thresholds, ge=1, description="Betas tried at first; two more follow around the best"
+    )
+    strengths: int = Field(CHOOSING.strengths, ge=2, description="Alphas tried for a beta, at most")
+    keep: tuple[str, ...] = Field(
+        (), description="Prompts of what should stay, e.g. face with a hat; none for all that CLIP sees"
+    )
+    batch_size: int = Field(32, ge=1, description="Images drawn at once, at most")
+
+    def settings(self, effect: float | None) -> ChoosingSettings:
+        """Return what the core needs of this, for an edit that may want another effect."""
+        return ChoosingSettings(effect or self.effect, self.thresholds, self.strengths)
 
 
 class PivotalTuning(Settings):

@@ -1,0 +1,1 @@
+"""Quality of edits in the embedded world, against the truth; see ``benchmarks.quality.__main__``."""

@@ -1,0 +1,115 @@
+"""The ways to edit that are compared, each as edits that a strength drives.
+
+A way offers one edit or several for a prompt, e.g. one per beta. Style directions and linear directions
+are multiplied by the strength, mappers' steps too; an optimized code is reached along the straight line
+from its source, 1 being the optimum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+from torch import Tensor
+
+from benchmarks.quality.sweep import Portraits
+from benchmarks.quality.world import QualityWorld
+from data.world.quality import Prompt
+from styleclip_core.editing import ChannelSelection, EditedLatents, select_channels
+from styleclip_core.errors import NoRelevantChannelError
+from styleclip_core.mapper_training import apply_mapper
+from styleclip_core.models.mapper import PUBLISHED_STRENGTH
+from styleclip_core.relevance import RelevanceTable
+from styleclip_core.style_space import StyleCode
+
+BETAS = (0.08, 0.15, 0.25, 0.4)
+DEFAULT = (4.1, 0.15)  # alpha and beta of the published notebook
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """An edit whose strength is free.
+
+    Attributes:
+        setting: What tells it from the way's other edits of the prompt, e.g. ``b0.15``; may be empty.
+        move: Strength -> edited codes.
+        first: Strength to begin a sweep with.
+        once: Whether to measure that strength and no other.
+    """
+
+    setting: str
+    move: Callable[[float], StyleCode]
+    first: float
+    once: bool = False
+
+
+Way = Callable[[QualityWorld, Prompt, Portraits], Iterator[Candidate]]
+
+
+def by_table(table: Callable[[QualityWorld], RelevanceTable]) -> Way:
+    """Return the way that takes relevance from a table."""
+    return partial(_by_relevance, lambda world, prompt: table(world).relevance(world.texts[prompt.name]))
+
+
+def by_gradients(world: QualityWorld, prompt: Prompt, start: Portraits) -> Iterator[Candidate]:
+    """Yield edits whose relevance comes from gradients."""
+    yield from _by_relevance(lambda world, prompt: world.instant[prompt.name], world, prompt, start)
+
+
+def _by_relevance(
+    relevance: Callable[[QualityWorld, Prompt], Tensor],
+    world: QualityWorld,
+    prompt: Prompt,
+    start: Portraits,
+) -> Iterator[Candidate]:
+    """Yield the style direction of every beta that a channel reaches."""
+    layout, found = world.generator.layout, relevance(world, prompt)
+    for beta in BETAS:
+        try:
+            direction = select_channels(layout, found, world.deviations, ChannelSelection(beta=beta))
+        except NoRelevantChannelError:
+            return
+        yield along(f"b{beta:g}", direction.delta, start, first=2.0 if beta > 0.1 else 1.0)
+
+
+def along(setting: str, delta: Tensor, start: Portraits, *, first: float) -> Candidate:
+    """Return the edit that adds a style direction ``[N]``."""
+    return Candidate(setting, lambda alpha: start.codes.add(alpha * delta), first)
+
+
+def mapped(world: QualityWorld, prompt: Prompt, start: Portraits) -> Iterator[Candidate]:
+    """Yield the edit of the prompt's mapper; strength 1 is the published one."""
+    mapper, source = world.mapper(prompt), EditedLatents(start.w_plus)
+
+    def move(strength: float) -> StyleCode:
+        moved = apply_mapper(mapper, world.generator, source, strength * PUBLISHED_STRENGTH)
+        return moved.codes(world.generator)
+
+    yield Candidate("", move, 0.7)
+
+
+def optimized(world: QualityWorld, prompt: Prompt, start: Portraits) -> Iterator[Candidate]:
+    """Yield the way to codes optimized for the prompt."""
+    before, layout = start.codes.flat(), world.generator.layout
+    step = world.optimized(prompt, start) - before
+    yield Candidate("", lambda share: StyleCode.from_flat(layout, before + share * step), 1.0)
+
+
+def automatic(world: QualityWorld, prompt: Prompt, start: Portraits) -> Iterator[Candidate]:
+    """Yield the edit whose alpha and beta are chosen without the truth, on the validation portraits."""
+    chosen = world.choice(prompt)
+    yield _fixed(world, prompt, start, *chosen)
+
+
+def default(world: QualityWorld, prompt: Prompt, start: Portraits) -> Iterator[Candidate]:
+    """Yield the edit at the published notebook's alpha and beta."""
+    yield replace(_fixed(world, prompt, start, *DEFAULT), once=True)
+
+
+def _fixed(world: QualityWorld, prompt: Prompt, start: Portraits, alpha: float, beta: float) -> Candidate:
+    relevance = world.exact_table.relevance(world.texts[prompt.name])
+    direction = select_channels(
+        world.generator.layout, relevance, world.deviations, ChannelSelection(beta=beta)
+    )
+    return along(f"b{beta:g}", direction.delta, start, first=alpha)

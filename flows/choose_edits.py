@@ -1,0 +1,82 @@
+"""Choose alpha and beta of edits by text, without editing anything.
+
+seeds ----> style codes, statistics -> relevance table --+
+bucket prefix -> index -> latents, or style codes -------+--> every pair tried, and the edits in numbers
+"""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from flows import steps
+from tasks.choosing import ChoicePlan
+from tasks.edits import Edit, all_variants, automatic_steps, replace_steps, stand_in
+from tasks.settings import (
+    Choosing,
+    Execution,
+    Instant,
+    Inversion,
+    Models,
+    OptionalUri,
+    Relevance,
+    Sampling,
+    Uri,
+)
+
+
+@flow(name="choose-edits", task_runner=steps.task_runner(), persist_result=True)
+def choose_edits(
+    models: Models,
+    edits: list[Edit],
+    workspace: Uri,
+    photos: OptionalUri = "",
+    sampling: Sampling = Sampling(),
+    relevance: Relevance = Relevance(),
+    inversion: Inversion = Inversion(),
+    execution: Execution = Execution(),
+    table: OptionalUri = "",
+    instant: Instant = Instant(),
+    choosing: Choosing = Choosing(),
+) -> steps.RunResult:
+    """Put numbers in place of every auto: chosen on the images under a prefix, or on sampled style codes.
+
+    Args:
+        models: Networks to use; files may lie on any storage that the worker can read.
+        edits: Edits of which some say auto.
+        workspace: URI of the folder for artifacts, which later runs find and keep.
+        photos: URI of a prefix of images to choose on; sampled style codes if empty.
+        sampling: Style codes to sample, and the statistics of style space.
+        relevance: How the relevance table is measured.
+        inversion: How images become latents.
+        execution: How the work is run; none of it changes a result.
+        table: URI of a folder with relevance.parquet and statistics.parquet, as an import of the published
+            files leaves them; without one the table is built first, or found built.
+        instant: How relevance is taken from gradients, for edits that ask for that.
+        choosing: How alpha and beta are chosen.
+    """
+    wanted = automatic_steps(edits)
+    variants = all_variants(replace_steps(edits, stand_in))
+    hashes, device = steps.begin(models, execution)
+    steps.check_edits(variants, models, device)
+    styles, found, done = None, None, list[steps.StepCounts]()
+    most = max(sampling.codes, instant.codes, 0 if photos else choosing.images)
+    sampling = sampling.model_copy(update={"codes": most})
+    if any(step.relevance == "table" for step in wanted):
+        styles, found, done = steps.table_for(
+            models, hashes, sampling, relevance, workspace, device, given=table
+        )
+    if styles is None and wanted and (not photos or found is None):
+        styles, sampled = steps.sample(models, hashes, sampling, workspace, device)
+        done.append(steps.counts(sampled))
+    planned = ChoicePlan(
+        models=models, hashes=hashes, workspace=workspace, settings=choosing, instant=instant, table=found,
+        styles=styles,
+    )  # fmt: skip
+    if photos and wanted:
+        steps.check_places(photos, workspace, workspace)
+        index = steps.index(photos, workspace, execution)
+        inverted, summary = steps.invert(index, workspace, models, hashes, inversion, device)
+        done.append(steps.counts(summary))
+        planned = planned.model_copy(update={"inversion": inverted, "shards": index.shards})
+    chosen, choices = steps.choose(edits, planned, device)
+    return steps.RunResult(steps=done, styles=styles, table=found, edits=chosen, choices=choices)

@@ -1,0 +1,281 @@
+"""Edits whose alpha or beta is auto -> numbers, the reason for them, and the trade-off behind them.
+
+The choice is made on inverted photographs of the run, or on sampled style codes where there are none. It is
+an artifact of its own: every pair that was tried is a row, and what was chosen is in the file's metadata.
+The photographs are those whose keys come first in the order of their hashes, so that one more photograph
+seldom changes a choice; whoever wants it never to change keeps the chosen edit file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import numpy as np
+import pyarrow as pa
+import torch
+from prefect import task
+from prefect.logging import get_run_logger
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+import styleclip_core
+from styleclip_core.choosing import Choice, choose, measure_on
+from styleclip_core.editing import ChannelSelection
+from styleclip_core.errors import StyleCLIPError
+from styleclip_core.prompts import text_direction
+from styleclip_core.style_space import StyleCode
+from styleclip_core.tuned import AnyGenerator
+from tasks import models
+from tasks.artifacts import (
+    Provenance,
+    artifact_uri,
+    fingerprint,
+    is_complete,
+    read_provenance,
+    write_table,
+)
+from tasks.caching import PER_RUN
+from tasks.directions import ALPHA_UNIT, TableRef, read_deviations
+from tasks.edits import EditStep
+from tasks.identity import ModelHashes
+from tasks.images import ImageShard
+from tasks.instant import measure_instant
+from tasks.inversion import InversionPlan, read_tuning, with_tunings
+from tasks.outcomes import OK, Row
+from tasks.relevance import read_relevance
+from tasks.sampling import SampledStyles, read_codes
+from tasks.settings import Choosing, Instant, Models
+from tasks.storage import join
+
+STEP, VERSION = "choose-strength", "1"
+_DECIDES = {"neutral", "target", "alpha", "beta", "top_k", "include", "exclude", "relevance"}
+
+
+class NothingToChooseOnError(StyleCLIPError):
+    """There is no photograph with a latent to choose alpha and beta on."""
+
+
+class ChoicePlan(BaseModel):
+    """What a choice depends on, beside the edit.
+
+    Attributes:
+        models: The networks.
+        hashes: Their content hashes.
+        workspace: URI of the folder for artifacts.
+        settings: What is wanted, and how thoroughly it is sought.
+        instant: How relevance is taken from gradients, for edits that ask for it.
+        table: The relevance table and its statistics, if there is one.
+        styles: Sampled style codes and their statistics, if there are any.
+        inversion: Where the latents of the run's photographs lie; None to choose on sampled codes.
+        shards: The photographs.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    models: Models
+    hashes: ModelHashes
+    workspace: str
+    settings: Choosing
+    instant: Instant
+    table: TableRef | None = None
+    styles: SampledStyles | None = None
+    inversion: InversionPlan | None = None
+    shards: list[ImageShard] = []
+
+    @property
+    def statistics(self) -> str:
+        """Return where the deviations of the style channels are stored."""
+        if self.table:
+            return self.table.statistics
+        return self.styles.statistics if self.styles else ""
+
+
+class ChosenStrength(BaseModel):
+    """Alpha and beta for a step, and why."""
+
+    model_config = ConfigDict(frozen=True)
+
+    uri: str
+    target: str
+    alpha: float
+    beta: float | None
+    reached: bool
+    reason: str
+
+    @property
+    def summary(self) -> str:
+        """Return numbers and reason for a person."""
+        channels = "" if self.beta is None else f", beta {self.beta:g}"
+        return f"alpha {self.alpha:g}{channels}: {self.reason}"
+
+    def apply(self, step: EditStep) -> EditStep:
+        """Return the step with these numbers in place of auto."""
+        found: dict[str, object] = {"alpha": self.alpha, "reason": self.reason, "effect": None}
+        return step.model_copy(update=found | ({} if step.top_k else {"beta": self.beta}))
+
+
+@task(
+    name="choose-strength",
+    task_run_name="choose-{step.target}",
+    cache_policy=PER_RUN,
+    persist_result=True,
+)
+def choose_strength(step: EditStep, planned: ChoicePlan, device: str) -> ChosenStrength:
+    """Choose alpha, beta or both for one step of an edit, or find the choice made.
+
+    Raises:
+        NothingToChooseOnError: If no photograph has a latent.
+        NoRelevantChannelError: If the step's own beta leaves no channel.
+        PromptError: If CLIP cannot tell the prompts apart.
+    """
+    rows = _validation_rows(planned)
+    wanted = planned.settings.settings(step.effect)
+    given = step.model_dump(mode="json", include=_DECIDES)
+    instant = planned.instant.model_dump() if step.relevance == "instant" else None
+    parameters = {
+        **given, "templates": step.templates or "styleclip-79", "effect": wanted.effect, "instant": instant,
+        "thresholds": wanted.thresholds, "strengths": wanted.strengths, "images": planned.settings.images,
+        "keep": planned.settings.keep,
+    }  # fmt: skip
+    inputs = {
+        "clip": planned.hashes.clip,
+        "generator": planned.hashes.generator,
+        **_inputs(step, planned, rows),
+    }
+    print_ = fingerprint(STEP, VERSION, parameters, inputs)
+    uri = join(artifact_uri(planned.workspace, "choices", print_), "choice.parquet")
+    if not is_complete(uri):
+        found = _choose(step, planned, rows, device)
+        about = {
+            "chosen_alpha": found.alpha, "chosen_beta": found.selection.beta, "reached": found.reached,
+            "reason": found.reason, "effect_before": found.before, "alpha_unit": ALPHA_UNIT,
+        }  # fmt: skip
+        made = Provenance(
+            kind="choice", fingerprint=print_, step=STEP, version=VERSION, parameters=parameters | about,
+            inputs=inputs, generator=planned.hashes.generator, clip=planned.hashes.clip,
+            code_version=styleclip_core.__version__,
+        )  # fmt: skip
+        write_table(uri, trials_table(found), made)
+    chosen = _read(uri)
+    log = get_run_logger()
+    (log.info if chosen.reached else log.warning)("%s: %s", chosen.target, chosen.summary)
+    return chosen
+
+
+def trials_table(found: Choice) -> pa.Table:
+    """Return every pair that was tried as a row, with standard errors over images; the last was chosen."""
+
+    def error(values: Tensor) -> float | None:
+        return values.std().item() / math.sqrt(len(values)) if len(values) > 1 else None
+
+    return pa.table({
+        "stage": [each.stage for each in found.trials],
+        "alpha": pa.array([each.alpha for each in found.trials], pa.float64()),
+        "beta": pa.array([each.selection.beta for each in found.trials], pa.float64()),
+        "top_k": pa.array([each.selection.top_k for each in found.trials], pa.int32()),
+        "channels": pa.array([each.channels for each in found.trials], pa.int32()),
+        "images": pa.array([len(each.measured.effect) for each in found.trials], pa.int32()),
+        "effect": pa.array([each.effect for each in found.trials], pa.float32()),
+        "effect_error": pa.array([error(each.measured.effect) for each in found.trials], pa.float32()),
+        "movement": pa.array([each.movement for each in found.trials], pa.float32()),
+        "movement_error": pa.array([error(each.measured.movement) for each in found.trials], pa.float32()),
+    })  # fmt: skip
+
+
+def _read(uri: str) -> ChosenStrength:
+    about = read_provenance(uri).parameters
+    return ChosenStrength(
+        uri=uri,
+        target=about["target"],
+        alpha=about["chosen_alpha"],
+        beta=about["chosen_beta"],
+        reached=about["reached"],
+        reason=about["reason"],
+    )
+
+
+def _inputs(step: EditStep, planned: ChoicePlan, rows: list[Row]) -> dict[str, str]:
+    """Return what went into a choice: relevance, deviations, and the images it is made on."""
+    inputs = {}
+    if step.relevance == "table" and planned.table:
+        inputs["relevance"] = planned.table.fingerprint
+    if planned.styles:
+        inputs["styles"] = planned.styles.fingerprint
+    if planned.inversion:
+        seen = repr([(row["image_key"], row["content_hash"]) for row in rows])
+        inputs["latents"] = planned.inversion.fingerprint
+        inputs["photographs"] = hashlib.sha256(seen.encode()).hexdigest()
+    return inputs
+
+
+def _validation_rows(planned: ChoicePlan) -> list[Row]:
+    """Return the latents to choose on: those of the first photographs in the order of their keys' hashes."""
+    if planned.inversion is None:
+        return []
+    log = planned.inversion.log
+    rows = [row for shard in planned.shards for row in log(shard).latest() if row["status"] == OK]
+    if not rows:
+        raise NothingToChooseOnError(
+            f"none of the photographs under {planned.inversion.photos} has a latent, so there is nothing to "
+            "choose alpha and beta on; give photographs that can be inverted, or numbers instead of auto"
+        )
+    rows.sort(key=lambda row: hashlib.sha256(row["image_key"].encode()).digest())
+    return rows[: planned.settings.images]
+
+
+def _choose(step: EditStep, planned: ChoicePlan, rows: list[Row], device: str) -> Choice:
+    clip = models.clip(planned.models.clip, device)
+    text = text_direction(
+        clip, neutral=step.neutral, target=step.target, templates=step.templates or "styleclip-79"
+    )
+    generator, codes = _images(planned, rows, device)
+    std = read_deviations(planned.statistics, generator.layout)
+    if step.relevance == "table" and planned.table:
+        table = read_relevance(planned.table.relevance, generator.layout, planned.hashes)
+        relevance = table.relevance(text.direction.cpu())
+    elif planned.styles:
+        relevance = measure_instant(
+            text.direction, planned.styles, planned.instant, planned.models, device
+        ).cpu()
+    else:
+        raise StyleCLIPError(f"there is neither a table nor codes to find channels for {step.target!r} with")
+    settings = planned.settings.settings(step.effect)
+    kept = [each for each in planned.settings.keep if each != step.target]
+    directions = [
+        text_direction(clip, neutral=step.neutral, target=each, templates=text.templates).direction
+        for each in kept
+    ]
+    measure = measure_on(
+        generator,
+        clip.embed_whole,
+        codes,
+        text,
+        clip.logit_scale,
+        keep=torch.stack(directions) if directions else None,
+        batch_size=planned.settings.batch_size,
+    )
+    fixed = step.beta != "auto"
+    beta = None if step.top_k else (step.beta if isinstance(step.beta, float) else 0.15)
+    allowed = ChannelSelection(0.0 if not fixed else beta, step.top_k, step.include, step.exclude)
+    alpha = step.alpha if isinstance(step.alpha, float) else None
+    return choose(
+        measure, generator.layout, relevance, std, settings, allowed=allowed, alpha=alpha, fixed=fixed
+    )
+
+
+def _images(planned: ChoicePlan, rows: list[Row], device: str) -> tuple[AnyGenerator, StyleCode]:
+    """Return the style codes to choose on and what draws them."""
+    generator = models.generator(planned.models.generator, device)
+    if planned.inversion:
+        inversion = planned.inversion
+        flat = np.asarray([row["w_plus"] for row in rows], dtype=np.float32)
+        w_plus = torch.from_numpy(flat).view(len(rows), generator.num_ws, -1).to(device)
+        tuned = with_tunings(generator, [read_tuning(inversion, generator, row) for row in rows])
+        with torch.no_grad():
+            return tuned, tuned.styles(w_plus)
+    if planned.styles is None:
+        raise NothingToChooseOnError("there are neither photographs nor sampled codes to choose on")
+    return generator, read_codes(planned.styles.codes, generator.layout, 0, planned.settings.images).to(
+        device
+    )

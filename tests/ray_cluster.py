@@ -109,7 +109,7 @@ def ray_cluster() -> Iterator[Cluster]:
         "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1",
         "RAY_memory_monitor_refresh_ms": "0",  # others may fill the machine's memory
         "RAY_worker_niceness": "0",  # beside other work, Ray's 15 would starve them
-        "RAY_raylet_start_wait_time_s": "150",
+        "RAY_raylet_start_wait_time_s": "150", "RAY_agent_register_timeout_ms": "150000",
         "RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "5",
     }  # fmt: skip
     cluster = Cluster(folder, port, client_port, environment)

@@ -17,7 +17,6 @@ from tasks.caching import probe_result_storage
 from tasks.evaluation import EvaluationRef
 from tasks.evaluation_tables import gather_evaluation, markdown
 from tasks.manifest_items import find_inversions, index_edits, place_of
-from tasks.progress import gather
 from tasks.settings import Comparison, Execution, Judges, OptionalUri, SettingsError, Uri
 
 
@@ -62,9 +61,10 @@ def evaluate_edits(
         raise SettingsError(f"{manifest} does not say where its photographs lie; compare with inversions")
     drawn = comparison.before == "inversion"
     before = find_inversions(index, workspace) if drawn else index.photographs
-    planned = evaluation.plan_evaluation(index, judges, comparison, listed, before, workspace, device)
-    futures = [evaluation.evaluate_shard.submit(planned, shard, device) for shard in index.shards]
-    summary = gather("evaluate-edits", futures)
-    written = gather_evaluation(planned, device)
+    plan = (index, judges, comparison, listed, before, workspace, device)
+    planned = engine.run(evaluation.plan_evaluation, *plan)
+    calls = [(planned, shard, device) for shard in index.shards]
+    summary = steps.gather_items("evaluate-edits", evaluation.evaluate_shard, calls)
+    written = engine.run(gather_evaluation, planned, device)
     create_markdown_artifact(markdown(written), key="evaluation", description="what the edits did")
     return EvaluationResult(steps=[steps.counts(summary)], evaluation=written)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from prefect import flow
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows import steps
+from flows import engine, steps
 from tasks import exploration
 from tasks.attributes import FACES, AttributePrompts, load_attributes
 from tasks.edits import StepVariant
@@ -77,8 +77,8 @@ def explore_channels(
     where = (built, models, hashes, workspace, device)
     if question.target:
         prompt = StepVariant(neutral=question.neutral, target=question.target, templates=question.templates)
-        found = exploration.explore_target(prompt, question.count, *where)
+        found = engine.run(exploration.explore_target, prompt, question.count, *where)
     else:
         listed = list(attributes) or load_attributes(FACES)
-        found = exploration.explore_channel(question.channel, listed, question.templates, *where)
+        found = engine.run(exploration.explore_channel, question.channel, listed, question.templates, *where)
     return Answer(steps=done, found=found)

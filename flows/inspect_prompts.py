@@ -11,7 +11,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from pydantic import BaseModel, ConfigDict
 
-from flows import steps
+from flows import engine, steps
 from tasks import diagnostics
 from tasks.diagnostics import DiagnosisRef
 from tasks.edits import Edit, all_variants
@@ -56,7 +56,7 @@ def inspect_prompts(
     chosen = steps.distinct_steps(variants)
     steps.check_edits(variants, models, device)
     _, found, done = steps.table_for(models, hashes, sampling, relevance, workspace, device, given=table)
-    diagnosis = diagnostics.diagnose_prompts(chosen, found, models, hashes, workspace, device)
+    diagnosis = engine.run(diagnostics.diagnose_prompts, chosen, found, models, hashes, workspace, device)
     create_markdown_artifact(
         diagnostics.markdown(diagnosis), key="prompts", description="what the prompts will do"
     )

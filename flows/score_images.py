@@ -14,7 +14,6 @@ from tasks import image_scores, models
 from tasks.caching import probe_result_storage
 from tasks.image_scores import ScoresRef
 from tasks.labels import LabelPrompt, load_truth
-from tasks.progress import gather
 from tasks.settings import Execution, OptionalUri, TemplateSet, Uri
 
 
@@ -59,8 +58,8 @@ def score_images(
     if labels:
         load_truth(labels, prompts)  # a table of another form ends the run here, at once
     index = steps.index(images, place, execution)
-    planned = image_scores.plan_scores(images, place, clip, prompts, templates, device)
-    futures = [image_scores.score_shard.submit(planned, shard, device) for shard in index.shards]
-    summary = gather("score-images", futures)
+    planned = engine.run(image_scores.plan_scores, images, place, clip, prompts, templates, device)
+    calls = [(planned, shard, device) for shard in index.shards]
+    summary = steps.gather_items("score-images", image_scores.score_shard, calls)
     written = image_scores.gather_scores(planned, index, out, labels)
     return ScoresResult(steps=[steps.counts(summary)], scores=written)

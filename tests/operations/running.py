@@ -113,7 +113,7 @@ class Prefect:
         deadline = time.monotonic() + 60 * PATIENCE
         while True:
             answer = httpx.request(method, f"{self.url}/api/{path}", json=body, timeout=30 * PATIENCE)
-            if answer.status_code != 503 or time.monotonic() > deadline:
+            if answer.status_code < 500 or time.monotonic() > deadline:
                 return answer
             time.sleep(1)
 

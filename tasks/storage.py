@@ -24,14 +24,14 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from heapq import merge
 from itertools import groupby, islice
 from operator import attrgetter
 from pathlib import Path
-from typing import IO, Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import fsspec
 
@@ -197,18 +197,19 @@ def read_bytes(uri: str) -> bytes:
 
 
 @contextmanager
-def open_binary(uri: str) -> Iterator[IO[bytes]]:
-    """Open an object to read parts of it.
+def open_binary(uri: str) -> Iterator[BinaryIO]:
+    """Open an object to read parts of it; a remote one is copied to a temporary file first.
 
     Raises:
         StorageError: If it is missing or cannot be read.
     """
-    if is_local(uri):
+    with ExitStack() as stack:
+        path = local_path(uri) if is_local(uri) else None
+        if path is None:
+            path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="styleclip-read-"))) / "object"
+            copy_to_local(uri, path)
         with explained(uri, "read"):
-            stream = local_path(uri).open("rb")
-    else:
-        stream = _ask(uri, "read", lambda fs, path: fs.open(path, "rb"))
-    with stream, explained(uri, "read"):
+            stream = stack.enter_context(path.open("rb"))
         yield stream
 
 

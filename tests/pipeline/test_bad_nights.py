@@ -427,7 +427,9 @@ def test_an_image_that_does_not_fit_alone_fails_its_shard(local, monkeypatch):
 
 
 def test_the_same_build_twice_at_once_leaves_what_one_leaves(local, tmp_path, monkeypatch):
-    edit_images(**local)
+    monkeypatch.setenv("STYLECLIP_WORKERS", "1")  # in all runs: it decides how torch adds up
+    flow = edit_images.with_options(task_runner=task_runner())
+    flow(**local)
     calm = files_of(tmp_path / "out")
     shutil.rmtree(tmp_path / "out")
     together, met = threading.Barrier(2, timeout=60), []
@@ -439,8 +441,6 @@ def test_the_same_build_twice_at_once_leaves_what_one_leaves(local, tmp_path, mo
         return real(plans, *rest)
 
     monkeypatch.setattr(editing, "_edit", lambda planned, *rest: wait_for_the_other(planned, rest))
-    monkeypatch.setenv("STYLECLIP_WORKERS", "1")
-    flow = edit_images.with_options(task_runner=task_runner())
     with ThreadPoolExecutor(2) as pool:
         both = [pool.submit(flow, **local) for _ in range(2)]
         reports = [each.result().report for each in both]

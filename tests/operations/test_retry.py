@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running import LAYER, LIMIT, PAGE, SCREENSHOTS, Prefect, session_of, stop, wait_until
+from running import LAYER, LIMIT, PAGE, SCREENSHOTS, Prefect, family_of, stop, wait_until
 
 
 class Build:
@@ -215,7 +215,7 @@ def test_a_machine_that_goes_away_frees_its_device_and_its_run_is_retried(build,
     first = build.executions()
     assert first[-1] == f"{LAYER}-0"  # while one run computes, the other has measured nothing
     assert len({pid for _, _, pid, _ in build.events()}) == 1
-    for pid in session_of(gone):
+    for pid in family_of(gone):
         os.kill(pid, signal.SIGKILL)
     prefect.processes.remove(gone)
     build.flag.unlink()

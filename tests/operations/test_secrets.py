@@ -60,7 +60,7 @@ def _failed_run(prefect: Prefect) -> str:
 def _strings(name: str, content: bytes) -> bytes:
     """Return what a file says: decompressed where it is Parquet, unwrapped where it is a task's result."""
     if "/prefect/" in name:
-        return base64.b64decode(json.loads(content)["result"])
+        return base64.b64decode(json.loads(content)["result"] if content.startswith(b"{") else content)
     if not name.endswith(".parquet"):
         return content
     table = pq.read_table(io.BytesIO(content))

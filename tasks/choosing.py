@@ -43,6 +43,7 @@ from tasks.images import ImageShard
 from tasks.instant import measure_instant
 from tasks.inversion import InversionPlan, read_tuning, with_tunings
 from tasks.outcomes import OK, Row
+from tasks.overlap import computing
 from tasks.relevance import read_relevance
 from tasks.sampling import SampledStyles, read_codes
 from tasks.settings import Choosing, Instant, Models
@@ -146,7 +147,8 @@ def choose_strength(step: EditStep, planned: ChoicePlan, device: str) -> ChosenS
     print_ = fingerprint(STEP, VERSION, parameters, inputs)
     uri = join(artifact_uri(planned.workspace, "choices", print_), "choice.parquet")
     if not is_complete(uri):
-        found = _choose(step, planned, rows, device)
+        with computing(device):
+            found = _choose(step, planned, rows, device)
         about = {
             "chosen_alpha": found.alpha, "chosen_beta": found.selection.beta, "reached": found.reached,
             "reason": found.reason, "effect_before": found.before, "alpha_unit": ALPHA_UNIT,

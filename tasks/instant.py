@@ -21,6 +21,7 @@ from tasks.directions import (
 )
 from tasks.edits import StepVariant
 from tasks.identity import ModelHashes
+from tasks.overlap import computing
 from tasks.sampling import SampledStyles, read_codes
 from tasks.settings import Instant, Models
 
@@ -67,7 +68,8 @@ def compute_instant_direction(
         generator = models.generator(chosen.generator, device)
         std = read_deviations(styles.statistics, generator.layout)
         text = text_vector(variant, chosen.clip, device)
-        relevance = measure_instant(text, styles, settings, chosen, device)
+        with computing(device):
+            relevance = measure_instant(text, styles, settings, chosen, device)
         found = select_channels(generator.layout, relevance, std, variant.selection())
         made = Provenance(
             kind="style-direction", fingerprint=print_, step=STEP, version=VERSION, parameters=parameters,

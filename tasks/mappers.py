@@ -41,6 +41,7 @@ from tasks.directions import PreparedStep, prompt_distance, target_embedding
 from tasks.edits import StepVariant
 from tasks.identity import ModelHashes
 from tasks.outcomes import OK
+from tasks.overlap import computing
 from tasks.settings import MapperTraining as Settings
 from tasks.settings import Models, SettingsError
 from tasks.storage import exists, join, list_objects, read_bytes, write_bytes_atomic
@@ -112,7 +113,8 @@ def train_mapper(planned: MapperPlan, device: str) -> MapperRef:
         if exists(planned.state):
             training.restore(read_bytes(planned.state))
             get_run_logger().info("%s: resumed at step %d", planned.target, training.step)
-        _train(planned, training)
+        with computing(device):
+            _train(planned, training)
         for uri, mapper in ((best, training.best), (last, training.mapper)):
             write_bytes_atomic(uri, _mapper_bytes(mapper))
         write_table(curve, _curve_table(training.curve), _provenance(planned))

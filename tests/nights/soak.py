@@ -420,10 +420,10 @@ def server_restart(nights: Nights, account: Account) -> None:
     """Stop the Prefect server in mid-work and start it again."""
     run = nights.start()
     nights.await_work(10)
-    stop(nights.prefect.processes[0])
+    assert nights.prefect.server is not None
+    stop(nights.prefect.server)
     time.sleep(3)
-    nights.prefect.processes[0] = nights.prefect.serve()
-    nights.prefect.processes.pop()
+    nights.prefect.serve()
     account.disturbances += 1
     ended = time.monotonic()
     nights.finish(run)
@@ -546,8 +546,7 @@ def installation(folder: Path) -> Iterator[Nights]:
         try:
             yield nights
         finally:
-            for process in reversed(nights.prefect.processes):
-                stop(process)
+            nights.prefect.stop()
 
 
 def start_prefect(nights: Nights) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import configparser
 import json
 import os
-import shutil
 import sys
 import threading
 from collections.abc import Iterator
@@ -15,14 +14,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
 from styleclip_core import save_generator
 from styleclip_core.models.stylegan2 import Generator, GeneratorConfig
+from tests.chromium import chromium
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from running import LIMIT, ROOT, Prefect, free_port, stop
+from running import LIMIT, ROOT, Prefect, free_port
 
 from tests.object_store import S3, object_store
 
@@ -109,8 +109,7 @@ def prefect(
         running.work()
         yield running
     finally:
-        for process in reversed(running.processes):
-            stop(process)
+        running.stop()
 
 
 @pytest.fixture(scope="session")
@@ -129,10 +128,5 @@ def network_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """Headless Chromium of the operating system."""
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("there is no Chromium on the PATH; `make operations` installs it where it runs as root")
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+    with chromium() as launched:
         yield launched
-        launched.close()

@@ -65,7 +65,8 @@ class Prefect:
     home: Path
     port: int
     environment: dict[str, str]
-    processes: list[subprocess.Popen] = field(default_factory=list)
+    server: subprocess.Popen | None = None
+    workers: list[subprocess.Popen] = field(default_factory=list)
     secrets: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -79,17 +80,31 @@ class Prefect:
             stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         log.close()
-        self.processes.append(process)
         return process
 
-    def serve(self) -> subprocess.Popen:
-        server = self.start("server", "start", "--host", "127.0.0.1", "--port", str(self.port), name="server")
-        wait_until(lambda: _answers(f"{self.url}/api/health"), "the server answers", 120)
-        return server
+    def serve(self) -> None:
+        """Start the server, or start it again, and wait until it answers."""
+        if self.server:
+            stop(self.server)
+        options = ("--host", "127.0.0.1", "--port", str(self.port))
+        self.server = self.start("server", "start", *options, name="server")
+        wait_until(lambda: _answers(f"{self.url}/api/health"), "the server answers", 120, self.tail)
 
     def work(self, *options: str) -> subprocess.Popen:
         """Start a worker, which takes runs once it is there."""
-        return self.start("worker", "start", "--pool", POOL, "--type", "process", *options, name="worker")
+        worker = self.start("worker", "start", "--pool", POOL, "--type", "process", *options, name="worker")
+        self.workers.append(worker)
+        return worker
+
+    def stop_workers(self) -> None:
+        while self.workers:
+            stop(self.workers.pop())
+
+    def stop(self) -> None:
+        """Stop all that was started: workers first, as they speak to the server."""
+        self.stop_workers()
+        if self.server:
+            stop(self.server)
 
     def run(self, *arguments: str) -> str:
         return self._call(str(SCRIPTS / "prefect"), "--no-prompt", *arguments)

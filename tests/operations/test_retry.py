@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running import LAYER, LIMIT, PAGE, SCREENSHOTS, Prefect, family_of, stop, wait_until
+from running import LAYER, LIMIT, PAGE, SCREENSHOTS, Prefect, family_of, wait_until
 
 
 class Build:
@@ -182,9 +182,7 @@ def test_a_process_that_is_killed_crashes_its_run_which_is_then_retried(build, p
 
 
 def test_a_server_that_restarts_in_the_middle_loses_nothing(build, prefect, expected):
-    server = prefect.processes[0]
     run = build.hanging()
-    stop(server)
     prefect.serve()
     build.flag.unlink()
     prefect.wait_for(run, "Completed", "Failed", "Crashed")
@@ -204,7 +202,7 @@ def test_a_cancelled_run_is_retried_from_where_it_was(build, prefect, expected):
 
 
 def test_a_machine_that_goes_away_frees_its_device_and_its_run_is_retried(build, prefect, expected, tmp_path):
-    stop(prefect.processes.pop())
+    prefect.stop_workers()
     gone = prefect.work("--limit", "1")
     run = build.hanging()
     kept = prefect.work()  # another machine that shares the device's limit
@@ -218,7 +216,7 @@ def test_a_machine_that_goes_away_frees_its_device_and_its_run_is_retried(build,
     for pid in family_of(gone):
         os.kill(pid, signal.SIGKILL)
     gone.wait()
-    prefect.processes.remove(gone)
+    prefect.workers.remove(gone)
     build.flag.unlink()
     prefect.wait_for(other, "Completed", "Failed", "Crashed", seconds=200)  # the slot has been freed
     assert prefect.state(other) == "Completed", prefect.tail()

@@ -5,20 +5,20 @@ Every page is watched: an error in its console, a dialog, or a request that leav
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from benchmarks.batches import Made, make_batch
 from tasks.edits import Edit
 from tasks.pages.batch import read_batch
 from tasks.pages.page import ALONE, PER_PAGE, build_page
 from tasks.pages.thumbnails import plan_page, thumbnail_chunk
+from tests.chromium import chromium
 from tests.pipeline.test_pages import BROKEN, HOSTILE
 
 KEYS = [f"faces/{number:03d}.png" for number in range(50)] + HOSTILE
@@ -55,13 +55,8 @@ def beside(tmp_path_factory) -> tuple[Made, str]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Headless Chromium of the operating system."""
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("Chromium is missing (apt-get install chromium), so no page is opened in a browser")
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+    with chromium() as launched:
         yield launched
-        launched.close()
 
 
 @contextmanager

@@ -7,6 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from styleclip_cli.shared import (
+    Clip,
+    Encoder,
+    Generator,
+    Psi,
+    Samples,
+    Seed,
+    Statistics,
+    Steps,
+    TableFolder,
     Verbose,
     Workers,
     chosen_models,
@@ -72,19 +81,15 @@ def choose(
         typer.Option(help="A prompt of what should stay, e.g. 'face with a hat'; may be repeated"),
     ] = None,
     images: Annotated[int, typer.Option(min=1, help="Photographs or codes to choose on, at most")] = 24,
-    table: Annotated[
-        str, typer.Option(help="Folder with relevance.parquet and statistics.parquet, instead of building it")
-    ] = "",
-    generator: Annotated[
-        str, typer.Option(help="URI of the StyleGAN2 weights; the embedded model if not given")
-    ] = "",
-    clip: Annotated[str, typer.Option(help="CLIP name or URI; the embedded model if not given")] = "",
-    encoder: Annotated[str, typer.Option(help="URI of the encoder, for photographs")] = "",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampled codes")] = 5,
-    psi: Annotated[float, typer.Option(min=0.01, max=1, help="Truncation of the sampled codes")] = 0.7,
-    statistics: Annotated[int, typer.Option(min=2, help="Codes behind the statistics")] = 100_000,
-    samples: Annotated[int, typer.Option(min=1, help="Style codes per channel of the table")] = 100,
-    steps: Annotated[int, typer.Option(min=0, help="Refinement steps after the encoder")] = 100,
+    table: TableFolder = "",
+    generator: Generator = "",
+    clip: Clip = "",
+    encoder: Encoder = "",
+    seed: Seed = 5,
+    psi: Psi = 0.7,
+    statistics: Statistics = 100_000,
+    samples: Samples = 100,
+    steps: Steps = 100,
     workers: Workers = 0,
     verbose: Verbose = False,
 ) -> None:

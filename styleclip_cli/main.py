@@ -18,10 +18,25 @@ from styleclip_cli import choosing, exchange, faces, quality, report, server
 from styleclip_cli.choosing import Effect, choosing_settings, numbers_or_auto
 from styleclip_cli.models import app as models_app
 from styleclip_cli.shared import (
+    Clip,
+    Encoder,
+    Generator,
+    Identity,
+    Label,
+    Perceptual,
+    Photos,
     PivotalLocality,
     PivotalSteps,
+    Psi,
+    Samples,
+    Seed,
+    ShardSize,
+    Statistics,
+    Steps,
+    TableFolder,
     Verbose,
     Workers,
+    Workspace,
     chosen_models,
     console,
     inversion_settings,
@@ -40,34 +55,6 @@ app = typer.Typer(
 app.add_typer(models_app, name="models")
 exchange.register(app)
 
-Generator = Annotated[
-    str,
-    typer.Option(
-        help="URI of the StyleGAN2 weights (.safetensors, .pkl or .pt); the embedded model if not given"
-    ),
-]
-Clip = Annotated[str, typer.Option(help="CLIP name (ViT-B/32) or URI; the embedded model if not given")]
-Encoder = Annotated[
-    str, typer.Option(help="URI of the encoder (e4e, pSp); inversion starts at the average w without one")
-]
-Identity = Annotated[
-    str,
-    typer.Option(
-        help="URI of the identity network (model_ir_se50.pth); the embedded one beside the embedded generator"
-    ),
-]
-Perceptual = Annotated[
-    str, typer.Option(help="URI of AlexNet's or VGG16's published weights, for LPIPS; not measured without")
-]
-Workspace = Annotated[str, typer.Option(help="URI of the folder for intermediate artifacts")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the sampled codes")]
-Psi = Annotated[
-    float, typer.Option(min=0.01, max=1, help="Truncation: pull towards the average w, 1 for none")
-]
-Label = Annotated[int | None, typer.Option(min=0, help="Class of a conditional generator")]
-ShardSize = Annotated[int, typer.Option(min=1, help="Images per shard, on average")]
-Statistics = Annotated[int, typer.Option(min=2, help="Codes behind the statistics of style space")]
-Samples = Annotated[int, typer.Option(min=1, help="Style codes per channel of the relevance table")]
 Strength = Annotated[float, typer.Option(min=0, help="Move of a channel, in its standard deviations")]
 Fast = Annotated[
     bool, typer.Option("--fast", help="Derivatives for all codes, corrected by moves until that is certain")
@@ -80,8 +67,6 @@ Tolerance = Annotated[
         "[default: 0, or 0.15 with --fast]",
     ),
 ]
-Steps = Annotated[int, typer.Option(min=0, help="Refinement steps after the encoder")]
-Photos = Annotated[str, typer.Option(help="URI of the photographs' prefix; only read")]
 
 
 @app.command("sample-styles")
@@ -251,9 +236,7 @@ def edit(
     ] = None,
     frames: Annotated[int, typer.Option(min=0, help="Optimization: frames of a video of each image")] = 0,
     edits: Annotated[str, typer.Option(help="URI of a YAML or JSON list of edits, instead of --target")] = "",
-    table: Annotated[
-        str, typer.Option(help="Folder with relevance.parquet and statistics.parquet, instead of building it")
-    ] = "",
+    table: TableFolder = "",
     generator: Generator = "",
     clip: Clip = "",
     encoder: Encoder = "",

@@ -8,9 +8,24 @@ import typer
 from rich.table import Table
 
 import data
-from styleclip_cli.shared import Verbose, Workers, chosen_models, console, prepare, summarize, with_progress
+from styleclip_cli.shared import (
+    Clip,
+    Generator,
+    Psi,
+    Samples,
+    Seed,
+    ShardSize,
+    Statistics,
+    TableFolder,
+    Verbose,
+    Workers,
+    chosen_models,
+    console,
+    prepare,
+    summarize,
+    with_progress,
+)
 
-ShardSize = Annotated[int, typer.Option(min=1, help="Images per shard, on average")]
 Templates = Annotated[str, typer.Option(help="Prompt templates: styleclip-79, imagenet-80 or none")]
 Attributes = Annotated[
     str,
@@ -24,15 +39,6 @@ Attributes = Annotated[
 WorkspaceOrTable = Annotated[
     str, typer.Option(help="Folder for artifacts; a table that is not there is built in it [default: TABLE]")
 ]
-TableFolder = Annotated[
-    str, typer.Option(help="Folder with relevance.parquet, instead of a table in the workspace")
-]
-Generator = Annotated[str, typer.Option(help="URI of the StyleGAN2 weights; the embedded model if not given")]
-Clip = Annotated[str, typer.Option(help="CLIP name (ViT-B/32) or URI; the embedded model if not given")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the table's codes")]
-Psi = Annotated[float, typer.Option(min=0.01, max=1, help="Truncation of the table's codes, 1 for none")]
-Statistics = Annotated[int, typer.Option(min=2, help="Codes behind mean and deviation")]
-Samples = Annotated[int, typer.Option(min=1, help="Codes behind each row of the table")]
 
 
 def print_table(header: list[str], lines: list[list[str]]) -> None:

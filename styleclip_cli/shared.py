@@ -18,6 +18,39 @@ if TYPE_CHECKING:  # imported late, after prepare() has set what Prefect reads
 console = Console(stderr=True, highlight=False)
 _T = TypeVar("_T")
 
+Generator = Annotated[
+    str,
+    typer.Option(
+        help="URI of the StyleGAN2 weights (.safetensors, .pkl or .pt); the embedded model if not given"
+    ),
+]
+Clip = Annotated[str, typer.Option(help="CLIP name (ViT-B/32) or URI; the embedded model if not given")]
+Encoder = Annotated[
+    str, typer.Option(help="URI of the encoder (e4e, pSp); inversion starts at the average w without one")
+]
+Identity = Annotated[
+    str,
+    typer.Option(
+        help="URI of the identity network (model_ir_se50.pth); the embedded one beside the embedded generator"
+    ),
+]
+Perceptual = Annotated[
+    str, typer.Option(help="URI of AlexNet's or VGG16's published weights, for LPIPS; not measured without")
+]
+Workspace = Annotated[str, typer.Option(help="URI of the folder for intermediate artifacts")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the sampled codes")]
+Psi = Annotated[
+    float, typer.Option(min=0.01, max=1, help="Truncation: pull towards the average w, 1 for none")
+]
+Label = Annotated[int | None, typer.Option(min=0, help="Class of a conditional generator")]
+ShardSize = Annotated[int, typer.Option(min=1, help="Images per shard, on average")]
+Statistics = Annotated[int, typer.Option(min=2, help="Codes behind the statistics of style space")]
+Samples = Annotated[int, typer.Option(min=1, help="Style codes per channel of the relevance table")]
+Steps = Annotated[int, typer.Option(min=0, help="Refinement steps after the encoder")]
+Photos = Annotated[str, typer.Option(help="URI of the photographs' prefix; only read")]
+TableFolder = Annotated[
+    str, typer.Option(help="Folder with relevance.parquet and statistics.parquet, instead of building it")
+]
 PivotalSteps = Annotated[
     int,
     typer.Option(

@@ -26,12 +26,13 @@ def press_retry(a_flow, flow_run_id, parameters):
     return run_flow(a_flow, flow_run=flow_run, parameters=parameters, return_type="state")
 
 
-def test_retry_executes_only_the_failed_shard(network_files, tmp_path, monkeypatch):
+def six_photographs(network_files, tmp_path):
+    """Return a folder of photographs, in a few shards, and what edits them."""
     photos = tmp_path / "photos"
     photos.mkdir()
     for index in range(6):
         (photos / f"p{index}.png").write_bytes(encoded(portrait(index)))
-    parameters = {
+    return photos, {
         "models": Models(**network_files),
         "photos": str(photos),
         "out": str(tmp_path / "out"),
@@ -42,6 +43,10 @@ def test_retry_executes_only_the_failed_shard(network_files, tmp_path, monkeypat
         "inversion": Inversion(steps=2),
         "execution": Execution(shard_size=2),
     }
+
+
+def test_retry_executes_only_the_failed_shard(network_files, tmp_path, monkeypatch):
+    _, parameters = six_photographs(network_files, tmp_path)
     executed, broken, first_shard = [], [True], []
     bodies = {name: getattr(inversion_task, name) for name in ("read_shard", "_invert")}
 
@@ -89,23 +94,9 @@ def test_a_result_storage_that_does_not_work_fails_at_once(tmp_path):
 
 
 def test_retry_reaches_failed_items_inside_finished_shards(network_files, tmp_path, monkeypatch):
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    for index in range(6):
-        (photos / f"p{index}.png").write_bytes(encoded(portrait(index)))
+    photos, parameters = six_photographs(network_files, tmp_path)
     whole = (photos / "p3.png").read_bytes()
     (photos / "p3.png").write_bytes(whole[:40])
-    parameters = {
-        "models": Models(**network_files),
-        "photos": str(photos),
-        "out": str(tmp_path / "out"),
-        "edits": [Edit(target="hat", beta=0.0, templates="none")],
-        "workspace": "",
-        "sampling": Sampling(statistics=20, codes=2),
-        "relevance": Relevance(samples=2, channels_per_shard=8),
-        "inversion": Inversion(steps=2),
-        "execution": Execution(shard_size=2),
-    }
     first = edit_images(**parameters, return_state=True)
     assert first.is_completed()  # a broken image is a row
     assert first.result().report.failed == 1

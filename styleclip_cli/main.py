@@ -219,6 +219,13 @@ def edit(
     top_k: Annotated[int | None, typer.Option(min=1, help="Number of channels, instead of --beta")] = None,
     include: Annotated[list[str] | None, typer.Option(help="Layers that may change, e.g. 'b4.*'")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Layers that stay, e.g. 'b64.*'")] = None,
+    weights: Annotated[
+        str,
+        typer.Option(
+            help="How much of each channel: relevance, or least-squares "
+            "[default: relevance; least-squares where --beta is auto]"
+        ),
+    ] = "",
     method: Annotated[str, typer.Option(help="global, mapper or optimization")] = "global",
     instant: Annotated[
         bool, typer.Option("--instant", help="Relevance from gradients of this prompt, without any table")
@@ -267,7 +274,7 @@ def edit(
     method = "mapper" if mapper else method
     given: dict[str, Any] = {
         "alpha": numbers_or_auto("alpha", alpha), "beta": numbers_or_auto("beta", beta), "top_k": top_k,
-        "include": tuple(include or ()), "exclude": tuple(exclude or ()),
+        "include": tuple(include or ()), "exclude": tuple(exclude or ()), "weights": weights,
         "relevance": "instant" if instant else "", "mapper": mapper, "strength": tuple(strength or ()),
     }  # fmt: skip
     if method == "optimization":

@@ -30,7 +30,6 @@ from styleclip_core.editing import (
     StyleDirection,
     beta_for,
     editable_mask,
-    select_channels,
 )
 from styleclip_core.errors import NoEffectError
 from styleclip_core.prompts import TextDirection
@@ -89,6 +88,7 @@ class Measured:
 
 
 Measure = Callable[[Tensor], Measured]  # step of the editable channels, [N]
+Direct = Callable[[ChannelSelection], StyleDirection]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -193,7 +193,7 @@ def choose(
     measure: Measure,
     layout: StyleLayout,
     relevance: Tensor,
-    std: Tensor,
+    direct: Direct,
     settings: ChoosingSettings,
     *,
     allowed: ChannelSelection,
@@ -209,9 +209,9 @@ def choose(
         measure: What a step does; see ``measure_on``.
         layout: Style channels of the generator.
         relevance: Relevance of every channel, ``[N]``.
-        std: Standard deviation of every channel, ``[N]``.
+        direct: Returns the style direction of a selection of channels, as ``style_direction`` does.
         settings: What is wanted.
-        allowed: Layers that may change, and, if ``fixed``, the beta or top_k to keep.
+        allowed: Layers that may change, the kind of weights, and, if ``fixed``, the beta or top_k to keep.
         alpha: Strength to keep; None to choose it.
         fixed: Whether ``allowed`` decides the channels.
 
@@ -220,7 +220,7 @@ def choose(
         NoRelevantChannelError: If there is no relevant channel, or none at the fixed beta.
     """
     unedited = measure(torch.zeros(layout.num_editable)).effect
-    search = _Search(measure, layout, relevance, std, settings, alpha, _that_count(unedited, settings.effect))
+    search = _Search(measure, direct, settings, alpha, _that_count(unedited, settings.effect))
     selections = [allowed] if fixed else _thresholds(layout, relevance, allowed, settings.thresholds)
     curves = [search.follow(each, "coarse") for each in selections]
     if not fixed:
@@ -308,17 +308,14 @@ class _Search:
     def __init__(
         self,
         measure: Measure,
-        layout: StyleLayout,
-        relevance: Tensor,
-        std: Tensor,
+        direct: Direct,
         settings: ChoosingSettings,
         alpha: float | None,
         counted: tuple[Tensor, float],
     ) -> None:
         self.settings, self.trials = settings, list[Trial]()
         self.counted, self.before = counted
-        self._measure, self._alpha, self._next = measure, alpha, settings.first
-        self._layout, self._relevance, self._std = layout, relevance, std
+        self._measure, self._direct, self._alpha, self._next = measure, direct, alpha, settings.first
 
     def trial(
         self, alpha: float, direction: StyleDirection, selection: ChannelSelection, stage: Stage
@@ -330,7 +327,7 @@ class _Search:
 
     def follow(self, selection: ChannelSelection, stage: Stage) -> _Curve:
         """Seek the strength at which a threshold reaches the effect."""
-        direction = select_channels(self._layout, self._relevance, self._std, selection)
+        direction = self._direct(selection)
         points, strength = {0.0: (self.before, 0.0)}, self._alpha or self._next
         for _ in range(1 if self._alpha else self.settings.strengths):
             tried = self.trial(round_to(strength, 4), direction, selection, stage)

@@ -4,6 +4,10 @@ StyleCLIP's global directions (section 6): channels whose relevance reaches beta
 proportion to it. As in the published code, relevance is divided by the largest one and multiplied
 by the channel's standard deviation. So alpha is in standard deviations of the most relevant channel.
 
+Beside this rule there are *least-squares* weights for the same channels: what all of them do together comes
+nearest to the text direction, where relevance looks at every channel by itself. Channels that do the same
+share the weight, and what one does beside the text another cancels.
+
 Shapes: N editable style channels, D width of the CLIP embedding.
 """
 
@@ -12,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,22 +26,27 @@ from styleclip_core.relevance import RelevanceTable
 from styleclip_core.style_space import StyleCode, StyleLayout
 from styleclip_core.tuned import AnyGenerator
 
+Weights = Literal["relevance", "least-squares"]
+_RIDGE = 0.03  # of the squared lengths of the rows that take part; chosen on prompts that judge nothing
+
 
 @dataclass(frozen=True, slots=True)
 class ChannelSelection:
-    """Which channels take part in an edit.
+    """Which channels take part in an edit, and how much of each.
 
     Attributes:
         beta: Threshold on |relevance|, 0..1; lower values edit more channels. None to use ``top_k``.
         top_k: Number of most relevant channels. None to use ``beta``.
         include: Patterns of layer names that may be edited, e.g. ``("b4.*", "b8.*")``; empty for all.
         exclude: Patterns of layer names that stay, e.g. ``("b64.*",)`` to leave fine colours alone.
+        weights: ``"relevance"`` as in the paper, or ``"least-squares"``.
     """
 
     beta: float | None = None
     top_k: int | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    weights: Weights = "relevance"
 
     def __post_init__(self) -> None:
         if (self.beta is None) == (self.top_k is None):
@@ -134,13 +144,54 @@ def style_direction(
         LayoutMismatchError: If ``std`` or a layer pattern does not fit the table's layout.
         ValueError: If ``text_direction`` is not ``[D]``.
     """
-    return select_channels(table.layout, table.relevance(text_direction), std, selection)
+    relevance = table.relevance(text_direction)
+    kept = _kept(table.layout, relevance, std, selection)
+    if selection.weights == "relevance":
+        return _direction(table.layout, relevance, relevance, kept, std)
+    weights = torch.zeros_like(relevance)
+    weights[kept] = least_squares(table.direction[kept], text_direction)
+    return _direction(table.layout, relevance, weights, kept, std)
 
 
 def select_channels(
     layout: StyleLayout, relevance: Tensor, std: Tensor, selection: ChannelSelection
 ) -> StyleDirection:
-    """Turn the relevance of every channel, ``[N]``, into a style direction; see ``style_direction``."""
+    """Turn the relevance of every channel, ``[N]``, into a style direction; see ``style_direction``.
+
+    Raises:
+        ValueError: If the selection asks for least-squares weights: they need a table's rows.
+    """
+    if selection.weights != "relevance":
+        raise ValueError(f"{selection.weights} weights need a relevance table, not relevance alone")
+    return _direction(layout, relevance, relevance, _kept(layout, relevance, std, selection), std)
+
+
+def least_squares(rows: Tensor, text_direction: Tensor) -> Tensor:
+    """Return the weights w of rows by which their sum comes nearest to a text direction.
+
+    A row is a mean of unit changes, one of each code. On a single image channel c changes the embedding by
+    its row give or take ``1 - |row_c|^2``, the variance of its unit changes. So this minimizes the expected
+    squared distance on a single image, ``|sum_c w_c row_c - t|^2 + sum_c w_c^2 (1 - |row_c|^2)``, as if
+    channels erred independently; as they do not, ``r |w|^2`` is added, where r is 3 % of the sum of the
+    squared lengths of the rows.
+
+    Args:
+        rows: Of the channels that take part, ``[k, D]``, of lengths 0..1.
+        text_direction: Unit vector t, ``[D]``.
+
+    Returns:
+        ``[k]``, in the rows' number format.
+    """
+    few = rows.double()
+    gram = few @ few.T
+    size = gram.diagonal()
+    penalty = (1 - size).clamp(min=0) + _RIDGE * size.sum()
+    weights: Tensor = torch.linalg.solve(gram + penalty.diag(), few @ text_direction.to(few))
+    return weights.to(rows)
+
+
+def _kept(layout: StyleLayout, relevance: Tensor, std: Tensor, selection: ChannelSelection) -> Tensor:
+    """Return which channels take part, ``[N]`` bool; at least one."""
     if std.shape != (layout.num_editable,) or relevance.shape != std.shape:
         raise LayoutMismatchError(
             f"the layout has {layout.num_editable} channels, their deviations {list(std.shape)}, their "
@@ -148,7 +199,6 @@ def select_channels(
         )
     allowed = editable_mask(layout, selection.include, selection.exclude)
     size = torch.where(allowed, relevance.abs(), torch.zeros_like(relevance))
-    strongest = size.max().item()
     if selection.beta is not None:
         kept = (size >= selection.beta) & (size > 0)
     else:
@@ -156,13 +206,21 @@ def select_channels(
         kept = torch.zeros_like(allowed)
         kept[ranked] = size[ranked] > 0
     if not kept.any():
-        layer, channel = layout.channel_of(int(size.argmax()))
+        strongest, (layer, channel) = size.max().item(), layout.channel_of(int(size.argmax()))
         wanted = f"beta={selection.beta:g}" if selection.beta is not None else "a relevance above 0"
         raise NoRelevantChannelError(
             f"no style channel reaches {wanted}: the largest |relevance| is {strongest:.3f}, at "
             f"{layer}[{channel}]; give beta <= {strongest:.3f} or prompts that differ more"
         )
-    delta = torch.where(kept, relevance / strongest * std.to(relevance), torch.zeros_like(relevance))
+    return kept
+
+
+def _direction(
+    layout: StyleLayout, relevance: Tensor, weights: Tensor, kept: Tensor, std: Tensor
+) -> StyleDirection:
+    """Return the direction of weights ``[N]``, of which the largest becomes 1."""
+    strongest = weights[kept].abs().max()
+    delta = torch.where(kept, weights / strongest * std.to(weights), torch.zeros_like(weights))
     slices = layout.editable_slices
     layers = tuple(name for name, part in slices.items() if kept[part].any())
     return StyleDirection(delta, relevance, int(kept.sum()), layers)

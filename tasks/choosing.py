@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -20,8 +21,8 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 import styleclip_core
-from styleclip_core.choosing import Choice, choose, measure_on
-from styleclip_core.editing import ChannelSelection
+from styleclip_core.choosing import Choice, Direct, choose, measure_on
+from styleclip_core.editing import ChannelSelection, Weights, select_channels, style_direction
 from styleclip_core.errors import StyleCLIPError
 from styleclip_core.prompts import text_direction
 from styleclip_core.style_space import StyleCode
@@ -49,7 +50,7 @@ from tasks.sampling import SampledStyles, read_codes
 from tasks.settings import Choosing, Instant, Models
 from tasks.storage import join
 
-STEP, VERSION = "choose-strength", "1"
+STEP, VERSION = "choose-strength", "2"
 _DECIDES = {"neutral", "target", "alpha", "beta", "top_k", "include", "exclude", "relevance"}
 
 
@@ -101,6 +102,7 @@ class ChosenStrength(BaseModel):
     target: str
     alpha: float
     beta: float | None
+    weights: Weights
     reached: bool
     reason: str
 
@@ -108,11 +110,14 @@ class ChosenStrength(BaseModel):
     def summary(self) -> str:
         """Return numbers and reason for a person."""
         channels = "" if self.beta is None else f", beta {self.beta:g}"
-        return f"alpha {self.alpha:g}{channels}: {self.reason}"
+        kind = "" if self.weights == "relevance" else f", {self.weights} weights"
+        return f"alpha {self.alpha:g}{channels}{kind}: {self.reason}"
 
     def apply(self, step: EditStep) -> EditStep:
         """Return the step with these numbers in place of auto."""
-        found: dict[str, object] = {"alpha": self.alpha, "reason": self.reason, "effect": None}
+        found: dict[str, object] = {
+            "alpha": self.alpha, "weights": self.weights, "reason": self.reason, "effect": None,
+        }  # fmt: skip
         return step.model_copy(update=found | ({} if step.top_k else {"beta": self.beta}))
 
 
@@ -135,7 +140,8 @@ def choose_strength(step: EditStep, planned: ChoicePlan, device: str) -> ChosenS
     given = step.model_dump(mode="json", include=_DECIDES)
     instant = planned.instant.model_dump() if step.relevance == "instant" else None
     parameters = {
-        **given, "templates": step.templates or "styleclip-79", "effect": wanted.effect, "instant": instant,
+        **given, "weights": step.chosen_weights, "templates": step.templates or "styleclip-79",
+        "effect": wanted.effect, "instant": instant,
         "thresholds": wanted.thresholds, "strengths": wanted.strengths, "images": planned.settings.images,
         "keep": planned.settings.keep,
     }  # fmt: skip
@@ -192,6 +198,7 @@ def _read(uri: str) -> ChosenStrength:
         target=about["target"],
         alpha=about["chosen_alpha"],
         beta=about["chosen_beta"],
+        weights=about["weights"],
         reached=about["reached"],
         reason=about["reason"],
     )
@@ -233,13 +240,16 @@ def _choose(step: EditStep, planned: ChoicePlan, rows: list[Row], device: str) -
     )
     generator, codes = _images(planned, rows, device)
     std = read_deviations(planned.statistics, generator.layout)
+    direct: Direct
     if step.relevance == "table" and planned.table:
         table = read_relevance(planned.table.relevance, generator.layout, planned.hashes)
         relevance = table.relevance(text.direction.cpu())
+        direct = partial(style_direction, table, text.direction.cpu(), std)
     elif planned.styles:
         relevance = measure_instant(
             text.direction, planned.styles, planned.instant, planned.models, device
         ).cpu()
+        direct = partial(select_channels, generator.layout, relevance, std)
     else:
         raise StyleCLIPError(f"there is neither a table nor codes to find channels for {step.target!r} with")
     settings = planned.settings.settings(step.effect)
@@ -259,10 +269,12 @@ def _choose(step: EditStep, planned: ChoicePlan, rows: list[Row], device: str) -
     )
     fixed = step.beta != "auto"
     beta = None if step.top_k else (step.beta if isinstance(step.beta, float) else 0.15)
-    allowed = ChannelSelection(0.0 if not fixed else beta, step.top_k, step.include, step.exclude)
+    allowed = ChannelSelection(
+        0.0 if not fixed else beta, step.top_k, step.include, step.exclude, step.chosen_weights
+    )
     alpha = step.alpha if isinstance(step.alpha, float) else None
     return choose(
-        measure, generator.layout, relevance, std, settings, allowed=allowed, alpha=alpha, fixed=fixed
+        measure, generator.layout, relevance, direct, settings, allowed=allowed, alpha=alpha, fixed=fixed
     )
 
 

@@ -33,7 +33,7 @@ from styleclip_core.diagnostics import (
     cosine_matrix,
     strongest_channels,
 )
-from styleclip_core.editing import select_channels
+from styleclip_core.editing import ChannelSelection, style_direction
 from styleclip_core.errors import NoRelevantChannelError
 from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.relevance import RelevanceTable
@@ -113,7 +113,7 @@ def diagnose_prompts(
     texts = torch.stack([text_vector(each, chosen.clip, device).cpu() for each in shown])
     measured = [relevance.relevance(text) for text in texts]
     names = labels(shown)
-    deltas = [_delta(relevance, each, one, std) for each, one in zip(shown, measured, strict=True)]
+    deltas = [_delta(relevance, each, text, std) for each, text in zip(shown, texts, strict=True)]
     prompts = [
         row
         for each, one in zip(shown, measured, strict=True)
@@ -200,12 +200,11 @@ def _distinct(variants: list[StepVariant]) -> list[StepVariant]:
     return list(found.values())
 
 
-def _delta(relevance: RelevanceTable, variant: StepVariant, measured: Tensor, std: Tensor) -> Tensor:
+def _delta(table: RelevanceTable, variant: StepVariant, text: Tensor, std: Tensor) -> Tensor:
     """Return the style direction of a step, zeros where there is none; by another method, of all channels."""
-    if variant.method != "global":
-        return measured / measured.abs().max().clamp(min=1e-12) * std
+    selection = variant.selection() if variant.method == "global" else ChannelSelection(beta=0.0)
     try:
-        return select_channels(relevance.layout, measured, std, variant.selection()).delta
+        return style_direction(table, text, std, selection).delta
     except NoRelevantChannelError:
         return torch.zeros_like(std)
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from styleclip_core.editing import ChannelSelection
+from styleclip_core.editing import ChannelSelection, Weights
 from styleclip_core.models.mapper import PUBLISHED_STRENGTH
 from tasks.settings import Optimization, Settings, SettingsError, TemplateSet, UriOrNone, describe
 from tasks.storage import read_bytes
@@ -25,9 +25,12 @@ RelevanceSource = Literal["table", "instant"]
 Auto = Literal["auto"]
 _FOREIGN = {
     "global": ("mapper", "strength", "optimization"),
-    "mapper": ("alpha", "beta", "effect", "top_k", "include", "exclude", "relevance", "optimization"),
+    "mapper": (
+        "alpha", "beta", "effect", "top_k", "include", "exclude", "weights", "relevance", "optimization",
+    ),
     "optimization": (
-        "alpha", "beta", "effect", "top_k", "include", "exclude", "relevance", "mapper", "strength",
+        "alpha", "beta", "effect", "top_k", "include", "exclude", "weights", "relevance", "mapper",
+        "strength",
     ),
 }  # fmt: skip
 _NAME = 64  # characters of a folder name
@@ -43,6 +46,7 @@ class StepVariant(Settings):
     top_k: int | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    weights: Weights = "relevance"
     templates: TemplateSet = "styleclip-79"
     method: Method = "global"
     relevance: RelevanceSource = "table"
@@ -53,14 +57,18 @@ class StepVariant(Settings):
 
     def selection(self) -> ChannelSelection:
         """Return what the core needs of this."""
-        return ChannelSelection(self.beta, self.top_k, self.include, self.exclude)
+        return ChannelSelection(self.beta, self.top_k, self.include, self.exclude, self.weights)
 
     def parameters(self) -> dict[str, Any]:
         """Return what decides the result, as JSON values."""
         if self.method == "global":
-            foreign = {"method", "relevance", "reason", *_FOREIGN["global"]}
-            instant = {"relevance": self.relevance} if self.relevance != "table" else {}
-            return self.model_dump(exclude=foreign) | instant
+            foreign = {"method", "relevance", "weights", "reason", *_FOREIGN["global"]}
+            special = {
+                name: getattr(self, name)
+                for name in ("relevance", "weights")
+                if getattr(self, name) != StepVariant.model_fields[name].default
+            }
+            return self.model_dump(exclude=foreign) | special
         shared = self.model_dump(include={"neutral", "target", "templates", "method"})
         if self.method == "mapper":
             return shared | {"strength": self.strength}
@@ -103,7 +111,7 @@ class StepVariant(Settings):
         if self.method == "optimization":
             return f"o{self.optimization_parameters()['steps']}"
         choice = f"b{self.beta:g}" if self.beta is not None else f"k{self.top_k}"
-        return f"a{self.alpha:g}_{choice}" + ("_instant" if self.relevance == "instant" else "")
+        return "_".join([f"a{self.alpha:g}", choice, *self._special])
 
     @property
     def summary(self) -> str:
@@ -113,7 +121,12 @@ class StepVariant(Settings):
         if self.method == "optimization":
             return f"{self.optimization_parameters()['steps']} steps"
         choice = f"b {self.beta:g}" if self.beta is not None else f"top {self.top_k}"
-        return f"a {self.alpha:g}, {choice}" + (", instant" if self.relevance == "instant" else "")
+        return ", ".join([f"a {self.alpha:g}", choice, *self._special])
+
+    @property
+    def _special(self) -> list[str]:
+        """Return what is not as in the paper."""
+        return [each for each in (self.weights, self.relevance) if each not in ("relevance", "table")]
 
 
 class EditVariant(Settings):
@@ -177,6 +190,11 @@ class EditStep(Settings):
     top_k: int | None = Field(None, ge=1, description="Number of channels, instead of beta")
     include: tuple[str, ...] = Field((), description="Layers that may change, e.g. b4.*; none for all")
     exclude: tuple[str, ...] = Field((), description="Layers that stay, e.g. b64.* to leave colours alone")
+    weights: Weights | None = Field(
+        None,
+        description="How much of each channel: relevance as in the paper, or least-squares; none for "
+        "least-squares where a table is at hand and beta is auto, relevance elsewhere",
+    )
     relevance: RelevanceSource = Field(
         "table", description="Where relevance comes from: the table, or instant for gradients of this prompt"
     )
@@ -199,6 +217,8 @@ class EditStep(Settings):
             ChannelSelection(beta, None)
         if self.effect is not None and not self.automatic and self.method == "global":
             raise ValueError("effect is what alpha: auto or beta: auto aims at; make one of them auto")
+        if self.weights == "least-squares" and self.relevance == "instant":
+            raise ValueError("least-squares weights need the table's rows; instant relevance has none")
         if self.automatic and any(isinstance(each, tuple) for each in (self.alpha, self.beta)):
             raise ValueError("beside auto, give one alpha or beta and no list of them")
         fields = EditStep.model_fields  # a form sends every field, most of them as they were
@@ -213,6 +233,12 @@ class EditStep(Settings):
     def automatic(self) -> bool:
         """Return whether alpha or beta is to be chosen."""
         return self.alpha == "auto" or self.beta == "auto"
+
+    @property
+    def chosen_weights(self) -> Weights:
+        """Return the kind of weights: as given, or what suits the other settings best."""
+        suits = self.beta == "auto" and self.relevance == "table"
+        return self.weights or ("least-squares" if suits else "relevance")
 
     def step_variants(self) -> list[StepVariant]:
         """Return the step at every alpha and beta, or every strength, it lists.
@@ -238,7 +264,7 @@ class EditStep(Settings):
         betas = default if self.beta is None else _as_tuple(self.beta)
         channels = {
             "top_k": self.top_k, "include": self.include, "exclude": self.exclude,
-            "relevance": self.relevance, "reason": self.reason,
+            "relevance": self.relevance, "reason": self.reason, "weights": self.chosen_weights,
         }  # fmt: skip
         return [
             StepVariant(**shared, **channels, alpha=alpha, beta=beta)

@@ -100,7 +100,7 @@ def object_store(folder: Path) -> Iterator[S3]:
         _weed(), f"-logdir={folder}", "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
         f"-dir={folder / 'data'}", "-s3",
         f"-s3.port={port}", f"-s3.config={folder / 's3.json'}", f"-master.port={master}",
-        f"-volume.port={volume}", f"-filer.port={filer}", "-volume.max=20", "-master.volumeSizeLimitMB=64",
+        f"-volume.port={volume}", f"-filer.port={filer}", "-volume.max=100", "-master.volumeSizeLimitMB=64",
         "-volume.preStopSeconds=0", f"-s3.localSocket={sockets / 's3'}",
         f"-filer.localSocket={sockets / 'filer'}",
         "-s3.port.iceberg=0", "-s3.port.lance=0",  # those have fixed ports

@@ -23,7 +23,8 @@ from torch import Tensor
 
 import data
 from benchmarks.quality.baselines import component, linear
-from benchmarks.quality.estimators import by, least_squares, projected, whitened
+from benchmarks.quality.dictionary import learnt_rows
+from benchmarks.quality.estimators import by, plain, projected, whitened
 from benchmarks.quality.prompts import PROMPTS
 from benchmarks.quality.report import markdown, sections
 from benchmarks.quality.sweep import Portraits, sweep
@@ -39,7 +40,8 @@ Sets = Callable[[QualityWorld], Portraits]
 WAYS: dict[str, tuple[Way, Sets]] = {
     "exact, validation": (by_table(lambda world: world.exact_table), lambda world: world.chosen_on),
     "exact": (by_table(lambda world: world.exact_table), lambda world: world.judged),
-    "automatic": (automatic, lambda world: world.judged),
+    "automatic": (automatic("least-squares"), lambda world: world.judged),
+    "automatic, relevance": (automatic("relevance"), lambda world: world.judged),
     "default": (default, lambda world: world.judged),
     "fast": (by_table(lambda world: world.fast_table[0]), lambda world: world.judged),
     "instant": (by_gradients, lambda world: world.judged),
@@ -48,7 +50,8 @@ WAYS: dict[str, tuple[Way, Sets]] = {
     "components": (component, lambda world: world.judged),
     "projected text": (by(projected), lambda world: world.judged),
     "whitened rows": (by(whitened), lambda world: world.judged),
-    "least squares": (by(least_squares), lambda world: world.judged),
+    "least squares": (by_table(lambda world: world.exact_table, "least-squares"), lambda world: world.judged),
+    "learnt dictionary": (by(plain, learnt_rows), lambda world: world.judged),
     "mapper": (mapped, lambda world: world.judged),
     "optimization": (optimized, lambda world: world.slow),
 }

@@ -1,7 +1,7 @@
 """Other estimators of a style direction from the same table, to be judged beside the threshold rule.
 
-Each takes the channels that reach the default beta, or as many, and the rule's form: relevance divided by
-the largest, times the channel's deviation. None has a setting that was tuned on a prompt.
+Each takes as many channels as reach the default beta, and the rule's form: relevance divided by the largest,
+times the channel's deviation. None has a setting that was tuned on a prompt that judges.
 
 Shapes: N editable style channels, D width of the CLIP embedding, k channels that take part.
 """
@@ -23,7 +23,7 @@ from styleclip_core.editing import ChannelSelection, select_channels
 
 _ENERGY, _RIDGE = 0.9, 0.1  # of the rows' energy that is kept; of the mean eigenvalue that is added
 
-Estimator = Callable[[Tensor, Tensor], Tensor]  # unit rows [N, D], text direction [D] -> weights [N]
+Estimator = Callable[[Tensor, Tensor], Tensor]  # rows [N, D], text direction [D] -> weights [N]
 
 
 def projected(rows: Tensor, text: Tensor) -> Tensor:
@@ -43,31 +43,27 @@ def whitened(rows: Tensor, text: Tensor) -> Tensor:
     return unit @ F.normalize(vectors.T @ text * scale, dim=0)
 
 
-def least_squares(rows: Tensor, text: Tensor) -> Tensor:
-    """Return the weights of relevant channels whose sum comes nearest to the text, with a ridge.
-
-    Channels that do the same share the weight, and what one does beside the text another may cancel.
-    """
-    relevance = rows @ text
-    kept = relevance.abs() >= DEFAULT[1]
-    some = rows[kept]
-    gram = some @ some.T
-    ridge = _RIDGE * len(some) * gram.diagonal().mean() * torch.eye(len(some))
-    weights = torch.zeros_like(relevance)
-    weights[kept] = torch.linalg.solve(gram + ridge, some @ text)
-    return weights
+def plain(rows: Tensor, text: Tensor) -> Tensor:
+    """Return relevance by the rows as they are, which need not have one length."""
+    return rows @ text
 
 
-def by(estimator: Estimator) -> Callable[[QualityWorld, Prompt, Portraits], Iterator[Candidate]]:
-    """Return the way that weighs the exact table's channels by an estimator."""
-    return partial(_edits, estimator)
+def by(
+    estimator: Estimator, rows: Callable[[QualityWorld], Tensor] | None = None
+) -> Callable[[QualityWorld, Prompt, Portraits], Iterator[Candidate]]:
+    """Return the way that weighs channels by an estimator, from the exact table's unit rows or others."""
+    return partial(_edits, estimator, rows or (lambda world: F.normalize(world.exact_table.direction, dim=1)))
 
 
 def _edits(
-    estimator: Estimator, world: QualityWorld, prompt: Prompt, start: Portraits
+    estimator: Estimator,
+    rows: Callable[[QualityWorld], Tensor],
+    world: QualityWorld,
+    prompt: Prompt,
+    start: Portraits,
 ) -> Iterator[Candidate]:
-    table, text = world.exact_table, world.texts[prompt.name]
-    count = int((table.relevance(text).abs() >= DEFAULT[1]).sum())
-    weights = estimator(F.normalize(table.direction, dim=1), text)
+    text = world.texts[prompt.name]
+    count = int((world.exact_table.relevance(text).abs() >= DEFAULT[1]).sum())
+    weights = estimator(rows(world), text)
     found = select_channels(world.generator.layout, weights, world.deviations, ChannelSelection(top_k=count))
     yield along(f"k{count}", found.delta, start, first=2.0)

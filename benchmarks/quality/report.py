@@ -17,20 +17,22 @@ from benchmarks.quality.world import QualityWorld
 from benchmarks.report import Section
 from data.world.quality import Prompt
 from styleclip_core.choosing import ChoosingSettings
+from styleclip_core.editing import Weights
 
 Cells = Callable[[str, Prompt], dict[str, dict[str, Tensor]] | None]
-_BASE, _VALIDATION, _AUTOMATIC = "exact", "exact, validation", "automatic"
+_BASE, _VALIDATION = "exact", "exact, validation"
+_AUTOMATIC: dict[str, Weights] = {"automatic": "least-squares", "automatic, relevance": "relevance"}
 _CLEAR = 2.0  # standard errors of a difference that is more than noise
 
 
 @dataclass(frozen=True, eq=False)
 class _Curves:
-    """Every curve there is: way -> prompt -> setting; how far portraits can go; the alphas chosen."""
+    """Every curve there is: way -> prompt -> setting; how far portraits can go; alphas chosen."""
 
     curves: dict[str, dict[str, dict[str, Curve]]]
     rooms: dict[str, float]
     validation_rooms: dict[str, float]
-    chosen: dict[str, float]
+    chosen: dict[tuple[str, str], float]
 
     @classmethod
     def read(cls, world: QualityWorld, ways: list[str], cells: Cells) -> _Curves:
@@ -44,7 +46,10 @@ class _Curves:
                     found.setdefault(way, {})[prompt.name] = each
         rooms = {each.name: room(world, each, world.judged.readings).mean().item() for each in PROMPTS}
         chosen = {
-            each.name: world.choice(each)[0] for each in PROMPTS if each.name in found.get(_AUTOMATIC, {})
+            (way, each.name): world.choice(each, weights)[0]
+            for way, weights in _AUTOMATIC.items()
+            for each in PROMPTS
+            if each.name in found.get(way, {})
         }
         others = {each.name: room(world, each, world.chosen_on.readings).mean().item() for each in PROMPTS}
         return cls(found, rooms, others, chosen)
@@ -112,7 +117,7 @@ def _rows(known: _Curves, ways: list[str]) -> list[tuple[str, str | None, str]]:
         if way in (_VALIDATION, "default") or way not in known.curves:
             continue
         settings = {name for each in known.curves[way].values() for name in each}
-        if _default() in settings and way != _AUTOMATIC:
+        if _default() in settings and way not in _AUTOMATIC:
             found.append((way, _default(), f"{way}, beta {DEFAULT[1]:g}"))
         else:
             found.append((way, None, way))
@@ -323,21 +328,29 @@ def _choices(world: QualityWorld, known: _Curves, cells: Cells) -> list[Section]
             if cell:
                 setting, alpha = choice_by(world, prompt, cell, rule)
                 found.setdefault(rule.title, []).extend(_some(_compare(known, prompt, _BASE, setting, alpha)))
-    for prompt in PROMPTS:
-        settings = known.curves.get(_AUTOMATIC, {}).get(prompt.name)
-        if settings:
-            verdict = _compare(known, prompt, _AUTOMATIC, next(iter(settings)), known.chosen[prompt.name])
-            found.setdefault("the pipeline's own choice", []).extend(_some(verdict))
+    for way, weights in _AUTOMATIC.items():
+        for prompt in PROMPTS:
+            settings = known.curves.get(way, {}).get(prompt.name)
+            if settings:
+                verdict = _compare(known, prompt, way, next(iter(settings)), known.chosen[way, prompt.name])
+                found.setdefault(_own(weights), []).extend(_some(verdict))
     summaries = [
         _summary(f"{title}; {name}", [each for each in verdicts if tunes(each.prompt) == tuned])
         for title, verdicts in found.items()
         for name, tuned in (("judged", False), ("tuned on", True))
     ]
-    listed = found.get("the pipeline's own choice", [])
     return [
         Section("alpha and beta chosen without the truth", ("rule; prompts", *_SUMMARY), summaries),
-        Section("the pipeline's own choices, prompt by prompt", _VERDICT, [_row(each) for each in listed]),
+        *(
+            Section(f"{title}, prompt by prompt", _VERDICT, [_row(each) for each in found[title]])
+            for title in map(_own, _AUTOMATIC.values())
+            if title in found
+        ),
     ]
+
+
+def _own(weights: Weights) -> str:
+    return f"the pipeline's own choice, {weights} weights"
 
 
 def _some(verdict: Verdict | None) -> list[Verdict]:

@@ -16,7 +16,14 @@ from torch import Tensor
 from benchmarks.quality.sweep import Portraits
 from benchmarks.quality.world import QualityWorld
 from data.world.quality import Prompt
-from styleclip_core.editing import ChannelSelection, EditedLatents, select_channels
+from styleclip_core.editing import (
+    ChannelSelection,
+    EditedLatents,
+    StyleDirection,
+    Weights,
+    select_channels,
+    style_direction,
+)
 from styleclip_core.errors import NoRelevantChannelError
 from styleclip_core.mapper_training import apply_mapper
 from styleclip_core.models.mapper import PUBLISHED_STRENGTH
@@ -47,30 +54,39 @@ class Candidate:
 Way = Callable[[QualityWorld, Prompt, Portraits], Iterator[Candidate]]
 
 
-def by_table(table: Callable[[QualityWorld], RelevanceTable]) -> Way:
-    """Return the way that takes relevance from a table."""
-    return partial(_by_relevance, lambda world, prompt: table(world).relevance(world.texts[prompt.name]))
+def by_table(table: Callable[[QualityWorld], RelevanceTable], weights: Weights = "relevance") -> Way:
+    """Return the way that takes relevance, or rows for least squares, from a table."""
+
+    def direct(world: QualityWorld, prompt: Prompt, beta: float) -> StyleDirection:
+        selection = ChannelSelection(beta=beta, weights=weights)
+        return style_direction(table(world), world.texts[prompt.name], world.deviations, selection)
+
+    return partial(_at_betas, direct)
 
 
 def by_gradients(world: QualityWorld, prompt: Prompt, start: Portraits) -> Iterator[Candidate]:
     """Yield edits whose relevance comes from gradients."""
-    yield from _by_relevance(lambda world, prompt: world.instant[prompt.name], world, prompt, start)
+
+    def direct(world: QualityWorld, prompt: Prompt, beta: float) -> StyleDirection:
+        layout, relevance = world.generator.layout, world.instant[prompt.name]
+        return select_channels(layout, relevance, world.deviations, ChannelSelection(beta=beta))
+
+    yield from _at_betas(direct, world, prompt, start)
 
 
-def _by_relevance(
-    relevance: Callable[[QualityWorld, Prompt], Tensor],
+def _at_betas(
+    direct: Callable[[QualityWorld, Prompt, float], StyleDirection],
     world: QualityWorld,
     prompt: Prompt,
     start: Portraits,
 ) -> Iterator[Candidate]:
     """Yield the style direction of every beta that a channel reaches."""
-    layout, found = world.generator.layout, relevance(world, prompt)
     for beta in BETAS:
         try:
-            direction = select_channels(layout, found, world.deviations, ChannelSelection(beta=beta))
+            delta = direct(world, prompt, beta).delta
         except NoRelevantChannelError:
             return
-        yield along(f"b{beta:g}", direction.delta, start, first=2.0 if beta > 0.1 else 1.0)
+        yield along(f"b{beta:g}", delta, start, first=2.0 if beta > 0.1 else 1.0)
 
 
 def along(setting: str, delta: Tensor, start: Portraits, *, first: float) -> Candidate:
@@ -96,20 +112,24 @@ def optimized(world: QualityWorld, prompt: Prompt, start: Portraits) -> Iterator
     yield Candidate("", lambda share: StyleCode.from_flat(layout, before + share * step), 1.0)
 
 
-def automatic(world: QualityWorld, prompt: Prompt, start: Portraits) -> Iterator[Candidate]:
-    """Yield the edit whose alpha and beta are chosen without the truth, on the validation portraits."""
-    chosen = world.choice(prompt)
-    yield _fixed(world, prompt, start, *chosen)
+def automatic(weights: Weights) -> Way:
+    """Return the way whose alpha and beta are chosen without the truth, on the validation portraits."""
+
+    def edits(world: QualityWorld, prompt: Prompt, start: Portraits) -> Iterator[Candidate]:
+        alpha, beta = world.choice(prompt, weights)
+        yield _fixed(world, prompt, start, alpha, ChannelSelection(beta=beta, weights=weights))
+
+    return edits
 
 
 def default(world: QualityWorld, prompt: Prompt, start: Portraits) -> Iterator[Candidate]:
     """Yield the edit at the published notebook's alpha and beta."""
-    yield replace(_fixed(world, prompt, start, *DEFAULT), once=True)
+    alpha, beta = DEFAULT
+    yield replace(_fixed(world, prompt, start, alpha, ChannelSelection(beta=beta)), once=True)
 
 
-def _fixed(world: QualityWorld, prompt: Prompt, start: Portraits, alpha: float, beta: float) -> Candidate:
-    relevance = world.exact_table.relevance(world.texts[prompt.name])
-    direction = select_channels(
-        world.generator.layout, relevance, world.deviations, ChannelSelection(beta=beta)
-    )
-    return along(f"b{beta:g}", direction.delta, start, first=alpha)
+def _fixed(
+    world: QualityWorld, prompt: Prompt, start: Portraits, alpha: float, selection: ChannelSelection
+) -> Candidate:
+    found = style_direction(world.exact_table, world.texts[prompt.name], world.deviations, selection)
+    return along(f"b{selection.beta:g}", found.delta, start, first=alpha)

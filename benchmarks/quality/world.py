@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from benchmarks.quality.sweep import Portraits, portraits
 from data.world import photographs
 from data.world.quality import Prompt
 from styleclip_core.choosing import ChoosingSettings, choose, measure_on
-from styleclip_core.editing import ChannelSelection
+from styleclip_core.editing import ChannelSelection, Weights, style_direction
 from styleclip_core.instant import instant_relevance
 from styleclip_core.mapper_training import PRESETS as MAPPER_PRESETS
 from styleclip_core.mapper_training import MapperTraining, new_mapper
@@ -145,23 +145,25 @@ class QualityWorld(World):
 
         return self.kept("relevance-instant", measure)
 
-    def choice(self, prompt: Prompt) -> tuple[float, float]:
+    def choice(self, prompt: Prompt, weights: Weights) -> tuple[float, float]:
         """Return alpha and beta as the pipeline chooses them, on the validation portraits."""
 
         def run() -> dict[str, Tensor]:
             text = text_direction(self.clip, neutral=prompt.neutral, target=prompt.target)
             scale = self.clip.logit_scale
             measure = measure_on(self.generator, self.clip.embed_images, self.chosen_on.codes, text, scale)
+            table = self.exact_table
             found = choose(
-                measure, self.generator.layout, self.exact_table.relevance(text.direction), self.deviations,
-                ChoosingSettings(), allowed=ChannelSelection(beta=0.0),
+                measure, self.generator.layout, table.relevance(text.direction),
+                partial(style_direction, table, text.direction, self.deviations),
+                ChoosingSettings(), allowed=ChannelSelection(beta=0.0, weights=weights),
             )  # fmt: skip
             tried = [
                 (each.alpha, each.selection.beta or 0.0, each.effect, each.movement) for each in found.trials
             ]
             return {"trials": torch.tensor(tried, dtype=torch.float64)}
 
-        alpha, beta, *_ = self.kept(f"choices/{prompt.name}", run)["trials"][-1].tolist()
+        alpha, beta, *_ = self.kept(f"choices/{weights}/{prompt.name}", run)["trials"][-1].tolist()
         return alpha, beta
 
     def mapper(self, prompt: Prompt) -> Mapper:

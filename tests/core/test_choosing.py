@@ -1,13 +1,14 @@
 """The choice of alpha and beta on measurements whose answer is known."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from styleclip_core.choosing import ChoosingSettings, Measured, choose, measure_on, propose
-from styleclip_core.editing import ChannelSelection
+from styleclip_core.editing import ChannelSelection, select_channels
 from styleclip_core.errors import NoEffectError, NoRelevantChannelError
 from styleclip_core.prompts import text_direction
 from styleclip_core.style_space import StyleLayer, StyleLayout
@@ -15,6 +16,7 @@ from styleclip_core.style_space import StyleLayer, StyleLayout
 LAYOUT = StyleLayout((StyleLayer("b4.conv1", 4, 40, 0), StyleLayer("b8.conv0", 8, 40, 1)))
 # relevance falls with the channel's number
 RELEVANCE = torch.linspace(0.8, 0.01, 80)
+DIRECT = partial(select_channels, LAYOUT, RELEVANCE, torch.ones(80))
 OPEN = ChannelSelection(beta=0.0)
 IMAGES = 5
 
@@ -39,7 +41,7 @@ def world(good, *, limit=math.inf, start=-2.0):
 
 def decide(measure, **given):
     settings = ChoosingSettings(**given.pop("settings", {}))
-    return choose(measure, LAYOUT, RELEVANCE, torch.ones(80), settings, allowed=OPEN, **given)
+    return choose(measure, LAYOUT, RELEVANCE, DIRECT, settings, allowed=OPEN, **given)
 
 
 def test_reaches_the_effect_with_the_channels_that_bring_it():
@@ -59,7 +61,7 @@ def test_wanting_more_takes_more_strength(wanted):
     kept = ChannelSelection(beta=0.7)
     weaker, stronger = (
         choose(
-            world(good=12), LAYOUT, RELEVANCE, torch.ones(80), ChoosingSettings(effect=each), allowed=kept,
+            world(good=12), LAYOUT, RELEVANCE, DIRECT, ChoosingSettings(effect=each), allowed=kept,
             fixed=True,
         )
         for each in (wanted - 0.1, wanted)
@@ -85,9 +87,7 @@ def test_no_alpha_beyond_the_strongest_is_tried():
 
 def test_alpha_alone_keeps_the_channels():
     kept = ChannelSelection(top_k=3, include=("b4.*",))
-    found = choose(
-        world(good=12), LAYOUT, RELEVANCE, torch.ones(80), ChoosingSettings(), allowed=kept, fixed=True
-    )
+    found = choose(world(good=12), LAYOUT, RELEVANCE, DIRECT, ChoosingSettings(), allowed=kept, fixed=True)
     assert {trial.channels for trial in found.trials} == {3}
     assert found.selection == kept
     assert found.trials[-1].effect == pytest.approx(0.7, abs=0.03)
@@ -128,8 +128,10 @@ def test_an_edit_that_leads_away_is_an_error():
 
 
 def test_no_relevance_is_an_error():
+    nothing = torch.zeros(80)
+    direct = partial(select_channels, LAYOUT, nothing, torch.ones(80))
     with pytest.raises(NoRelevantChannelError):
-        choose(world(good=12), LAYOUT, torch.zeros(80), torch.ones(80), ChoosingSettings(), allowed=OPEN)
+        choose(world(good=12), LAYOUT, nothing, direct, ChoosingSettings(), allowed=OPEN)
 
 
 def test_a_choice_is_the_same_every_time():

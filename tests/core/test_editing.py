@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from styleclip_core.editing import ChannelSelection, beta_for, editable_mask, select_channels, style_direction
+from styleclip_core.editing import (
+    ChannelSelection,
+    beta_for,
+    editable_mask,
+    least_squares,
+    select_channels,
+    style_direction,
+)
 from styleclip_core.errors import LayoutMismatchError, NoRelevantChannelError
 from styleclip_core.relevance import RelevanceTable
 from styleclip_core.style_space import StyleLayer, StyleLayout
@@ -60,6 +67,66 @@ def test_scaling_a_deviation_scales_only_its_channel(factor):
     scaled[2] *= factor
     changed = style_direction(TABLE, X, scaled, ChannelSelection(beta=0.1)).delta
     assert_close(changed, _delta(beta=0.1) * torch.tensor([1.0, 1.0, factor]))
+
+
+def _distance(weights, rows, text):
+    """Return what least squares minimize, by the definition."""
+    size = rows.square().sum(dim=1)
+    penalty = 1 - size + 0.03 * size.sum()
+    return (weights @ rows - text).square().sum() + (penalty * weights.square()).sum()
+
+
+_ROWS = st.integers(1, 6).flatmap(lambda k: st.integers(0, 2**32 - 1).map(lambda seed: (k, seed)))
+
+
+@given(_ROWS, st.floats(-2, 2), st.floats(-1, 1))
+def test_no_other_weights_come_nearer_than_least_squares(drawn, factor, step):
+    k, seed = drawn
+    random = torch.Generator().manual_seed(seed)
+    rows = torch.randn(k, 4, generator=random, dtype=torch.float64)
+    rows = rows / rows.norm(dim=1, keepdim=True) * torch.rand(k, 1, generator=random, dtype=torch.float64)
+    text = torch.nn.functional.normalize(torch.randn(4, generator=random, dtype=torch.float64), dim=0)
+    found = least_squares(rows, text)
+    least = _distance(found, rows, text) - 1e-9
+    assert least <= _distance(factor * (rows @ text), rows, text)  # the paper's rule, at any strength
+    assert least <= _distance(found + step * torch.randn(k, generator=random).double(), rows, text)
+    assert_close(least_squares(rows, -text), -found)
+
+
+def test_least_squares_share_between_equals_and_cancel_what_is_beside_the_text():
+    text = torch.tensor([1.0, 0.0, 0.0])
+    twins = torch.tensor([[0.6, 0.0, 0.0], [0.6, 0.0, 0.0], [0.6, 0.8, 0.0]])
+    found = least_squares(twins, text)
+    assert_close(found[0], found[1])
+    both = torch.tensor([[0.8, 0.6, 0.0], [0.2, -0.9, 0.0]])
+    along, beside, _ = least_squares(both, text) @ both
+    assert abs(beside / along) < 0.6 / 0.8 / 4  # that of the first alone
+
+
+def test_least_squares_trust_a_channel_less_whose_codes_disagree():
+    text = torch.tensor([1.0, 0.0])
+    found = least_squares(torch.tensor([[0.9, 0.0], [0.3, 0.0]]), text)
+    assert found[0] > 3 * found[1] > 0
+
+
+def test_least_squares_take_the_same_channels_and_the_largest_moves_by_one_deviation():
+    text = torch.tensor([0.6, 0.8])
+    by_rule, found = (
+        style_direction(TABLE, text, STD, ChannelSelection(beta=0.1, weights=weights))
+        for weights in ("relevance", "least-squares")
+    )
+    assert (found.channels, found.layers) == (by_rule.channels, by_rule.layers)
+    assert_close(found.relevance, by_rule.relevance)
+    assert_close((found.delta / STD).abs().max(), torch.tensor(1.0))
+    assert not torch.allclose(found.delta, by_rule.delta)
+    one = style_direction(TABLE, text, STD, ChannelSelection(top_k=1, weights="least-squares"))
+    assert_close(one.delta, style_direction(TABLE, text, STD, ChannelSelection(top_k=1)).delta)
+
+
+def test_least_squares_need_a_table():
+    selection = ChannelSelection(beta=0.1, weights="least-squares")
+    with pytest.raises(ValueError, match="need a relevance table"):
+        select_channels(LAYOUT, TABLE.relevance(X), STD, selection)
 
 
 def test_no_survivor_is_an_error_with_the_nearest_beta():

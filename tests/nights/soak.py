@@ -171,6 +171,8 @@ class Nights:
         account.doubled += int(rows.duplicated(["image_key", "edit", "alpha"]).sum())
         account.left_behind += len(left)
         account.remarks += [f"lost {key}" for key in lost[:5]] + [f"left {key}" for key in left[:5]]
+        sys.stdout.write(f"{account.scenario}: night {account.nights}, fault {account.disturbances}\n")
+        sys.stdout.flush()
 
 
 # ---- scenarios -----------------------------------------------------------------------------------------
@@ -608,9 +610,14 @@ def main() -> None:
     parser.add_argument("--terms", type=int, default=5, help="SIGTERMs [5]")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of kills [0]")
     parser.add_argument("--only", default="", help="scenarios whose name contains this")
+    parser.add_argument("--without", default="-", help="no scenarios whose name contains this")
     chosen = parser.parse_args()
     console, accounts = Console(width=150), list[Account]()
-    wanted = {name: each for name, each in scenarios(chosen).items() if chosen.only in name}
+    wanted = {
+        name: each
+        for name, each in scenarios(chosen).items()
+        if chosen.only in name and chosen.without not in name
+    }
     try:
         with (
             tempfile.TemporaryDirectory(prefix="styleclip-soak-") as folder,

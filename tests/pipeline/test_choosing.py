@@ -51,6 +51,8 @@ def photos(tmp_path_factory) -> str:
         ({"alpha": "auto", "effect": 1.2}, "effect"),
         ({"beta": "auto", "top_k": 3}, "give beta or top_k"),
         ({"alpha": "auto", "method": "optimization"}, "method optimization has no alpha"),
+        ({"weights": "least-squares", "relevance": "instant"}, "need the table's rows"),
+        ({"weights": "least-squares", "method": "optimization"}, "method optimization has no weights"),
     ],
 )
 def test_what_auto_cannot_mean_is_refused(given, message):
@@ -67,7 +69,9 @@ def test_auto_is_no_number():
 
 def test_a_choice_replaces_auto_alone_in_every_step():
     edit = Edit(target="a", alpha=2.0, then=(EditStep(target="b", alpha="auto", beta=0.2),))
-    chosen = ChosenStrength(uri="", target="b", alpha=1.5, beta=0.2, reached=True, reason="why")
+    chosen = ChosenStrength(
+        uri="", target="b", alpha=1.5, beta=0.2, weights="relevance", reached=True, reason="why"
+    )
     (found,) = replace_steps([edit], lambda step: chosen.apply(step) if step.automatic else step)
     assert automatic_steps([edit]) == [edit.then[0]]
     assert not automatic_steps([found])
@@ -76,6 +80,25 @@ def test_a_choice_replaces_auto_alone_in_every_step():
     assert variant.steps[1].reason == "why"
     plain = variant.steps[1].model_copy(update={"reason": ""})
     assert plain.parameters() == variant.steps[1].parameters()  # a reason makes no other edit
+
+
+@pytest.mark.parametrize(
+    ("given", "weights"),
+    [
+        ({}, "relevance"),
+        ({"alpha": "auto"}, "relevance"),  # whoever gives beta gets what it says in the paper
+        ({"beta": "auto"}, "least-squares"),
+        ({"beta": "auto", "relevance": "instant"}, "relevance"),
+        ({"beta": "auto", "weights": "relevance"}, "relevance"),
+        ({"weights": "least-squares"}, "least-squares"),
+    ],
+)
+def test_weights_suit_what_is_chosen_unless_they_are_given(given, weights):
+    step = Edit(target="grey hair", **given)
+    (variant,) = stand_in(step).model_copy(update={"weights": step.chosen_weights}).variants()
+    assert variant.steps[0].weights == step.chosen_weights == weights
+    assert variant.label.endswith("_least-squares") == (weights == "least-squares")
+    assert ("weights" in variant.steps[0].parameters()) == (weights == "least-squares")
 
 
 def test_an_edit_file_survives_being_written(tmp_path):
@@ -141,6 +164,8 @@ def test_edits_are_chosen_on_sampled_codes(models, tmp_path):
     assert read_provenance(choice.uri).inputs.keys() == {"clip", "generator", "relevance", "styles"}
     assert not automatic_steps(result.edits)
     assert result.edits[0].alpha == choice.alpha
+    assert result.edits[0].weights == choice.weights == "least-squares"
+    assert "least-squares weights" in choice.summary
     assert result.edits[1] == wanted[1]
     assert choose_edits(models, wanted, str(tmp_path), **given).choices == [choice]
     other = choose_edits(

@@ -2,8 +2,7 @@
 
 Every measurement runs in a process of its own, whose peak is the kernel's high-water mark of its resident
 memory. Memory is flat if ten times the images need as much: the ratio of peaks says so. Objects of the
-bucket are in SeaweedFS on this machine, which takes a share of its cores, as does the Prefect server; those
-of the largest listing are files in a folder, as putting a million objects there would take hours.
+bucket are in SeaweedFS on this machine, which takes a share of its cores, as does the Prefect server.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import argparse
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -29,13 +30,16 @@ from benchmarks.report import Section, hardware
 from tasks.images import SUFFIXES, read_shard, write_index
 from tasks.storage import sorted_objects
 
+if TYPE_CHECKING:
+    from tests.object_store import S3
+
 _SHARD = 256
 
 
 def main() -> None:
     """Measure what is asked for and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--bucket", type=int, nargs="*", default=[10_000, 100_000], help="objects listed")
+    parser.add_argument("--bucket", type=int, nargs="*", default=[100_000, 1_000_000], help="objects listed")
     parser.add_argument("--folder", type=int, nargs="*", default=[100_000, 1_000_000], help="files listed")
     parser.add_argument("--edit", type=int, nargs="*", default=[1_000, 10_000], help="photographs edited")
     parser.add_argument("--child", nargs=2, metavar=("WHAT", "PLACE"), help=argparse.SUPPRESS)
@@ -58,9 +62,9 @@ def _sections(chosen: argparse.Namespace, folder: Path) -> Iterator[Section]:
         places = [(_files(folder / f"files-{count}", count), count) for count in chosen.folder]
         yield _listings("files of a folder", places)
     if chosen.bucket or chosen.edit:
-        with object_store(folder / "seaweed"):
+        with object_store(folder / "seaweed") as store:
             if chosen.bucket:
-                places = [(_objects(f"listed-{count}", count, [b"."]), count) for count in chosen.bucket]
+                places = [(_copied(store, folder, count), count) for count in chosen.bucket]
                 yield _listings("objects of a bucket", places)
             if chosen.edit:
                 images = _images()
@@ -202,6 +206,15 @@ def _files(folder: Path, count: int) -> str:
             path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b".")
     return str(folder)
+
+
+def _copied(store: S3, folder: Path, count: int) -> str:
+    """Put tiny objects into the bucket; returns their prefix."""
+    files = folder / f"listed-{count}"
+    _files(files, count)
+    store.copy_in(files, "photographs")
+    shutil.rmtree(files)
+    return f"s3://photographs/{files.name}"
 
 
 def _objects(name: str, count: int, contents: list[bytes]) -> str:

@@ -92,6 +92,8 @@ def prefect(
         "STYLECLIP_NOTIFY_URL": os.environ["STYLECLIP_TEST_HOOK"],
         "FAULTY_LOG": str(folder / "executions.log"), "FAULTY_FLAG": str(folder / "fault"),
     }  # fmt: skip
+    if database := os.environ.get("OPERATIONS_DATABASE"):  # another than SQLite, e.g. postgresql+asyncpg://
+        environment["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database
     secrets = {f"{who} {name}": keys[who][name] for who in keys.sections() for name in names.values()}
     secrets |= {"webhook": "canary-webhook-token", "user in a URI": "canary-userinfo"}
     running = Prefect(home, port, environment, secrets=secrets)

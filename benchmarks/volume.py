@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +30,8 @@ from tasks.images import SUFFIXES, read_shard, write_index
 from tasks.storage import sorted_objects
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from tests.object_store import S3
 
 _SHARD = 256
@@ -42,11 +43,15 @@ def main() -> None:
     parser.add_argument("--bucket", type=int, nargs="*", default=[100_000, 1_000_000], help="objects listed")
     parser.add_argument("--folder", type=int, nargs="*", default=[100_000, 1_000_000], help="files listed")
     parser.add_argument("--edit", type=int, nargs="*", default=[1_000, 10_000], help="photographs edited")
+    parser.add_argument(
+        "--small", action="store_true", help="edit by networks of 16 px that compute next to nothing"
+    )
     parser.add_argument("--child", nargs=2, metavar=("WHAT", "PLACE"), help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.child:
         what, place = chosen.child
-        sys.stdout.write(json.dumps({"index": _index, "edit": _edit}[what](place)) + "\n")
+        measures = {"index": _index, "edit": _edit, "edit-small": _edit_small}
+        sys.stdout.write(json.dumps(measures[what](place)) + "\n")
         return
     console = Console(width=150)
     console.print("; ".join(f"{name}: {value}" for name, value in hardware().items()))
@@ -68,7 +73,8 @@ def _sections(chosen: argparse.Namespace, folder: Path) -> Iterator[Section]:
                 yield _listings("objects of a bucket", places)
             if chosen.edit:
                 images = _images()
-                yield _edits([(_objects(f"edited-{n}", n, images), n) for n in chosen.edit])
+                places = [(_objects(f"edited-{n}", n, images), n) for n in chosen.edit]
+                yield _edits(places, small=chosen.small)
 
 
 def _listings(what: str, places: list[tuple[str, int]]) -> Section:
@@ -92,25 +98,27 @@ def _listings(what: str, places: list[tuple[str, int]]) -> Section:
     return Section(f"{what}: listing, index and shards of {_SHARD}", header, rows, figures)
 
 
-def _edits(places: list[tuple[str, int]]) -> Section:
+def _edits(places: list[tuple[str, int]], *, small: bool) -> Section:
     rows, peaks, figures = [], list[float](), dict[str, float]()
     for place, count in places:
-        found = _child("edit", place)
+        found = _child("edit-small" if small else "edit", place)
         if (found["rows"], found["failed"]) != (count, 0):
             raise RuntimeError(f"of {count} images {found['rows']} were edited, {found['failed']} failed")
         peaks.append(found["peak"])
         rows.append((
             f"{count:,}", f"{found['shards']:.0f}", f"{count / found['index_s']:.1f}",
             f"{count / found['edit_s']:.1f}", f"{count / found['report_s']:.1f}",
-            f"{count / found['seconds']:.1f}", f"{found['before'] / 1e6:.0f} MB",
-            f"{found['peak'] / 1e6:.0f} MB", f"{found['peak'] / peaks[0]:.2f}",
+            f"{count / found['seconds']:.1f}",
+            *(f"{found[when] / 1e6:.0f}" for when in ("before", "listed", "edited", "peak")),
+            f"{found['peak'] / peaks[0]:.2f}",
         ))  # fmt: skip
         figures[f"{count} edited: peak over the smallest"] = found["peak"] / peaks[0]
     header = (
         "photographs", "shards", "indexed/s", "inverted and edited/s", "reported/s", "images/s of the flow",
-        "memory before", "peak", "peak / first",
+        "MB before", "peak MB, listed", "edited", "reported", "peak / first",
     )  # fmt: skip
-    title = f"one edit of photographs in a bucket, embedded models, the encoder's latents, shards of {_SHARD}"
+    models = "networks of 16 px" if small else "embedded models"
+    title = f"one edit of photographs in a bucket, {models}, the encoder's latents, shards of {_SHARD}"
     return Section(title, header, rows, figures)
 
 
@@ -139,18 +147,40 @@ def _index(place: str) -> dict[str, float]:
 
 
 def _edit(place: str) -> dict[str, float]:
+    import data
+    from benchmarks.bulk import Work
+
+    networks = {"generator": str(data.GENERATOR), "clip": str(data.CLIP), "encoder": str(data.ENCODER)}
+    return _bulk(place, networks, Work.load(0).deltas[0])
+
+
+def _edit_small(place: str) -> dict[str, float]:
+    import torch
+
+    from styleclip_core import load_generator
+    from tests.small_networks import write_small_networks
+
+    with tempfile.TemporaryDirectory(prefix="styleclip-volume-") as folder:
+        networks = write_small_networks(Path(folder))
+        channels = load_generator(networks["generator"]).layout.num_editable
+        return _bulk(place, networks, torch.ones(channels))
+
+
+def _bulk(place: str, networks: dict[str, str], delta: Tensor) -> dict[str, float]:
+    """List a bucket and edit all of it by one direction, as the flow for bulk edits does."""
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     import torch
     from prefect import flow
+    from prefect.testing.utilities import prefect_test_harness
 
-    import data
-    from benchmarks.bulk import Work, _prepared
+    from benchmarks.bulk import _prepared
     from flows import steps
     from tasks.settings import Execution, Inversion, Models
 
     torch.set_num_threads(1)
-    models = Models(generator=str(data.GENERATOR), clip=str(data.CLIP), encoder=str(data.ENCODER))
-    out = f"s3://results/volume-{time.time_ns()}"
-    prepared = [_prepared("face with glasses", Work.load(0).deltas[0], out)]
+    models, out = Models.model_validate(networks), f"s3://results/volume-{time.time_ns()}"
+    prepared = [_prepared("face with glasses", delta, out)]
     found = dict[str, float]()
 
     @flow(task_runner=steps.task_runner(), persist_result=True)
@@ -160,10 +190,12 @@ def _edit(place: str) -> dict[str, float]:
         times = [time.perf_counter()]
         listed = steps.index(place, out, Execution(shard_size=_SHARD))
         times.append(time.perf_counter())
+        found["listed"] = _memory("VmHWM")
         plans, _ = steps.invert_and_edit(
             prepared, listed, out, out, models, hashes, Inversion(steps=0), device
         )
         times.append(time.perf_counter())
+        found["edited"] = _memory("VmHWM")
         written = steps.report(plans, listed, out, [])
         times.append(time.perf_counter())
         found.update(
@@ -171,20 +203,9 @@ def _edit(place: str) -> dict[str, float]:
             edit_s=times[2] - times[1], report_s=times[3] - times[2], seconds=times[3] - times[0],
         )  # fmt: skip
 
-    with _prefect():
+    with prefect_test_harness(server_startup_timeout=300):  # a server in another process
         volume()
     return found | {"peak": _memory("VmHWM")}
-
-
-@contextmanager
-def _prefect() -> Iterator[None]:
-    """Run a Prefect server in another process, for what runs inside."""
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=300):
-        yield
 
 
 def _memory(name: str) -> int:

@@ -13,11 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-import torch
 from playwright.sync_api import Browser
 
-from styleclip_core import save_generator
-from styleclip_core.models.stylegan2 import Generator, GeneratorConfig
 from tests.chromium import chromium
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -25,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from running import LIMIT, ROOT, Prefect, free_port
 
 from tests.object_store import S3, object_store
+from tests.small_networks import write_small_networks
 
 
 @pytest.fixture(scope="session")
@@ -117,14 +115,7 @@ def prefect(
 @pytest.fixture(scope="session")
 def network_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A small generator and CLIP, as files."""
-    from clip.model import CLIP
-
-    folder = tmp_path_factory.mktemp("networks")
-    torch.manual_seed(0)
-    config = GeneratorConfig(16, 8, 8, mapping_layers=2, channel_base=64, channel_max=6)
-    save_generator(Generator(config).eval(), folder / "generator.safetensors")
-    torch.save(CLIP(16, 32, (1, 1, 1, 1), 8, None, 77, 49408, 64, 1, 1).state_dict(), folder / "clip.pt")
-    return {"generator": str(folder / "generator.safetensors"), "clip": str(folder / "clip.pt")}
+    return write_small_networks(tmp_path_factory.mktemp("networks"))
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,29 @@
+"""Networks that compute next to nothing, as files: for tests and benchmarks of all that is around them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from styleclip_core import save_generator
+from styleclip_core.models.encoder import Encoder, EncoderConfig, save_encoder
+from styleclip_core.models.stylegan2 import Generator, GeneratorConfig
+
+
+def write_small_networks(folder: Path) -> dict[str, str]:
+    """Write a generator of 16 x 16 px, a CLIP of 8 dimensions and an encoder; returns their paths by name."""
+    from clip.model import CLIP
+
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {
+        name: str(folder / f"{name}.{'pt' if name == 'clip' else 'safetensors'}")
+        for name in ("generator", "clip", "encoder")
+    }
+    torch.manual_seed(0)
+    config = GeneratorConfig(16, 8, 8, mapping_layers=2, channel_base=64, channel_max=6)
+    save_generator(Generator(config).eval(), Path(found["generator"]))
+    torch.save(CLIP(16, 32, (1, 1, 1, 1), 8, None, 77, 49408, 64, 1, 1).state_dict(), found["clip"])
+    encoder = Encoder(EncoderConfig(16, 6, 8, widths=(4, 4, 4, 4), hidden=8)).eval()
+    save_encoder(encoder, Path(found["encoder"]))
+    return found

@@ -29,7 +29,7 @@ from tasks import (
     sampling,
     step_similarity,
 )
-from tasks.artifacts import read_provenance, read_table
+from tasks.artifacts import read_provenance
 from tasks.caching import probe_result_storage
 from tasks.choosing import ChoicePlan, ChosenStrength, choose_strength
 from tasks.diagnostics import DiagnosisRef
@@ -50,7 +50,7 @@ from tasks.inversion import InversionPlan
 from tasks.mappers import MapperRef, prepare_mapper
 from tasks.methods import PreparedEdit
 from tasks.optimization import prepare_optimization
-from tasks.outcomes import OK, Row
+from tasks.outcomes import Row
 from tasks.overlap import shards_at_once
 from tasks.pages import thumbnails
 from tasks.pages.evaluations import find_evaluations
@@ -451,15 +451,13 @@ def report(
     write = reports.write_report.with_options(refresh_cache=is_retry())  # a Retry may have mended items
     written = write(plans, listed)
     page(written.manifest, workspace, choices=choices)
-    rows = read_table(written.manifest, ["image_key", "status", "error_type", "error"]).to_pylist()
-    broken = {(row["image_key"], row["error_type"]): row for row in rows if row["status"] != OK}
     publish_batch(written.page, written.contact_sheet)
     headline = f"{written.rows} edits of {listed.rows} images, {written.failed} failed or skipped"
     places = {
         "report page": written.page, "manifest": written.manifest, "contact sheet": written.contact_sheet,
         "timings": written.timings,
     }  # fmt: skip
-    summarize("edit-images", headline, steps, places, list(broken.values()))
+    summarize("edit-images", headline, steps, places, reports.broken_items(written.manifest))
     return written
 
 

@@ -6,11 +6,12 @@ Its page is made of the manifest by ``tasks.pages``.
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 
-import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from prefect import task
 from pydantic import BaseModel, ConfigDict
@@ -18,19 +19,26 @@ from pydantic import BaseModel, ConfigDict
 import styleclip_core
 from styleclip_core.errors import ArtifactConflictError, StyleCLIPError
 from styleclip_core.images import decode_image
-from tasks.artifacts import Provenance, fingerprint, is_complete, read_provenance, read_table, write_tables
+from tasks.artifacts import (
+    Provenance,
+    fingerprint,
+    is_complete,
+    iter_batches,
+    read_provenance,
+    read_table,
+    write_tables,
+)
 from tasks.caching import PER_RUN
 from tasks.directions import ALPHA_UNIT
 from tasks.editing import MANIFEST_SCHEMA, TIMING_SCHEMA, EditPlan
 from tasks.images import ImageIndex
 from tasks.outages import StoreError
-from tasks.outcomes import OK
+from tasks.outcomes import OK, Row
 from tasks.storage import join, read_bytes, write_bytes_atomic
 
 STEP, VERSION = "report", "4"
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _ROWS, _COLUMNS, _TILE, _MARGIN, _HEADER = 8, 12, 128, 4, 40
-_SHOWN = [name for name in MANIFEST_SCHEMA.names if name not in ("steps", "settings")]  # the long ones
 
 
 class ReportRef(BaseModel):
@@ -72,18 +80,36 @@ def write_report(plans: list[EditPlan], index: ImageIndex) -> ReportRef:
     if not is_complete(timings):
         with suppress(ArtifactConflictError):  # a run beside this one was first, with other times
             write_tables(timings, TIMING_SCHEMA, _timings(attempts), provenance)
-    rows = read_table(manifest, columns=_SHOWN).to_pandas()
+    rows, failed, complete = _counted(manifest)
     written = ReportRef(
         folder=folder,
         manifest=manifest,
         timings=timings,
         contact_sheet=join(folder, "contact-sheet.png"),
         page=join(folder, "index.html"),
-        rows=len(rows),
-        failed=int((rows["status"] != OK).sum()),
+        rows=rows,
+        failed=failed,
     )
-    write_bytes_atomic(written.contact_sheet, _png(contact_sheet(plans, rows)))
+    write_bytes_atomic(written.contact_sheet, _png(contact_sheet(plans, complete)))
     return written
+
+
+def broken_items(manifest: str) -> list[Row]:
+    """Return key and error of every image that some edit failed on, each kind of error once."""
+    found: dict[tuple[str, str], Row] = {}
+    for part in iter_batches(manifest, ["image_key", "status", "error_type", "error"]):
+        for row in part.filter(pc.not_equal(part["status"], OK)).to_pylist():
+            found[row["image_key"], row["error_type"]] = row
+    return list(found.values())
+
+
+def _counted(manifest: str) -> tuple[int, int, Counter[str]]:
+    """Return rows, those that failed, and how many edits of each image are done."""
+    rows, done = 0, Counter[str]()
+    for part in iter_batches(manifest, ["image_key", "status"]):
+        rows += part.num_rows
+        done.update(part.filter(pc.equal(part["status"], OK))["image_key"].to_pylist())
+    return rows, rows - done.total(), done
 
 
 def _made_of(plans: list[EditPlan]) -> dict[str, object]:
@@ -103,11 +129,11 @@ def _made_of(plans: list[EditPlan]) -> dict[str, object]:
     }
 
 
-def contact_sheet(plans: list[EditPlan], manifest: pd.DataFrame) -> Image.Image:
-    """Draw photographs in rows: the photograph, its inversion, then its edits."""
+def contact_sheet(plans: list[EditPlan], done: Counter[str]) -> Image.Image:
+    """Draw photographs in rows, of those with most edits done: the photograph, its inversion, its edits."""
     plans = plans[:_COLUMNS]
-    complete = manifest[manifest["status"] == OK].groupby("image_key").size()
-    keys = sorted(complete[complete == complete.max()].index) if len(complete) else []
+    most = max(done.values(), default=0)
+    keys = sorted(key for key, count in done.items() if count == most)
     keys = keys[:: max(1, len(keys) // _ROWS)][:_ROWS]
     titles = ["photograph", "inversion", *(_title(plan) for plan in plans)]
     step = _TILE + _MARGIN

@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,11 +68,11 @@ def _sections(chosen: argparse.Namespace, folder: Path) -> Iterator[Section]:
     if chosen.bucket or chosen.edit:
         with object_store(folder / "seaweed") as store:
             if chosen.bucket:
-                places = [(_copied(store, folder, count), count) for count in chosen.bucket]
+                places = [(_objects(store, folder / f"listed-{n}", n), n) for n in chosen.bucket]
                 yield _listings("objects of a bucket", places)
             if chosen.edit:
                 images = _images()
-                places = [(_objects(f"edited-{n}", n, images), n) for n in chosen.edit]
+                places = [(_objects(store, folder / f"edited-{n}", n, images), n) for n in chosen.edit]
                 yield _edits(places, small=chosen.small)
 
 
@@ -220,37 +219,23 @@ def _key(number: int) -> str:
     return f"{number // 1000:04d}/{number:07d}.png"
 
 
-def _files(folder: Path, count: int) -> str:
+def _files(folder: Path, count: int, contents: list[bytes] | None = None) -> str:
+    """Write files, the same contents again and again; returns their folder."""
+    contents = contents or [b"."]
     for number in range(count):
         path = folder / _key(number)
         if number % 1000 == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b".")
+        path.write_bytes(contents[number % len(contents)])
     return str(folder)
 
 
-def _copied(store: S3, folder: Path, count: int) -> str:
-    """Put tiny objects into the bucket; returns their prefix."""
-    files = folder / f"listed-{count}"
-    _files(files, count)
-    store.copy_in(files, "photographs")
-    shutil.rmtree(files)
-    return f"s3://photographs/{files.name}"
-
-
-def _objects(name: str, count: int, contents: list[bytes]) -> str:
-    """Put objects into the bucket, the same contents again and again; returns their prefix."""
-    from tasks.storage import write_bytes_atomic
-
-    prefix = f"s3://photographs/{name}"
-
-    def put(number: int) -> None:
-        write_bytes_atomic(f"{prefix}/{_key(number)}", contents[number % len(contents)])
-
-    with ThreadPoolExecutor(32) as pool:
-        for _ in pool.map(put, range(count)):
-            pass
-    return prefix
+def _objects(store: S3, folder: Path, count: int, contents: list[bytes] | None = None) -> str:
+    """Put objects into the bucket; returns their prefix."""
+    _files(folder, count, contents)
+    store.copy_in(folder, "photographs")
+    shutil.rmtree(folder)
+    return f"s3://photographs/{folder.name}"
 
 
 def _images() -> list[bytes]:

@@ -11,6 +11,8 @@ import json
 import logging
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -21,6 +23,8 @@ import pytest
 from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.settings import get_current_settings
+from pydantic import BaseModel
 
 from flows import engine
 from flows.build_relevance import build_relevance
@@ -28,7 +32,7 @@ from styleclip_core.errors import PromptError
 from tasks import relevance
 from tasks.settings import Execution, Models, Relevance, Sampling, SettingsError
 from tests.pipeline.test_retry import press_retry
-from tests.ray_cluster import Cluster, ray_cluster
+from tests.ray_cluster import ROOT, Cluster, ray_cluster
 
 pytest.importorskip("prefect_ray", reason="the extra 'ray' is not installed: pip install '.[ray]'")
 
@@ -206,6 +210,30 @@ def test_a_cluster_makes_the_same_files_task_runs_and_artifacts(build, undisturb
     assert len(set(build.begun())) == len(build.begun())
     assert build.files() == files
     assert seen_by_server(state) == seen
+
+
+_AS_A_CLIENT = """
+import json, sys
+from flows.build_relevance import build_relevance
+state = build_relevance(**json.loads(sys.argv[1]), return_state=True)
+assert state.is_completed(), state.message
+"""
+
+
+def test_a_machine_that_is_no_node_uses_a_cluster_through_its_client_server(build, undisturbed, cluster):
+    parameters = {
+        name: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+        for name, value in build.parameters.items()
+    }
+    environment = os.environ | {
+        "STYLECLIP_ENGINE": cluster.client, "STYLECLIP_RAY_GPUS": "1", "PYTHONPATH": str(ROOT),
+        "PREFECT_API_URL": get_current_settings().api.url,
+    }  # fmt: skip
+    environment.pop("RAY_ADDRESS", None)
+    command = [sys.executable, "-W", "ignore", "-c", _AS_A_CLIENT, json.dumps(parameters)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert build.files() == undisturbed[0]
 
 
 def test_networks_are_loaded_once_by_a_process_and_a_gpu_computes_one_shard_at_a_time(build, on):

@@ -231,7 +231,12 @@ def test_a_machine_that_is_no_node_uses_a_cluster_through_its_client_server(buil
     }  # fmt: skip
     environment.pop("RAY_ADDRESS", None)
     command = [sys.executable, "-W", "ignore", "-c", _AS_A_CLIENT, json.dumps(parameters)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
+    for _ in range(3):
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=500, check=False
+        )
+        if "ZombieProcess" not in done.stderr:  # Ray's proxy forks beside its threads, and the child may die
+            break
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert build.files() == undisturbed[0]
 

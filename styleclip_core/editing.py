@@ -182,11 +182,12 @@ def least_squares(rows: Tensor, text_direction: Tensor) -> Tensor:
     Returns:
         ``[k]``, in the rows' number format.
     """
-    few = rows.double()
-    gram = few @ few.T
-    size = gram.diagonal()
-    penalty = (1 - size).clamp(min=0) + _RIDGE * size.sum()
-    weights: Tensor = torch.linalg.solve(gram + penalty.diag(), few @ text_direction.to(few))
+    few, text = rows.double(), text_direction.to(rows.device, torch.float64)
+    size = few.square().sum(dim=1)
+    light = few / ((1 - size).clamp(min=0) + _RIDGE * size.sum())[:, None]
+    # (R R' + P)^-1 R t = P^-1 R (1 + R' P^-1 R)^-1 t: thousands of channels, hundreds of dimensions
+    inner = torch.eye(few.shape[1], dtype=few.dtype, device=few.device) + few.T @ light
+    weights: Tensor = light @ torch.linalg.solve(inner, text)
     return weights.to(rows)
 
 

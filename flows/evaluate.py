@@ -17,6 +17,7 @@ from tasks.caching import probe_result_storage
 from tasks.evaluation import EvaluationRef
 from tasks.evaluation_tables import gather_evaluation, markdown
 from tasks.manifest_items import find_inversions, index_edits, place_of
+from tasks.pages.links import parent
 from tasks.settings import Comparison, Execution, Judges, OptionalUri, SettingsError, Uri
 
 
@@ -53,6 +54,7 @@ def evaluate_edits(
     listed = list(attributes) or load_attributes(FACES)
     out = out or place_of(manifest)
     workspace = workspace or f"{out.rstrip('/')}/workspace"
+    steps.clear_up(parent(manifest), workspace)
     device = engine.pick_device(execution)
     models.share_cores(device)
     probe_result_storage()

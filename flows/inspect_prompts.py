@@ -52,6 +52,7 @@ def inspect_prompts(
             files leaves them; without one the table is built first, or found built.
     """
     variants = all_variants(edits)
+    steps.clear_up(workspace)
     hashes, device = steps.begin(models, execution)
     chosen = steps.distinct_steps(variants)
     steps.check_edits(variants, models, device)

@@ -30,8 +30,9 @@ def report_batch(
         workspace: URI of the folder for artifacts; OUT/workspace if empty.
         choices: URIs of tables of the pairs of alpha and beta that were tried for edits.
     """
-    probe_result_storage()
     place = workspace or f"{parent(manifest, 3)}/workspace"
+    steps.clear_up(parent(manifest), place)
+    probe_result_storage()
     page = steps.page(manifest, place, evaluations or [], choices or [])
     create_link_artifact(public_url(page), link_text="report page", key="report-batch-page", description=page)
     return page

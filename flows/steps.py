@@ -184,8 +184,14 @@ def is_retry() -> bool:
     return (runtime.flow_run.run_count or 0) > 1
 
 
+def clear_up(*places: str) -> None:
+    """Delete what killed writers left aside under folders that a flow writes to; buckets have none of it."""
+    for place in dict.fromkeys(places):
+        delete_stale_temporaries(place)
+
+
 def check_places(photos: str, out: str, workspace: str) -> None:
-    """Refuse to write into the input, and clear what killed writers left aside.
+    """Refuse to write into the input, and clear up where results will lie.
 
     Raises:
         SettingsError: If results would lie among the photographs.
@@ -197,7 +203,7 @@ def check_places(photos: str, out: str, workspace: str) -> None:
                 f"{name} {place} lies inside the photographs {photos}: the next run would edit its own "
                 "results; choose a place outside"
             )
-        delete_stale_temporaries(place)
+    clear_up(out, workspace)
 
 
 def check_edits(variants: list[EditVariant], chosen: Models, device: str) -> None:

@@ -224,7 +224,7 @@ def _flow(keys: list[str], steps: int) -> tuple[float, float, float]:
 
     @flow(task_runner=flow_steps.task_runner(), persist_result=True)
     def bulk() -> str:
-        hashes, device = flow_steps.begin(models, Execution(device="cpu"))
+        hashes, device = flow_steps.begin(models, Execution(device="cpu"), place)
         prepared = [
             _prepared(target, delta, place) for target, delta in zip(TARGETS, work.deltas, strict=True)
         ]

@@ -184,7 +184,7 @@ def _bulk(place: str, networks: dict[str, str], delta: Tensor) -> dict[str, floa
 
     @flow(task_runner=steps.task_runner(), persist_result=True)
     def volume() -> None:
-        hashes, device = steps.begin(models, Execution(device="cpu"))
+        hashes, device = steps.begin(models, Execution(device="cpu"), out)
         found["before"] = _memory("VmRSS")
         times = [time.perf_counter()]
         listed = steps.index(place, out, Execution(shard_size=_SHARD))

@@ -46,6 +46,7 @@ def align_faces(
     """
     place = workspace or f"{out.rstrip('/')}/workspace"
     steps.check_places(photos, out, place)
+    steps.clear_up(out, place)
     device = engine.pick_device(execution)
     models.share_cores(device)
     probe_result_storage()

@@ -57,8 +57,7 @@ def build_relevance(
     """
     if nightly and (add_samples or last_table):
         raise SettingsError("a nightly run decides itself what to add; leave add_samples and last_table out")
-    steps.clear_up(workspace)
-    hashes, device = steps.begin(models, execution)
+    hashes, device = steps.begin(models, execution, workspace)
     shared = (models, hashes, sampling, relevance)
     if nightly:
         result = steps.refine_nightly(*shared, nightly, workspace, device)

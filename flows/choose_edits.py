@@ -56,8 +56,7 @@ def choose_edits(
     """
     wanted = automatic_steps(edits)
     variants = all_variants(replace_steps(edits, stand_in))
-    steps.clear_up(workspace)
-    hashes, device = steps.begin(models, execution)
+    hashes, device = steps.begin(models, execution, workspace)
     steps.check_edits(variants, models, device)
     styles, found, done = None, None, list[steps.StepCounts]()
     most = max(sampling.codes, instant.codes, 0 if photos else choosing.images)

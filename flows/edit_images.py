@@ -64,7 +64,7 @@ def edit_images(
     place = workspace or f"{out.rstrip('/')}/workspace"
     variants = all_variants(replace_steps(edits, stand_in))
     steps.check_places(photos, out, place)
-    hashes, device = steps.begin(models, execution)
+    hashes, device = steps.begin(models, execution, place, out)
     steps.check_edits(variants, models, device)
     others = steps.prepare_others(variants, models, hashes, device)
     index = steps.index(photos, place, execution)

@@ -72,8 +72,7 @@ def explore_channels(
     """
     if bool(question.target) == bool(question.channel):
         raise SettingsError("give a target, or a channel, one of them")
-    steps.clear_up(workspace)
-    hashes, device = steps.begin(models, execution)
+    hashes, device = steps.begin(models, execution, workspace)
     _, built, done = steps.table_for(models, hashes, sampling, relevance, workspace, device, given=table)
     where = (built, models, hashes, workspace, device)
     if question.target:

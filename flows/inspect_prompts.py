@@ -52,8 +52,7 @@ def inspect_prompts(
             files leaves them; without one the table is built first, or found built.
     """
     variants = all_variants(edits)
-    steps.clear_up(workspace)
-    hashes, device = steps.begin(models, execution)
+    hashes, device = steps.begin(models, execution, workspace)
     chosen = steps.distinct_steps(variants)
     steps.check_edits(variants, models, device)
     _, found, done = steps.table_for(models, hashes, sampling, relevance, workspace, device, given=table)

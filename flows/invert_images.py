@@ -30,7 +30,7 @@ def invert_images(
         execution: How the work is run; none of it changes a result.
     """
     steps.check_places(photos, workspace, workspace)
-    hashes, device = steps.begin(models, execution, with_clip=False)
+    hashes, device = steps.begin(models, execution, workspace, with_clip=False)
     index = steps.index(photos, workspace, execution)
     planned, summary = steps.invert(index, workspace, models, hashes, inversion, device)
     done = [steps.counts(summary)]

@@ -52,6 +52,7 @@ def paste_faces(
     table = pasting.identify_faces(faces, photos)
     for source in (table.photos, edited):
         steps.check_places(source, out, place)
+    steps.clear_up(out, place)
     index = pasting.index_edited(table, edited, place, execution.shard_size)
     planned = pasting.plan(table, edited, out, place, settings)
     calls = [(planned, shard) for shard in index.shards]

@@ -27,8 +27,7 @@ def sample_styles(
         sampling: Style codes to sample, and the statistics of style space.
         execution: How the work is run; none of it changes a result.
     """
-    steps.clear_up(workspace)
-    hashes, device = steps.begin(models, execution, with_clip=False)
+    hashes, device = steps.begin(models, execution, workspace, with_clip=False)
     styles, summary = steps.sample(models, hashes, sampling, workspace, device)
     done = [steps.counts(summary)]
     headline = f"{sampling.statistics} style codes behind the statistics, {sampling.codes} stored"

@@ -52,6 +52,7 @@ def score_images(
     """
     place = workspace or f"{out.rstrip('/')}/workspace"
     steps.check_places(images, out, place)
+    steps.clear_up(out, place)
     device = engine.pick_device(execution)
     models.share_cores(device)
     probe_result_storage()

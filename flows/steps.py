@@ -105,8 +105,11 @@ class RunResult(BaseModel):
     choices: list[ChosenStrength] = []
 
 
-def begin(chosen: Models, execution: Execution, *, with_clip: bool = True) -> tuple[ModelHashes, str]:
-    """Check result storage, load the networks, and return their hashes and the device."""
+def begin(
+    chosen: Models, execution: Execution, workspace: str, out: str = "", *, with_clip: bool = True
+) -> tuple[ModelHashes, str]:
+    """Clear up where results will lie, check result storage, load the networks; returns hashes and device."""
+    clear_up(workspace, out or workspace)
     device = engine.pick_device(execution)
     models.share_cores(device)
     probe_result_storage()
@@ -191,7 +194,7 @@ def clear_up(*places: str) -> None:
 
 
 def check_places(photos: str, out: str, workspace: str) -> None:
-    """Refuse to write into the input, and clear up where results will lie.
+    """Refuse to write into the input.
 
     Raises:
         SettingsError: If results would lie among the photographs.
@@ -203,7 +206,6 @@ def check_places(photos: str, out: str, workspace: str) -> None:
                 f"{name} {place} lies inside the photographs {photos}: the next run would edit its own "
                 "results; choose a place outside"
             )
-    clear_up(out, workspace)
 
 
 def check_edits(variants: list[EditVariant], chosen: Models, device: str) -> None:

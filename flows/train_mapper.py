@@ -32,8 +32,7 @@ def train_mapper(
         training: How a mapper is trained.
         execution: How the work is run; none of it changes a result.
     """
-    steps.clear_up(workspace)
-    hashes, device = steps.begin(models, execution)
+    hashes, device = steps.begin(models, execution, workspace)
     trained = steps.train(targets, workspace, models, hashes, training, device)
     places = {f"{each.target}, best loss {each.loss:.4f}": each.best for each in trained}
     steps.summarize("train-mapper", f"{len(trained)} mappers", [], places)

@@ -23,16 +23,12 @@ from tasks.storage import read_bytes
 Method = Literal["global", "mapper", "optimization"]
 RelevanceSource = Literal["table", "instant"]
 Auto = Literal["auto"]
+_GLOBAL = ("alpha", "beta", "effect", "top_k", "include", "exclude", "weights", "relevance")
 _FOREIGN = {
     "global": ("mapper", "strength", "optimization"),
-    "mapper": (
-        "alpha", "beta", "effect", "top_k", "include", "exclude", "weights", "relevance", "optimization",
-    ),
-    "optimization": (
-        "alpha", "beta", "effect", "top_k", "include", "exclude", "weights", "relevance", "mapper",
-        "strength",
-    ),
-}  # fmt: skip
+    "mapper": (*_GLOBAL, "optimization"),
+    "optimization": (*_GLOBAL, "mapper", "strength"),
+}
 _NAME = 64  # characters of a folder name
 
 
@@ -63,12 +59,7 @@ class StepVariant(Settings):
         """Return what decides the result, as JSON values."""
         if self.method == "global":
             foreign = {"method", "relevance", "weights", "reason", *_FOREIGN["global"]}
-            special = {
-                name: getattr(self, name)
-                for name in ("relevance", "weights")
-                if getattr(self, name) != StepVariant.model_fields[name].default
-            }
-            return self.model_dump(exclude=foreign) | special
+            return self.model_dump(exclude=foreign) | self._special
         shared = self.model_dump(include={"neutral", "target", "templates", "method"})
         if self.method == "mapper":
             return shared | {"strength": self.strength}
@@ -111,7 +102,7 @@ class StepVariant(Settings):
         if self.method == "optimization":
             return f"o{self.optimization_parameters()['steps']}"
         choice = f"b{self.beta:g}" if self.beta is not None else f"k{self.top_k}"
-        return "_".join([f"a{self.alpha:g}", choice, *self._special])
+        return "_".join([f"a{self.alpha:g}", choice, *self._special.values()])
 
     @property
     def summary(self) -> str:
@@ -121,12 +112,13 @@ class StepVariant(Settings):
         if self.method == "optimization":
             return f"{self.optimization_parameters()['steps']} steps"
         choice = f"b {self.beta:g}" if self.beta is not None else f"top {self.top_k}"
-        return ", ".join([f"a {self.alpha:g}", choice, *self._special])
+        return ", ".join([f"a {self.alpha:g}", choice, *self._special.values()])
 
     @property
-    def _special(self) -> list[str]:
-        """Return what is not as in the paper."""
-        return [each for each in (self.weights, self.relevance) if each not in ("relevance", "table")]
+    def _special(self) -> dict[str, str]:
+        """Return the settings that are not as in the paper, by name; others leave names and hashes alone."""
+        settings = self.model_dump(include={"relevance", "weights"})
+        return {k: v for k, v in settings.items() if v != StepVariant.model_fields[k].default}
 
 
 class EditVariant(Settings):

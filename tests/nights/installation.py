@@ -50,7 +50,6 @@ class Nights:
     def __init__(self, folder: Path, prefect: Prefect, s3: S3, proxy: FaultyProxy) -> None:
         self.folder, self.prefect, self.s3, self.proxy, self.table = folder, prefect, s3, proxy, ""
         self.fs = s3fs.S3FileSystem(profile="admin", endpoint_url=s3.endpoint, use_listings_cache=False)
-        self.worker: subprocess.Popen[bytes] | None = None
         self.calm: Files = {}
         self.usual = 0.0  # seconds that an undisturbed run takes
 
@@ -101,6 +100,12 @@ class Nights:
                 self.retry(run)
             time.sleep(0.3)
         return presses
+
+    def recover(self, run: str, account: Account) -> None:
+        """Wait until a run is complete now that its fault has ended, and write down how long that takes."""
+        ended = time.monotonic()
+        self.finish(run)
+        account.recovery.append(time.monotonic() - ended)
 
     def await_work(self, images: int, seconds: float = 300) -> None:
         log = self.folder / "executions"
@@ -184,7 +189,7 @@ def start_prefect(nights: Nights) -> None:
     for name, options in (("night", []), ("alone", limit)):
         prefect.run("deploy", "tests/nights/night.py:edit_images", "--name", name, "--pool", POOL, *options)
     nights.table = _table(nights.folder, prefect.environment)
-    nights.worker = prefect.work()
+    prefect.work()
     started = time.monotonic()
     nights.finish(nights.start())
     nights.usual, nights.calm = time.monotonic() - started, nights.files()

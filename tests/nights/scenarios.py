@@ -57,9 +57,7 @@ def storage_fault(rule: Rule, seconds: float) -> Scenario:
         with nights.proxy.misbehaving(rule):
             time.sleep(seconds)
             account.disturbances += nights.proxy.hits
-        ended = time.monotonic()
-        nights.finish(run)
-        account.recovery.append(time.monotonic() - ended)
+        nights.recover(run, account)
 
     return night
 
@@ -83,10 +81,8 @@ def stopped_store(nights: Nights, account: Account) -> None:
     os.killpg(nights.s3.group, signal.SIGSTOP)
     time.sleep(20)
     os.killpg(nights.s3.group, signal.SIGCONT)
-    ended = time.monotonic()
     account.disturbances += 1
-    nights.finish(run)
-    account.recovery.append(time.monotonic() - ended)
+    nights.recover(run, account)
 
 
 def growing_bucket(nights: Nights, account: Account) -> None:
@@ -103,9 +99,7 @@ def growing_bucket(nights: Nights, account: Account) -> None:
     with nights.proxy.misbehaving(grow):
         nights.finish(nights.start())
     account.disturbances += 1
-    ended = time.monotonic()
-    nights.finish(nights.start())
-    account.recovery.append(time.monotonic() - ended)
+    nights.recover(nights.start(), account)
     newest = max(
         nights.fs.find(f"{OUT}/batches", detail=True).values(), key=lambda each: each["LastModified"]
     )
@@ -145,9 +139,7 @@ def full_disk(nights: Nights, account: Account) -> None:
         wait_until(lambda: nights.state(run) == "Failed", "the run fails", 300, nights.prefect.tail)
         ballast.unlink()
         account.disturbances += 1
-        ended = time.monotonic()
-        nights.finish(run)
-        account.recovery.append(time.monotonic() - ended)
+        nights.recover(run, account)
         nights.judge(account, calm, files_in(out))
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
@@ -188,9 +180,10 @@ def _kill(nights: Nights, run: str, draw: random.Random, sign: signal.Signals) -
     number = int(pid.read_text())
     pid.unlink()
     both = sign == signal.SIGKILL and draw.random() < 0.2
-    if both and nights.worker is not None:
-        nights.worker.kill()
-        nights.worker.wait()
+    if both:
+        worker = nights.prefect.workers.pop()
+        worker.kill()
+        worker.wait()
     with contextlib.suppress(ProcessLookupError):
         os.kill(number, sign)
     if both:  # nobody is left to say so: what the automation for silent runs does
@@ -198,7 +191,7 @@ def _kill(nights: Nights, run: str, draw: random.Random, sign: signal.Signals) -
         crashed = {"type": "CRASHED", "name": "Crashed", "message": "silent"}
         if nights.state(run) != "Completed":
             nights.prefect.post(f"flow_runs/{run}/set_state", state=crashed, force=True)
-        nights.worker = nights.prefect.work()
+        nights.prefect.work()
     ends = ("Crashed", "Failed", "Completed", "Cancelled")
     wait_until(lambda: nights.state(run) in ends, "the run has ended", 120, nights.prefect.tail)
     return nights.state(run) != "Completed"
@@ -295,9 +288,7 @@ def broken_shard(nights: Nights, account: Account) -> None:
     assert edited >= (PHOTOS - 2 * SHARD) * len(ALPHAS), edited
     account.disturbances += 1
     (nights.folder / "fault").unlink()
-    ended = time.monotonic()
-    nights.finish(run)
-    account.recovery.append(time.monotonic() - ended)
+    nights.recover(run, account)
 
 
 def server_restart(nights: Nights, account: Account) -> None:
@@ -309,9 +300,7 @@ def server_restart(nights: Nights, account: Account) -> None:
     time.sleep(3)
     nights.prefect.serve()
     account.disturbances += 1
-    ended = time.monotonic()
-    nights.finish(run)
-    account.recovery.append(time.monotonic() - ended)
+    nights.recover(run, account)
 
 
 def locked_database(nights: Nights, account: Account) -> None:
@@ -324,9 +313,7 @@ def locked_database(nights: Nights, account: Account) -> None:
         time.sleep(15)
         database.execute("ROLLBACK")
     account.disturbances += 1
-    ended = time.monotonic()
-    nights.finish(run)
-    account.recovery.append(time.monotonic() - ended)
+    nights.recover(run, account)
 
 
 def two_at_once(deployment: str) -> Scenario:

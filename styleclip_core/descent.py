@@ -8,12 +8,13 @@ networks are always given chunks of one size.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import IntEnum
 
 import torch
 from torch import Tensor
 
+Terms = Callable[[Tensor, Tensor], Tensor]  # numbers [B, ...] of problems [B] -> figures [K, B], loss last
 _IMPROVEMENT = 1e-3  # of the best loss; less counts as standing still
 
 
@@ -72,6 +73,42 @@ def chunks(count: int, size: int, device: torch.device) -> Iterator[Tensor]:
     for first in range(0, count, size):
         index = torch.arange(first, first + size, device=device)
         yield torch.where(index < count, index, first)
+
+
+def in_chunks(items: Tensor, work: Callable[[Tensor], Tensor], *, size: int) -> Tensor:
+    """Return what ``work`` makes of items ``[B, ...]``, bit for bit the same whatever their batch.
+
+    Args:
+        items: What is worked on.
+        work: Makes as many rows as it is given, each of its own item alone.
+        size: Items at once, always exactly so many.
+    """
+    parts = [work(items[index]) for index in chunks(len(items), size, items.device)]
+    return torch.cat(parts)[: len(items)]
+
+
+def evaluate(numbers: Tensor, problems: Tensor, terms: Terms, *, chunk: int) -> tuple[Tensor, Tensor]:
+    """Return the figures of many problems and the gradients of their losses, a chunk at a time.
+
+    Args:
+        numbers: What the problems are at, ``[A, ...]``.
+        problems: Which problems those are, ``[A]`` int64.
+        terms: Computes K figures of each problem of a chunk; the last of them is its loss.
+        chunk: Problems at once, always exactly so many.
+
+    Returns:
+        Figures ``[K, A]`` and gradients ``[A, ...]``, neither with a graph.
+    """
+    figures, gradients, count = [], [], len(numbers)
+    for index in chunks(count, chunk, numbers.device):
+        moving = numbers[index].requires_grad_(True)
+        found = terms(moving, problems[index])
+        (gradient,) = torch.autograd.grad(found[-1].sum(), moving)
+        figures.append(found.detach())
+        gradients.append(gradient)
+
+    # what filled the last chunk up is cut off again
+    return torch.cat(figures, dim=1)[:, :count], torch.cat(gradients)[:count]
 
 
 def only(kept: Tensor, latents: Tensor, optimizer: torch.optim.Adam) -> tuple[Tensor, torch.optim.Adam]:

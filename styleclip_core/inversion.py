@@ -2,15 +2,14 @@
 
 The refinement minimizes a pixel loss (mean square, mean absolute and coarse differences, plus a
 perceptual term if one is given) over w_plus, starting at the encoder's code. A pull towards that
-code keeps the result where edits still work. Every image has its own loss, its own Adam moments
-and its own early stop, so its result does not depend on its batch.
+code keeps the result where edits still work. Every image has its own loss, Adam moments and early stop,
+and all are computed in chunks of one size, so that a result is the same, bit for bit, whatever its batch.
 
 Shapes: B images, L rows of w_plus, W w_dim, H side in pixels. Images are in -1..1.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -18,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from styleclip_core.descent import cosine_fall
+from styleclip_core.descent import Progress, Status, cosine_fall, evaluate, only
 from styleclip_core.models.stylegan2 import Generator
 
 PerceptualLoss = Callable[[Tensor, Tensor], Tensor]
@@ -29,11 +28,12 @@ class RefinementSettings:
     """How long and how hard to refine.
 
     Attributes:
-        steps: Gradient steps at most; 0 keeps the encoder's code.
+        steps: Gradient steps at most; 0 keeps the starting code, and nothing is drawn.
         learning_rate: Adam's rate at its peak.
         latent_weight: Pull towards the starting code, per squared unit of w.
         perceptual_weight: Weight of the perceptual term, if one is given.
         patience: Stop an image after this many steps without an improvement of 0.1 %.
+        chunk: Images drawn at once, always exactly so many; a short chunk is filled up. See ``descent``.
     """
 
     steps: int = 100
@@ -41,12 +41,13 @@ class RefinementSettings:
     latent_weight: float = 0.0005
     perceptual_weight: float = 0.1
     patience: int = 20
+    chunk: int = 4
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.patience < 1 or not self.learning_rate > 0:
+        if self.steps < 0 or min(self.patience, self.chunk) < 1 or not self.learning_rate > 0:
             raise ValueError(
-                "steps must not be negative, patience must be at least 1 and learning_rate positive; "
-                f"got {self.steps}, {self.patience}, {self.learning_rate}"
+                "steps must not be negative, patience and chunk must be at least 1 and learning_rate "
+                f"positive; got {self.steps}, {self.patience}, {self.chunk}, {self.learning_rate}"
             )
 
 
@@ -57,8 +58,8 @@ class Refinement:
     Attributes:
         step: Number of steps done.
         w_plus: Best latents so far, ``[B, L, W]``.
-        loss: Their losses, ``[B]``.
-        active: Images that are still improving, ``[B]`` bool.
+        loss: Their losses, ``[B]``; infinite where none was computed, or none was a number.
+        active: Images that go on, ``[B]`` bool.
     """
 
     step: int
@@ -95,7 +96,7 @@ def refine(
         perceptual: Two batches of images -> distance per image, ``[B]``, or None.
 
     Yields:
-        The best latents so far; the first state is the start itself.
+        The best latents so far; the first state is the start itself, and the only one at 0 steps.
 
     Raises:
         ValueError: If the target does not have the generator's size.
@@ -103,32 +104,39 @@ def refine(
     expected = [len(w_start), 3, *generator.image_size]
     if list(target.shape) != expected:
         raise ValueError(f"target must be {expected} for these latents, got {list(target.shape)}")
-    w_plus = w_start.detach().clone().requires_grad_(True)
-    optimizer = torch.optim.Adam([w_plus], lr=settings.learning_rate)
-    best, best_loss = w_start.detach().clone(), torch.full((len(target),), math.inf, device=target.device)
-    stale = torch.zeros(len(target), dtype=torch.int64, device=target.device)
-    for step in range(settings.steps + 1):
-        image = generator.synthesize(generator.styles(w_plus))
-        loss = reconstruction_loss(image, target)
-        loss = loss + settings.latent_weight * (w_plus - w_start).square().mean(dim=1).sum(dim=1)
-        if perceptual is not None:
-            loss = loss + settings.perceptual_weight * perceptual(image, target)
+    start = w_start.detach()
+    progress = Progress(start, settings.patience)
+    if not settings.steps:
+        yield _state(0, progress, active=torch.zeros_like(progress.running, dtype=torch.bool))
+        return
 
-        # keep each image's best; a loss that is not a number never is
-        value = loss.detach()
-        improved = (value < best_loss * 0.999) & (stale < settings.patience)
-        stale = torch.where(improved | (stale >= settings.patience), stale * ~improved, stale + 1)
-        best = torch.where(improved[:, None, None], w_plus.detach(), best)
-        best_loss = torch.where(improved, value, best_loss)
-        active = stale < settings.patience
-        yield Refinement(step, best, best_loss, active)
-        if step == settings.steps or not active.any():
+    def terms(moving: Tensor, images: Tensor) -> Tensor:
+        drawn = generator.synthesize(generator.styles(moving))
+        loss = reconstruction_loss(drawn, target[images])
+        loss = loss + settings.latent_weight * (moving - start[images]).square().mean(dim=1).sum(dim=1)
+        if perceptual is not None:
+            loss = loss + settings.perceptual_weight * perceptual(drawn, target[images])
+        return loss[None]
+
+    latents = start.clone()
+    optimizer = torch.optim.Adam([latents], lr=settings.learning_rate)
+    for step in range(settings.steps + 1):
+        losses, gradient = evaluate(latents, progress.running, terms, chunk=settings.chunk)
+        fine = losses[0].isfinite() & gradient.isfinite().flatten(1).all(dim=1)
+        running = progress.judge(latents, losses[0], fine, last=step == settings.steps)
+        yield _state(step, progress, active=progress.status == Status.RUNNING)
+        if not running.any():
             return
 
         optimizer.param_groups[0]["lr"] = settings.learning_rate * _rate(step / settings.steps)
-        optimizer.zero_grad(set_to_none=True)
-        loss.sum().backward()
+        latents.grad = gradient
         optimizer.step()
+        if not running.all():
+            latents, optimizer = only(running, latents, optimizer)
+
+
+def _state(step: int, progress: Progress, *, active: Tensor) -> Refinement:
+    return Refinement(step, progress.result.clone(), progress.loss.clone(), active)
 
 
 def _rate(t: float) -> float:

@@ -24,7 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from styleclip_core.descent import Progress, chunks, cosine_fall, only
+from styleclip_core.descent import Progress, chunks, cosine_fall, evaluate, only
+from styleclip_core.editing import EditedLatents
 from styleclip_core.images import pad_square
 from styleclip_core.models.clip import ClipModel
 from styleclip_core.style_space import StyleCode
@@ -103,6 +104,8 @@ class OptimizationState:
         loss: What is minimized, ``[A]``.
         latents: Best codes so far of all pairs (the last ones without patience): w_plus ``[P, L, W]``, or in
             style space flat style codes ``[P, M]``. A pair that diverged keeps its last finite ones.
+        moved: The same as a move from the source: in style space what was added to the source's codes, which
+            is exactly 0 at toRGB channels, so that those are handed through bit for bit.
         status: How each pair stands, ``[P]``, values of ``Status``.
     """
 
@@ -113,6 +116,7 @@ class OptimizationState:
     identity: Tensor
     loss: Tensor
     latents: Tensor
+    moved: EditedLatents
     status: Tensor
 
 
@@ -164,7 +168,8 @@ def optimize(
         running = progress.judge(latents, loss, fine, last=step + 1 == settings.steps)
         yield OptimizationState(
             step, pairs, clip, l2, identity, loss,
-            problem.whole(progress.result, first), progress.status.clone(),
+            problem.whole(progress.result, first), problem.moved(progress.result, first, w_source),
+            progress.status.clone(),
         )  # fmt: skip
         if not running.any():
             return
@@ -216,7 +221,7 @@ class _Problem:
         """Return where the pairs start."""
         parts = [
             self._start(index, w_source[index], None if offset is None else offset[index])
-            for index in self._chunks(w_source)
+            for index in chunks(len(w_source), self.settings.chunk, w_source.device)
         ]
         count = len(w_source)
         styles = torch.cat([styles for styles, _ in parts])[:count]
@@ -232,28 +237,33 @@ class _Problem:
             return styles, None
         return styles, self.embed_identity(self._draw(pairs, styles))
 
-    def _chunks(self, pairs: Tensor) -> Iterator[Tensor]:
-        return chunks(len(pairs), self.settings.chunk, pairs.device)
-
     def whole(self, moving: Tensor, source: _Source) -> Tensor:
         """Return w_plus as it is, or convolution channels among the toRGB channels of the source."""
         if self.settings.space == "w_plus":
             return moving.clone()
         return source.styles.index_copy(1, self._editable(), moving)
 
+    def moved(self, moving: Tensor, source: _Source, w_source: Tensor) -> EditedLatents:
+        """Return w_plus as it is, or the source with what was added to its style codes."""
+        if self.settings.space == "w_plus":
+            return EditedLatents(moving.clone(), source.offset)
+        # a difference of whole codes would move toRGB by rounding errors
+        added = torch.zeros_like(source.styles).index_copy(1, self._editable(), moving - source.moving)
+        return EditedLatents(w_source, source.offset).add(added)
+
     def evaluate(self, moving: Tensor, source: _Source, text: Tensor) -> tuple[Tensor, Tensor]:
         """Return the three terms and the loss, ``[4, A]``, and the loss's gradient, ``[A, ...]``."""
-        settings, parts = self.settings, []
-        for index in self._chunks(moving):
-            latents = moving[index].requires_grad_(True)
-            clip, l2, identity = self.terms(latents, source.select(index), text[index])
+        settings = self.settings
+
+        def terms(latents: Tensor, places: Tensor) -> Tensor:
+            clip, l2, identity = self.terms(latents, source.select(places), text[places])
             loss = clip
             if settings.mode == "edit":
                 loss = clip + settings.l2_weight * l2 + settings.identity_weight * identity
-            (gradient,) = torch.autograd.grad(loss.sum(), latents)
-            parts.append((torch.stack([clip, l2, identity, loss]).detach(), gradient))
-        terms, gradients = zip(*parts, strict=True)
-        return torch.cat(terms, dim=1)[:, : len(moving)], torch.cat(gradients)[: len(moving)]
+            return torch.stack([clip, l2, identity, loss])
+
+        places = torch.arange(len(moving), device=moving.device)
+        return evaluate(moving, places, terms, chunk=settings.chunk)
 
     def terms(self, moving: Tensor, source: _Source, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the CLIP, L2 and identity terms, unweighted, ``[A]`` each."""

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from styleclip_core.descent import Progress, Status, chunks, cosine_fall, only
+from styleclip_core.descent import Progress, Status, cosine_fall, evaluate, only
 from styleclip_core.inversion import PerceptualLoss, reconstruction_loss
 from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.sampling import sample_z
@@ -170,15 +170,12 @@ class _Problem:
     def evaluate(self, numbers: Tensor, images: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Return the loss of each of the images, ``[A]``, and its gradient, ``[A, K]``."""
         random = self._random_codes(step) if self.settings.locality_weight else None
-        losses, gradients = [], []
-        for index in chunks(len(images), self.settings.chunk, images.device):
-            moving = numbers[index].requires_grad_(True)
-            loss = self._loss(moving, images[index], random)
-            (gradient,) = torch.autograd.grad(loss.sum(), moving)
-            losses.append(loss.detach())
-            gradients.append(gradient)
-        count = len(images)
-        return torch.cat(losses)[:count].to(numbers), torch.cat(gradients)[:count]
+        losses, gradient = evaluate(
+            numbers, images,
+            lambda moving, these: self._loss(moving, these, random)[None],
+            chunk=self.settings.chunk,
+        )  # fmt: skip
+        return losses[0].to(numbers), gradient
 
     def _loss(self, moving: Tensor, images: Tensor, random: Tensor | None) -> Tensor:
         generator, target, pivot = self.generator, self.target[images], self.w_plus[images]

@@ -33,6 +33,7 @@ from styleclip_core.style_space import StyleCode, StyleLayout
 Centre = Literal["sample", "mean"]
 Precision = Literal["float32", "bfloat16", "float16"]
 EmbedImages = Callable[[Tensor], Tensor]
+_ONE_SIZE = 8  # channels of a batch where rounding must not depend on how many there are
 _INVISIBLE = 1e-6  # a change of the unit embedding below this length has no direction
 
 
@@ -46,7 +47,8 @@ class RelevanceSettings:
             channel's mean (the published script).
         precision: Number format of the networks; statistics are float64 always. With float32, a GPU's
             convolutions use TF32 where torch allows it, which it does unless told otherwise.
-        batch_size: Images synthesized at once, at most: fewer where a GPU's memory is too small.
+        batch_size: Images synthesized at once, at most: fewer where a GPU's memory is too small, 16 with a
+            tolerance.
         eight_bit: Round images to 8 bits before CLIP, as images that pass through PIL are.
         tolerance: Leave out the remaining codes of a channel once the standard error of its direction,
             divided by its length, is at most this: an angle in radians; 0 to use all codes.
@@ -104,8 +106,12 @@ def measure_channels(
 ) -> ChannelDirections:
     """Measure the CLIP directions of channels of one layer (StyleCLIP, section 6.1).
 
-    Code by code: what all moves of a code share is computed once, see ``styleclip_core.moves``. With a
-    tolerance, a channel's codes end where its direction is certain; that depends on its own codes alone.
+    Code by code: what all moves of a code share is computed once, see ``styleclip_core.moves``. Other batches
+    change directions by rounding errors, divided by how far the channel moves the embedding.
+
+    With a tolerance, a channel's codes end where its direction is certain. As a rounding error could decide
+    that, networks are then given batches of one size: a row is the same, bit for bit, whatever channels are
+    measured with it, as long as ``batch_size`` and the memory allow that size.
 
     Args:
         generator: Draws the images.
@@ -132,7 +138,8 @@ def measure_channels(
     device, dtype = generator.device, getattr(torch, settings.precision)
     directions, on_device = Accumulator(len(chosen), device, expected), chosen.to(device)
     size = bytes_per_move(generator, layer, dtype) * 2
-    batches = Batches(settings.batch_size // 2, free=free_memory(device), bytes_per_item=size)
+    together = min(settings.batch_size // 2, _ONE_SIZE) if settings.tolerance else settings.batch_size // 2
+    batches = Batches(together, free=free_memory(device), bytes_per_item=size)
     for index in range(codes.batch_size):  # alone: a code's images must not depend on its neighbours
         rows = directions.unsettled(settings)
         if not len(rows):
@@ -147,10 +154,17 @@ def measure_channels(
             now = on_device[some]
             return _embed(moves.images(now, values[:, now]), embed_images, settings)
 
-        for some, embedded in batches.run(rows, ends):
-            directions.add(some, *embedded.chunk(2))
+        left = len(rows)
+        for some, embedded in batches.run(_filled(rows, batches.size) if settings.tolerance else rows, ends):
+            new, left = min(left, len(some)), max(left - len(some), 0)
+            directions.add(some[:new], *(each[:new] for each in embedded.chunk(2)))
     n = directions.n if expected is None else (directions.n > 0) * codes.batch_size
     return ChannelDirections(layer, chosen, n.cpu(), directions.mean().float().cpu())
+
+
+def _filled(rows: Tensor, size: int) -> Tensor:
+    """Return rows ``[n]``, with as many of the first one behind them as make whole batches."""
+    return torch.cat([rows, rows[:1].expand(-len(rows) % size)])
 
 
 def _embed(images: Tensor, embed_images: EmbedImages, settings: RelevanceSettings) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import styleclip_core
 from styleclip_core.batches import Batches
+from styleclip_core.descent import in_chunks
 from styleclip_core.errors import CheckpointError, LayoutMismatchError, StyleCLIPError
 from styleclip_core.images import decode_image, encode_png, fit, psnr
 from styleclip_core.inversion import PerceptualLoss, refine
@@ -34,7 +35,7 @@ from tasks.progress import ShardResult
 from tasks.settings import Inversion, Models
 from tasks.storage import is_outage, join, output_key, read_bytes, write_bytes_atomic
 
-STEP, VERSION = "invert-images", "1"
+STEP, VERSION = "invert-images", "2"
 
 
 class DivergedError(StyleCLIPError):
@@ -226,7 +227,12 @@ def _likeness(chosen: Models, image: Tensor, target: Tensor, device: str) -> dic
 @torch.no_grad()
 def _first_guess(planned: InversionPlan, generator: Generator, target: Tensor, device: str) -> Tensor:
     if planned.models.encoder:
-        return models.encoder(planned.models.encoder, device).encode(target)
+        # descent starts here, and would make much of how a batch is rounded
+        encode, size = (
+            models.encoder(planned.models.encoder, device).encode,
+            planned.settings.settings().chunk,
+        )
+        return in_chunks(target, encode, size=size)
     return generator.mapping.w_avg.expand(len(target), generator.num_ws, -1).clone()
 
 

@@ -14,7 +14,7 @@ from styleclip_core.descent import Status
 from styleclip_core.editing import EditedLatents
 from styleclip_core.errors import StyleCLIPError
 from styleclip_core.images import to_uint8
-from styleclip_core.optimization import OptimizationState, optimize, published_embedding
+from styleclip_core.optimization import optimize, published_embedding
 from styleclip_core.tuned import AnyGenerator
 from tasks import models
 from tasks.artifacts import fingerprint
@@ -126,24 +126,13 @@ def optimize_batch(
                 for place, pair in enumerate(state.pairs.tolist())
             ]
             if variant.frames and state.step % every == 0:
-                frames.append(_frame(generator, _moved(generator, source, state, settings.space)))
+                frames.append(_frame(generator, state.moved))
     errors: dict[int, StyleCLIPError] = {
         place: RunawayError("the optimization diverged; lower learning_rate or raise l2_weight")
         for place, status in enumerate(state.status.tolist())
         if status == Status.DIVERGED
     }
-    return Optimized(
-        _moved(generator, source, state, settings.space), state.latents, errors, trajectory, frames
-    )
-
-
-def _moved(
-    generator: AnyGenerator, source: EditedLatents, state: OptimizationState, space: str
-) -> EditedLatents:
-    """Return where an optimization has brought its batch."""
-    if space == "w_plus":
-        return source.at(state.latents)
-    return EditedLatents(source.w_plus, state.latents - generator.styles(source.w_plus).flat())
+    return Optimized(state.moved, state.latents, errors, trajectory, frames)
 
 
 @torch.no_grad()

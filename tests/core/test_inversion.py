@@ -32,18 +32,48 @@ def test_refinement_improves_and_leaves_the_start_alone(generator, problem):
     assert torch.equal(start, copy)
 
 
-def test_a_result_does_not_depend_on_its_batch(generator, problem):
-    target, start = problem
-    together = _last(generator, target, start, steps=15)
-    for index in range(3):
-        part = slice(index, index + 1)
-        alone = _last(generator, target[part], start[part], steps=15)
-        assert_close(alone.w_plus, together.w_plus[part], atol=2e-3, rtol=0)
+def test_a_result_does_not_depend_on_its_batch(generator):
+    w_plus = generator.map(torch.randn(12, 8, generator=torch.Generator().manual_seed(5)))
+    target, start = generator.synthesize(generator.styles(w_plus)), w_plus + 0.2
+    settings = {"steps": 25, "patience": 3, "latent_weight": 0.01, "chunk": 3}
+    together = _last(generator, target, start, **settings)
+    for size in (5, 1):
+        apart = [
+            _last(generator, images, codes, **settings)
+            for images, codes in zip(target.split(size), start.split(size), strict=True)
+        ]
+        assert torch.equal(torch.cat([each.w_plus for each in apart]), together.w_plus)
+        assert torch.equal(torch.cat([each.loss for each in apart]), together.loss)
 
 
-def test_no_steps_keep_the_encoders_code(generator, problem):
+def test_images_that_have_ended_leave_the_others_as_they_would_be(generator, problem):
     target, start = problem
-    assert torch.equal(_last(generator, target, start, steps=0).w_plus, start)
+    start = torch.cat([start[:1] - 0.2, start[1:]])  # the first is perfect and ends early
+    settings = RefinementSettings(steps=25, patience=3)
+    states = list(refine(generator, target, start, settings))
+    assert any(state.active.tolist() == [False, True, True] for state in states)
+    *_, alone = refine(generator, target[1:], start[1:], settings)
+    assert torch.equal(states[-1].w_plus[1:], alone.w_plus)
+
+
+def test_a_loss_that_is_no_number_ends_its_image_alone(generator, problem):
+    target, start = problem
+    broken = target.clone()
+    broken[1] = torch.nan
+    states = list(refine(generator, broken, start, RefinementSettings(steps=15)))
+    assert states[0].active.tolist() == [True, False, True]
+    assert states[-1].loss.isfinite().tolist() == [True, False, True]
+    assert torch.equal(states[-1].w_plus[1], start[1])
+    whole = _last(generator, target, start, steps=15)
+    assert torch.equal(states[-1].w_plus[::2], whole.w_plus[::2])
+
+
+def test_no_steps_keep_the_encoders_code_and_draw_nothing(generator, problem, monkeypatch):
+    target, start = problem
+    monkeypatch.setattr(type(generator), "synthesize", lambda *_: pytest.fail("an image was drawn"))
+    (only,) = refine(generator, target, start, RefinementSettings(steps=0))
+    assert torch.equal(only.w_plus, start)
+    assert not only.active.any()
 
 
 def test_an_image_that_is_done_stops(generator, problem):

@@ -139,11 +139,13 @@ def test_in_float32_a_batch_of_five_equals_five_singles_bit_for_bit(generator, t
 
 def test_in_style_space_torgb_stays(exact, towers, pairs):
     w_source, text = pairs
-    before = exact.styles(w_source)
-    end = run(exact, towers, w_source, text, space="s")[-1]
-    after = StyleCode.from_flat(exact.layout, end.latents)
+    first, *_, end = run(exact, towers, w_source, text, space="s")
+    before, after = exact.styles(w_source), end.moved.codes(exact)
+    start, stored = (StyleCode.from_flat(exact.layout, state.latents) for state in (first, end))
     for layer in exact.layout.layers:
         assert torch.equal(before[layer.name], after[layer.name]) == layer.is_torgb
+        assert torch.equal(start[layer.name], stored[layer.name]) == layer.is_torgb
+        assert_close(stored[layer.name], after[layer.name], atol=1e-12, rtol=0)
 
 
 def test_free_generation_has_the_clip_term_alone(exact, towers, pairs):

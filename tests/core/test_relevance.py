@@ -110,6 +110,7 @@ def test_what_is_left_out_depends_on_the_channel_alone(generator):
     for channels in ([5], range(4, 9)):
         some = _measure(generator, codes, channels=channels, **settings)
         assert some.n.tolist() == together.n[list(channels)].tolist()
+        assert torch.equal(some.direction, together.direction[list(channels)])
     # what is measured is the start of what would be
     first = int(together.n[5])
     start = _measure(generator, codes.select(slice(0, first)), channels=[5])

@@ -115,12 +115,11 @@ def test_a_tolerance_measures_fewer_codes_and_is_a_table_of_its_own(models, tmp_
     assert few.n.sum() < all_.n.sum()
     assert few.n.min() >= 3
     assert read_provenance(fast.table.relevance).parameters["tolerance"] == 0.5
-    # how the channels are dealt out changes nothing
-    dealt = settings.model_copy(update={"channels_per_shard": 3, "batch_size": 4})
+    # how the channels are dealt out changes no bit, where a channel ends included
+    dealt = settings.model_copy(update={"channels_per_shard": 3, "batch_size": 128})
     other = load(models, build_relevance(models, str(tmp_path / "other"), SAMPLING, dealt).table)
     assert torch.equal(other.n, few.n)
-    # some effects in this small random CLIP are near float32's rounding
-    assert_close(other.direction, few.direction, atol=5e-3, rtol=0)
+    assert torch.equal(other.direction, few.direction)
 
 
 def test_fast_mode_moves_less_and_is_nearer_to_the_exact_table(models, tmp_path):

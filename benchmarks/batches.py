@@ -17,8 +17,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageDraw
 
-import styleclip_core
-from tasks.artifacts import Provenance, artifact_uri, fingerprint, write_table
+from tasks.artifacts import Recipe, artifact_uri, write_table
 from tasks.directions import ALPHA_UNIT
 from tasks.editing import MANIFEST_SCHEMA, TIMING_SCHEMA
 from tasks.edits import Edit, EditVariant, all_variants
@@ -46,9 +45,13 @@ class Made:
     workspace: str
     variants: list[EditVariant]
 
+    def variant(self, edit: int) -> str:
+        """Return what names an edit in tables and folders."""
+        return f"{self.variants[edit].label}_{edit:08x}"
+
     def folder(self, edit: int) -> str:
         """Return where an edit's images lie, relative to ``out``."""
-        return f"images/{self.variants[edit].label}_{edit:08x}"
+        return f"images/{self.variant(edit)}"
 
 
 def make_batch(
@@ -87,24 +90,22 @@ def make_batch(
             strength = (variant.steps[0].alpha or 1.0) / 4
             target = zlib.crc32(variant.name.encode()) % len(_HAIR)
             _put(join(out, made.folder(edit), name), draw(face, target, strength, size))
-    print_ = fingerprint(
-        "made-up", "1", {"edits": [each.parameters() for each in variants]}, {"i": index.uri}
-    )
-    manifest = join(out, "batches", print_[:16], "manifest.parquet")
-    provenance = Provenance(
-        kind="edits-manifest", fingerprint=print_, step="made-up", version="1",
-        parameters={
-            "edits": [{**each.parameters(), "method": each.method} for each in variants],
-            "photos": photos, "alpha_unit": ALPHA_UNIT, "latents": latents,
-            "models": {"encoder": "e" * 64}, "tables": ["t" * 32],
-        },
-        inputs={"index": index.fingerprint}, generator="g" * 64, clip="c" * 64,
-        code_version=styleclip_core.__version__,
+
+    listed = [
+        {**each.parameters(), "method": each.method, "variant": made.variant(edit)}
+        for edit, each in enumerate(variants)
+    ]
+    recipe = Recipe("made-up", "1", {"edits": listed}, {"index": index.uri}, "g" * 64, "c" * 64)
+    batch = join(out, "batches", recipe.fingerprint[:16])
+    manifest = join(batch, "manifest.parquet")
+    provenance = recipe.made(
+        "edits-manifest", {"index": index.fingerprint}, photos=photos, alpha_unit=ALPHA_UNIT,
+        latents=latents, models={"encoder": "e" * 64}, tables=["t" * 32],
     )  # fmt: skip
     rows = [table(made, edit, keys, failed) for edit in range(len(variants))]
     write_table(manifest, pa.concat_tables(rows), provenance)
     write_table(manifest.replace("manifest", "timings"), TIMING_SCHEMA.empty_table(), provenance)
-    write_bytes_atomic(join(out, "batches", print_[:16], "contact-sheet.png"), draw(0, -1, 0.0, size))
+    write_bytes_atomic(join(batch, "contact-sheet.png"), draw(0, -1, 0.0, size))
     return Made(manifest, out, workspace, variants)
 
 
@@ -133,8 +134,9 @@ def table(made: Made, edit: int, keys: Sequence[str], failed: Sequence[str]) -> 
     rows = []
     for number, key in enumerate(keys):
         row = dict.fromkeys(MANIFEST_SCHEMA.names) | {
-            "image_key": key, "edit": variant.name, "neutral": variant.neutral, "target": variant.target,
-            "method": variant.method, "alpha": step.alpha, "beta": step.beta, "top_k": step.top_k,
+            "image_key": key, "edit": variant.name, "variant": made.variant(edit), "neutral": variant.neutral,
+            "target": variant.target, "method": variant.method, "alpha": step.alpha, "beta": step.beta,
+            "top_k": step.top_k,
         }  # fmt: skip
         if key in failed:
             row |= {

@@ -204,7 +204,9 @@ def _flow(keys: list[str], steps: int) -> tuple[float, float, float]:
     """Run inversion and editing as tasks; return seconds, seconds in which a core computed, the score."""
     from prefect import flow
 
-    from flows import steps as flow_steps
+    from flows import run as runs
+    from flows.steps import editing as edits
+    from flows.steps import photographs, report
     from tasks import editing, inversion, overlap
     from tasks.settings import Execution, Inversion, Models
 
@@ -222,19 +224,18 @@ def _flow(keys: list[str], steps: int) -> tuple[float, float, float]:
     seconds: list[float] = []
     place = f"s3://results/flow-{time.time_ns()}"
 
-    @flow(task_runner=flow_steps.task_runner(), persist_result=True)
+    @flow(task_runner=runs.task_runner(), persist_result=True)
     def bulk() -> str:
-        hashes, device = flow_steps.begin(models, Execution(device="cpu"), place)
+        run = runs.begin(models, Execution(device="cpu"), place, place)
         prepared = [
             _prepared(target, delta, place) for target, delta in zip(TARGETS, work.deltas, strict=True)
         ]
-        listed = flow_steps.index(f"s3://photographs/bulk-{len(keys)}", place, Execution(shard_size=BATCH))
+        prefix = f"s3://photographs/bulk-{len(keys)}"
+        listed = photographs.index(run, prefix, Execution(shard_size=BATCH))
         started = time.perf_counter()
-        plans, _ = flow_steps.invert_and_edit(
-            prepared, listed, place, place, models, hashes, Inversion(steps=steps), device
-        )
+        plans, _ = edits.invert_and_edit(run, prepared, listed, Inversion(steps=steps))
         seconds.append(time.perf_counter() - started)
-        return str(flow_steps.report(plans, listed, place, []).manifest)
+        return str(report.report(run, plans, listed, []).manifest)
 
     for module in (editing, inversion):
         module.computing = counted  # type: ignore[attr-defined]

@@ -74,8 +74,8 @@ def _flow(case: Case, settings: object, options: Options) -> tuple[float, Releva
 
     import data
     from flows.build_relevance import build_relevance
-    from tasks.identity import ModelHashes
     from tasks.relevance import read_relevance
+    from tasks.run import run_here
     from tasks.settings import Execution, Models, Relevance, Sampling
 
     if not isinstance(settings, Relevance):
@@ -88,5 +88,4 @@ def _flow(case: Case, settings: object, options: Options) -> tuple[float, Releva
         seconds = time.perf_counter() - started
         if built.table is None:
             raise RuntimeError("the relevance flow returned no table")
-        hashes = ModelHashes(generator=case.generator.fingerprint, clip=case.clip.fingerprint)
-        return seconds, read_relevance(built.table.relevance, case.generator.layout, hashes)
+        return seconds, read_relevance(run_here(models), built.table.relevance)

@@ -34,6 +34,7 @@ import json, sys, time
 from pathlib import Path
 from tasks.pages.page import build_page
 from tasks.pages.thumbnails import plan_page, thumbnail_chunk
+from tasks.run import Run
 manifest, workspace = sys.argv[1:]
 def status(name):
     line = next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith(name))
@@ -44,7 +45,7 @@ def timed(work):
     return found, time.perf_counter() - started[0], time.process_time() - started[1]
 Path("/proc/self/clear_refs").write_text("5")
 before = status("VmRSS")
-plan, *planning = timed(lambda: plan_page.fn(manifest, workspace))
+plan, *planning = timed(lambda: plan_page.fn(Run(workspace=workspace), manifest))
 made, *thumbnails = timed(lambda: [thumbnail_chunk.fn(plan.source, chunk) for chunk in plan.chunks])
 (uri, files), *page = timed(lambda: build_page(plan, sum(each.size for each in made), []))
 peak = status("VmHWM") - before

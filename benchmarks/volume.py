@@ -174,7 +174,8 @@ def _bulk(place: str, networks: dict[str, str], delta: Tensor) -> dict[str, floa
     from prefect.testing.utilities import prefect_test_harness
 
     from benchmarks.bulk import _prepared
-    from flows import steps
+    from flows.run import begin, task_runner
+    from flows.steps import editing, photographs, report
     from tasks.settings import Execution, Inversion, Models
 
     torch.set_num_threads(1)
@@ -182,20 +183,18 @@ def _bulk(place: str, networks: dict[str, str], delta: Tensor) -> dict[str, floa
     prepared = [_prepared("face with glasses", delta, out)]
     found = dict[str, float]()
 
-    @flow(task_runner=steps.task_runner(), persist_result=True)
+    @flow(task_runner=task_runner(), persist_result=True)
     def volume() -> None:
-        hashes, device = steps.begin(models, Execution(device="cpu"), out)
+        run = begin(models, Execution(device="cpu"), out, out)
         found["before"] = _memory("VmRSS")
         times = [time.perf_counter()]
-        listed = steps.index(place, out, Execution(shard_size=_SHARD))
+        listed = photographs.index(run, place, Execution(shard_size=_SHARD))
         times.append(time.perf_counter())
         found["listed"] = _memory("VmHWM")
-        plans, _ = steps.invert_and_edit(
-            prepared, listed, out, out, models, hashes, Inversion(steps=0), device
-        )
+        plans, _ = editing.invert_and_edit(run, prepared, listed, Inversion(steps=0))
         times.append(time.perf_counter())
         found["edited"] = _memory("VmHWM")
-        written = steps.report(plans, listed, out, [])
+        written = report.report(run, plans, listed, [])
         times.append(time.perf_counter())
         found.update(
             rows=written.rows, failed=written.failed, shards=len(listed.shards), index_s=times[1] - times[0],

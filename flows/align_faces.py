@@ -9,9 +9,11 @@ from __future__ import annotations
 from prefect import flow
 from pydantic import BaseModel, ConfigDict
 
-from flows import engine, steps
-from tasks import faces, models
-from tasks.caching import probe_result_storage
+from flows import engine
+from flows.run import StepCounts, begin, counts, gather_items, is_retry, summarize, task_runner
+from flows.steps import photographs
+from tasks import faces
+from tasks.run import Networks
 from tasks.settings import Alignment, Execution, FaceSource, OptionalUri, Uri
 from tasks.summaries import failed_items
 
@@ -21,11 +23,11 @@ class AlignResult(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    steps: list[steps.StepCounts]
+    steps: list[StepCounts]
     faces: faces.FacesRef
 
 
-@flow(name="align-faces", task_runner=steps.task_runner(), persist_result=True)
+@flow(name="align-faces", task_runner=task_runner(), persist_result=True)
 def align_faces(
     source: FaceSource,
     photos: Uri,
@@ -44,20 +46,19 @@ def align_faces(
         alignment: How faces are cut out.
         execution: How the work is run; none of it changes a result.
     """
-    place = workspace or f"{out.rstrip('/')}/workspace"
-    steps.check_places(photos, out, place)
-    steps.clear_up(out, place)
-    device = engine.pick_device(execution)
-    models.share_cores(device)
-    probe_result_storage()
-    source_hash = engine.run(faces.identify_source, source, device)
-    index = steps.index(photos, place, execution)
-    planned = faces.plan(photos, out, place, source, source_hash, alignment)
-    calls = [(planned, shard, device) for shard in index.shards]
-    summary = steps.gather_items("align-faces", faces.align_shard, calls)
-    write = faces.write_faces.with_options(refresh_cache=steps.is_retry())
-    done, written = [steps.counts(summary)], write(planned, index)
+    run = begin(Networks(), execution, workspace, out, sources=[photos])
+    source_hash = engine.run(faces.identify_source, run, source)
+    index = photographs.index(run, photos, execution)
+
+    planned = faces.plan(run, photos, source, source_hash, alignment)
+    calls = [(run, planned, shard) for shard in index.shards]
+    summary = gather_items("align-faces", faces.align_shard, calls)
+
+    # a Retry may have mended rows of shards that were finished, which the kept result does not know
+    written = faces.write_faces.with_options(refresh_cache=is_retry())(planned, index)
+
+    done = [counts(summary)]
     headline = f"{written.aligned} faces of {written.photographs} photographs, {written.failed} failed"
     places = {"table of faces": written.table, "faces": written.faces}
-    steps.summarize("align-faces", headline, done, places, failed_items(summary.results))
+    summarize("align-faces", headline, done, places, failed_items(summary.results))
     return AlignResult(steps=done, faces=written)

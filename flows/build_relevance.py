@@ -12,7 +12,8 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
-from flows import steps
+from flows.run import RunResult, begin, task_runner
+from flows.steps import table as steps
 from tasks.settings import (
     Execution,
     Models,
@@ -25,7 +26,7 @@ from tasks.settings import (
 )
 
 
-@flow(name="build-relevance", task_runner=steps.task_runner(), persist_result=True)
+@flow(name="build-relevance", task_runner=task_runner(), persist_result=True)
 def build_relevance(
     models: Models,
     workspace: Uri,
@@ -35,7 +36,7 @@ def build_relevance(
     add_samples: Annotated[int, Field(ge=0)] = 0,
     last_table: OptionalUri = "",
     nightly: Nightly | None = None,
-) -> steps.RunResult:
+) -> RunResult:
     """Measure the CLIP direction of every style channel; finished shards are kept across runs.
 
     With ``add_samples`` only new samples are measured and merged into the last table, which stays as
@@ -57,14 +58,14 @@ def build_relevance(
     """
     if nightly and (add_samples or last_table):
         raise SettingsError("a nightly run decides itself what to add; leave add_samples and last_table out")
-    hashes, device = steps.begin(models, execution, workspace)
-    shared = (models, hashes, sampling, relevance)
+
+    run = begin(models, execution, workspace)
     if nightly:
-        result = steps.refine_nightly(*shared, nightly, workspace, device)
+        result = steps.refine_nightly(run, sampling, relevance, nightly)
     elif add_samples:
-        result = steps.refine(*shared, add_samples, last_table, workspace, device)
+        result = steps.refine(run, sampling, relevance, add_samples, last_table)
     else:
-        styles, table, done = steps.table_for(*shared, workspace, device)
-        result = steps.RunResult(steps=done, styles=styles, table=table)
+        styles, table, done = steps.table_for(run, sampling, relevance)
+        result = RunResult(steps=done, styles=styles, table=table)
     steps.summarize_table(result)
     return result

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from prefect import flow
 
-from flows import steps
+from flows.run import RunResult, StepCounts, begin, counts, task_runner
+from flows.steps import editing, photographs
+from flows.steps.table import sample, table_for
 from tasks.choosing import ChoicePlan
 from tasks.edits import Edit, all_variants, automatic_steps, replace_steps, stand_in
 from tasks.settings import (
@@ -24,7 +26,7 @@ from tasks.settings import (
 )
 
 
-@flow(name="choose-edits", task_runner=steps.task_runner(), persist_result=True)
+@flow(name="choose-edits", task_runner=task_runner(), persist_result=True)
 def choose_edits(
     models: Models,
     edits: list[Edit],
@@ -37,7 +39,7 @@ def choose_edits(
     table: OptionalUri = "",
     instant: Instant = Instant(),
     choosing: Choosing = Choosing(),
-) -> steps.RunResult:
+) -> RunResult:
     """Put numbers in place of every auto: chosen on the images under a prefix, or on sampled style codes.
 
     Args:
@@ -56,27 +58,25 @@ def choose_edits(
     """
     wanted = automatic_steps(edits)
     variants = all_variants(replace_steps(edits, stand_in))
-    hashes, device = steps.begin(models, execution, workspace)
-    steps.check_edits(variants, models, device)
-    styles, found, done = None, None, list[steps.StepCounts]()
+    run = begin(models, execution, workspace, sources=[photos] if photos else [])
+    editing.check_edits(run, variants)
+
+    # channels come from a table, or from gradients at sampled codes; without photographs the codes judge too
+    styles, found, done = None, None, list[StepCounts]()
     most = max(sampling.codes, instant.codes, 0 if photos else choosing.images)
     sampling = sampling.model_copy(update={"codes": most})
     if any(step.relevance == "table" for step in wanted):
-        styles, found, done = steps.table_for(
-            models, hashes, sampling, relevance, workspace, device, given=table
-        )
+        styles, found, done = table_for(run, sampling, relevance, given=table)
     if styles is None and wanted and (not photos or found is None):
-        styles, sampled = steps.sample(models, hashes, sampling, workspace, device)
-        done.append(steps.counts(sampled))
-    planned = ChoicePlan(
-        models=models, hashes=hashes, workspace=workspace, settings=choosing, instant=instant, table=found,
-        styles=styles,
-    )  # fmt: skip
+        styles, sampled = sample(run, sampling)
+        done.append(counts(sampled))
+
+    planned = ChoicePlan(settings=choosing, instant=instant, table=found, styles=styles)
     if photos and wanted:
-        steps.check_places(photos, workspace, workspace)
-        index = steps.index(photos, workspace, execution)
-        inverted, summary = steps.invert(index, workspace, models, hashes, inversion, device)
-        done.append(steps.counts(summary))
+        index = photographs.index(run, photos, execution)
+        inverted, summary = photographs.invert(run, index, inversion)
+        done.append(counts(summary))
         planned = planned.model_copy(update={"inversion": inverted, "shards": index.shards})
-    chosen, choices = steps.choose(edits, planned, device)
-    return steps.RunResult(steps=done, styles=styles, table=found, edits=chosen, choices=choices)
+
+    chosen, choices = editing.choose(run, edits, planned)
+    return RunResult(steps=done, styles=styles, table=found, edits=chosen, choices=choices)

@@ -13,7 +13,10 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
-from flows import steps
+from flows.run import RunResult, StepCounts, begin, counts, task_runner
+from flows.steps import editing, photographs
+from flows.steps.report import report
+from flows.steps.table import sample, table_for
 from tasks.choosing import ChoicePlan, ChosenStrength
 from tasks.edits import Edit, all_variants, automatic_steps, replace_steps, stand_in
 from tasks.settings import (
@@ -29,7 +32,7 @@ from tasks.settings import (
 )
 
 
-@flow(name="edit-images", task_runner=steps.task_runner(), persist_result=True)
+@flow(name="edit-images", task_runner=task_runner(), persist_result=True)
 def edit_images(
     models: Models,
     photos: Uri,
@@ -43,7 +46,7 @@ def edit_images(
     table: OptionalUri = "",
     instant: Instant = Instant(),
     choosing: Choosing = Choosing(),
-) -> steps.RunResult:
+) -> RunResult:
     """Edit every image with every edit; what an earlier run finished is found and kept.
 
     Args:
@@ -61,44 +64,48 @@ def edit_images(
         instant: How relevance is taken from gradients, for edits that ask for that.
         choosing: How alpha and beta are chosen, on some of the inverted images, where an edit says auto.
     """
-    place = workspace or f"{out.rstrip('/')}/workspace"
     variants = all_variants(replace_steps(edits, stand_in))
-    steps.check_places(photos, out, place)
-    hashes, device = steps.begin(models, execution, place, out)
-    steps.check_edits(variants, models, device)
-    others = steps.prepare_others(variants, models, hashes, device)
-    index = steps.index(photos, place, execution)
-    styles, found, done = None, None, list[steps.StepCounts]()
-    if steps.needs(variants, "instant"):
+    run = begin(models, execution, workspace, out, sources=[photos])
+
+    # what cannot work ends the run here, before hours of work on the table
+    editing.check_edits(run, variants)
+    others = editing.prepare_others(run, variants)
+    index = photographs.index(run, photos, execution)
+
+    # relevance comes from a table or from gradients at sampled codes, as the edits ask for
+    styles, found, done = None, None, list[StepCounts]()
+    if editing.needs(variants, "instant"):
         sampling = sampling.model_copy(update={"codes": max(sampling.codes, instant.codes)})
-    if steps.needs(variants, "table"):
-        styles, found, done = steps.table_for(models, hashes, sampling, relevance, place, device, given=table)
-    if steps.needs(variants, "instant") and styles is None:
-        styles, sampled = steps.sample(models, hashes, sampling, place, device)
-        done.append(steps.counts(sampled))
-    shared = (found, models, hashes, place, device, others, styles, instant)
+    if editing.needs(variants, "table"):
+        styles, found, done = table_for(run, sampling, relevance, given=table)
+    if editing.needs(variants, "instant") and styles is None:
+        styles, sampled = sample(run, sampling)
+        done.append(counts(sampled))
+
+    # alpha and beta are chosen on the images themselves, so these are inverted first
     choices = list[ChosenStrength]()
     if automatic_steps(edits):
-        inverted, inverting = steps.invert(index, place, models, hashes, inversion, device)
-        done.append(steps.counts(inverting))
+        inverted, inverting = photographs.invert(run, index, inversion)
+        done.append(counts(inverting))
         planned = ChoicePlan(
-            models=models, hashes=hashes, workspace=place, settings=choosing, instant=instant, table=found,
-            styles=styles, inversion=inverted, shards=index.shards,
+            settings=choosing, instant=instant, table=found, styles=styles, inversion=inverted,
+            shards=index.shards,
         )  # fmt: skip
-        edits, choices = steps.choose(edits, planned, device)
+        edits, choices = editing.choose(run, edits, planned)
         variants = all_variants(edits)
-    prepared = steps.directions(variants, *shared)
-    diagnosis = steps.diagnose(prepared, models, hashes, place, device)
-    plans, summaries = steps.invert_and_edit(prepared, index, out, place, models, hashes, inversion, device)
-    done += [steps.counts(summary) for summary in summaries[1 if choices else 0 :]]
-    return steps.RunResult(
+
+    prepared = editing.directions(run, variants, others, found, styles, instant)
+    diagnosis = editing.diagnose(run, prepared)
+    plans, summaries = editing.invert_and_edit(run, prepared, index, inversion)
+    done += [counts(summary) for summary in summaries[1 if choices else 0 :]]
+    return RunResult(
         steps=done,
         styles=styles,
         table=found,
         latents=plans[0].inversion.folder,
         diagnosis=diagnosis,
-        step_similarity=steps.compare(plans, index, device),
-        report=steps.report(plans, index, place, done, [each.uri for each in choices]),
+        step_similarity=editing.compare(run, plans, index),
+        report=report(run, plans, index, done, [each.uri for each in choices]),
         edits=edits,
         choices=choices,
     )

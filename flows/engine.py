@@ -48,8 +48,11 @@ def task_runner() -> TaskRunner[PrefectFuture[Any]]:
     if chosen == "threads":
         threads = ThreadPoolTaskRunner(max_workers=shards_at_once(models.any_device()))  # type: ignore[var-annotated]
         return cast(TaskRunner[PrefectFuture[Any]], threads)
+
     if not re.fullmatch(r"ray(://[^/\s]+)?", chosen):
         raise SettingsError(f"{VARIABLE} must be threads, ray or ray://HOST:PORT, got {chosen!r}")
+
+    # here and not above, as importing Ray takes a second and most machines do not have it
     try:
         from flows.on_ray import RayRunner
     except ModuleNotFoundError as error:

@@ -10,11 +10,10 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from pydantic import BaseModel, ConfigDict
 
-from flows import engine, steps
-from tasks import evaluation, models
+from flows import engine
+from flows.run import StepCounts, begin, counts, gather_items, task_runner
 from tasks.attributes import FACES, AttributePrompts, load_attributes
-from tasks.caching import probe_result_storage
-from tasks.evaluation import EvaluationRef
+from tasks.evaluation import EvaluationRef, evaluate_shard, plan_evaluation
 from tasks.evaluation_tables import gather_evaluation, markdown
 from tasks.manifest_items import find_inversions, index_edits, place_of
 from tasks.pages.links import parent
@@ -26,11 +25,11 @@ class EvaluationResult(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    steps: list[steps.StepCounts]
+    steps: list[StepCounts]
     evaluation: EvaluationRef
 
 
-@flow(name="evaluate-edits", task_runner=steps.task_runner(), persist_result=True)
+@flow(name="evaluate-edits", task_runner=task_runner(), persist_result=True)
 def evaluate_edits(
     manifest: Uri,
     attributes: tuple[AttributePrompts, ...] = (),
@@ -54,19 +53,17 @@ def evaluate_edits(
     listed = list(attributes) or load_attributes(FACES)
     out = out or place_of(manifest)
     workspace = workspace or f"{out.rstrip('/')}/workspace"
-    steps.clear_up(parent(manifest), workspace)
-    device = engine.pick_device(execution)
-    models.share_cores(device)
-    probe_result_storage()
-    index = index_edits(manifest, out, workspace, execution.shard_size)
+    run = begin(judges, execution, workspace, parent(manifest))  # tables lie beside the manifest
+
+    index = index_edits(run, manifest, out, execution.shard_size)
     if comparison.before == "photograph" and not index.photographs:
         raise SettingsError(f"{manifest} does not say where its photographs lie; compare with inversions")
     drawn = comparison.before == "inversion"
-    before = find_inversions(index, workspace) if drawn else index.photographs
-    plan = (index, judges, comparison, listed, before, workspace, device)
-    planned = engine.run(evaluation.plan_evaluation, *plan)
-    calls = [(planned, shard, device) for shard in index.shards]
-    summary = steps.gather_items("evaluate-edits", evaluation.evaluate_shard, calls)
-    written = engine.run(gather_evaluation, planned, device)
+    before = find_inversions(run, index) if drawn else index.photographs
+    planned = engine.run(plan_evaluation, run, index, comparison, listed, before)
+
+    calls = [(run, planned, shard) for shard in index.shards]
+    summary = gather_items("evaluate-edits", evaluate_shard, calls)
+    written = engine.run(gather_evaluation, run, planned)
     create_markdown_artifact(markdown(written), key="evaluation", description="what the edits did")
-    return EvaluationResult(steps=[steps.counts(summary)], evaluation=written)
+    return EvaluationResult(steps=[counts(summary)], evaluation=written)

@@ -9,11 +9,12 @@ from __future__ import annotations
 from prefect import flow
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows import engine, steps
-from tasks import exploration
+from flows import engine
+from flows.run import StepCounts, begin, task_runner
+from flows.steps.table import table_for
 from tasks.attributes import FACES, AttributePrompts, load_attributes
 from tasks.edits import StepVariant
-from tasks.exploration import ExplorationRef
+from tasks.exploration import ExplorationRef, explore_channel, explore_target
 from tasks.settings import (
     Execution,
     Models,
@@ -42,11 +43,11 @@ class Answer(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    steps: list[steps.StepCounts]
+    steps: list[StepCounts]
     found: ExplorationRef
 
 
-@flow(name="explore-channels", task_runner=steps.task_runner(), persist_result=True)
+@flow(name="explore-channels", task_runner=task_runner(), persist_result=True)
 def explore_channels(
     models: Models,
     question: Question,
@@ -72,13 +73,13 @@ def explore_channels(
     """
     if bool(question.target) == bool(question.channel):
         raise SettingsError("give a target, or a channel, one of them")
-    hashes, device = steps.begin(models, execution, workspace)
-    _, built, done = steps.table_for(models, hashes, sampling, relevance, workspace, device, given=table)
-    where = (built, models, hashes, workspace, device)
+    run = begin(models, execution, workspace)
+    _, built, done = table_for(run, sampling, relevance, given=table)
+
     if question.target:
         prompt = StepVariant(neutral=question.neutral, target=question.target, templates=question.templates)
-        found = engine.run(exploration.explore_target, prompt, question.count, *where)
+        found = engine.run(explore_target, run, prompt, question.count, built)
     else:
         listed = list(attributes) or load_attributes(FACES)
-        found = engine.run(exploration.explore_channel, question.channel, listed, question.templates, *where)
+        found = engine.run(explore_channel, run, question.channel, listed, question.templates, built)
     return Answer(steps=done, found=found)

@@ -11,7 +11,10 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from pydantic import BaseModel, ConfigDict
 
-from flows import engine, steps
+from flows import engine
+from flows.run import StepCounts, begin, task_runner
+from flows.steps.editing import check_edits, distinct_steps
+from flows.steps.table import table_for
 from tasks import diagnostics
 from tasks.diagnostics import DiagnosisRef
 from tasks.edits import Edit, all_variants
@@ -23,11 +26,11 @@ class InspectionResult(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    steps: list[steps.StepCounts]
+    steps: list[StepCounts]
     diagnosis: DiagnosisRef
 
 
-@flow(name="inspect-prompts", task_runner=steps.task_runner(), persist_result=True)
+@flow(name="inspect-prompts", task_runner=task_runner(), persist_result=True)
 def inspect_prompts(
     models: Models,
     edits: list[Edit],
@@ -52,11 +55,11 @@ def inspect_prompts(
             files leaves them; without one the table is built first, or found built.
     """
     variants = all_variants(edits)
-    hashes, device = steps.begin(models, execution, workspace)
-    chosen = steps.distinct_steps(variants)
-    steps.check_edits(variants, models, device)
-    _, found, done = steps.table_for(models, hashes, sampling, relevance, workspace, device, given=table)
-    diagnosis = engine.run(diagnostics.diagnose_prompts, chosen, found, models, hashes, workspace, device)
+    run = begin(models, execution, workspace)
+    check_edits(run, variants)  # a prompt that CLIP cannot read ends the run before hours of measuring
+
+    _, found, done = table_for(run, sampling, relevance, given=table)
+    diagnosis = engine.run(diagnostics.diagnose_prompts, run, distinct_steps(variants), found)
     create_markdown_artifact(
         diagnostics.markdown(diagnosis), key="prompts", description="what the prompts will do"
     )

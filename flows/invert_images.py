@@ -7,19 +7,21 @@ from __future__ import annotations
 
 from prefect import flow
 
-from flows import steps
+from flows.run import RunResult, begin, counts, summarize, task_runner
+from flows.steps import photographs
+from tasks.run import Networks
 from tasks.settings import Execution, Inversion, Models, Uri
 from tasks.summaries import failed_items
 
 
-@flow(name="invert-images", task_runner=steps.task_runner(), persist_result=True)
+@flow(name="invert-images", task_runner=task_runner(), persist_result=True)
 def invert_images(
     models: Models,
     photos: Uri,
     workspace: Uri,
     inversion: Inversion = Inversion(),
     execution: Execution = Execution(),
-) -> steps.RunResult:
+) -> RunResult:
     """Find the latent of every image; a broken image is a row, not a failed run.
 
     Args:
@@ -29,13 +31,12 @@ def invert_images(
         inversion: How photographs become latents.
         execution: How the work is run; none of it changes a result.
     """
-    steps.check_places(photos, workspace, workspace)
-    hashes, device = steps.begin(models, execution, workspace, with_clip=False)
-    index = steps.index(photos, workspace, execution)
-    planned, summary = steps.invert(index, workspace, models, hashes, inversion, device)
-    done = [steps.counts(summary)]
+    run = begin(Networks.of(models).without_clip(), execution, workspace, sources=[photos])
+    index = photographs.index(run, photos, execution)
+    planned, summary = photographs.invert(run, index, inversion)
+
+    done = [counts(summary)]
     headline = f"{summary.rows} images, {summary.failed} without a latent"
-    steps.summarize(
-        "invert-images", headline, done, {"latents": planned.folder}, failed_items(summary.results)
-    )
-    return steps.RunResult(steps=done, latents=planned.folder)
+    problems = failed_items(summary.results)
+    summarize("invert-images", headline, done, {"latents": planned.folder}, problems)
+    return RunResult(steps=done, latents=planned.folder)

@@ -2,9 +2,9 @@
 
 ``prefect-ray`` submits and waits. Added here:
 
-- A task that computes (it has a parameter ``device``) asks Ray for GPUs: one where the device is ``cuda``, or
-  what ``STYLECLIP_RAY_GPUS`` says, e.g. 0.5 so that two of them share a GPU. Ray starts it where so much is
-  free, and no other task is then counted there.
+- A task that computes (it has a parameter ``run``) asks Ray for GPUs: one where that run's device is
+  ``cuda``, or what ``STYLECLIP_RAY_GPUS`` says, e.g. 0.5 so that two of them share a GPU. Ray starts it where
+  so much is free, and no other task is then counted there.
 - A worker process is kept from task to task, and so are the networks it has loaded. Ray would end a process
   that used a GPU after one task. A process that is given another GPU than before computes on that one.
 - Storage credentials and options of the flow's environment reach the workers beside the task, not in its
@@ -35,6 +35,7 @@ from prefect.settings import get_current_settings
 from prefect_ray.context import remote_options
 from prefect_ray.task_runners import PrefectRayFuture, RayTaskRunner
 
+from tasks.run import Run
 from tasks.settings import Execution, SettingsError
 
 _R = TypeVar("_R")
@@ -69,6 +70,8 @@ class RayRunner(RayTaskRunner[_R]):  # type: ignore[misc]  # prefect-ray has no 
         """
         gpus = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
         device = ("cuda" if gpus else "cpu") if execution.device == "auto" else execution.device
+
+        # Ray would let tasks wait for ever for what no node has
         if gpus_for(device) and not gpus:
             raise SettingsError(
                 f"tasks on {device} ask for {gpus_for(device):g} GPUs each, but no node of the Ray cluster "
@@ -84,7 +87,10 @@ class RayRunner(RayTaskRunner[_R]):  # type: ignore[misc]  # prefect-ray has no 
         dependencies: dict[str, set[RunInput]] | None = None,
     ) -> PrefectRayFuture[Any]:
         """Start a task when some node has the GPUs that it asks for."""
-        gpus = gpus_for(parameters["device"]) if "device" in parameters else 0
+        run = parameters.get("run")
+        gpus = gpus_for(run.device) if isinstance(run, Run) else 0
+
+        # what Prefect would wait for inside of the task, with its GPU held, Ray waits for before
         before = list(wait_for or ())
         token = _before.set([each.wrapped_future for each in before if isinstance(each, PrefectRayFuture)])
         try:
@@ -124,10 +130,13 @@ def gpus_for(device: str) -> float:
     wanted = os.environ.get(GPUS_VARIABLE, "")
     if not wanted:
         return 1 if device == "cuda" else 0
+
     try:
         gpus = float(wanted)
     except ValueError:
         gpus = -1.0
+
+    # Ray counts several GPUs of a task as whole ones only
     if not (0 <= gpus <= 1 or gpus.is_integer()) or gpus < 0:
         raise SettingsError(f"{GPUS_VARIABLE} must be a fraction up to 1 or a whole number, got {wanted!r}")
     return gpus
@@ -145,6 +154,8 @@ def adopt(given: Mapping[str, str]) -> None:
     """
     for name in [name for name in os.environ if name.startswith(_GROUPS) and name not in _own]:
         del os.environ[name]
+
+    # a group comes whole from one of the two: half of the flow's credentials would not fit the node's
     taken = tuple(group for group in _GROUPS if not any(name.startswith(group) for name in _own))
     os.environ.update({name: value for name, value in given.items() if name.startswith(taken)})
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from prefect import flow
 from pydantic import BaseModel, ConfigDict
 
-from flows import steps
-from tasks import models, pasting
-from tasks.caching import probe_result_storage
+from flows.run import StepCounts, begin, counts, gather_items, is_retry, summarize, task_runner
+from tasks import pasting
+from tasks.run import Networks
 from tasks.settings import Execution, OptionalUri, Pasting, Uri
 from tasks.summaries import failed_items
 
@@ -21,11 +21,11 @@ class PasteResult(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    steps: list[steps.StepCounts]
+    steps: list[StepCounts]
     pasted: pasting.PastedRef
 
 
-@flow(name="paste-faces", task_runner=steps.task_runner(), persist_result=True)
+@flow(name="paste-faces", task_runner=task_runner(), persist_result=True)
 def paste_faces(
     faces: Uri,
     edited: Uri,
@@ -46,20 +46,21 @@ def paste_faces(
         settings: How faces are put back.
         execution: How the work is run; none of it changes a result.
     """
-    place = workspace or f"{out.rstrip('/')}/workspace"
-    models.share_cores("cpu")
-    probe_result_storage()
+    # first, as only the table knows where the photographs lie, in which nothing may be written
     table = pasting.identify_faces(faces, photos)
-    for source in (table.photos, edited):
-        steps.check_places(source, out, place)
-    steps.clear_up(out, place)
-    index = pasting.index_edited(table, edited, place, execution.shard_size)
-    planned = pasting.plan(table, edited, out, place, settings)
+    on_cpu = execution.model_copy(update={"device": "cpu"})  # there is nothing to do for a GPU
+    run = begin(Networks(), on_cpu, workspace, out, sources=[table.photos, edited])
+    index = pasting.index_edited(run, table, edited, execution.shard_size)
+
+    planned = pasting.plan(run, table, edited, settings)
     calls = [(planned, shard) for shard in index.shards]
-    summary = steps.gather_items("paste-faces", pasting.paste_shard, calls)
-    write = pasting.write_pasted.with_options(refresh_cache=steps.is_retry())
-    done, written = [steps.counts(summary)], write(planned, index)
+    summary = gather_items("paste-faces", pasting.paste_shard, calls)
+
+    # a Retry may have mended rows of shards that were finished, which the kept result does not know
+    written = pasting.write_pasted.with_options(refresh_cache=is_retry())(planned, index)
+
+    done = [counts(summary)]
     headline = f"{written.pasted} photographs with their edited faces, {written.failed} failed"
     places = {"table": written.table, "photographs": written.photographs}
-    steps.summarize("paste-faces", headline, done, places, failed_items(summary.results))
+    summarize("paste-faces", headline, done, places, failed_items(summary.results))
     return PasteResult(steps=done, pasted=written)

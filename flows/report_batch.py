@@ -9,13 +9,14 @@ from __future__ import annotations
 from prefect import flow
 from prefect.artifacts import create_link_artifact
 
-from flows import steps
-from tasks.caching import probe_result_storage
+from flows.run import begin, task_runner
+from flows.steps import report
 from tasks.pages.links import parent, public_url
-from tasks.settings import OptionalUri, Uri
+from tasks.run import Networks
+from tasks.settings import Execution, OptionalUri, Uri
 
 
-@flow(name="report-batch", task_runner=steps.task_runner(), persist_result=True)
+@flow(name="report-batch", task_runner=task_runner(), persist_result=True)
 def report_batch(
     manifest: Uri,
     evaluations: list[str] | None = None,
@@ -31,8 +32,8 @@ def report_batch(
         choices: URIs of tables of the pairs of alpha and beta that were tried for edits.
     """
     place = workspace or f"{parent(manifest, 3)}/workspace"
-    steps.clear_up(parent(manifest), place)
-    probe_result_storage()
-    page = steps.page(manifest, place, evaluations or [], choices or [])
+    run = begin(Networks(), Execution(), place, parent(manifest))
+
+    page = report.page(run, manifest, evaluations or [], choices or [])
     create_link_artifact(public_url(page), link_text="report page", key="report-batch-page", description=page)
     return page

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from prefect import flow
 
-from flows import steps
+from flows.run import RunResult, begin, counts, summarize, task_runner
+from flows.steps.table import sample
+from tasks.run import Networks
 from tasks.settings import Execution, Models, Sampling, Uri
 
 
-@flow(name="sample-styles", task_runner=steps.task_runner(), persist_result=True)
+@flow(name="sample-styles", task_runner=task_runner(), persist_result=True)
 def sample_styles(
     models: Models,
     workspace: Uri,
     sampling: Sampling = Sampling(),
     execution: Execution = Execution(),
-) -> steps.RunResult:
+) -> RunResult:
     """Sample style codes and measure mean, deviation, minimum and maximum of every style channel.
 
     Args:
@@ -27,9 +29,9 @@ def sample_styles(
         sampling: Style codes to sample, and the statistics of style space.
         execution: How the work is run; none of it changes a result.
     """
-    hashes, device = steps.begin(models, execution, workspace, with_clip=False)
-    styles, summary = steps.sample(models, hashes, sampling, workspace, device)
-    done = [steps.counts(summary)]
+    run = begin(Networks.of(models).without_clip(), execution, workspace)
+    styles, summary = sample(run, sampling)
+    done = [counts(summary)]
     headline = f"{sampling.statistics} style codes behind the statistics, {sampling.codes} stored"
-    steps.summarize("sample-styles", headline, done, {"statistics": styles.statistics, "codes": styles.codes})
-    return steps.RunResult(steps=done, styles=styles)
+    summarize("sample-styles", headline, done, {"statistics": styles.statistics, "codes": styles.codes})
+    return RunResult(steps=done, styles=styles)

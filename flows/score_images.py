@@ -9,11 +9,12 @@ from __future__ import annotations
 from prefect import flow
 from pydantic import BaseModel, ConfigDict
 
-from flows import engine, steps
-from tasks import image_scores, models
-from tasks.caching import probe_result_storage
-from tasks.image_scores import ScoresRef
+from flows import engine
+from flows.run import StepCounts, begin, counts, gather_items, task_runner
+from flows.steps import photographs
+from tasks.image_scores import ScoresRef, gather_scores, plan_scores, score_shard
 from tasks.labels import LabelPrompt, load_truth
+from tasks.run import Networks
 from tasks.settings import Execution, OptionalUri, TemplateSet, Uri
 
 
@@ -22,11 +23,11 @@ class ScoresResult(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    steps: list[steps.StepCounts]
+    steps: list[StepCounts]
     scores: ScoresRef
 
 
-@flow(name="score-images", task_runner=steps.task_runner(), persist_result=True)
+@flow(name="score-images", task_runner=task_runner(), persist_result=True)
 def score_images(
     images: Uri,
     prompts: list[LabelPrompt],
@@ -50,17 +51,13 @@ def score_images(
         workspace: URI of the folder for artifacts; OUT/workspace if empty.
         execution: How the work is run; none of it changes a result.
     """
-    place = workspace or f"{out.rstrip('/')}/workspace"
-    steps.check_places(images, out, place)
-    steps.clear_up(out, place)
-    device = engine.pick_device(execution)
-    models.share_cores(device)
-    probe_result_storage()
+    run = begin(Networks(clip=clip), execution, workspace, out, sources=[images])
     if labels:
         load_truth(labels, prompts)  # a table of another form ends the run here, at once
-    index = steps.index(images, place, execution)
-    planned = engine.run(image_scores.plan_scores, images, place, clip, prompts, templates, device)
-    calls = [(planned, shard, device) for shard in index.shards]
-    summary = steps.gather_items("score-images", image_scores.score_shard, calls)
-    written = image_scores.gather_scores(planned, index, out, labels)
-    return ScoresResult(steps=[steps.counts(summary)], scores=written)
+
+    index = photographs.index(run, images, execution)
+    planned = engine.run(plan_scores, run, images, prompts, templates)
+    calls = [(run, planned, shard) for shard in index.shards]
+    summary = gather_items("score-images", score_shard, calls)
+    written = gather_scores(run, planned, index, labels)
+    return ScoresResult(steps=[counts(summary)], scores=written)

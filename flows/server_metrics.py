@@ -46,18 +46,23 @@ def server_metrics(now: datetime | None = None) -> str:
         registry=registry,
     )  # fmt: skip
     steps = {column: Gauge(name, text, ["step"], registry=registry) for column, (name, text) in _STEP.items()}
+
     with get_client(sync_client=True) as client:
         names = _deployments(client)
         since = (now or datetime.now(UTC)) - timedelta(days=1)
         for (deployment, state), count in _runs(client, since).items():
             runs.labels(names.get(deployment, "none"), state).set(count)
+
+        # a deployment that never ended well has no time, rather than the beginning of time
         for deployment, name in names.items():
             ended = _last_completed(client, deployment)
             if ended:
                 good.labels(name).set(ended.timestamp())
+
         for step, row in _summaries(client).items():
             for column, gauge in steps.items():
                 gauge.labels(step).set(row.get(column, 0))
+
     return generate_latest(registry).decode()
 
 
@@ -66,7 +71,8 @@ def _deployments(client: SyncPrefectClient) -> dict[UUID | None, str]:
     names: dict[UUID | None, str] = {}
     for each in client.read_deployments(limit=_PAGE):
         if each.flow_id not in flows:
-            flows[each.flow_id] = client.read_flow(each.flow_id).name
+            flows[each.flow_id] = client.read_flow(each.flow_id).name  # once per flow: it is a request
+
         names[each.id] = f"{flows[each.flow_id]}/{each.name}"
     return names
 
@@ -74,6 +80,8 @@ def _deployments(client: SyncPrefectClient) -> dict[UUID | None, str]:
 def _runs(client: SyncPrefectClient, since: datetime) -> Counter[tuple[UUID | None, str]]:
     started = FlowRunFilter(start_time=FlowRunFilterStartTime(after_=since))
     counts: Counter[tuple[UUID | None, str]] = Counter()
+
+    # sorted by what does not change, so that a run which ends meanwhile does not move to another page
     page = client.read_flow_runs(flow_run_filter=started, sort=FlowRunSort.ID_DESC, limit=_PAGE)
     while page:
         counts.update((run.deployment_id, run.state_type.value if run.state_type else "NONE") for run in page)
@@ -86,6 +94,7 @@ def _runs(client: SyncPrefectClient, since: datetime) -> Counter[tuple[UUID | No
 def _last_completed(client: SyncPrefectClient, deployment: UUID | None) -> datetime | None:
     if deployment is None:
         return None
+
     wanted = FlowRunFilter(
         deployment_id=FlowRunFilterDeploymentId(any_=[deployment]),
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.COMPLETED])),
@@ -98,6 +107,7 @@ def _summaries(client: SyncPrefectClient) -> dict[str, dict[str, Any]]:
     """Return the latest summary of every step."""
     key = ArtifactCollectionFilterKey(like_="-summary")
     found = client.read_latest_artifacts(artifact_filter=ArtifactCollectionFilter(key=key), limit=_PAGE)
+
     rows: dict[str, dict[str, Any]] = {}
     for each in found:
         if each.key and each.key.endswith("-summary") and isinstance(each.data, str):

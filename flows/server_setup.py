@@ -82,18 +82,23 @@ def set_up(wanted: ServerSetup) -> list[str]:
         problem = client.api_healthcheck()
         if problem:
             raise SetupError(f"the Prefect server at {client.api_url} does not answer: {problem}")
+
+        # the pool's template gives these to every run, whichever worker starts it
         environment = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT)}
         lines = []
         if wanted.results:
             block = _save_results(wanted.results)
             environment["PREFECT_DEFAULT_RESULT_STORAGE_BLOCK"] = block
             lines.append(f"result storage {block}: {wanted.results}")
+
         lines.append(_pool(client, wanted.pool, environment))
         lines += [_queue(client, wanted.pool, name, priority) for name, priority in QUEUES.items()]
         for name in wanted.device_limits:
             client.upsert_global_concurrency_limit_by_name(name, 1)
             lines.append(f"limit {name}: one run at a time computes")
         actions = _notifications(client, wanted)
+
+    # automations open clients of their own
     lines.append(_automation(_zombies(wanted.silence)))
     if actions:
         lines.append(_automation(_notify(actions)))
@@ -102,12 +107,14 @@ def set_up(wanted: ServerSetup) -> list[str]:
 
 def _save_results(uri: str) -> str:
     """Save the block of the folder for task results and return its name; it holds no credentials."""
-    filesystem(uri)
+    filesystem(uri)  # refuses a URI with credentials in it, and storage of an unknown kind
+
     if is_local(uri):
         folder = local_path(uri).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         LocalFileSystem(basepath=str(folder)).save(RESULTS, overwrite=True)
         return f"local-file-system/{RESULTS}"
+
     RemoteFileSystem(basepath=uri).save(RESULTS, overwrite=True)
     return f"remote-file-system/{RESULTS}"
 
@@ -124,6 +131,8 @@ def _pool(client: SyncPrefectClient, name: str, environment: dict[str, str]) -> 
             WorkPoolCreate(name=name, type="process", description=description, base_job_template=template)
         )
         done = "made"
+
+    # what an operator has put into the template beside ours stays
     variable: dict[str, Any] = template["variables"]["properties"]["env"]
     variable["default"] = {**(variable.get("default") or {}), **environment}
     client.update_work_pool(name, WorkPoolUpdate(base_job_template=template))
@@ -141,10 +150,12 @@ def _queue(client: SyncPrefectClient, pool: str, name: str, priority: int) -> st
 def _notifications(client: SyncPrefectClient, wanted: ServerSetup) -> list[CallWebhook | SendNotification]:
     """Return what to do when a run fails."""
     actions: list[CallWebhook | SendNotification] = []
+
     if wanted.webhook.get_secret_value():
         block = Webhook(url=wanted.webhook)
         saved: Any = block.save(WEBHOOK, overwrite=True)  # a coroutine only where the caller is one
         actions.append(CallWebhook(block_document_id=saved, payload=_PAYLOAD))
+
     if wanted.notification_block:
         kind, _, name = wanted.notification_block.partition("/")
         try:
@@ -167,7 +178,7 @@ def _notify(actions: list[CallWebhook | SendNotification]) -> Automation:
             match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
             posture=Posture.Reactive,
             threshold=1,
-            within=timedelta(0),
+            within=timedelta(0),  # every single one, at once
         ),
         actions=list(actions),
     )
@@ -176,6 +187,8 @@ def _notify(actions: list[CallWebhook | SendNotification]) -> Automation:
 def _zombies(silence: int) -> Automation:
     """Return the automation that ends runs whose process has gone, so that Retry is offered."""
     message = f"No sign of life for {silence} s: the process, its worker or its machine has gone."
+
+    # after a heartbeat, any event of the run is a sign of life, its end too; silence is what triggers
     return Automation(
         name=ZOMBIES,
         description="Made by `styleclip setup-server`",
@@ -193,11 +206,13 @@ def _zombies(silence: int) -> Automation:
 
 
 def _automation(wanted: Automation) -> str:
+    # looked for by name, or setting up twice would tell of every failure twice
     try:
         known: Any = Automation.read(name=wanted.name)
         wanted.id = known.id
         change: Callable[[], Any] = wanted.update
-    except ValueError:
+    except ValueError:  # there is none of that name
         change = wanted.create
+
     change()
     return f"automation {wanted.name!r}"

@@ -11,18 +11,19 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
-from flows import steps
+from flows.run import RunResult, begin, summarize, task_runner
+from flows.steps.editing import train
 from tasks.settings import Execution, MapperTraining, Models, Prompt, Uri
 
 
-@flow(name="train-mapper", task_runner=steps.task_runner(), persist_result=True)
+@flow(name="train-mapper", task_runner=task_runner(), persist_result=True)
 def train_mapper(
     models: Models,
     targets: Annotated[list[Prompt], Field(min_length=1)],
     workspace: Uri,
     training: MapperTraining = MapperTraining(),
     execution: Execution = Execution(),
-) -> steps.RunResult:
+) -> RunResult:
     """Train a mapper for every target prompt; a run that was stopped goes on where it was stored.
 
     Args:
@@ -32,8 +33,8 @@ def train_mapper(
         training: How a mapper is trained.
         execution: How the work is run; none of it changes a result.
     """
-    hashes, device = steps.begin(models, execution, workspace)
-    trained = steps.train(targets, workspace, models, hashes, training, device)
+    run = begin(models, execution, workspace)
+    trained = train(run, targets, training)
     places = {f"{each.target}, best loss {each.loss:.4f}": each.best for each in trained}
-    steps.summarize("train-mapper", f"{len(trained)} mappers", [], places)
-    return steps.RunResult(mappers=trained)
+    summarize("train-mapper", f"{len(trained)} mappers", [], places)
+    return RunResult(mappers=trained)

@@ -54,11 +54,13 @@ def import_(
         raise ValueError("say what to import: --relevance, --statistics, --w or --latents")
     if statistics and w:
         raise ValueError("--statistics and --w both give statistics; import one of them")
-    from tasks import exchange, models
+    from tasks import exchange
+    from tasks.run import Networks, run_here
 
-    network = models.generator(chosen_models(generator, clip).generator, "cpu")
+    chosen = chosen_models(generator, clip)
+    network = run_here(Networks(generator=chosen.generator)).generator
     if relevance:
-        embedder = models.clip(chosen_models(generator, clip).clip, "cpu")
+        embedder = run_here(Networks(clip=chosen.clip)).clip
         width = embedder.embedding_dim
         typer.echo(exchange.import_relevance(relevance, out, network, embedder.fingerprint, width=width))
     if statistics:
@@ -83,20 +85,16 @@ def export(
     clip: Clip = "",
 ) -> None:
     """Write an artifact as the published code reads it: fs3.npy, S_mean_std, w_plus.npy, latents.pt."""
-    from tasks import exchange, models
+    from tasks import exchange
     from tasks.artifacts import read_provenance
-    from tasks.identity import ModelHashes
+    from tasks.run import Networks, run_here
 
-    network = models.generator(chosen_models(generator, clip).generator, "cpu")
+    chosen = chosen_models(generator, clip)
+    network = run_here(Networks(generator=chosen.generator)).generator
     kind = read_provenance(source).kind if source.endswith(".parquet") else "latents"
     if kind == "relevance":
-        hashes = ModelHashes(
-            generator=network.fingerprint,
-            clip=models.clip(chosen_models(generator, clip).clip, "cpu").fingerprint,
-        )
-        exchange.export_relevance(
-            source, target, network, hashes, published_layers=published_layers, half=half
-        )
+        run = run_here(Networks(generator=chosen.generator, clip=chosen.clip))
+        exchange.export_relevance(run, source, target, published_layers=published_layers, half=half)
     elif kind == "style-statistics":
         exchange.export_statistics(source, target, network)
     elif kind == "latents":

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+import styleclip_core
 from styleclip_core.errors import ArtifactConflictError, StyleCLIPError
 from tasks.outages import explained
 from tasks.storage import (
@@ -39,6 +40,10 @@ from tasks.storage import (
 
 _METADATA = b"styleclip.provenance"
 _ROW_GROUP = 16_384
+
+
+class ChangedInputError(StyleCLIPError):
+    """What a run reads has been replaced since it began, so its results would lie under a wrong name."""
 
 
 class DamagedArtifactError(StyleCLIPError):
@@ -70,6 +75,60 @@ class Provenance:
     generator: str
     clip: str
     code_version: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides an artifact; it names the artifact's folder and is written into its files.
+
+    Attributes:
+        step: Step that makes it.
+        version: Version of the step's meaning.
+        parameters: Settings that decide the content, as JSON values.
+        inputs: Fingerprints of what goes in.
+        generator: Content hash of the generator, if one takes part.
+        clip: Content hash of the CLIP, if one takes part.
+    """
+
+    step: str
+    version: str
+    parameters: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    generator: str = ""
+    clip: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """Return the artifact's name, 32 hex digits.
+
+        Raises:
+            ValueError: If a parameter is no JSON value, or not a finite number.
+        """
+        return fingerprint(self.step, self.version, self.parameters, self.inputs)
+
+    def folder(self, workspace: str, kind: str) -> str:
+        """Return where the artifact lies: ``<workspace>/<kind>/<fingerprint>``."""
+        return join(workspace, kind, self.fingerprint)
+
+    def made(self, kind: str, inputs: Mapping[str, str] | None = None, /, **about: object) -> Provenance:
+        """Return what a table says of itself.
+
+        Args:
+            kind: What a row is about.
+            inputs: URIs to name beside the fingerprints, or in their place.
+            about: What was found while it was made, beside the parameters.
+        """
+        return Provenance(
+            kind=kind,
+            fingerprint=self.fingerprint,
+            step=self.step,
+            version=self.version,
+            parameters={**self.parameters, **about},
+            inputs=self.inputs if inputs is None else inputs,
+            generator=self.generator,
+            clip=self.clip,
+            code_version=styleclip_core.__version__,
+        )
 
 
 def fingerprint(step: str, version: str, parameters: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
@@ -199,15 +258,41 @@ def _conflict(uri: str, provenance: Provenance) -> ArtifactConflictError:
     )
 
 
-def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
+def read_expected(uri: str, digest: str) -> bytes:
+    """Return the content of an object that results are named after.
+
+    Args:
+        uri: Where it lies.
+        digest: Its SHA-256 when the run began.
+
+    Raises:
+        ChangedInputError: If it has been replaced since.
+        StorageError: If it cannot be read.
+    """
+    content = read_bytes(uri)
+    found = hashlib.sha256(content).hexdigest()
+    if found != digest:
+        raise ChangedInputError(
+            f"{uri} has changed since this run began: it is {found[:16]}, results are named after "
+            f"{digest[:16]}; put the old file back and retry, or start a new run"
+        )
+    return content
+
+
+def read_table(uri: str, columns: Sequence[str] | None = None, *, content: bytes | None = None) -> pa.Table:
     """Read a table, or some of its columns.
+
+    Args:
+        uri: Where it lies.
+        columns: Names of the columns; all if not given.
+        content: Its bytes, if they have been read already.
 
     Raises:
         DamagedArtifactError: If the file is truncated, damaged, or lacks a column.
         StorageError: If it cannot be read.
     """
     with _readable(uri):
-        file = _parquet(uri)
+        file = _parquet(uri, content)
         missing = sorted(set(columns or ()) - set(file.schema_arrow.names))
         if missing:
             raise DamagedArtifactError(
@@ -232,6 +317,17 @@ def iter_batches(uri: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         yield from file.iter_batches(_ROW_GROUP, columns=list(columns))
 
 
+def column_names(uri: str) -> list[str]:
+    """Return the names of a table's columns.
+
+    Raises:
+        DamagedArtifactError: If the file is truncated or damaged.
+        StorageError: If it cannot be read.
+    """
+    with _readable(uri), open_binary(uri) as stream:
+        return list(pq.read_schema(stream).names)
+
+
 def read_provenance(uri: str) -> Provenance:
     """Read what made a table.
 
@@ -248,8 +344,9 @@ def read_provenance(uri: str) -> Provenance:
         ) from error
 
 
-def _parquet(uri: str) -> pq.ParquetFile:
-    return pq.ParquetFile(io.BytesIO(read_bytes(uri)), page_checksum_verification=True)
+def _parquet(uri: str, content: bytes | None = None) -> pq.ParquetFile:
+    known = read_bytes(uri) if content is None else content
+    return pq.ParquetFile(io.BytesIO(known), page_checksum_verification=True)
 
 
 @contextmanager

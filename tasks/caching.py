@@ -11,15 +11,19 @@ Results are references of a few hundred bytes. Where they are stored is Prefect'
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
-from prefect import runtime, task
+from prefect import Task, runtime, task
 from prefect.cache_policies import INPUTS, CachePolicy
 from prefect.context import TaskRunContext
 
 from styleclip_core.errors import StyleCLIPError
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 class ResultStorageError(StyleCLIPError):
@@ -52,7 +56,17 @@ class PerRun(CachePolicy):
 PER_RUN = PerRun()
 
 
-@task(name="probe-result-storage", cache_policy=PER_RUN, persist_result=True)
+def unit_of_work(name: str, run_name: str = "") -> Callable[[Callable[_P, _R]], Task[_P, _R]]:
+    """Return a decorator that makes a function a task which Retry runs again only if it failed.
+
+    Args:
+        name: Of the task; a part of its result's key, so it must not change between releases.
+        run_name: Of a run of it, with parameters in braces; Prefect thinks of one if it is empty.
+    """
+    return task(name=name, task_run_name=run_name or None, cache_policy=PER_RUN, persist_result=True)
+
+
+@unit_of_work("probe-result-storage")
 def probe_result_storage() -> str:
     """Write and read one record where results go, so that a bad place fails the run at once."""
     from prefect.results import get_result_store

@@ -15,39 +15,29 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 import torch
-from prefect import task
 from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-import styleclip_core
 from styleclip_core.choosing import Choice, Direct, choose, measure_on
 from styleclip_core.editing import ChannelSelection, Weights, select_channels, style_direction
 from styleclip_core.errors import StyleCLIPError
 from styleclip_core.prompts import text_direction
 from styleclip_core.style_space import StyleCode
 from styleclip_core.tuned import AnyGenerator
-from tasks import models
-from tasks.artifacts import (
-    Provenance,
-    artifact_uri,
-    fingerprint,
-    is_complete,
-    read_provenance,
-    write_table,
-)
-from tasks.caching import PER_RUN
-from tasks.directions import ALPHA_UNIT, TableRef, read_deviations
+from tasks.artifacts import Recipe, is_complete, read_provenance, write_table
+from tasks.caching import unit_of_work
+from tasks.directions import ALPHA_UNIT, TableRef, check_table, read_deviations
 from tasks.edits import EditStep
-from tasks.identity import ModelHashes
 from tasks.images import ImageShard
 from tasks.instant import measure_instant
 from tasks.inversion import InversionPlan, read_tuning, with_tunings
 from tasks.outcomes import OK, Row
 from tasks.overlap import computing
 from tasks.relevance import read_relevance
+from tasks.run import Run
 from tasks.sampling import SampledStyles, read_codes
-from tasks.settings import Choosing, Instant, Models
+from tasks.settings import Choosing, Instant
 from tasks.storage import join
 
 STEP, VERSION = "choose-strength", "2"
@@ -59,12 +49,9 @@ class NothingToChooseOnError(StyleCLIPError):
 
 
 class ChoicePlan(BaseModel):
-    """What a choice depends on, beside the edit.
+    """What a choice depends on, beside the run and the edit.
 
     Attributes:
-        models: The networks.
-        hashes: Their content hashes.
-        workspace: URI of the folder for artifacts.
         settings: What is wanted, and how thoroughly it is sought.
         instant: How relevance is taken from gradients, for edits that ask for it.
         table: The relevance table and its statistics, if there is one.
@@ -75,9 +62,6 @@ class ChoicePlan(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    models: Models
-    hashes: ModelHashes
-    workspace: str
     settings: Choosing
     instant: Instant
     table: TableRef | None = None
@@ -121,13 +105,8 @@ class ChosenStrength(BaseModel):
         return step.model_copy(update=found | ({} if step.top_k else {"beta": self.beta}))
 
 
-@task(
-    name="choose-strength",
-    task_run_name="choose-{step.target}",
-    cache_policy=PER_RUN,
-    persist_result=True,
-)
-def choose_strength(step: EditStep, planned: ChoicePlan, device: str) -> ChosenStrength:
+@unit_of_work("choose-strength", "choose-{step.target}")
+def choose_strength(run: Run, step: EditStep, planned: ChoicePlan) -> ChosenStrength:
     """Choose alpha, beta or both for one step of an edit, or find the choice made.
 
     Raises:
@@ -136,39 +115,41 @@ def choose_strength(step: EditStep, planned: ChoicePlan, device: str) -> ChosenS
         PromptError: If CLIP cannot tell the prompts apart.
     """
     rows = _validation_rows(planned)
-    wanted = planned.settings.settings(step.effect)
-    given = step.model_dump(mode="json", include=_DECIDES)
-    instant = planned.instant.model_dump() if step.relevance == "instant" else None
-    parameters = {
-        **given, "weights": step.chosen_weights, "templates": step.templates or "styleclip-79",
-        "effect": wanted.effect, "instant": instant,
-        "thresholds": wanted.thresholds, "strengths": wanted.strengths, "images": planned.settings.images,
-        "keep": planned.settings.keep,
-    }  # fmt: skip
-    inputs = {
-        "clip": planned.hashes.clip,
-        "generator": planned.hashes.generator,
-        **_inputs(step, planned, rows),
-    }
-    print_ = fingerprint(STEP, VERSION, parameters, inputs)
-    uri = join(artifact_uri(planned.workspace, "choices", print_), "choice.parquet")
+    recipe = _recipe(run, step, planned, rows)
+    uri = join(recipe.folder(run.workspace, "choices"), "choice.parquet")
+
     if not is_complete(uri):
-        with computing(device):
-            found = _choose(step, planned, rows, device)
-        about = {
-            "chosen_alpha": found.alpha, "chosen_beta": found.selection.beta, "reached": found.reached,
-            "reason": found.reason, "effect_before": found.before, "alpha_unit": ALPHA_UNIT,
-        }  # fmt: skip
-        made = Provenance(
-            kind="choice", fingerprint=print_, step=STEP, version=VERSION, parameters=parameters | about,
-            inputs=inputs, generator=planned.hashes.generator, clip=planned.hashes.clip,
-            code_version=styleclip_core.__version__,
-        )  # fmt: skip
+        with computing(run.device):
+            found = _choose(run, step, planned, rows)
+        made = recipe.made(
+            "choice",
+            chosen_alpha=found.alpha,
+            chosen_beta=found.selection.beta,
+            reached=found.reached,
+            reason=found.reason,
+            effect_before=found.before,
+            alpha_unit=ALPHA_UNIT,
+        )
         write_table(uri, trials_table(found), made)
+
     chosen = _read(uri)
     log = get_run_logger()
     (log.info if chosen.reached else log.warning)("%s: %s", chosen.target, chosen.summary)
     return chosen
+
+
+def _recipe(run: Run, step: EditStep, planned: ChoicePlan, rows: list[Row]) -> Recipe:
+    wanted = planned.settings.settings(step.effect)
+    parameters = {
+        **step.model_dump(mode="json", include=_DECIDES),
+        "weights": step.chosen_weights, "templates": step.templates or "styleclip-79",
+        "instant": planned.instant.model_dump() if step.relevance == "instant" else None,
+        "effect": wanted.effect, "thresholds": wanted.thresholds, "strengths": wanted.strengths,
+        "images": planned.settings.images, "keep": planned.settings.keep,
+    }  # fmt: skip
+    hashes = run.hashes
+    inputs = {"clip": hashes.clip, "generator": hashes.generator, **_inputs(step, planned, rows)}
+    return Recipe(STEP, VERSION, parameters, inputs, hashes.generator, hashes.clip)
 
 
 def trials_table(found: Choice) -> pa.Table:
@@ -233,30 +214,19 @@ def _validation_rows(planned: ChoicePlan) -> list[Row]:
     return rows[: planned.settings.images]
 
 
-def _choose(step: EditStep, planned: ChoicePlan, rows: list[Row], device: str) -> Choice:
-    clip = models.clip(planned.models.clip, device)
+def _choose(run: Run, step: EditStep, planned: ChoicePlan, rows: list[Row]) -> Choice:
+    clip = run.clip
     text = text_direction(
         clip, neutral=step.neutral, target=step.target, templates=step.templates or "styleclip-79"
     )
-    generator, codes = _images(planned, rows, device)
-    std = read_deviations(planned.statistics, generator.layout)
-    direct: Direct
-    if step.relevance == "table" and planned.table:
-        table = read_relevance(planned.table.relevance, generator.layout, planned.hashes)
-        relevance = table.relevance(text.direction.cpu())
-        direct = partial(style_direction, table, text.direction.cpu(), std)
-    elif planned.styles:
-        relevance = measure_instant(
-            text.direction, planned.styles, planned.instant, planned.models, device
-        ).cpu()
-        direct = partial(select_channels, generator.layout, relevance, std)
-    else:
-        raise StyleCLIPError(f"there is neither a table nor codes to find channels for {step.target!r} with")
-    settings = planned.settings.settings(step.effect)
-    kept = [each for each in planned.settings.keep if each != step.target]
-    directions = [
+    generator, codes = _images(run, planned, rows)
+    relevance, direct = _channels(run, step, planned, text.direction)
+
+    # what has to stay is a direction of its own, from the same neutral prompt
+    kept = [
         text_direction(clip, neutral=step.neutral, target=each, templates=text.templates).direction
-        for each in kept
+        for each in planned.settings.keep
+        if each != step.target
     ]
     measure = measure_on(
         generator,
@@ -264,32 +234,49 @@ def _choose(step: EditStep, planned: ChoicePlan, rows: list[Row], device: str) -
         codes,
         text,
         clip.logit_scale,
-        keep=torch.stack(directions) if directions else None,
+        keep=torch.stack(kept) if kept else None,
         batch_size=planned.settings.batch_size,
     )
+
+    # numbers that the step gives are kept; only what says auto is chosen
     fixed = step.beta != "auto"
     beta = None if step.top_k else (step.beta if isinstance(step.beta, float) else 0.15)
     allowed = ChannelSelection(
         0.0 if not fixed else beta, step.top_k, step.include, step.exclude, step.chosen_weights
     )
     alpha = step.alpha if isinstance(step.alpha, float) else None
+    settings = planned.settings.settings(step.effect)
     return choose(
         measure, generator.layout, relevance, direct, settings, allowed=allowed, alpha=alpha, fixed=fixed
     )
 
 
-def _images(planned: ChoicePlan, rows: list[Row], device: str) -> tuple[AnyGenerator, StyleCode]:
+def _channels(run: Run, step: EditStep, planned: ChoicePlan, text: Tensor) -> tuple[Tensor, Direct]:
+    """Return the relevance of every channel, ``[N]``, and what makes a style direction of a selection."""
+    layout = run.generator.layout
+    std = read_deviations(planned.statistics, layout)
+    if step.relevance == "table" and planned.table:
+        check_table(planned.table)
+        table = read_relevance(run, planned.table.relevance)
+        return table.relevance(text.cpu()), partial(style_direction, table, text.cpu(), std)
+    if planned.styles:
+        relevance = measure_instant(run, text, planned.styles, planned.instant).cpu()
+        return relevance, partial(select_channels, layout, relevance, std)
+    raise StyleCLIPError(f"there is neither a table nor codes to find channels for {step.target!r} with")
+
+
+def _images(run: Run, planned: ChoicePlan, rows: list[Row]) -> tuple[AnyGenerator, StyleCode]:
     """Return the style codes to choose on and what draws them."""
-    generator = models.generator(planned.models.generator, device)
+    generator = run.generator
     if planned.inversion:
         inversion = planned.inversion
         flat = np.asarray([row["w_plus"] for row in rows], dtype=np.float32)
-        w_plus = torch.from_numpy(flat).view(len(rows), generator.num_ws, -1).to(device)
+        w_plus = torch.from_numpy(flat).view(len(rows), generator.num_ws, -1).to(run.device)
         tuned = with_tunings(generator, [read_tuning(inversion, generator, row) for row in rows])
         with torch.no_grad():
             return tuned, tuned.styles(w_plus)
+
     if planned.styles is None:
         raise NothingToChooseOnError("there are neither photographs nor sampled codes to choose on")
-    return generator, read_codes(planned.styles.codes, generator.layout, 0, planned.settings.images).to(
-        device
-    )
+    codes = read_codes(planned.styles.codes, generator.layout, 0, planned.settings.images)
+    return generator, codes.to(run.device)

@@ -50,6 +50,8 @@ class _Holder:
                 threading.Thread(target=self._hold, args=[self._slot], name="device-limit").start()
             slot = self._slot
             self._changed.notify_all()
+
+        # outside of the lock: waiting for the server may take as long as another run computes
         try:
             slot.result()
         except BaseException:
@@ -73,6 +75,8 @@ class _Holder:
             if slot.done():  # the work is done; of a slot that could not be given back the lease runs out
                 get_logger("styleclip").warning("slot of %s not given back: %s", self._limit, error)
                 return
+
+            # forgotten before the users hear of it, so that the next one asks again
             with self._changed:
                 self._slot = None
             slot.set_exception(
@@ -107,8 +111,10 @@ def device_slot() -> Iterator[None]:
     if not limit:
         yield
         return
+
     with _lock:
         holder = _holders.setdefault(limit, _Holder(limit))
+
     holder.enter()
     try:
         yield

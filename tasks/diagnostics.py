@@ -15,15 +15,12 @@ In the folder of a diagnosis (``<workspace>/diagnostics/<fingerprint>``):
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pyarrow as pa
 import torch
-from prefect import task
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-import styleclip_core
 from styleclip_core.diagnostics import (
     COINCIDE,
     Channel,
@@ -39,29 +36,24 @@ from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.relevance import RelevanceTable
 from styleclip_core.sampling import sample_styles
 from styleclip_core.style_space import StyleLayout
-from tasks import models
-from tasks.artifacts import Provenance, artifact_uri, fingerprint, is_complete, read_table, write_table
-from tasks.caching import PER_RUN
-from tasks.directions import PreparedStep, TableRef, prompt_distance, read_deviations, text_vector
+from tasks.artifacts import Provenance, Recipe, is_complete, read_table, write_table
+from tasks.caching import unit_of_work
+from tasks.directions import PreparedStep, TableRef, read_deviations
 from tasks.edits import StepVariant
-from tasks.identity import ModelHashes
 from tasks.methods import PreparedEdit
 from tasks.outcomes import Row
 from tasks.pictures import Strip, draw_strips
 from tasks.relevance import read_relevance
-from tasks.settings import Models
+from tasks.run import Run
 from tasks.storage import exists, join, write_bytes_atomic
+from tasks.texts import prompt_distance, text_vector
 
 STEP, VERSION = "diagnose-prompts", "1"
 BETAS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
 SIGMAS = (-5.0, 0.0, 5.0)  # the paper's size of a move
 SIGMA_NAMES = [f"{sigma:+g} sigma" if sigma else "as it is" for sigma in SIGMAS]
-_PORTRAITS, _STRONGEST, _PICTURED, _SEED = (
-    3,
-    8,
-    40,
-    5,
-)  # a picture of more prompts is too long to be looked at
+_PORTRAITS, _STRONGEST, _SEED = 3, 8, 5
+_PICTURED = 40  # a picture of more prompts is too long to be looked at
 PROMPTS_SCHEMA = pa.schema([
     ("neutral", pa.string()), ("target", pa.string()), ("templates", pa.string()), ("method", pa.string()),
     ("text_norm", pa.float32()), ("beta", pa.float64()), ("channels", pa.int32()),
@@ -89,71 +81,63 @@ class DiagnosisRef(BaseModel):
     pictures: str = ""
 
 
-@task(name="diagnose-prompts", cache_policy=PER_RUN, persist_result=True)
-def diagnose_prompts(
-    variants: list[StepVariant],
-    table: TableRef,
-    chosen: Models,
-    hashes: ModelHashes,
-    workspace: str,
-    device: str,
-) -> DiagnosisRef:
+@unit_of_work("diagnose-prompts")
+def diagnose_prompts(run: Run, variants: list[StepVariant], table: TableRef) -> DiagnosisRef:
     """Write what a relevance table says of the prompts of a batch, or find it written."""
     shown = _distinct(variants)
     betas = _betas(shown)
-    parameters = {"edits": [each.parameters() for each in shown], "betas": betas}
-    inputs = {"relevance": table.fingerprint, "clip": hashes.clip, "generator": hashes.generator}
-    made = _provenance(parameters, inputs, hashes)
-    found = _reference(artifact_uri(workspace, "diagnostics", made.fingerprint))
+    recipe = Recipe(
+        STEP, VERSION, {"edits": [each.parameters() for each in shown], "betas": betas},
+        {"relevance": table.fingerprint, "clip": run.hashes.clip, "generator": run.hashes.generator},
+        run.hashes.generator, run.hashes.clip,
+    )  # fmt: skip
+    found = _reference(recipe.folder(run.workspace, "diagnostics"))
     if exists(found.pictures):  # the last to be written
         return found
-    layout = models.generator(chosen.generator, device).layout
-    relevance = read_relevance(table.relevance, layout, hashes)
-    std = read_deviations(table.statistics, layout)
-    texts = torch.stack([text_vector(each, chosen.clip, device).cpu() for each in shown])
-    measured = [relevance.relevance(text) for text in texts]
+
+    generator, relevance = run.generator, read_relevance(run, table.relevance)
+    layout, std = generator.layout, read_deviations(table.statistics, generator.layout)
+    texts = torch.stack([text_vector(run, each).cpu() for each in shown])
+    prompts, channels, strips = list[Row](), list[Row](), list[Strip]()
+    for number, (each, text) in enumerate(zip(shown, texts, strict=True)):
+        measured = relevance.relevance(text)
+        prompts += _counts(each, layout, measured, prompt_distance(run, each), betas)
+        ranked = strongest_channels(layout, measured, _STRONGEST)
+        channels += channel_rows(each, ranked, relevance)
+        if number < _PICTURED:
+            strips += channel_strips(f"{each.neutral} -> {each.target}", ranked, std, generator)
+
+    # prompts that nearly coincide are found in both: near texts may still move other channels
     names = labels(shown)
     deltas = [_delta(relevance, each, text, std) for each, text in zip(shown, texts, strict=True)]
-    prompts = [
-        row
-        for each, one in zip(shown, measured, strict=True)
-        for row in _counts(each, layout, one, prompt_distance(each, chosen, device), betas)
-    ]
-    strongest = [strongest_channels(layout, one, _STRONGEST) for one in measured]
-    channels = [
-        row
-        for each, ranked in zip(shown, strongest, strict=True)
-        for row in channel_rows(each, ranked, relevance)
-    ]
     pairs = pair_rows("text", names, cosine_matrix(texts))
     pairs += pair_rows("style", names, cosine_matrix(torch.stack(deltas)))
+
+    made = recipe.made("prompt-diagnosis")
     _write(found.prompts, prompts, PROMPTS_SCHEMA, made)
     _write(found.channels, channels, CHANNELS_SCHEMA, made)
     _write(found.correlations, pairs, CORRELATIONS_SCHEMA, made)
-    drawn = models.generator(chosen.generator, device)
-    strips = [
-        strip
-        for each, ranked in zip(shown[:_PICTURED], strongest, strict=False)
-        for strip in channel_strips(f"{each.neutral} -> {each.target}", ranked, std, drawn)
-    ]
     write_bytes_atomic(found.pictures, draw_strips(strips, SIGMA_NAMES))
     return found
 
 
-@task(name="diagnose-edits", cache_policy=PER_RUN, persist_result=True)
-def diagnose_edits(
-    edits: list[PreparedEdit], chosen: Models, hashes: ModelHashes, workspace: str, device: str
-) -> DiagnosisRef:
+@unit_of_work("diagnose-edits")
+def diagnose_edits(run: Run, edits: list[PreparedEdit]) -> DiagnosisRef:
     """Write what the style directions of a batch say of it; they are there already, so this is cheap."""
     steps = {step.fingerprint: step for edit in edits for step in edit.steps}
     prepared = _first_of_each(list(steps.values()))
-    inputs = {str(number): step.fingerprint for number, step in enumerate(prepared)}
     betas = _betas([step.variant for step in prepared])
-    made = _provenance({"betas": betas}, inputs | {"clip": hashes.clip}, hashes)
-    found = _reference(artifact_uri(workspace, "diagnostics", made.fingerprint), pictures=False)
+    inputs = {str(number): step.fingerprint for number, step in enumerate(prepared)}
+    recipe = Recipe(
+        STEP, VERSION, {"betas": betas}, inputs | {"clip": run.hashes.clip},
+        run.hashes.generator, run.hashes.clip,
+    )  # fmt: skip
+    found = _reference(recipe.folder(run.workspace, "diagnostics"), pictures=False)
     if is_complete(found.correlations):  # the last to be written
         return found
-    layout = models.generator(chosen.generator, device).layout
+
+    # only a style direction has channels by beta; what else there is moves them by image
+    layout = run.generator.layout
     names = labels([step.variant for step in prepared])
     rows, deltas = list[Row](), dict[str, Tensor]()
     for name, step in zip(names, prepared, strict=True):
@@ -164,13 +148,15 @@ def diagnose_edits(
             )
             rows += _counts(step.variant, layout, measured, step.text_norm, betas)
         else:
-            rows.append(
-                _about(step.variant) | {"text_norm": step.text_norm, "beta": None, "channels": step.channels}
-            )
-    texts = torch.stack([text_vector(step.variant, chosen.clip, device).cpu() for step in prepared])
+            about = {"text_norm": step.text_norm, "beta": None, "channels": step.channels}
+            rows.append(_about(step.variant) | about)
+
+    texts = torch.stack([text_vector(run, step.variant).cpu() for step in prepared])
     pairs = pair_rows("text", names, cosine_matrix(texts))
     if deltas:
         pairs += pair_rows("style", list(deltas), cosine_matrix(torch.stack(list(deltas.values()))))
+
+    made = recipe.made("prompt-diagnosis")
     _write(found.prompts, rows, PROMPTS_SCHEMA, made)
     _write(found.correlations, pairs, CORRELATIONS_SCHEMA, made)
     return found
@@ -263,6 +249,7 @@ def overview(found: DiagnosisRef) -> tuple[list[str], list[list[str]]]:
     lines: dict[tuple[str, ...], dict[float | None, Row]] = {}
     for row in rows:
         lines.setdefault(tuple(row[name] for name in _NAMED), {})[row["beta"]] = row
+
     header = ["neutral", "target", "‖Δt‖", *(f"beta {beta:g}" for beta in betas)]
     return header, [
         [
@@ -322,11 +309,3 @@ def _reference(folder: str, *, pictures: bool = True) -> DiagnosisRef:
 
 def _write(uri: str, rows: list[Row], schema: pa.Schema, made: Provenance) -> None:
     write_table(uri, pa.Table.from_pylist(rows, schema=schema), made)
-
-
-def _provenance(parameters: dict[str, Any], inputs: dict[str, str], hashes: ModelHashes) -> Provenance:
-    return Provenance(
-        kind="prompt-diagnosis", fingerprint=fingerprint(STEP, VERSION, parameters, inputs), step=STEP,
-        version=VERSION, parameters=parameters, inputs=inputs, generator=hashes.generator, clip=hashes.clip,
-        code_version=styleclip_core.__version__,
-    )  # fmt: skip

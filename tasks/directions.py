@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Mapping
 from functools import lru_cache
 
 import pyarrow as pa
 import torch
-from prefect import task
 from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict
 
-import styleclip_core
 from styleclip_core.editing import StyleDirection, beta_for, editable_mask, style_direction
 from styleclip_core.errors import ArtifactConflictError
-from styleclip_core.prompts import TextDirection, embed_prompt, text_direction
 from styleclip_core.style_space import StyleLayout
-from tasks import models
 from tasks.artifacts import (
-    Provenance,
-    artifact_uri,
+    ChangedInputError,
+    Recipe,
     fingerprint,
     is_complete,
     read_provenance,
@@ -28,13 +24,13 @@ from tasks.artifacts import (
     vector_column,
     write_table,
 )
-from tasks.caching import PER_RUN
+from tasks.caching import unit_of_work
 from tasks.edits import StepVariant
-from tasks.identity import ModelHashes
 from tasks.relevance import read_relevance
+from tasks.run import Run
 from tasks.sampling import read_statistics
-from tasks.settings import Models
 from tasks.storage import join
+from tasks.texts import prompt_distance, text_vector
 
 STEP, VERSION = "style-direction", "1"
 _FEW_CHANNELS = 10
@@ -48,6 +44,7 @@ class PreparedStep(BaseModel):
         variant: The step.
         uri: Where direction or mapper lies; empty for an optimization, which needs neither.
         fingerprint: Names what decides the step, beside the latents.
+        content: Content hash of a mapper's weights.
         channels: Style channels that change, of a style direction or a mapper.
         layers: Layers they lie in.
         text_norm: Distance of the two prompts in CLIP space.
@@ -58,6 +55,7 @@ class PreparedStep(BaseModel):
     variant: StepVariant
     uri: str
     fingerprint: str
+    content: str = ""
     channels: int | None = None
     layers: list[str] = []
     text_norm: float
@@ -73,67 +71,70 @@ class TableRef(BaseModel):
     fingerprint: str
 
 
-@task(name="find-table", cache_policy=PER_RUN, persist_result=True)
-def find_table(folder: str, chosen: Models, hashes: ModelHashes, device: str) -> TableRef:
+@unit_of_work("find-table")
+def find_table(run: Run, folder: str) -> TableRef:
     """Return the relevance table in a folder and its statistics, beside it or where it says they are.
 
     Raises:
         ArtifactConflictError: If they were made with other networks.
         MissingObjectError: If one is missing.
     """
-    layout = models.generator(chosen.generator, device).layout
     relevance, statistics = (join(folder, f"{name}.parquet") for name in ("relevance", "statistics"))
-    read_relevance(relevance, layout, hashes)
+    read_relevance(run, relevance)
     if not is_complete(statistics):  # a table that was measured says where its statistics lie
         statistics = read_provenance(relevance).inputs.get("statistics", statistics)
+
     made = read_provenance(statistics)
-    if made.generator != hashes.generator:
+    if made.generator != run.hashes.generator:
         raise ArtifactConflictError(
             f"{statistics} was made with generator {made.generator[:16]}, this run uses "
-            f"{hashes.generator[:16]}; give the statistics of this generator"
+            f"{run.hashes.generator[:16]}; give the statistics of this generator"
         )
-    both = {"relevance": read_provenance(relevance).fingerprint, "statistics": made.fingerprint}
-    return TableRef(
-        relevance=relevance, statistics=statistics, fingerprint=fingerprint("table", VERSION, {}, both)
-    )
+
+    return TableRef(relevance=relevance, statistics=statistics, fingerprint=_name_of(relevance, statistics))
 
 
-@task(name="check-edit", task_run_name="check-{variant.label}", cache_policy=PER_RUN, persist_result=True)
-def check_edit(variant: StepVariant, chosen: Models, device: str) -> float:
+def _name_of(relevance: str, statistics: str) -> str:
+    """Return the name of a table that somebody gives, from what its files say made them."""
+    uris = {"relevance": relevance, "statistics": statistics}
+    inputs = {name: read_provenance(uri).fingerprint for name, uri in uris.items()}
+    return fingerprint("table", VERSION, {}, inputs)
+
+
+def check_table(table: TableRef) -> None:
+    """Refuse a table that was replaced since the run began: results are named after the one that was there.
+
+    Raises:
+        ChangedInputError: If it was.
+    """
+    ours = read_provenance(table.relevance).fingerprint  # of a table that this pipeline measured, its name
+    if table.fingerprint not in (ours, _name_of(table.relevance, table.statistics)):
+        raise ChangedInputError(
+            f"{table.relevance} or its statistics have changed since this run began, and results are named "
+            f"after {table.fingerprint[:16]}; put the old files back and retry, or start a new run"
+        )
+
+
+@unit_of_work("check-edit", "check-{variant.label}")
+def check_edit(run: Run, variant: StepVariant) -> float:
     """Fail at once if CLIP cannot tell the prompts apart or a layer pattern matches nothing."""
-    layout = models.generator(chosen.generator, device).layout
-    editable_mask(layout, variant.include, variant.exclude)
-    return prompt_distance(variant, chosen, device)
+    editable_mask(run.generator.layout, variant.include, variant.exclude)
+    return prompt_distance(run, variant)
 
 
-@task(
-    name="style-direction",
-    task_run_name="direction-{variant.label}",
-    cache_policy=PER_RUN,
-    persist_result=True,
-)
-def compute_direction(
-    variant: StepVariant, table: TableRef, chosen: Models, hashes: ModelHashes, workspace: str, device: str
-) -> PreparedStep:
+@unit_of_work("style-direction", "direction-{variant.label}")
+def compute_direction(run: Run, variant: StepVariant, table: TableRef) -> PreparedStep:
     """Compute the style direction of one step, or find it done."""
     parameters = {k: v for k, v in variant.parameters().items() if k != "alpha"}
-    inputs = {"relevance": table.fingerprint, "clip": hashes.clip, "generator": hashes.generator}
-    print_ = fingerprint(STEP, VERSION, parameters, inputs)
-    uri = direction_uri(workspace, print_)
+    recipe = direction_recipe(run, STEP, VERSION, parameters, {"relevance": table.fingerprint})
+    uri = direction_uri(run, recipe)
     if not is_complete(uri):
-        layout = models.generator(chosen.generator, device).layout
-        relevance = read_relevance(table.relevance, layout, hashes)
-        text = text_vector(variant, chosen.clip, device).cpu()
-        found = style_direction(
-            relevance, text, read_deviations(table.statistics, layout), variant.selection()
-        )
+        layout = run.generator.layout
+        check_table(table)
+        text, std = text_vector(run, variant).cpu(), read_deviations(table.statistics, layout)
+        found = style_direction(read_relevance(run, table.relevance), text, std, variant.selection())
         _warn_of_few(variant, layout, found)
-        made = Provenance(
-            kind="style-direction", fingerprint=print_, step=STEP, version=VERSION, parameters=parameters,
-            inputs=inputs, generator=hashes.generator, clip=hashes.clip,
-            code_version=styleclip_core.__version__,
-        )  # fmt: skip
-        write_direction(uri, found, made, variant, chosen.clip, device)
+        write_direction(run, recipe, variant, found)
     return prepared(variant, uri)
 
 
@@ -149,9 +150,17 @@ def _warn_of_few(variant: StepVariant, layout: StyleLayout, found: StyleDirectio
         )  # fmt: skip
 
 
-def direction_uri(workspace: str, print_: str) -> str:
-    """Return where the style direction of a fingerprint lies."""
-    return join(artifact_uri(workspace, "directions", print_), "direction.parquet")
+def direction_recipe(
+    run: Run, step: str, version: str, parameters: Mapping[str, object], inputs: Mapping[str, str]
+) -> Recipe:
+    """Return what decides a style direction: settings and relevance, beside the networks of the run."""
+    networks = {"clip": run.hashes.clip, "generator": run.hashes.generator}
+    return Recipe(step, version, parameters, {**inputs, **networks}, run.hashes.generator, run.hashes.clip)
+
+
+def direction_uri(run: Run, recipe: Recipe) -> str:
+    """Return where a style direction lies."""
+    return join(recipe.folder(run.workspace, "directions"), "direction.parquet")
 
 
 def read_deviations(statistics: str, layout: StyleLayout) -> torch.Tensor:
@@ -159,21 +168,20 @@ def read_deviations(statistics: str, layout: StyleLayout) -> torch.Tensor:
     return read_statistics(statistics).std[layout.editable_index].float()
 
 
-def write_direction(
-    uri: str, found: StyleDirection, made: Provenance, variant: StepVariant, clip: str, device: str
-) -> None:
+def write_direction(run: Run, recipe: Recipe, variant: StepVariant, found: StyleDirection) -> None:
     """Store the style direction of a step with what it says of itself."""
-    text = _text(clip, variant.neutral, variant.target, variant.templates, device)
-    about = {
-        "alpha_unit": ALPHA_UNIT, "channels": found.channels, "layers": list(found.layers),
-        "text_norm": text.norm,
+    columns = {
+        "delta": found.delta, "relevance": found.relevance, "text_direction": text_vector(run, variant),
     }  # fmt: skip
-    columns = pa.table({
-        "delta": vector_column(found.delta[None].numpy()),
-        "relevance": vector_column(found.relevance[None].numpy()),
-        "text_direction": vector_column(text.direction[None].cpu().numpy()),
-    })  # fmt: skip
-    write_table(uri, columns, replace(made, parameters={**made.parameters, **about}))
+    table = pa.table({name: vector_column(each[None].cpu().numpy()) for name, each in columns.items()})
+    made = recipe.made(
+        "style-direction",
+        alpha_unit=ALPHA_UNIT,
+        channels=found.channels,
+        layers=list(found.layers),
+        text_norm=prompt_distance(run, variant),
+    )
+    write_table(direction_uri(run, recipe), table, made)
 
 
 def prepared(variant: StepVariant, uri: str) -> PreparedStep:
@@ -183,33 +191,18 @@ def prepared(variant: StepVariant, uri: str) -> PreparedStep:
     return PreparedStep(variant=variant, uri=uri, fingerprint=made.fingerprint, **about)
 
 
-def prompt_distance(variant: StepVariant, chosen: Models, device: str) -> float:
-    """Return how far CLIP holds the two prompts of an edit apart.
+@lru_cache(maxsize=256)
+def read_direction(uri: str, fingerprint: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ``delta`` ``[N]`` and the text direction ``[D]`` of a stored direction.
 
     Raises:
-        PromptError: If it cannot tell them apart.
+        ChangedInputError: If another direction lies there than the one of that fingerprint.
     """
-    return _text(chosen.clip, variant.neutral, variant.target, variant.templates, device).norm
-
-
-def text_vector(variant: StepVariant, clip: str, device: str) -> torch.Tensor:
-    """Return the unit text direction of an edit, ``[D]``."""
-    return _text(clip, variant.neutral, variant.target, variant.templates, device).direction
-
-
-@lru_cache(maxsize=256)
-def _text(clip: str, neutral: str, target: str, templates: str, device: str) -> TextDirection:
-    return text_direction(models.clip(clip, device), neutral=neutral, target=target, templates=templates)
-
-
-@lru_cache(maxsize=256)
-def target_embedding(clip: str, target: str, templates: str, device: str) -> torch.Tensor:
-    """Return the unit embedding of a target prompt, ``[D]``."""
-    return embed_prompt(models.clip(clip, device), target, templates)
-
-
-@lru_cache(maxsize=256)
-def read_direction(uri: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ``delta`` ``[N]`` and the text direction ``[D]`` of a stored direction."""
+    found = read_provenance(uri).fingerprint
+    if found != fingerprint:
+        raise ChangedInputError(
+            f"{uri} is the style direction {found[:16]}, not {fingerprint[:16]}; delete it, and the next run "
+            "makes it again"
+        )
     table = read_table(uri, columns=["delta", "text_direction"])
     return tuple(torch.tensor(table[name][0].as_py()) for name in ("delta", "text_direction"))  # type: ignore[return-value]

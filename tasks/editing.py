@@ -15,19 +15,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from prefect import task
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-import styleclip_core
 from styleclip_core.batches import Batches
 from styleclip_core.editing import EditedLatents
 from styleclip_core.errors import ArtifactConflictError, StyleCLIPError
 from styleclip_core.images import encode_png
 from styleclip_core.tuned import AnyGenerator, Tuning
-from tasks import models
-from tasks.artifacts import Provenance, artifact_uri, fingerprint, write_table
-from tasks.caching import PER_RUN
+from tasks.artifacts import Provenance, Recipe, write_table
+from tasks.caching import unit_of_work
 from tasks.directions import PreparedStep
 from tasks.images import ImageShard
 from tasks.inversion import InversionPlan, read_tuning, with_tunings
@@ -36,6 +33,7 @@ from tasks.optimization import TRAJECTORY_SCHEMA, Optimized, latents_table
 from tasks.outcomes import OK, SKIPPED, STATUS_FIELDS, OutcomeLog, Row, failure, success
 from tasks.overlap import Writes, computing, read_ahead
 from tasks.progress import ShardResult
+from tasks.run import Run
 from tasks.scoring import Judge, Seen
 from tasks.storage import is_outage, join, output_key, write_bytes_atomic
 from tasks.videos import encode_video
@@ -52,8 +50,8 @@ SCORES = ("clip_before", "clip_after", "directional", "identity", "lpips")
 _SCORES = [(name, pa.float32()) for name in SCORES]
 STEP_TYPE = pa.struct([*_SETTINGS, *_SCORES, ("latents", pa.string()), ("video", pa.string())])
 MANIFEST_FIELDS = [
-    ("image_key", pa.string()), ("edit", pa.string()), *_SETTINGS, ("output_key", pa.string()),
-    *_SCORES, ("steps", pa.list_(STEP_TYPE)), *STATUS_FIELDS,
+    ("image_key", pa.string()), ("edit", pa.string()), ("variant", pa.string()), *_SETTINGS,
+    ("output_key", pa.string()), *_SCORES, ("steps", pa.list_(STEP_TYPE)), *STATUS_FIELDS,
 ]  # fmt: skip
 MANIFEST_SCHEMA = pa.schema(MANIFEST_FIELDS)
 TIMING_SCHEMA = pa.schema([("image_key", pa.string()), ("edit", pa.string()), ("seconds", pa.float32())])
@@ -70,14 +68,30 @@ class EditPlan(BaseModel):
 
     out: str
     folder: str
-    fingerprint: str
+    recipe: Recipe
     prepared: PreparedEdit
     inversion: InversionPlan
 
     @property
+    def fingerprint(self) -> str:
+        """Return the name of the edit's rows."""
+        return self.recipe.fingerprint
+
+    @property
+    def variant(self) -> str:
+        """Return what tells this edit from others of its name, e.g. of other strengths, in every table."""
+        return f"{self.prepared.variant.label}_{self.fingerprint[:8]}"
+
+    @property
     def images(self) -> str:
         """Return the folder of the edited images, relative to ``out``."""
-        return f"images/{self.prepared.variant.label}_{self.fingerprint[:8]}"
+        return f"images/{self.variant}"
+
+    def made(self) -> Provenance:
+        """Return what the metadata of rows, and of what lies beside them, says."""
+        steps = self.prepared.variant.steps
+        inputs = {"direction": self.prepared.fingerprint, "latents": self.inversion.fingerprint}
+        return self.recipe.made("edits", inputs, units=[units(step) for step in steps])
 
     def log(self, shard: ImageShard) -> OutcomeLog:
         """Return the attempts at a shard."""
@@ -88,31 +102,30 @@ class EditPlan(BaseModel):
         return f"{self.images}/{output_key(image_key, suffix='.png')}"
 
 
-def plan(out: str, workspace: str, prepared: PreparedEdit, inversion: InversionPlan) -> EditPlan:
+def plan(run: Run, prepared: PreparedEdit, inversion: InversionPlan) -> EditPlan:
     """Return where the rows and images of an edit lie; nothing is computed."""
-    parameters = {**prepared.variant.parameters(), "out": out}
+    hashes = run.hashes
     inputs = {"direction": prepared.fingerprint, "latents": inversion.fingerprint}
-    judges = {"identity": inversion.hashes.identity, "perceptual": inversion.hashes.perceptual}
+    judges = {"identity": hashes.identity, "perceptual": hashes.perceptual}
     inputs |= {name: hash_ for name, hash_ in judges.items() if hash_}
-    print_ = fingerprint(STEP, VERSION, parameters, inputs)
-    return EditPlan(
-        out=out,
-        folder=artifact_uri(workspace, "edits", print_),
-        fingerprint=print_,
-        prepared=prepared,
-        inversion=inversion,
-    )
+
+    parameters = {**prepared.variant.parameters(), "out": run.out}
+    recipe = Recipe(STEP, VERSION, parameters, inputs, hashes.generator, hashes.clip)
+    folder = recipe.folder(run.workspace, "edits")
+    return EditPlan(out=run.out, folder=folder, recipe=recipe, prepared=prepared, inversion=inversion)
 
 
-@task(name="edit-shard", task_run_name="edit-shard-{shard.number}", cache_policy=PER_RUN, persist_result=True)
-def edit_shard(plans: list[EditPlan], shard: ImageShard, device: str) -> ShardResult:
+@unit_of_work("edit-shard", "edit-shard-{shard.number}")
+def edit_shard(run: Run, plans: list[EditPlan], shard: ImageShard) -> ShardResult:
     """Apply every edit to the images of one shard that it has not been applied to."""
     started = time.monotonic()
     latents = plans[0].inversion.log(shard).latest()
     known = list(read_ahead(plans, lambda planned: _known(planned, shard), ahead=len(plans)))
     todo = [[row for row in latents if rows.get(row["image_key"], {}).get("status") != OK] for rows in known]
     ready = [[row for row in rows if row["status"] == OK] for rows in todo]
-    sources = _Sources(plans[0], {row["image_key"]: row for rows in ready for row in rows}, device)
+
+    # unedited images are drawn and looked at once for all edits
+    sources = _Sources(run, plans[0].inversion, {row["image_key"]: row for rows in ready for row in rows})
     writes = _Writes()
     under_way = []
     for planned, missing, inverted in zip(plans, todo, ready, strict=True):
@@ -121,11 +134,14 @@ def edit_shard(plans: list[EditPlan], shard: ImageShard, device: str) -> ShardRe
         skipped += [_row(planned, key) | failure(sources.broken[key]) for key in broken]
         able = [row for row in inverted if row["image_key"] not in sources.broken]
         under_way.append(_edit(planned, sources, able, skipped, writes))
+
+    # rows say ok only of images that are written
     for each in under_way:
         each.wait()
     finished = read_ahead(under_way, lambda each: _finish(each, shard), ahead=len(plans))
     for rows, new in zip(known, finished, strict=True):
         rows |= {row["image_key"]: row for row in new}
+
     return ShardResult(
         uri=plans[0].log(shard).uri(0),
         rows=sum(len(rows) for rows in known),
@@ -194,17 +210,17 @@ def _finish(begun: _UnderWay, shard: ImageShard) -> list[Row]:
     for video in begun.videos:
         video.result()
     rows = begun.skipped + [_finished(planned, row, written, extras) for row, written in begun.rows]
-    uri = planned.log(shard).append(rows, MANIFEST_SCHEMA, provenance(planned))
+    uri = planned.log(shard).append(rows, MANIFEST_SCHEMA, planned.made())
     if uri and begun.timings:
         table = pa.Table.from_pylist(begun.timings, schema=TIMING_SCHEMA)
         with suppress(ArtifactConflictError):  # a run beside this one was first, and its times are as good
-            write_table(_timings_uri(uri), table, provenance(planned))
+            write_table(_timings_uri(uri), table, planned.made())
     return rows
 
 
 def _timed(planned: EditPlan, sources: _Sources, batch: list[Row]) -> tuple[_Edited, float]:
     """Edit a batch; return with it the seconds of computing that each image took."""
-    with computing(sources.device) as elapsed:
+    with computing(sources.run.device) as elapsed:
         return _edit_batch(planned, sources, batch), elapsed() / len(batch)
 
 
@@ -241,15 +257,12 @@ class _Sources:
         broken: Why an image's own generator cannot be had, by image.
     """
 
-    def __init__(self, planned: EditPlan, latents: dict[str, Row], device: str) -> None:
-        self.chosen = planned.inversion.models
-        self.generator = models.generator(self.chosen.generator, device)
-        self.judge = Judge(self.chosen, device)
-        self.device = device
+    def __init__(self, run: Run, inversion: InversionPlan, latents: dict[str, Row]) -> None:
+        self.run, self.generator, self.judge = run, run.generator, Judge(run)
         self._kept: dict[tuple[str, ...], _Source] = {}
         self._tunings: dict[str, Tuning] = {}
         self.broken: dict[str, StyleCLIPError] = {}
-        self._read_tunings(planned.inversion, [row for row in latents.values() if row.get("tuning")])
+        self._read_tunings(inversion, [row for row in latents.values() if row.get("tuning")])
 
     def _read_tunings(self, inversion: InversionPlan, rows: list[Row]) -> None:
         def read(row: Row) -> tuple[str, Tuning | None, StyleCLIPError | None]:
@@ -271,7 +284,7 @@ class _Sources:
         keys = tuple(row["image_key"] for row in rows)
         if keys not in self._kept:
             flat = np.asarray([row["w_plus"] for row in rows], dtype=np.float32)
-            w_plus = torch.from_numpy(flat).view(len(rows), self.generator.num_ws, -1).to(self.device)
+            w_plus = torch.from_numpy(flat).view(len(rows), self.generator.num_ws, -1).to(self.run.device)
             generator = with_tunings(self.generator, [self._tunings.get(key) for key in keys])
             image = generator.synthesize(generator.styles(w_plus))
             self._kept[keys] = _Source(generator, EditedLatents(w_plus), self.judge.see(image))
@@ -304,8 +317,9 @@ def _edit_batch(planned: EditPlan, sources: _Sources, batch: list[Row]) -> _Edit
     errors: dict[int, StyleCLIPError] = {}
     records: list[list[Row]] = [[] for _ in batch]
     parts = []
+
     for number, step in enumerate(planned.prepared.steps):
-        applied = apply_step(step, latents, keys, sources.chosen, generator, sources.device)
+        applied = apply_step(sources.run, step, latents, keys, generator)
         if applied.optimized:
             parts.append(_Part(number, keys, applied.optimized))
         latents, errors = applied.latents, applied.errors | errors
@@ -315,8 +329,11 @@ def _edit_batch(planned: EditPlan, sources: _Sources, batch: list[Row]) -> _Edit
         for record, values in zip(records, _per_image(scores), strict=True):
             record.append(_settings(step) | values)
         before = after
+
     if len(planned.prepared.steps) > 1:  # a single step's scores are the whole edit's
         scores = judge.score(planned.prepared.variant.steps, source.seen, after)
+
+    # a pair whose optimization diverged has no image worth a score, and keeps its error
     rows = [
         {"image_key": key}
         | (failure(errors[index]) if index in errors else {**values, "steps": records[index]})
@@ -341,6 +358,7 @@ def _row(planned: EditPlan, image_key: str) -> Row:
         | {
             "image_key": image_key,
             "edit": variant.name,
+            "variant": planned.variant,
             "neutral": variant.neutral,
             "target": variant.target,
             "method": variant.method,
@@ -385,7 +403,7 @@ def _write_optimized(planned: EditPlan, shard: ImageShard, parts: list[_Part]) -
         way = pa.Table.from_pylist(trajectory, schema=TRAJECTORY_SCHEMA)
         for kind, table in (("latents", latents), ("trajectory", way)):
             name = f"{shard.digest}.step-{number}.{kind}-{digest}.parquet"
-            write_table(join(planned.folder, name), table, provenance(planned))
+            write_table(join(planned.folder, name), table, planned.made())
         places[number] = f"edits/{planned.fingerprint}/{shard.digest}.step-{number}.latents-{digest}.parquet"
     return places
 
@@ -419,19 +437,3 @@ def _skipped_row(planned: EditPlan, latent: Row) -> Row:
 
 def _timings_uri(rows_uri: str) -> str:
     return rows_uri.replace(".attempt-", ".timings-")
-
-
-def provenance(planned: EditPlan) -> Provenance:
-    """Return what the Parquet metadata of a manifest says."""
-    hashes, variant = planned.inversion.hashes, planned.prepared.variant
-    return Provenance(
-        kind="edits",
-        fingerprint=planned.fingerprint,
-        step=STEP,
-        version=VERSION,
-        parameters={**variant.parameters(), "units": [units(step) for step in variant.steps]},
-        inputs={"direction": planned.prepared.fingerprint, "latents": planned.inversion.fingerprint},
-        generator=hashes.generator,
-        clip=hashes.clip,
-        code_version=styleclip_core.__version__,
-    )

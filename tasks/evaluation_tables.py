@@ -14,21 +14,18 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from prefect import task
 from torch import Tensor
 
-import styleclip_core
 from styleclip_core.metrics import mean_and_error
 from styleclip_core.zero_shot import Match, match_attribute, standardized_change, unrelated
-from tasks.artifacts import Provenance, read_table, write_table
+from tasks.artifacts import read_table, write_table
 from tasks.attributes import embedded_pairs
-from tasks.caching import PER_RUN
+from tasks.caching import unit_of_work
 from tasks.evaluation import (
     EVALUATION_SCHEMA,
+    JUDGES,
     METRICS,
-    STEP,
     SUMMARY_SCHEMA,
-    VERSION,
     EvaluationPlan,
     EvaluationRef,
     reference,
@@ -36,6 +33,7 @@ from tasks.evaluation import (
 from tasks.manifest_items import EDIT_FIELDS
 from tasks.outcomes import OK, STATUS_FIELDS, Row
 from tasks.panel import Panel, Prompts
+from tasks.run import Run
 
 UNITS = {
     "psnr": "dB", "l1": "of the pixel range", "lpips": "distance", "ssim": "similarity",
@@ -48,22 +46,29 @@ _MOVES = ("target_move", "others_move")
 _EDIT = [name for name, _ in EDIT_FIELDS]
 
 
-@task(name="gather-evaluation", cache_policy=PER_RUN, persist_result=True)
-def gather_evaluation(planned: EvaluationPlan, device: str) -> EvaluationRef:
+@unit_of_work("gather-evaluation")
+def gather_evaluation(run: Run, planned: EvaluationPlan) -> EvaluationRef:
     """Write the tables of an evaluation from the scores of its shards."""
     rows = [
         row
         for shard in planned.index.shards
         for row in _rows(planned, shard.uri, planned.log(shard).latest())
     ]
-    _add_moves(rows, planned, device)
+    _add_moves(run, planned, rows)
     rows.sort(key=lambda row: (row["variant"], row["image_key"]))
-    written = reference(planned.result)
+
+    written, index = reference(planned.result), planned.index
+    about = {
+        "manifest": index.manifest, "judges": {name: getattr(run.models, name) or None for name in JUDGES},
+        "clip_made_the_edits": run.hashes.clip == index.clip,
+    }  # fmt: skip
     for uri, kind, schema, content in (
         (written.evaluation, "evaluation", EVALUATION_SCHEMA, rows),
         (written.summary, "evaluation-summary", SUMMARY_SCHEMA, list(_summary(rows))),
     ):
-        write_table(uri, pa.Table.from_pylist(content, schema=schema), _provenance(planned, kind))
+        made = planned.whole.made(kind, **about)
+        write_table(uri, pa.Table.from_pylist(content, schema=schema), made)
+
     failed = sum(row["status"] != OK for row in rows)
     return written.model_copy(update={"rows": len(rows), "failed": failed})
 
@@ -95,7 +100,7 @@ class _About:
     others: list[int]
 
 
-def _add_moves(rows: list[Row], planned: EvaluationPlan, device: str) -> None:
+def _add_moves(run: Run, planned: EvaluationPlan, rows: list[Row]) -> None:
     """Fill in how far attributes moved, in standard deviations over the unedited images."""
     scored = [row for row in rows if row["logits_after"]]
     if not scored:
@@ -103,11 +108,14 @@ def _add_moves(rows: list[Row], planned: EvaluationPlan, device: str) -> None:
     before, after = (
         torch.tensor([row[name] for row in scored]) for name in ("logits_before", "logits_after")
     )
+
+    # an unedited image counts once, however many edits it has
     first = {row["image_key"]: place for place, row in enumerate(scored)}
     unedited = before[list(first.values())].double()
     deviation = unedited.std(dim=0) if len(unedited) > 1 else torch.full((before.shape[1],), torch.nan)
     change = standardized_change(before, after, deviation.to(before))
-    about = _abouts(scored, planned, device)
+
+    about = _abouts(run, planned, scored)
     names = [each.name for each in planned.attributes]
     for place, row in enumerate(scored):
         shown = zip(
@@ -128,11 +136,11 @@ def _prompts(row: Row) -> Prompts:
     return tuple((each["neutral"], each["target"]) for each in row["prompts"])
 
 
-def _abouts(scored: list[Row], planned: EvaluationPlan, device: str) -> dict[Prompts, _About]:
+def _abouts(run: Run, planned: EvaluationPlan, scored: list[Row]) -> dict[Prompts, _About]:
     templates = planned.comparison.templates
-    panel = Panel(planned.judges, templates, (), device)
-    pairs = embedded_pairs(planned.attributes, planned.judges.clip, templates, device)
+    panel, pairs = Panel(run, templates), embedded_pairs(run, planned.attributes, templates)
     groups = [each.group for each in planned.attributes]
+
     found = {}
     for asked in {_prompts(row) for row in scored}:
         matches = [match_attribute(panel.text((step,)).direction, *pairs) for step in asked]
@@ -148,6 +156,8 @@ def _moves(change: Tensor, about: _About, names: list[str]) -> Row:
     if about.match:
         moves["target_attribute"] = names[about.match.index]
         moves["target_move"] = _finite(about.match.sign * change[about.match.index].item())
+
+    # a single image has no deviation, so none of its changes is finite
     others = [place for place in about.others if change[place].isfinite()]
     if others:
         worst = max(others, key=lambda place: change[place].abs().item())
@@ -164,6 +174,7 @@ def _summary(rows: list[Row]) -> Iterator[Row]:
     for mine in _grouped(rows, "variant"):
         about = {name: mine[0][name] for name in _EDIT}
         yield from _lines(about, mine, _metrics(mine))
+
     for mine in _grouped(rows, "sweep"):
         if len({row["variant"] for row in mine}) > 1:
             about = {name: mine[0][name] for name in _EDIT} | dict.fromkeys(("variant", "alpha", "strength"))
@@ -195,16 +206,12 @@ def _metrics(rows: list[Row]) -> Iterator[tuple[str, str | None, list[float]]]:
     """Yield every metric of an edit, with its values."""
     for name in (*METRICS, *_MOVES):
         yield name, None, [row[name] for row in rows if row[name] is not None]
-    yield (
-        "target_reached",
-        None,
-        [float(row["target_after"] > 0.5) for row in rows if row["target_after"] is not None],
-    )
-    yield (
-        "agreement_positive",
-        None,
-        [float(row["agreement"] > 0) for row in rows if row["agreement"] is not None],
-    )
+    for name, metric, least in (
+        ("target_reached", "target_after", 0.5),
+        ("agreement_positive", "agreement", 0),
+    ):
+        yield name, None, [float(row[metric] > least) for row in rows if row[metric] is not None]
+
     scored = [row["attributes"] for row in rows if row["attributes"]]
     for each in zip(*scored, strict=True):
         for name in ("before", "after", "change"):
@@ -220,23 +227,11 @@ def _agreements(images: list[list[float | None]]) -> Iterator[tuple[str, str | N
     yield "agreement_positive", None, [sum(value > 0 for value in image) / len(image) for image in steps]
 
 
-def _provenance(planned: EvaluationPlan, kind: str) -> Provenance:
-    about = {
-        "manifest": planned.index.manifest, "judges": planned.judges.model_dump(),
-        "clip_made_the_edits": planned.hashes["clip"] == planned.index.clip,
-    }  # fmt: skip
-    return Provenance(
-        kind=kind, fingerprint=planned.fingerprint, step=STEP, version=VERSION,
-        parameters={**planned.parameters(), **about},
-        inputs={"manifest": planned.index.fingerprint, **planned.hashes}, generator="",
-        clip=planned.hashes["clip"], code_version=styleclip_core.__version__,
-    )  # fmt: skip
-
-
 def overview(written: EvaluationRef) -> tuple[list[str], list[list[str]]]:
     """Return the summary as a table for people: a header, and a line for every edit."""
     table = read_table(written.summary).to_pylist()
     columns = [name for name in _SHOWN if any(row["metric"] == name for row in table)]
+
     lines = []
     for mine in _grouped([row for row in table if row["variant"] and not row["attribute"]], "variant"):
         values = {row["metric"]: row for row in mine}

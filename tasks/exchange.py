@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-import styleclip_core
 from styleclip_core import exchange
 from styleclip_core.convert import Conversion, Kind, convert
 from styleclip_core.files.checkpoint import file_sha256
@@ -27,17 +26,17 @@ from styleclip_core.style_space import StyleCode
 from tasks import models
 from tasks.artifacts import (
     Provenance,
-    fingerprint,
+    Recipe,
     read_provenance,
     read_table,
     to_matrix,
     vector_column,
     write_table,
 )
-from tasks.identity import ModelHashes
 from tasks.inversion import latents_schema
 from tasks.outcomes import OK, success
 from tasks.relevance import read_relevance, relevance_table
+from tasks.run import Run
 from tasks.sampling import read_statistics, statistics_table
 from tasks.settings import SettingsError
 from tasks.storage import is_local, join, list_objects, local_path, write_bytes_atomic
@@ -53,9 +52,11 @@ def convert_weights(
     path = models.local_weights(source)
     if is_local(target):
         return convert(path, local_path(target), kind=kind, encoder_kind=encoder_kind)
+
     with tempfile.TemporaryDirectory() as folder:
         aside = Path(folder) / target.rsplit("/", 1)[-1]
         done = convert(path, aside, kind=kind, encoder_kind=encoder_kind)
+        # the description first: weights that are there have one
         write_bytes_atomic(target.rsplit(".", 1)[0] + ".json", aside.with_suffix(".json").read_bytes())
         write_bytes_atomic(target, aside.read_bytes())
     return done
@@ -74,12 +75,10 @@ def import_relevance(fs3: str, out: str, generator: Generator, clip_hash: str, *
             f"{fs3} holds directions of {table.direction.shape[1]} numbers, this CLIP embeds in {width}; "
             "give the CLIP that the table was made with (ViT-B/32 for the published ones)"
         )
+
     uri = join(out, "relevance.parquet")
-    write_table(
-        uri,
-        relevance_table(table),
-        _imported("relevance", fs3, path, generator, clip_hash, {"n": "not stored"}),
-    )
+    made = _imported("relevance", fs3, path, generator, clip_hash, {"n": "not stored"})
+    write_table(uri, relevance_table(table), made)
     return uri
 
 
@@ -87,9 +86,10 @@ def import_statistics(pickle: str, out: str, generator: Generator) -> str:
     """Write ``S_mean_std`` as ``statistics.parquet`` under ``out``; returns its URI."""
     path = models.local_weights(pickle)
     statistics = exchange.statistics_from_pickle(path, generator.layout)
+
     uri = join(out, "statistics.parquet")
-    table = statistics_table(generator.layout, statistics)
-    write_table(uri, table, _imported("style-statistics", pickle, path, generator, "", {"n": "assumed"}))
+    made = _imported("style-statistics", pickle, path, generator, "", {"n": "assumed"})
+    write_table(uri, statistics_table(generator.layout, statistics), made)
     return uri
 
 
@@ -112,7 +112,9 @@ def import_codes(w: str, out: str, generator: Generator, *, codes: int) -> tuple
             f"{w} is {rows.shape[1]} wide, the generator's w {generator.config.w_dim}; give its own"
         )
     if not len(rows):
-        raise SettingsError(f"{w} holds no row; give a file of w with one from 1")
+        raise SettingsError(f"{w} holds no row; give a file of w with at least one")
+
+    # statistics are of all rows, so the styles of all are computed, though only the first are kept
     kept: list[np.ndarray] = []
 
     def batches() -> Iterator[StyleCode]:
@@ -124,18 +126,16 @@ def import_codes(w: str, out: str, generator: Generator, *, codes: int) -> tuple
 
     total = measure_statistics(batches())
     stored = np.concatenate(kept)
-    places = join(out, "codes.parquet"), join(out, "statistics.parquet")
+
     table = pa.table({
         "sample_id": pa.array(range(len(stored)), pa.int64()),
         "w": vector_column(np.array(rows[: len(stored)], np.float32)),
         "s": vector_column(stored),
     })  # fmt: skip
+    places = join(out, "codes.parquet"), join(out, "statistics.parquet")
     write_table(places[0], table, _imported("style-samples", w, path, generator, "", {"codes": len(stored)}))
-    write_table(
-        places[1],
-        statistics_table(generator.layout, total),
-        _imported("style-statistics", w, path, generator, "", {"n": total.n}),
-    )
+    made = _imported("style-statistics", w, path, generator, "", {"n": total.n})
+    write_table(places[1], statistics_table(generator.layout, total), made)
     return places
 
 
@@ -155,39 +155,29 @@ def import_latents(file: str, out: str, generator: Generator) -> str:
             f"{file} holds latents of shape {list(rows.shape[1:])}, this generator's are {list(expected)}; "
             "give the generator that they were inverted with"
         )
-    schema = latents_schema(expected[0] * expected[1], tunings=False)
-    empty = dict.fromkeys(schema.names)
-    parts = [
-        pa.Table.from_pylist(
-            [
-                {**empty, "image_key": f"{number:06d}", "w_plus": row, "method": "imported", **success()}
-                for number, row in enumerate(
-                    np.array(rows[first : first + _BATCH], np.float32).reshape(-1, expected[0] * expected[1]),
-                    first,
-                )
-            ],
-            schema,
-        )
-        for first in range(0, len(rows), _BATCH)
-    ]
+
+    width = expected[0] * expected[1]
+    schema = latents_schema(width, tunings=False)
+    empty = dict.fromkeys(schema.names) | {"method": "imported"} | success()
+
+    # a part at a time, as rows are lists of Python's numbers before they are a table
+    parts = list[pa.Table]()
+    for first in range(0, len(rows), _BATCH):
+        part = np.array(rows[first : first + _BATCH], np.float32).reshape(-1, width)
+        named = [
+            {**empty, "image_key": f"{number:06d}", "w_plus": row} for number, row in enumerate(part, first)
+        ]
+        parts.append(pa.Table.from_pylist(named, schema))
+
     uri = join(out, "latents.parquet")
-    write_table(
-        uri, pa.concat_tables(parts), _imported("latents", file, path, generator, "", {"rows": len(rows)})
-    )
+    made = _imported("latents", file, path, generator, "", {"rows": len(rows)})
+    write_table(uri, pa.concat_tables(parts), made)
     return uri
 
 
-def export_relevance(
-    relevance: str,
-    target: str,
-    generator: Generator,
-    hashes: ModelHashes,
-    *,
-    published_layers: bool,
-    half: bool,
-) -> int:
+def export_relevance(run: Run, relevance: str, target: str, *, published_layers: bool, half: bool) -> int:
     """Write a relevance table as ``fs3.npy``; returns its number of rows."""
-    table = read_relevance(relevance, generator.layout, hashes)
+    table = read_relevance(run, relevance)
     with _uploaded(target) as path:
         return exchange.write_fs3(table, path, published_layers=published_layers, half=half)
 
@@ -196,6 +186,7 @@ def export_statistics(statistics: str, target: str, generator: Generator) -> int
     """Write statistics as the pickle ``S_mean_std``; returns the number of style channels."""
     _check_generator(statistics, generator)
     found = read_statistics(statistics)
+
     with _uploaded(target) as path:
         exchange.write_statistics(found, generator.layout, path)
     return len(found.mean)
@@ -217,8 +208,10 @@ def export_latents(latents: str, target: str, generator: Generator) -> int:
     whole = latents.endswith(".parquet")
     found = {} if whole else {item.key: item for item in list_objects(latents, (".parquet",))}
     uris = [latents] if whole else [join(latents, key) for key in sorted(found)]
+
+    # attempts at a shard sort in their order, so what an image's last one says comes last
     rows: dict[str, np.ndarray | None] = {}
-    for uri in uris:  # attempts at a shard sort in their order
+    for uri in uris:
         _check_generator(uri, generator)
         table = read_table(uri, ["image_key", "w_plus", "status"])
         done = table.filter(pc.equal(table["status"], OK))
@@ -227,6 +220,7 @@ def export_latents(latents: str, target: str, generator: Generator) -> int:
     usable = {key: row for key, row in sorted(rows.items()) if row is not None}
     if not usable:
         raise SettingsError(f"{latents} holds no latent with status ok; there is nothing to export")
+
     w_plus = np.stack(list(usable.values())).reshape(-1, generator.num_ws, generator.config.w_dim)
     with _uploaded(target) as path:
         exchange.write_latents(w_plus, path)
@@ -255,6 +249,8 @@ class _uploaded:
 
 def _styles(generator: Generator, w: np.ndarray) -> StyleCode:
     latents = torch.from_numpy(w).to(generator.device)
+
+    # an imported w is given to all layers, truncated already
     with torch.no_grad():
         return generator.styles(latents[:, None].expand(-1, generator.num_ws, -1))
 
@@ -272,17 +268,6 @@ def _imported(
     kind: str, uri: str, path: Path, generator: Generator, clip_hash: str, parameters: dict[str, str | int]
 ) -> Provenance:
     source = {"file": file_sha256(path)}
-    known: dict[str, str | int] = {"imported_from": uri.rsplit("/", 1)[-1], **parameters}
-    return Provenance(
-        kind=kind,
-        fingerprint=fingerprint(
-            STEP, VERSION, known, source | {"generator": generator.fingerprint, "clip": clip_hash}
-        ),
-        step=STEP,
-        version=VERSION,
-        parameters=known,
-        inputs=source,
-        generator=generator.fingerprint,
-        clip=clip_hash,
-        code_version=styleclip_core.__version__,
-    )
+    known = {"imported_from": uri.rsplit("/", 1)[-1], **parameters}
+    inputs = source | {"generator": generator.fingerprint, "clip": clip_hash}
+    return Recipe(STEP, VERSION, known, inputs, generator.fingerprint, clip_hash).made(kind, source)

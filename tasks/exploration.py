@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import pyarrow as pa
 import torch.nn.functional as F
-from prefect import task
 from pydantic import BaseModel, ConfigDict
 
-import styleclip_core
 from styleclip_core.diagnostics import find_channel, nearest_prompts, strongest_channels
 from styleclip_core.errors import LayoutMismatchError
-from tasks import models
-from tasks.artifacts import Provenance, artifact_uri, fingerprint, write_table
+from tasks.artifacts import Recipe, write_table
 from tasks.attributes import AttributePrompts, embedded_pairs
-from tasks.caching import PER_RUN
+from tasks.caching import unit_of_work
 from tasks.diagnostics import CHANNELS_SCHEMA, SIGMA_NAMES, channel_rows, channel_strips
-from tasks.directions import TableRef, read_deviations, text_vector
+from tasks.directions import TableRef, read_deviations
 from tasks.edits import StepVariant
-from tasks.identity import ModelHashes
-from tasks.pictures import draw_strips
+from tasks.outcomes import Row
+from tasks.pictures import Strip, draw_strips
 from tasks.relevance import read_relevance
-from tasks.settings import Models
+from tasks.run import Run
 from tasks.storage import join, write_bytes_atomic
+from tasks.texts import text_vector
 
 STEP, VERSION = "explore-channels", "1"
 PROMPTS_SCHEMA = pa.schema([
@@ -39,64 +37,47 @@ class ExplorationRef(BaseModel):
     picture: str
 
 
-@task(name="explore-target", cache_policy=PER_RUN, persist_result=True)
-def explore_target(
-    prompt: StepVariant,
-    count: int,
-    table: TableRef,
-    chosen: Models,
-    hashes: ModelHashes,
-    workspace: str,
-    device: str,
-) -> ExplorationRef:
+@unit_of_work("explore-target")
+def explore_target(run: Run, prompt: StepVariant, count: int, table: TableRef) -> ExplorationRef:
     """List and draw the strongest channels of a prompt.
 
     Raises:
         PromptError: If CLIP cannot tell the prompts apart.
     """
-    generator = models.generator(chosen.generator, device)
-    relevance = read_relevance(table.relevance, generator.layout, hashes)
-    measured = relevance.relevance(text_vector(prompt, chosen.clip, device).cpu())
+    generator, relevance = run.generator, read_relevance(run, table.relevance)
+    measured = relevance.relevance(text_vector(run, prompt).cpu())
     ranked = strongest_channels(generator.layout, measured, count)
-    about = prompt.model_dump(include={"neutral", "target", "templates"})
-    made = _provenance({**about, "count": count}, table, hashes)
-    found = _reference(workspace, made)
     rows = channel_rows(prompt, ranked, relevance)
-    write_table(found.table, pa.Table.from_pylist(rows, schema=CHANNELS_SCHEMA), made)
+
     std = read_deviations(table.statistics, generator.layout)
     strips = channel_strips(f"{prompt.neutral} -> {prompt.target}", ranked, std, generator)
-    write_bytes_atomic(found.picture, draw_strips(strips, SIGMA_NAMES))
-    return found
+    about = prompt.model_dump(include={"neutral", "target", "templates"})
+    recipe = _recipe(run, table, {**about, "count": count})
+    return _write(run, recipe, pa.Table.from_pylist(rows, schema=CHANNELS_SCHEMA), strips)
 
 
-@task(name="explore-channel", cache_policy=PER_RUN, persist_result=True)
+@unit_of_work("explore-channel")
 def explore_channel(
-    name: str,
-    attributes: list[AttributePrompts],
-    templates: str,
-    table: TableRef,
-    chosen: Models,
-    hashes: ModelHashes,
-    workspace: str,
-    device: str,
+    run: Run, name: str, attributes: list[AttributePrompts], templates: str, table: TableRef
 ) -> ExplorationRef:
     """List the prompts that lie nearest to what a channel does, and draw it.
 
     Raises:
         LayoutMismatchError: If there is no such channel, or CLIP cannot see what it does.
     """
-    generator = models.generator(chosen.generator, device)
+    generator, relevance = run.generator, read_relevance(run, table.relevance)
     channel = find_channel(generator.layout, name)
-    relevance = read_relevance(table.relevance, generator.layout, hashes)
     direction = relevance.direction[channel.index]
     if not direction.isfinite().all() or not direction.any():
         raise LayoutMismatchError(
             f"CLIP sees nothing of what {name} does, so no prompt is near it; try another"
         )
-    positive, negative = embedded_pairs(tuple(attributes), chosen.clip, templates, device)
+
+    # an attribute that the channel takes away is as near as one that it brings
+    positive, negative = embedded_pairs(run, attributes, templates)
     cosines = nearest_prompts(direction, F.normalize(positive - negative, dim=1).cpu())
     order = cosines.abs().argsort(descending=True).tolist()
-    rows = [
+    rows: list[Row] = [
         {
             "name": name, "rank": rank, "attribute": attributes[place].name,
             "positive": attributes[place].positive, "negative": attributes[place].negative,
@@ -104,26 +85,25 @@ def explore_channel(
         }
         for rank, place in enumerate(order, start=1)
     ]  # fmt: skip
-    listed = [each.model_dump() for each in attributes]
-    made = _provenance({"channel": name, "attributes": listed, "templates": templates}, table, hashes)
-    found = _reference(workspace, made)
-    write_table(found.table, pa.Table.from_pylist(rows, schema=PROMPTS_SCHEMA), made)
+
     std = read_deviations(table.statistics, generator.layout)
     nearest = ", ".join(f"{row['attribute']} {row['cosine']:+.2f}" for row in rows[:4])
-    (strip,) = channel_strips(f"{name}: {nearest}", [channel], std, generator)
-    write_bytes_atomic(found.picture, draw_strips([strip], SIGMA_NAMES))
-    return found
+    strips = channel_strips(f"{name}: {nearest}", [channel], std, generator)
+    listed = [each.model_dump() for each in attributes]
+    recipe = _recipe(run, table, {"channel": name, "attributes": listed, "templates": templates})
+    return _write(run, recipe, pa.Table.from_pylist(rows, schema=PROMPTS_SCHEMA), strips)
 
 
-def _provenance(parameters: dict[str, object], table: TableRef, hashes: ModelHashes) -> Provenance:
+def _recipe(run: Run, table: TableRef, parameters: Row) -> Recipe:
+    hashes = run.hashes
     inputs = {"relevance": table.fingerprint, "clip": hashes.clip, "generator": hashes.generator}
-    return Provenance(
-        kind="exploration", fingerprint=fingerprint(STEP, VERSION, parameters, inputs), step=STEP,
-        version=VERSION, parameters=parameters, inputs=inputs, generator=hashes.generator, clip=hashes.clip,
-        code_version=styleclip_core.__version__,
-    )  # fmt: skip
+    return Recipe(STEP, VERSION, parameters, inputs, hashes.generator, hashes.clip)
 
 
-def _reference(workspace: str, made: Provenance) -> ExplorationRef:
-    folder = artifact_uri(workspace, "explorations", made.fingerprint)
-    return ExplorationRef(table=join(folder, "channels.parquet"), picture=join(folder, "channels.png"))
+def _write(run: Run, recipe: Recipe, listed: pa.Table, strips: list[Strip]) -> ExplorationRef:
+    """Write a list and its picture."""
+    folder = recipe.folder(run.workspace, "explorations")
+    found = ExplorationRef(table=join(folder, "channels.parquet"), picture=join(folder, "channels.png"))
+    write_table(found.table, listed, recipe.made("exploration"))
+    write_bytes_atomic(found.picture, draw_strips(strips, SIGMA_NAMES))
+    return found

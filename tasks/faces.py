@@ -7,36 +7,47 @@ single row that says so. A face keeps its number and its name whatever happens t
 from __future__ import annotations
 
 import hashlib
-import time
 from collections import defaultdict
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import cast
 
 import pyarrow as pa
 from PIL import Image
-from prefect import task
 from pydantic import BaseModel, ConfigDict
 
-import styleclip_core
 from styleclip_core.errors import FaceError, NoFaceError, StyleCLIPError
 from styleclip_core.faces import Face, align_face, quad_from_landmarks
 from styleclip_core.images import decode_image, encode_photograph
+from styleclip_core.models.mtcnn import Mtcnn
 from tasks import models
 from tasks.artifacts import (
-    Provenance,
-    artifact_uri,
+    Recipe,
     count,
     fingerprint,
     is_complete,
+    read_expected,
     read_table,
     write_tables,
 )
-from tasks.caching import PER_RUN
+from tasks.caching import unit_of_work
 from tasks.images import ImageIndex, ImageShard, read_shard
 from tasks.landmarks import read_landmarks
 from tasks.outcomes import FAILED, OK, SKIPPED, STATUS_FIELDS, OutcomeLog, Row, failure, success
 from tasks.overlap import computing
 from tasks.progress import ShardResult
+from tasks.run import Run
 from tasks.settings import Alignment, FaceSource
-from tasks.storage import StorageError, is_outage, join, output_key, read_bytes, write_bytes_atomic
+from tasks.shards import Outcomes, finish_shard
+from tasks.storage import (
+    StorageError,
+    is_outage,
+    join,
+    output_key,
+    read_bytes,
+    read_version,
+    write_bytes_atomic,
+)
 
 STEP, VERSION = "align-faces", "1"
 
@@ -60,7 +71,7 @@ class AlignmentPlan(BaseModel):
     photos: str
     out: str
     folder: str
-    fingerprint: str
+    recipe: Recipe
     source: FaceSource
     source_hash: str
     settings: Alignment
@@ -68,7 +79,7 @@ class AlignmentPlan(BaseModel):
     @property
     def faces(self) -> str:
         """Return the prefix of the aligned faces; nothing else lies under it."""
-        return join(self.out, f"faces_{self.fingerprint[:8]}")
+        return join(self.out, f"faces_{self.recipe.fingerprint[:8]}")
 
     def log(self, shard: ImageShard) -> OutcomeLog:
         """Return the attempts at a shard."""
@@ -99,20 +110,16 @@ class FacesRef(BaseModel):
     failed: int
 
 
-def plan(
-    photos: str, out: str, workspace: str, source: FaceSource, source_hash: str, settings: Alignment
-) -> AlignmentPlan:
+def plan(run: Run, photos: str, source: FaceSource, source_hash: str, settings: Alignment) -> AlignmentPlan:
     """Return where the faces of these settings lie; nothing is computed."""
-    print_ = fingerprint(STEP, VERSION, _parameters(photos, out, source, settings), {"source": source_hash})
+    found = {"found_by": "landmarks"} if source.landmarks else {"min_score": source.min_score}
+    parameters = {"photos": photos, "out": run.out, **found, **settings.model_dump()}
+    recipe = Recipe(STEP, VERSION, parameters, {"source": source_hash})
+
     return AlignmentPlan(
-        photos=photos,
-        out=out,
-        folder=artifact_uri(workspace, "faces", print_),
-        fingerprint=print_,
-        source=source,
-        source_hash=source_hash,
-        settings=settings,
-    )
+        photos=photos, out=run.out, folder=recipe.folder(run.workspace, "faces"), recipe=recipe,
+        source=source, source_hash=source_hash, settings=settings,
+    )  # fmt: skip
 
 
 def face_key(image_key: str, face_index: int) -> str:
@@ -120,82 +127,94 @@ def face_key(image_key: str, face_index: int) -> str:
     return output_key(f"{image_key}.face{face_index}.png", suffix=".png")
 
 
-@task(name="identify-face-source", cache_policy=PER_RUN, persist_result=True)
-def identify_source(source: FaceSource, device: str) -> str:
+@unit_of_work("identify-face-source")
+def identify_source(run: Run, source: FaceSource) -> str:
     """Return the hash of what finds the faces: the detector's weights, or the table of landmarks."""
     if source.detector is not None:
-        return models.face_detector(source.detector, device, source.min_score).fingerprint
+        wanted = models.Wanted("detector", source.detector, run.device, min_score=source.min_score)
+        return models.current(wanted).fingerprint
+
     digest = hashlib.sha256(read_bytes(str(source.landmarks))).hexdigest()
     read_landmarks(str(source.landmarks), digest)  # a table of another form must stop the run here
     return digest
 
 
-@task(
-    name="align-shard", task_run_name="align-shard-{shard.number}", cache_policy=PER_RUN, persist_result=True
-)
-def align_shard(planned: AlignmentPlan, shard: ImageShard, device: str) -> ShardResult:
+@unit_of_work("align-shard", "align-shard-{shard.number}")
+def align_shard(run: Run, planned: AlignmentPlan, shard: ImageShard) -> ShardResult:
     """Align the faces of the photographs of one shard that are not done yet."""
-    started = time.monotonic()
-    log = planned.log(shard)
-    known = {log.item(row): row for row in log.latest()}
-    states = defaultdict(set)
-    for row in known.values():
-        states[row["image_key"]].add(row["status"])
-    # nobody in a photograph is an answer, and stays one
-    todo = [(key, etag) for key, etag in read_shard(shard) if not states[key] or FAILED in states[key]]
-    if todo:
-        rows = [row for key, etag in todo for row in _align_photograph(planned, key, etag, device)]
-        log.append(rows, FACES_SCHEMA, provenance(planned))
-        known |= {log.item(row): row for row in rows}
-    return ShardResult(
-        uri=log.uri(0),
-        rows=len(known),
-        failed=sum(row["status"] == FAILED for row in known.values()),
-        reused=not todo,
-        seconds=time.monotonic() - started,
-    )
+
+    def to_do(known: Outcomes) -> list[tuple[str, str]]:
+        states = defaultdict(set)
+        for row in known.values():
+            states[row["image_key"]].add(row["status"])
+
+        # nobody in a photograph is an answer, and stays one
+        return [(key, etag) for key, etag in read_shard(shard) if not states[key] or FAILED in states[key]]
+
+    def align(photographs: Iterable[tuple[str, str]]) -> Iterable[Row]:
+        # loaded before the first photograph: that the source was replaced is no photograph's fault
+        find = _finder(run, planned)
+        for key, etag in photographs:
+            yield from _align_photograph(planned, find, key, etag)
+
+    made = planned.recipe.made("faces")
+    return finish_shard(planned.log(shard), to_do, align, made, lambda: FACES_SCHEMA, failing={FAILED})
 
 
-def _align_photograph(planned: AlignmentPlan, key: str, etag: str, device: str) -> list[Row]:
+_Finder = Callable[[str, Image.Image], list[Face]]
+
+
+def _finder(run: Run, planned: AlignmentPlan) -> _Finder:
+    """Return what finds the faces of a photograph, the largest first.
+
+    Raises:
+        ChangedInputError: If it is not what the faces are named after any more.
+    """
+    source = planned.source
+    if source.detector is not None:
+        expected, score = planned.source_hash, source.min_score
+        wanted = models.Wanted("detector", source.detector, run.device, expected, min_score=score)
+        detector = cast(Mtcnn, models.load(wanted))
+
+        def detect(key: str, image: Image.Image) -> list[Face]:
+            with computing(run.device):
+                return detector.detect(image)
+
+        return detect
+
+    table = read_landmarks(str(source.landmarks), planned.source_hash)
+    return lambda key, image: sorted(table.get(key, []), key=_size, reverse=True)
+
+
+def _align_photograph(planned: AlignmentPlan, find: _Finder, key: str, etag: str) -> list[Row]:
     row = dict.fromkeys(FACES_SCHEMA.names) | {"image_key": key, "face_index": 0, "etag": etag}
     try:
-        data = read_bytes(join(planned.photos, key))
+        data = read_version(join(planned.photos, key), etag)
         row["content_hash"] = hashlib.sha256(data).hexdigest()
         image = decode_image(data)
         row |= {"width": image.width, "height": image.height}
-        faces = _find(planned, key, image, device)
+        faces = find(key, image)[: planned.settings.max_faces]
+        if not faces:
+            raise NoFaceError(_nobody(planned, key))
     except NoFaceError as error:
         return [row | failure(error, status=SKIPPED)]
     except (StyleCLIPError, OSError) as error:
         if is_outage(error, planned.photos):
             raise
         return [row | failure(error)]
+
+    # a face is numbered here, by its place among all, and keeps that number if others cannot be aligned
     return [_align(planned, row | {"face_index": index}, image, face) for index, face in enumerate(faces)]
 
 
-def _find(planned: AlignmentPlan, key: str, image: Image.Image, device: str) -> list[Face]:
-    """Return the faces of a photograph, the largest first.
-
-    Raises:
-        NoFaceError: If there is none.
-    """
+def _nobody(planned: AlignmentPlan, key: str) -> str:
     source = planned.source
-    if source.detector is not None:
-        with computing(device):
-            faces = models.face_detector(source.detector, device, source.min_score).detect(image)
-        if not faces:
-            raise NoFaceError(
-                f"no face with a score above {source.min_score:g} in {key}; lower min_score, or give its "
-                "landmarks in a table"
-            )
-    else:
-        faces = read_landmarks(str(source.landmarks), planned.source_hash).get(key, [])
-        faces = sorted(faces, key=_size, reverse=True)
-        if not faces:
-            raise NoFaceError(
-                f"{source.landmarks} has no face of {key}; its keys must be relative to {planned.photos}"
-            )
-    return faces[: planned.settings.max_faces]
+    if source.landmarks:
+        return f"{source.landmarks} has no face of {key}; its keys must be relative to {planned.photos}"
+    return (
+        f"no face with a score above {source.min_score:g} in {key}; lower min_score, or give its "
+        "landmarks in a table"
+    )
 
 
 def _size(face: Face) -> float:
@@ -216,6 +235,7 @@ def _check_size(face: Face, min_size: int) -> None:
 def _align(planned: AlignmentPlan, row: Row, image: Image.Image, face: Face) -> Row:
     row |= {"score": face.score, "landmarks": face.landmarks.ravel().tolist()}
     settings = planned.settings
+
     try:
         _check_size(face, settings.min_size)
         aligned = align_face(
@@ -229,59 +249,44 @@ def _align(planned: AlignmentPlan, row: Row, image: Image.Image, face: Face) -> 
         raise
     except (StyleCLIPError, OSError) as error:
         return row | failure(error)
+
     return row | {"quad": aligned.quad.to_list(), "padded": aligned.padded, "output_key": key} | success()
 
 
-@task(name="write-faces", cache_policy=PER_RUN, persist_result=True)
+@unit_of_work("write-faces")
 def write_faces(planned: AlignmentPlan, index: ImageIndex) -> FacesRef:
     """Gather the rows of all shards into the table of faces."""
+    # a table is named after the attempts in it, so that one more of them makes another table
     attempts = [uri for shard in index.shards for uri in planned.log(shard).attempts()]
     name = fingerprint(STEP, VERSION, {"attempts": attempts}, {"index": index.fingerprint})[:16]
     uri = join(planned.out, "batches", name, "faces.parquet")
     if not is_complete(uri):
         tables = (planned.log(shard).table(FACES_SCHEMA) for shard in index.shards)
-        write_tables(uri, FACES_SCHEMA, tables, provenance(planned))
+        write_tables(uri, FACES_SCHEMA, tables, planned.recipe.made("faces"))
+
     found = read_table(uri, columns=["status", "error_type"])
     counts = {status: count(found, "status", status) for status in (OK, SKIPPED, FAILED)}
     nobody = count(found, "error_type", NoFaceError.__name__)
     return FacesRef(
-        table=uri,
-        faces=planned.faces,
-        photographs=index.rows,
-        aligned=counts[OK],
-        without=nobody,
-        skipped=counts[SKIPPED] - nobody,
-        failed=counts[FAILED],
-    )
+        table=uri, faces=planned.faces, photographs=index.rows, aligned=counts[OK], without=nobody,
+        skipped=counts[SKIPPED] - nobody, failed=counts[FAILED],
+    )  # fmt: skip
 
 
-def read_faces(uri: str) -> dict[str, list[Row]]:
+@lru_cache(maxsize=2)  # of a process that works on many shards of one table
+def read_faces(uri: str, digest: str) -> dict[str, list[Row]]:
     """Return the rows of a table of faces by image key.
 
+    Args:
+        uri: Where the table lies.
+        digest: Its SHA-256 when it was looked at.
+
     Raises:
+        ChangedInputError: If it has been replaced since.
         DamagedArtifactError: If it is no such table.
     """
+    content = read_expected(uri, digest)
     by_image: dict[str, list[Row]] = defaultdict(list)
-    for row in read_table(uri, columns=FACES_SCHEMA.names).to_pylist():
+    for row in read_table(uri, columns=FACES_SCHEMA.names, content=content).to_pylist():
         by_image[row["image_key"]].append(row)
     return dict(by_image)
-
-
-def _parameters(photos: str, out: str, source: FaceSource, settings: Alignment) -> dict[str, object]:
-    found = {"found_by": "landmarks"} if source.landmarks else {"min_score": source.min_score}
-    return {"photos": photos, "out": out, **found, **settings.model_dump()}
-
-
-def provenance(planned: AlignmentPlan) -> Provenance:
-    """Return what the Parquet metadata of faces says."""
-    return Provenance(
-        kind="faces",
-        fingerprint=planned.fingerprint,
-        step=STEP,
-        version=VERSION,
-        parameters=_parameters(planned.photos, planned.out, planned.source, planned.settings),
-        inputs={"source": planned.source_hash},
-        generator="",
-        clip="",
-        code_version=styleclip_core.__version__,
-    )

@@ -10,33 +10,31 @@ from __future__ import annotations
 
 import hashlib
 import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import pyarrow as pa
 import torch
-from prefect import task
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-import styleclip_core
 from styleclip_core.errors import StyleCLIPError
 from styleclip_core.images import centre_square, decode_image
 from styleclip_core.metrics import area_under_curve
 from styleclip_core.zero_shot import attribute_logits, label_probabilities
-from tasks import models
-from tasks.artifacts import Provenance, artifact_uri, fingerprint, write_table
-from tasks.caching import PER_RUN
-from tasks.directions import target_embedding
+from tasks.artifacts import Recipe, write_table
+from tasks.caching import unit_of_work
 from tasks.images import ImageIndex, ImageShard, read_shard
 from tasks.labels import LabelPrompt, load_truth
 from tasks.outcomes import OK, STATUS_FIELDS, OutcomeLog, Row, failure, success
 from tasks.overlap import computing, read_ahead
 from tasks.progress import ShardResult
+from tasks.run import Run
 from tasks.settings import SettingsError, TemplateSet
-from tasks.storage import join, read_bytes
+from tasks.shards import finish_shard, without_result
+from tasks.storage import join, read_bytes, read_version
+from tasks.texts import target_embedding
 
 STEP, VERSION = "score-images", "1"
 _BATCH = 64
@@ -58,21 +56,14 @@ class ScorePlan(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     images: str
-    clip: str
     prompts: tuple[LabelPrompt, ...]
     templates: TemplateSet
+    recipe: Recipe
     folder: str
-    fingerprint: str
-    clip_hash: str
 
     def log(self, shard: ImageShard) -> OutcomeLog:
         """Return the attempts at a shard."""
         return OutcomeLog(self.folder, shard.digest, ("image_key",))
-
-    def parameters(self) -> dict[str, Any]:
-        """Return what decides the scores, beside CLIP."""
-        prompts = [each.model_dump() for each in self.prompts]
-        return {"images": self.images, "templates": self.templates, "prompts": prompts}
 
 
 class ScoresRef(BaseModel):
@@ -87,60 +78,54 @@ class ScoresRef(BaseModel):
     failed: int = 0
 
 
-@task(name="plan-scores", cache_policy=PER_RUN, persist_result=True)
-def plan_scores(
-    images: str, workspace: str, clip: str, prompts: list[LabelPrompt], templates: str, device: str
-) -> ScorePlan:
-    """Load CLIP and return where its scores lie; a prompt that it cannot read ends it here.
+@unit_of_work("plan-scores")
+def plan_scores(run: Run, images: str, prompts: list[LabelPrompt], templates: str) -> ScorePlan:
+    """Return where the scores of images lie; a prompt that CLIP cannot read ends it here.
 
     Raises:
         PromptError: If a prompt is empty or too long.
     """
     for each in prompts:
         for prompt in filter(None, (each.prompt, each.negative)):
-            target_embedding(clip, prompt, templates, device)
-    hash_ = models.clip(clip, device).fingerprint
-    planned = ScorePlan(
-        images=images, clip=clip, prompts=tuple(prompts), templates=templates, folder="", fingerprint="",
-        clip_hash=hash_,
-    )  # fmt: skip
-    print_ = fingerprint(STEP, VERSION, planned.parameters(), {"clip": hash_})
-    place = artifact_uri(workspace, "image-scores", print_)
-    return planned.model_copy(update={"folder": place, "fingerprint": print_})
+            target_embedding(run, prompt, templates)
 
-
-@task(
-    name="score-shard", task_run_name="score-shard-{shard.number}", cache_policy=PER_RUN, persist_result=True
-)
-def score_shard(planned: ScorePlan, shard: ImageShard, device: str) -> ShardResult:
-    """Score the images of one shard that have no scores yet; a broken image is a row with its error."""
-    started = time.monotonic()
-    log = planned.log(shard)
-    known = {row["image_key"]: row for row in log.latest()}
-    todo = [item for item in read_shard(shard) if known.get(item[0], {}).get("status") != OK]
-    if todo:
-        rows = list(_score(planned, todo, device))
-        log.append(rows, SCORES_SCHEMA, _provenance(planned, "image-scores", planned.fingerprint, {}))
-        known |= {row["image_key"]: row for row in rows}
-    failed = sum(row["status"] != OK for row in known.values())
-    return ShardResult(
-        uri=log.uri(0), rows=shard.rows, failed=failed, reused=not todo, seconds=time.monotonic() - started
+    listed = [each.model_dump() for each in prompts]
+    parameters = {"images": images, "templates": templates, "prompts": listed}
+    recipe = Recipe(STEP, VERSION, parameters, {"clip": run.hashes.clip}, clip=run.hashes.clip)
+    return ScorePlan(
+        images=images,
+        prompts=tuple(prompts),
+        templates=templates,
+        recipe=recipe,
+        folder=recipe.folder(run.workspace, "image-scores"),
     )
 
 
-def _score(planned: ScorePlan, todo: list[tuple[str, str]], device: str) -> Iterator[Row]:
+@unit_of_work("score-shard", "score-shard-{shard.number}")
+def score_shard(run: Run, planned: ScorePlan, shard: ImageShard) -> ShardResult:
+    """Score the images of one shard that have no scores yet; a broken image is a row with its error."""
+    return finish_shard(
+        planned.log(shard),
+        without_result(read_shard(shard)),
+        partial(_score, run, planned),
+        planned.recipe.made("image-scores", {}),
+        lambda: SCORES_SCHEMA,
+    )
+
+
+def _score(run: Run, planned: ScorePlan, todo: Sequence[tuple[str, str]]) -> Iterator[Row]:
     """Yield the rows of images; the next ones are read while the last ones are embedded."""
     batch: list[tuple[Row, Tensor]] = []
-    side = models.clip(planned.clip, device).input_resolution
-    found = read_ahead(todo, partial(_read, planned, side), ahead=2 * _BATCH)
+    found = read_ahead(todo, partial(_read, planned, run.clip.input_resolution), ahead=2 * _BATCH)
     for number, (row, image) in enumerate(found, start=1):
         if image is None:
             yield row
         else:
             batch.append((row, image))
+
         if batch and (len(batch) == _BATCH or number == len(todo)):
-            with computing(device):
-                yield from _score_batch(planned, batch, device)
+            with computing(run.device):
+                yield from _score_batch(run, planned, batch)
             batch = []
 
 
@@ -148,34 +133,32 @@ def _read(planned: ScorePlan, side: int, item: tuple[str, str]) -> tuple[Row, Te
     """Read an image as CLIP wants it, or return why that cannot be."""
     row = dict.fromkeys(SCORES_SCHEMA.names) | {"image_key": item[0], "etag": item[1]}
     try:
-        image = decode_image(read_bytes(join(planned.images, item[0])))
+        image = decode_image(read_version(join(planned.images, item[0]), item[1]))
     except (StyleCLIPError, OSError) as error:
         return row | failure(error), None
     return row, centre_square(image, side)
 
 
 @torch.no_grad()
-def _score_batch(planned: ScorePlan, batch: list[tuple[Row, Tensor]], device: str) -> Iterator[Row]:
-    clip, prompts = models.clip(planned.clip, device), planned.prompts
-    seen = clip.embed_images(torch.stack([image for _, image in batch]).to(device))
-    cosines = seen @ _embedded(planned, [each.prompt for each in prompts], device).T
+def _score_batch(run: Run, planned: ScorePlan, batch: list[tuple[Row, Tensor]]) -> Iterator[Row]:
+    clip, prompts = run.clip, planned.prompts
+
+    def embedded(texts: Iterable[str]) -> Tensor:
+        return torch.stack([target_embedding(run, each, planned.templates) for each in texts])
+
+    seen = clip.embed_images(torch.stack([image for _, image in batch]).to(run.device))
+    cosines = seen @ embedded(each.prompt for each in prompts).T
     probabilities = label_probabilities(cosines, [_group(each) for each in prompts], clip.logit_scale)
+
+    # a label with a negative prompt excludes no other: it is held against that prompt alone
     pairs = [place for place, each in enumerate(prompts) if each.negative]
     if pairs:
-        sides = [
-            _embedded(planned, texts, device)
-            for texts in zip(
-                *((prompts[place].prompt, prompts[place].negative) for place in pairs), strict=True
-            )
-        ]
-        probabilities[:, pairs] = attribute_logits(seen, sides[0], sides[1], clip.logit_scale).sigmoid()
+        positive = embedded(prompts[place].prompt for place in pairs)
+        negative = embedded(prompts[place].negative for place in pairs)
+        probabilities[:, pairs] = attribute_logits(seen, positive, negative, clip.logit_scale).sigmoid()
+
     for (row, _), cosine, probability in zip(batch, cosines.tolist(), probabilities.tolist(), strict=True):
         yield row | _scores(prompts, cosine, probability) | success()
-
-
-def _embedded(planned: ScorePlan, prompts: Sequence[str], device: str) -> Tensor:
-    found = [target_embedding(planned.clip, each, planned.templates, device) for each in prompts]
-    return torch.stack(found)
 
 
 def _group(prompt: LabelPrompt) -> str:
@@ -189,6 +172,7 @@ def _scores(prompts: Sequence[LabelPrompt], cosine: list[float], probability: li
     for each, value in zip(prompts, probability, strict=True):
         if not each.negative and value > best.get(each.group, (-1.0, ""))[0]:
             best[each.group] = (value, each.label)
+
     top = [{"group": group, "label": label, "probability": value} for group, (value, label) in best.items()]
     values = zip(prompts, cosine, probability, strict=True)
     return {
@@ -197,8 +181,8 @@ def _scores(prompts: Sequence[LabelPrompt], cosine: list[float], probability: li
     }  # fmt: skip
 
 
-@task(name="gather-scores", cache_policy=PER_RUN, persist_result=True)
-def gather_scores(planned: ScorePlan, index: ImageIndex, out: str, labels: str) -> ScoresRef:
+@unit_of_work("gather-scores")
+def gather_scores(run: Run, planned: ScorePlan, index: ImageIndex, labels: str) -> ScoresRef:
     """Write the scores of all shards as one table, and how often they are right where labels are given.
 
     Raises:
@@ -208,31 +192,31 @@ def gather_scores(planned: ScorePlan, index: ImageIndex, out: str, labels: str) 
         (row for shard in index.shards for row in planned.log(shard).latest()),
         key=lambda row: str(row["image_key"]),
     )
-    inputs = {"index": index.fingerprint, "outcomes": _digest(rows)}
-    print_ = fingerprint(
-        STEP, VERSION, {**planned.parameters(), "labels": labels}, _hashes(planned, inputs, labels)
-    )
-    folder = join(out, "scores", print_[:16])
+    scored = {"index": index.fingerprint, "outcomes": _digest(rows)}
+    given = {"labels": hashlib.sha256(read_bytes(labels)).hexdigest()} if labels else {}
+    inputs = {**scored, **given, **planned.recipe.inputs}
+    whole = replace(
+        planned.recipe, parameters={**planned.recipe.parameters, "labels": labels}, inputs=inputs
+    ).fingerprint
+
+    folder = join(run.out, "scores", whole[:16])
     found = ScoresRef(
         folder=folder, scores=join(folder, "scores.parquet"), rows=len(rows),
         failed=sum(row["status"] != OK for row in rows),
     )  # fmt: skip
-    write_table(
-        found.scores,
-        pa.Table.from_pylist(rows, schema=SCORES_SCHEMA),
-        _provenance(planned, "image-scores", print_, inputs),
-    )
+    made = replace(planned.recipe.made("image-scores", scored), fingerprint=whole)
+    write_table(found.scores, pa.Table.from_pylist(rows, schema=SCORES_SCHEMA), made)
     if not labels:
         return found
-    truth = load_truth(labels, planned.prompts)
-    lines = accuracy(planned.prompts, rows, truth)
+
+    lines = accuracy(planned.prompts, rows, load_truth(labels, planned.prompts))
     if not lines:
         raise SettingsError(
             f"{labels} names none of the images under {planned.images}, e.g. {rows[0]['image_key']}; its "
             "image_key must be relative to that prefix"
         )
     uri = join(folder, "accuracy.parquet")
-    made = _provenance(planned, "label-accuracy", print_, _hashes(planned, inputs, labels))
+    made = replace(planned.recipe.made("label-accuracy", inputs), fingerprint=whole)
     write_table(uri, pa.Table.from_pylist(lines, schema=ACCURACY_SCHEMA), made)
     return found.model_copy(update={"accuracy": uri})
 
@@ -249,6 +233,7 @@ def accuracy(
     known = [
         (row, truth[row["image_key"]]) for row in rows if row["status"] == OK and row["image_key"] in truth
     ]
+
     lines = []
     for place, each in enumerate(prompts):
         mine = [(row, said[each.label]) for row, said in known if each.label in said]
@@ -260,8 +245,11 @@ def accuracy(
             auc = area_under_curve(shown, holds)
             group = "" if each.negative else each.group
             lines.append(_line(each.label, group, len(mine), int(holds.sum()), right, auc))
+
     for group in dict.fromkeys(each.group for each in prompts if not each.negative):
         labels = {each.label for each in prompts if not each.negative and each.group == group}
+
+        # where several labels are known to hold, no single top is right
         one = [(row, [name for name in labels if said.get(name)]) for row, said in known]
         tops = [(_top(row, group), names[0]) for row, names in one if len(names) == 1]
         if tops:
@@ -289,15 +277,3 @@ def _digest(rows: list[Row]) -> str:
     """Return a name for which images have scores, and of what version."""
     content = repr([(row["image_key"], row["etag"], row["status"], row["error"]) for row in rows])
     return hashlib.sha256(content.encode()).hexdigest()[:24]
-
-
-def _hashes(planned: ScorePlan, inputs: dict[str, str], labels: str) -> dict[str, str]:
-    given = {"labels": hashlib.sha256(read_bytes(labels)).hexdigest()} if labels else {}
-    return {**inputs, **given, "clip": planned.clip_hash}
-
-
-def _provenance(planned: ScorePlan, kind: str, print_: str, inputs: dict[str, str]) -> Provenance:
-    return Provenance(
-        kind=kind, fingerprint=print_, step=STEP, version=VERSION, parameters=planned.parameters(),
-        inputs=inputs, generator="", clip=planned.clip_hash, code_version=styleclip_core.__version__,
-    )  # fmt: skip

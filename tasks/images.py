@@ -15,14 +15,13 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 import pyarrow as pa
-from prefect import task
 from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict
 
-import styleclip_core
 from styleclip_core.errors import StyleCLIPError
-from tasks.artifacts import Provenance, artifact_uri, fingerprint, is_complete, read_table, write_table
-from tasks.caching import PER_RUN
+from tasks.artifacts import Provenance, Recipe, is_complete, read_table, write_table
+from tasks.caching import unit_of_work
+from tasks.run import Run
 from tasks.storage import ObjectInfo, join, sorted_objects
 
 STEP, VERSION = "index-images", "2"
@@ -80,6 +79,7 @@ def cut(objects: Iterable[ObjectInfo], target: int) -> Iterator[list[ObjectInfo]
         if (mark and len(shard) * 4 >= target) or len(shard) >= 2 * target:
             yield shard
             shard = []
+
     if shard:
         yield shard
 
@@ -92,15 +92,16 @@ def digest(objects: Iterable[ObjectInfo]) -> str:
     return found.hexdigest()[:24]
 
 
-@task(name="index-images", cache_policy=PER_RUN, persist_result=True)
-def index_images(photos: str, workspace: str, shard_size: int) -> ImageIndex:
+@unit_of_work("index-images")
+def index_images(run: Run, photos: str, shard_size: int) -> ImageIndex:
     """List the images under a prefix and cut them into shards; the listing itself is an artifact."""
     with sorted_objects(photos, suffixes=SUFFIXES) as objects:
         if next(iter(objects), None) is None:
             raise NoImagesError(
                 f"no image under {photos} (looked for {', '.join(SUFFIXES)}); check the prefix"
             )
-        index = write_index(objects, photos, workspace, shard_size)
+        index = write_index(objects, photos, run.workspace, shard_size)
+
     if len(index.shards) > _MANY_SHARDS:
         get_run_logger().warning(
             "%d shards are more task runs than a Prefect server follows well; set shard_size to %d or more",
@@ -119,21 +120,20 @@ def write_index(objects: Iterable[ObjectInfo], photos: str, workspace: str, shar
         shard_size: Objects of a shard, on average.
     """
     parameters = {"photos": photos, "shard_size": shard_size}
-    inputs = {"listing": digest(objects)}
-    print_ = fingerprint(STEP, VERSION, parameters, inputs)
-    folder = artifact_uri(workspace, "index", print_)
+    recipe = Recipe(STEP, VERSION, parameters, {"listing": digest(objects)})
+    folder = recipe.folder(workspace, "index")
     uri = join(folder, "index.parquet")
+
+    # the parts go first: where index.parquet is, all of them are
     if not is_complete(uri):
-        provenance = Provenance(
-            kind="image-index", fingerprint=print_, step=STEP, version=VERSION, parameters=parameters,
-            inputs=inputs, generator="", clip="", code_version=styleclip_core.__version__,
-        )  # fmt: skip
-        table = pa.Table.from_pylist(list(_write_parts(objects, folder, shard_size, provenance)), _SHARDS)
-        write_table(uri, table, provenance)
+        made = recipe.made("image-index")
+        table = pa.Table.from_pylist(list(_write_parts(objects, folder, shard_size, made)), _SHARDS)
+        write_table(uri, table, made)
+
     shards = [
         ImageShard(**{**row, "index": join(folder, row["index"])}) for row in read_table(uri).to_pylist()
     ]
-    return ImageIndex(photos=photos, uri=uri, fingerprint=print_, shards=shards)
+    return ImageIndex(photos=photos, uri=uri, fingerprint=recipe.fingerprint, shards=shards)
 
 
 _SHARDS = pa.schema([
@@ -152,15 +152,18 @@ def _write_parts(
     rows: list[dict[str, object]] = []
     part = 0
     for number, shard in enumerate(cut(objects, shard_size)):
+        # a shard lies in one part, so that reading it is reading one file
         if rows and len(rows) + len(shard) > _PART_ROWS:
             _write_part(folder, part, rows, provenance)
             part, rows = part + 1, []
+
         name = digest(shard)
         yield {
             "number": number, "digest": name, "index": _part_name(part), "first": len(rows),
             "rows": len(shard),
         }  # fmt: skip
         rows += [{"key": each.key, "etag": each.etag, "size": each.size, "shard": name} for each in shard]
+
     if rows:
         _write_part(folder, part, rows, provenance)
 

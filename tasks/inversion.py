@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 
 import pyarrow as pa
 import torch
-from prefect import task
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-import styleclip_core
 from styleclip_core.batches import Batches
 from styleclip_core.descent import in_chunks
 from styleclip_core.errors import CheckpointError, LayoutMismatchError, StyleCLIPError
@@ -24,16 +21,16 @@ from styleclip_core.inversion import PerceptualLoss, refine
 from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.pivotal import tune
 from styleclip_core.tuned import AnyGenerator, TunedGenerator, Tuning
-from tasks import models
-from tasks.artifacts import Provenance, artifact_uri, fingerprint
-from tasks.caching import PER_RUN
-from tasks.identity import ModelHashes
+from tasks.artifacts import Recipe
+from tasks.caching import unit_of_work
 from tasks.images import ImageShard, read_shard
 from tasks.outcomes import OK, STATUS_FIELDS, OutcomeLog, Row, failure, success
 from tasks.overlap import Writes, computing, read_ahead
 from tasks.progress import ShardResult
-from tasks.settings import Inversion, Models
-from tasks.storage import is_outage, join, output_key, read_bytes, write_bytes_atomic
+from tasks.run import Run
+from tasks.settings import Inversion
+from tasks.shards import finish_shard, without_result
+from tasks.storage import is_outage, join, output_key, read_bytes, read_version, write_bytes_atomic
 
 STEP, VERSION = "invert-images", "2"
 
@@ -43,16 +40,19 @@ class DivergedError(StyleCLIPError):
 
 
 class InversionPlan(BaseModel):
-    """Everything a shard needs to know, and where its latents will lie."""
+    """Everything a shard needs to know beside the run, and where its latents will lie."""
 
     model_config = ConfigDict(frozen=True)
 
     photos: str
     folder: str
-    fingerprint: str
-    models: Models
-    hashes: ModelHashes
+    recipe: Recipe
     settings: Inversion
+
+    @property
+    def fingerprint(self) -> str:
+        """Return the name of the latents."""
+        return self.recipe.fingerprint
 
     def log(self, shard: ImageShard) -> OutcomeLog:
         """Return the attempts at a shard."""
@@ -67,49 +67,35 @@ class InversionPlan(BaseModel):
         return f"tunings/{output_key(image_key, suffix='.safetensors')}"
 
 
-def plan(
-    photos: str, workspace: str, chosen: Models, hashes: ModelHashes, settings: Inversion
-) -> InversionPlan:
+def plan(run: Run, photos: str, settings: Inversion) -> InversionPlan:
     """Return where the latents of these settings lie; nothing is computed."""
+    hashes = run.hashes
+    inputs = {"generator": hashes.generator, "encoder": hashes.encoder}
+
+    # networks that only some runs have count only there, so that latents of the others keep their names
+    others = {"identity": hashes.identity, "perceptual": hashes.perceptual}
+    inputs |= {name: hash_ for name, hash_ in others.items() if hash_}
+
     parameters = {"photos": photos, **settings.parameters()}
-    print_ = fingerprint(STEP, VERSION, parameters, _inputs(hashes))
+    recipe = Recipe(STEP, VERSION, parameters, inputs, hashes.generator)
     return InversionPlan(
-        photos=photos,
-        folder=artifact_uri(workspace, "latents", print_),
-        fingerprint=print_,
-        models=chosen,
-        hashes=hashes,
-        settings=settings,
+        photos=photos, folder=recipe.folder(run.workspace, "latents"), recipe=recipe, settings=settings
     )
 
 
-def _inputs(hashes: ModelHashes) -> dict[str, str]:
-    """Return the networks behind latents; those that only some runs have count only there."""
-    others = {"identity": hashes.identity, "perceptual": hashes.perceptual}
-    return {"generator": hashes.generator, "encoder": hashes.encoder} | {k: v for k, v in others.items() if v}
-
-
-@task(
-    name="invert-shard",
-    task_run_name="invert-shard-{shard.number}",
-    cache_policy=PER_RUN,
-    persist_result=True,
-)
-def invert_shard(planned: InversionPlan, shard: ImageShard, device: str) -> ShardResult:
+@unit_of_work("invert-shard", "invert-shard-{shard.number}")
+def invert_shard(run: Run, planned: InversionPlan, shard: ImageShard) -> ShardResult:
     """Invert the images of one shard that have no latent yet."""
-    started = time.monotonic()
-    log = planned.log(shard)
-    known = {row["image_key"]: row for row in log.latest()}
-    todo = [item for item in read_shard(shard) if known.get(item[0], {}).get("status") != OK]
-    if todo:
-        rows = _invert(planned, todo, device)
-        generator = models.generator(planned.models.generator, device)
-        width = generator.num_ws * generator.config.w_dim
-        log.append(rows, latents_schema(width), provenance(planned))
-        known |= {row["image_key"]: row for row in rows}
-    failed = sum(row["status"] != OK for row in known.values())
-    return ShardResult(
-        uri=log.uri(0), rows=shard.rows, failed=failed, reused=not todo, seconds=time.monotonic() - started
+
+    def schema() -> pa.Schema:
+        return latents_schema(run.generator.num_ws * run.generator.config.w_dim)
+
+    return finish_shard(
+        planned.log(shard),
+        without_result(read_shard(shard)),
+        partial(_invert, run, planned),
+        planned.recipe.made("latents"),
+        schema,
     )
 
 
@@ -121,24 +107,29 @@ class _Photo:
     image: Tensor
 
 
-def _invert(planned: InversionPlan, todo: list[tuple[str, str]], device: str) -> list[Row]:
+def _invert(run: Run, planned: InversionPlan, todo: Sequence[tuple[str, str]]) -> list[Row]:
     """Invert photographs in batches; the next ones are read, and the last ones written, meanwhile."""
-    size, count = models.generator(planned.models.generator, device).image_size, planned.settings.batch_size
+    size, count = run.generator.image_size, planned.settings.batch_size
     writes, batches = Writes[None](2 * count), Batches(count)
     pending: list[tuple[Row, Future[None] | None]] = []
     batch: list[_Photo] = []
+
     found = read_ahead(todo, partial(_read, planned, size), ahead=2 * count)
     for number, photo in enumerate(found, start=1):
         if isinstance(photo, _Photo):
             batch.append(photo)
         else:
             pending.append((photo, None))
+
+        # a broken last photograph must not leave a begun batch behind
         if batch and (len(batch) == count or number == len(todo)):
-            for _, inverted in batches.run(batch, partial(_invert_batch, planned, device=device)):
+            for _, inverted in batches.run(batch, partial(_invert_batch, run, planned)):
                 for row, image, tuning in inverted:
                     write = partial(_write_files, planned, row["image_key"], image, tuning)
                     pending.append((row, writes.submit(write) if row["status"] == OK else None))
             batch = []
+
+    # a row says ok only once its files are there
     for _, written in pending:
         if written:
             written.result()
@@ -149,7 +140,7 @@ def _read(planned: InversionPlan, size: tuple[int, int], item: tuple[str, str]) 
     """Read and decode a photograph, or return the row of one that cannot be."""
     key, etag = item
     try:
-        data = read_bytes(join(planned.photos, key))
+        data = read_version(join(planned.photos, key), etag)
         image = fit(decode_image(data), *size)
     except (StyleCLIPError, OSError) as error:
         if is_outage(error, planned.photos):
@@ -164,37 +155,38 @@ def _write_files(planned: InversionPlan, image_key: str, image: Tensor, tuning: 
     write_bytes_atomic(planned.reconstruction_uri(image_key), encode_png(image))
 
 
-def _invert_batch(
-    planned: InversionPlan, batch: list[_Photo], device: str
-) -> list[tuple[Row, Tensor, bytes]]:
+def _invert_batch(run: Run, planned: InversionPlan, batch: list[_Photo]) -> list[tuple[Row, Tensor, bytes]]:
     """Return row, generator's version and stored tuning of each photograph."""
-    with computing(device):
-        return list(_inverted(planned, batch, device))
+    with computing(run.device):
+        return list(_inverted(run, planned, batch))
 
 
-def _inverted(
-    planned: InversionPlan, batch: list[_Photo], device: str
-) -> Iterator[tuple[Row, Tensor, bytes]]:
-    generator = models.generator(planned.models.generator, device)
-    target = torch.stack([photo.image for photo in batch]).to(device)
-    start = _first_guess(planned, generator, target, device)
-    chosen = planned.models
-    perceptual = models.perceptual(chosen.perceptual, device).distance if chosen.perceptual else None
-    *_, end = refine(generator, target, start, planned.settings.settings(), perceptual=perceptual)
-    tunings = _tune(planned, generator, target, end.w_plus, perceptual)
+def _inverted(run: Run, planned: InversionPlan, batch: list[_Photo]) -> Iterator[tuple[Row, Tensor, bytes]]:
+    generator, perceptual = run.generator, run.perceptual
+    distance = perceptual.distance if perceptual else None
+    target = torch.stack([photo.image for photo in batch]).to(run.device)
+
+    # encoder or average, refined, and where that is wanted the generator itself bent to the photograph
+    start = _first_guess(run, planned, target)
+    *_, end = refine(generator, target, start, planned.settings.settings(), perceptual=distance)
+    tunings = _tune(planned, generator, target, end.w_plus, distance)
     tuned = with_tunings(generator, tunings)
+
     with torch.no_grad():
         image = tuned.synthesize(tuned.styles(end.w_plus))
         quality = psnr(image, target)
         scores = {
             "mse": (image.clamp(-1, 1) - target).square().mean(dim=(1, 2, 3)),
             "psnr": quality,
-            **_likeness(chosen, image.clamp(-1, 1), target, device),
+            **_likeness(run, image.clamp(-1, 1), target),
         }
+
     rows = []
     contents = [tuning.to_bytes() if tuning else b"" for tuning in tunings]
     for index, photo in enumerate(batch):
         row = {**_empty_row(photo.key, photo.etag), "content_hash": photo.content_hash}
+
+        # what is not finite is this image's own failure; its neighbours are none the worse
         if not (end.w_plus[index].isfinite().all() and quality[index].isfinite()):
             rows.append(row | failure(DivergedError("the latent is not finite; lower the learning rate")))
             continue
@@ -202,37 +194,33 @@ def _inverted(
             message = "the tuning of the generator is not finite; lower the learning rate of pivotal"
             rows.append(row | failure(DivergedError(message)))
             continue
+
         if contents[index]:
             row |= {"tuning": planned.tuning_key(photo.key), "tuning_bytes": len(contents[index])}
         row |= {
             "w_plus": end.w_plus[index].flatten().cpu().numpy(),
-            "method": _method(planned),
+            "method": _method(run, planned),
             **{name: score[index].item() for name, score in scores.items()},
         }
         rows.append(row | success())
     return zip(rows, image.cpu(), contents, strict=True)
 
 
-def _likeness(chosen: Models, image: Tensor, target: Tensor, device: str) -> dict[str, Tensor]:
+def _likeness(run: Run, image: Tensor, target: Tensor) -> dict[str, Tensor]:
     """Return LPIPS and identity similarity of inversions, ``[B]`` each, where there are networks for them."""
     scores = {}
-    if chosen.perceptual:
-        scores["lpips"] = models.perceptual(chosen.perceptual, device).distance(image, target)
-    if chosen.identity:
-        network = models.identity(chosen.identity, device)
-        scores["identity"] = (network.embed(image) * network.embed(target)).sum(dim=1)
+    if run.perceptual:
+        scores["lpips"] = run.perceptual.distance(image, target)
+    if run.identity:
+        scores["identity"] = (run.identity.embed(image) * run.identity.embed(target)).sum(dim=1)
     return scores
 
 
 @torch.no_grad()
-def _first_guess(planned: InversionPlan, generator: Generator, target: Tensor, device: str) -> Tensor:
-    if planned.models.encoder:
-        # descent starts here, and would make much of how a batch is rounded
-        encode, size = (
-            models.encoder(planned.models.encoder, device).encode,
-            planned.settings.settings().chunk,
-        )
-        return in_chunks(target, encode, size=size)
+def _first_guess(run: Run, planned: InversionPlan, target: Tensor) -> Tensor:
+    if run.encoder:  # descent starts here, and would make much of how a batch is rounded
+        return in_chunks(target, run.encoder.encode, size=planned.settings.settings().chunk)
+    generator = run.generator
     return generator.mapping.w_avg.expand(len(target), generator.num_ws, -1).clone()
 
 
@@ -274,9 +262,9 @@ def read_tuning(planned: InversionPlan, generator: Generator, row: Row) -> Tunin
         raise type(error)(f"{uri}: {error}") from error
 
 
-def _method(planned: InversionPlan) -> str:
+def _method(run: Run, planned: InversionPlan) -> str:
     steps, pivotal = planned.settings.steps, planned.settings.pivotal
-    parts = ["encoder" if planned.models.encoder else "average"]
+    parts = ["encoder" if run.models.encoder else "average"]
     parts += [str(steps)] if steps else []
     return "+".join([*parts, f"pivotal-{pivotal.steps}"] if pivotal else parts)
 
@@ -295,18 +283,3 @@ def latents_schema(width: int, *, tunings: bool = True) -> pa.Schema:
         ("w_plus", pa.list_(pa.float32(), width)), ("mse", pa.float32()), ("psnr", pa.float32()),
         ("lpips", pa.float32()), ("identity", pa.float32()), ("method", pa.string()), *named, *STATUS_FIELDS,
     ])  # fmt: skip
-
-
-def provenance(planned: InversionPlan) -> Provenance:
-    """Return what the Parquet metadata of latents says."""
-    return Provenance(
-        kind="latents",
-        fingerprint=planned.fingerprint,
-        step=STEP,
-        version=VERSION,
-        parameters={"photos": planned.photos, **planned.settings.parameters()},
-        inputs=_inputs(planned.hashes),
-        generator=planned.hashes.generator,
-        clip="",
-        code_version=styleclip_core.__version__,
-    )

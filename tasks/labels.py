@@ -61,6 +61,7 @@ def load_prompts(uri: str) -> list[LabelPrompt]:
             found.append(LabelPrompt.model_validate(_entry(entry)))
         except ValidationError as error:
             raise SettingsError(f"{uri}, prompt {number}: {describe(error)}") from error
+
     check_names([each.label for each in found])
     return found
 
@@ -85,11 +86,14 @@ def load_truth(uri: str, prompts: Sequence[LabelPrompt]) -> dict[str, dict[str, 
     columns = set(rows[0]) if rows else set()
     groups = {each.group for each in prompts if not each.negative}
     known = {each.label for each in prompts} | groups
+
+    # a table none of whose columns is asked for would make every accuracy one of nothing
     if "image_key" not in columns or not columns & known:
         raise SettingsError(
             f"{uri} must have a column image_key and one that is named as a prompt or a group, e.g. "
             f"{sorted(known)[0]!r}; it has {', '.join(sorted(map(str, columns))) or 'no rows'}"
         )
+
     return {str(row["image_key"]): dict(_truths(uri, row, prompts)) for row in rows}
 
 
@@ -99,6 +103,8 @@ def _truths(uri: str, row: Row, prompts: Sequence[LabelPrompt]) -> list[tuple[st
     for each in prompts:
         said = _text(row.get(each.label))
         named = "" if each.negative else _text(row.get(each.group))
+
+        # what a column of the label's own says outweighs the group's
         if said in _TRUE | _FALSE:
             found.append((each.label, said in _TRUE))
         elif said:

@@ -21,19 +21,19 @@ from typing import Any
 import numpy as np
 
 from styleclip_core.faces import Face
-from tasks.artifacts import read_table
+from tasks.artifacts import read_expected, read_table
 from tasks.settings import SettingsError
-from tasks.storage import read_bytes
 
 FaceTable = dict[str, list[Face]]
 
 
 @lru_cache(maxsize=4)
-def read_landmarks(uri: str, _version: str) -> FaceTable:
-    """Read a table of landmarks; kept per process, under the table's version.
+def read_landmarks(uri: str, digest: str) -> FaceTable:
+    """Read a table of landmarks; kept per process, under the table's hash.
 
     Args:
         uri: Where it lies; its ending says which form it has.
+        digest: Its SHA-256 when it was looked at.
 
     Returns:
         The faces of every image key, in the order of the table. Their landmarks are numbers, but not
@@ -41,10 +41,11 @@ def read_landmarks(uri: str, _version: str) -> FaceTable:
 
     Raises:
         SettingsError: If the file has another form.
+        ChangedInputError: If it has been replaced since.
         StorageError: If it cannot be read.
     """
     faces: FaceTable = {}
-    for place, key, landmarks, score in _entries(uri):
+    for place, key, landmarks, score in _entries(uri, read_expected(uri, digest)):
         if not isinstance(key, str) or not key:
             raise SettingsError(f"{uri}, {place}: the image key is {key!r}; give the key below the prefix")
         try:
@@ -52,39 +53,43 @@ def read_landmarks(uri: str, _version: str) -> FaceTable:
             sure = 1.0 if score is None else float(score)
         except (TypeError, ValueError) as error:
             raise SettingsError(f"{uri}, {place} ({key}): these are no landmarks: {error}") from error
+
+        # one flat row of numbers, as CSV and Parquet hold it; what has another shape is its face's error
         if points.ndim == 1 and points.size % 2 == 0:
             points = points.reshape(-1, 2)
         faces.setdefault(key, []).append(Face(points, sure))
     return faces
 
 
-def _entries(uri: str) -> Iterator[tuple[str, Any, Any, Any]]:
+def _entries(uri: str, content: bytes) -> Iterator[tuple[str, Any, Any, Any]]:
     """Yield place, image key, landmarks and score of every face."""
     if uri.endswith(".parquet"):
-        return _parquet_entries(uri)
+        return _parquet_entries(uri, content)
     if uri.endswith(".csv"):
-        return _csv_entries(uri)
+        return _csv_entries(uri, content)
     if uri.endswith(".json"):
-        return _json_entries(uri)
+        return _json_entries(uri, content)
     raise SettingsError(f"{uri} is no table of landmarks by its name; give a .parquet, .csv or .json file")
 
 
-def _parquet_entries(uri: str) -> Iterator[tuple[str, Any, Any, Any]]:
-    table = read_table(uri)
+def _parquet_entries(uri: str, content: bytes) -> Iterator[tuple[str, Any, Any, Any]]:
+    table = read_table(uri, content=content)
     missing = {"image_key", "landmarks"} - set(table.column_names)
     if missing:
         raise SettingsError(
             f"{uri} has no column {', '.join(sorted(missing))}; it must have image_key and landmarks"
         )
+
     names = [name for name in ("image_key", "landmarks", "score") if name in table.column_names]
     for number, row in enumerate(table.select(names).to_pylist()):
         if row["landmarks"] is not None:  # a photograph without a face has a row, too
             yield f"row {number}", row["image_key"], row["landmarks"], row.get("score")
 
 
-def _csv_entries(uri: str) -> Iterator[tuple[str, Any, Any, Any]]:
+def _csv_entries(uri: str, content: bytes) -> Iterator[tuple[str, Any, Any, Any]]:
     try:
-        rows = csv.DictReader(io.StringIO(read_bytes(uri).decode("utf-8-sig"), newline=""), strict=True)
+        # spreadsheets write a byte order mark, which would become a part of the first column's name
+        rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
         columns = [name for name in rows.fieldnames or [] if name not in ("image_key", "score")]
         expected = [f"{axis}{point}" for point in range(len(columns) // 2) for axis in "xy"]
         if columns != expected or "image_key" not in (rows.fieldnames or []):
@@ -92,6 +97,7 @@ def _csv_entries(uri: str) -> Iterator[tuple[str, Any, Any, Any]]:
                 f"{uri} has the columns {', '.join(rows.fieldnames or ['none'])}; they must be image_key, "
                 "x0, y0, x1, y1, ... and score if there is one"
             )
+
         for row in rows:
             values = [row[name] for name in columns]
             while values and not values[-1]:
@@ -101,14 +107,16 @@ def _csv_entries(uri: str) -> Iterator[tuple[str, Any, Any, Any]]:
         raise SettingsError(f"{uri} is no readable CSV file: {error}") from error
 
 
-def _json_entries(uri: str) -> Iterator[tuple[str, Any, Any, Any]]:
+def _json_entries(uri: str, content: bytes) -> Iterator[tuple[str, Any, Any, Any]]:
     try:
-        content = json.loads(read_bytes(uri))
+        faces_of = json.loads(content)
     except ValueError as error:
         raise SettingsError(f"{uri} is no readable JSON file: {error}") from error
-    if not isinstance(content, dict):
-        raise SettingsError(f"{uri} must map image keys to landmarks, it holds a {type(content).__name__}")
-    for key, value in content.items():
+    if not isinstance(faces_of, dict):
+        raise SettingsError(f"{uri} must map image keys to landmarks, it holds a {type(faces_of).__name__}")
+
+    for key, value in faces_of.items():
+        # a face is a list of pairs, so one level deeper there are several faces
         faces = value if _depth(value) == 3 else [value]
         for number, face in enumerate(faces):
             yield f"face {number}", key, face, None

@@ -1,8 +1,8 @@
 """An edits manifest -> shards of images with all their edits, for whatever looks at them next.
 
-The manifest's rows are named by image and edit; several strengths of one edit share its name. Here a row
-is named by image and *variant*, the folder of its images below ``images/``. Rows whose edit failed have no
-such folder: each gets the variant that its image lacks.
+Several strengths of one edit share its name, so a row is named by image and *variant*: the folder of the
+variant's images below ``images/``, or that of the images it would have where its edit failed. Manifests
+written before there was a column for it get one while they are read, see ``iter_rows``.
 
 A *sweep* is what several variants have in common that differ in strength alone; a variant's *position* is
 its alpha, or its mapper's strength.
@@ -13,19 +13,30 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import chain, count, islice
 from typing import Any
 
 import pyarrow as pa
-from prefect import task
 from pydantic import BaseModel, ConfigDict
 
-import styleclip_core
 from styleclip_core.errors import ArtifactConflictError
-from tasks.artifacts import Provenance, artifact_uri, is_complete, read_provenance, read_table, write_table
-from tasks.caching import PER_RUN
+from tasks.artifacts import (
+    Provenance,
+    Recipe,
+    artifact_uri,
+    column_names,
+    is_complete,
+    iter_batches,
+    read_provenance,
+    read_table,
+    write_table,
+)
+from tasks.caching import unit_of_work
 from tasks.images import cut, digest
 from tasks.outcomes import OK, STATUS_FIELDS, Row
+from tasks.run import Run
 from tasks.settings import SettingsError
 from tasks.storage import MissingObjectError, ObjectInfo, join, list_objects
 
@@ -95,8 +106,8 @@ def place_of(manifest: str) -> str:
     return "/".join(parts[:-3])
 
 
-@task(name="index-edits", cache_policy=PER_RUN, persist_result=True)
-def index_edits(manifest: str, out: str, workspace: str, shard_size: int) -> EditsIndex:
+@unit_of_work("index-edits")
+def index_edits(run: Run, manifest: str, out: str, shard_size: int) -> EditsIndex:
     """Cut a manifest into shards of images; equal rows make equal shards, whatever manifest lists them.
 
     Raises:
@@ -106,8 +117,9 @@ def index_edits(manifest: str, out: str, workspace: str, shard_size: int) -> Edi
     made = read_provenance(manifest)
     if made.kind != "edits-manifest":
         raise ArtifactConflictError(f"{manifest} is a table of {made.kind}; give a manifest of edits")
-    rows = items(read_table(manifest, columns=_READ).to_pylist())
-    folder = artifact_uri(workspace, "edits-index", made.fingerprint)
+
+    rows = items([row for part in iter_rows(manifest, _READ) for row in part.to_pylist()])
+    folder = artifact_uri(run.workspace, "edits-index", made.fingerprint)
     shards = [
         _write_shard(folder, number, part, rows, made)
         for number, part in enumerate(cut(_versions(rows), shard_size))
@@ -116,6 +128,52 @@ def index_edits(manifest: str, out: str, workspace: str, shard_size: int) -> Edi
         manifest=manifest, out=out or place_of(manifest), fingerprint=made.fingerprint,
         photographs=str(made.parameters.get("photos", "")), clip=made.clip, shards=shards,
     )  # fmt: skip
+
+
+def iter_rows(manifest: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Yield some columns of a manifest and ``variant``, a row group at a time.
+
+    Raises:
+        DamagedArtifactError: If it lacks a column, or is no readable table.
+        StorageError: If it cannot be read.
+    """
+    if "variant" in column_names(manifest):
+        yield from iter_batches(manifest, [*columns, "variant"])
+        return
+
+    # written before there was the column
+    names = iter(derive_variants(read_table(manifest, columns=_READ).to_pylist()))
+    for part in iter_batches(manifest, columns):
+        mine = pa.array(list(islice(names, part.num_rows)), pa.string())
+        yield part.append_column("variant", mine)
+
+
+def derive_variants(manifest: list[Row]) -> list[str]:
+    """Return the variant of every row: the folder of its image, or one that its image lacks."""
+    folders: dict[tuple[Any, ...], dict[str, None]] = defaultdict(dict)  # of rows with equal columns
+    have: dict[str, set[str]] = defaultdict(set)
+    for row in manifest:
+        if row["status"] == OK:
+            folder = row["output_key"].split("/")[1]
+            folders[_columns(row)][folder] = None
+            have[row["image_key"]].add(folder)
+
+    found = []
+    for row in manifest:
+        if row["status"] == OK:
+            found.append(row["output_key"].split("/")[1])
+            continue
+        names = chain(folders[_columns(row)], _unnamed(row))
+        found.append(next(name for name in names if name not in have[row["image_key"]]))
+        have[row["image_key"]].add(found[-1])
+    return found
+
+
+def _unnamed(row: Row) -> Iterator[str]:
+    """Yield names for variants of which no image is there to tell them."""
+    for number in count():
+        content = repr((*_columns(row), *([number] if number else [])))
+        yield f"{row['edit']}_{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
 
 def _versions(rows: dict[str, list[Row]]) -> Iterable[ObjectInfo]:
@@ -131,72 +189,57 @@ def _write_shard(
     name = digest(part)
     uri = join(folder, f"{name}.parquet")
     mine = [row for item in part for row in rows[item.key]]
+
+    # its name is that of its rows, wherever they are listed; its recipe says only where that was
     if not is_complete(uri):
-        provenance = Provenance(
-            kind="edits-index", fingerprint=name, step=STEP, version=VERSION, parameters={},
-            inputs={"manifest": made.fingerprint}, generator=made.generator, clip=made.clip,
-            code_version=styleclip_core.__version__,
-        )  # fmt: skip
-        write_table(uri, pa.Table.from_pylist(mine, schema=ITEM_SCHEMA), provenance)
+        recipe = Recipe(STEP, VERSION, {}, {"manifest": made.fingerprint}, made.generator, made.clip)
+        table = pa.Table.from_pylist(mine, schema=ITEM_SCHEMA)
+        write_table(uri, table, replace(recipe.made("edits-index"), fingerprint=name))
     return EditsShard(uri=uri, number=number, digest=name, images=len(part), rows=len(mine))
 
 
-def items(manifest: list[Row]) -> dict[str, list[Row]]:
+def items(manifest: Iterable[Row]) -> dict[str, list[Row]]:
     """Return the rows of a manifest as items (``ITEM_SCHEMA``), by image, each image's sorted by variant."""
-    folders: dict[tuple[Any, ...], dict[str, Row]] = defaultdict(dict)  # variants with equal columns
-    have: dict[str, set[str]] = defaultdict(set)
-    for row in manifest:
-        if row["status"] == OK:
-            folder = row["output_key"].split("/")[1]
-            folders[_columns(row)].setdefault(folder, row)
-            have[row["image_key"]].add(folder)
+    rows = sorted(manifest, key=lambda row: str(row["variant"]))
+    whole = {row["variant"]: row for row in rows if row["status"] == OK}
+
     found: dict[str, list[Row]] = defaultdict(list)
-    for row in manifest:
-        variants = folders.get(_columns(row), {})
-        if row["status"] == OK:
-            variant = row["output_key"].split("/")[1]
-        else:  # the variants of one edit that this image lacks, in their order
-            variant = next((each for each in variants if each not in have[row["image_key"]]), "")
-            variant = variant or _unnamed(row)
-            have[row["image_key"]].add(variant)
-        found[row["image_key"]].append(_item(row, variant, variants.get(variant, row)))
-    return {key: sorted(rows, key=lambda each: str(each["variant"])) for key, rows in found.items()}
+    for row in rows:
+        # a row whose edit failed does not say its steps, those of other images do
+        found[row["image_key"]].append(_item(row, whole.get(row["variant"], row)))
+    return dict(found)
 
 
 def _columns(row: Row) -> tuple[Any, ...]:
     return tuple(row[name] for name in _SAME)
 
 
-def _unnamed(row: Row) -> str:
-    """Return a variant's name where no image of it is there to tell it."""
-    return f"{row['edit']}_{hashlib.sha256(repr(_columns(row)).encode()).hexdigest()[:8]}"
-
-
-def _item(row: Row, variant: str, whole: Row) -> Row:
+def _item(row: Row, whole: Row) -> Row:
     """Return a row as an item; ``whole`` is a row of the same variant that has its steps."""
     prompts = [{"neutral": step["neutral"], "target": step["target"]} for step in whole["steps"] or []]
-    sweep, position = _sweep(row, variant)
+    sweep, position = _sweep(row)
     return {
         **{name: row[name] for name in ITEM_SCHEMA.names if name in row},
-        "variant": variant,
         "prompts": prompts or [{"neutral": row["neutral"], "target": row["target"]}],
         "sweep": sweep,
         "position": position,
     }
 
 
-def _sweep(row: Row, variant: str) -> tuple[str, float | None]:
+def _sweep(row: Row) -> tuple[str, float | None]:
     """Return what a variant's sweep is called, and its strength; a sequence of steps is its own sweep."""
     position = row["alpha"] if row["alpha"] is not None else row["strength"]
     if position is None or not row["settings"]:
-        return variant, None
+        return row["variant"], None
+
+    # what is left of a row without its strength is what it shares with its sweep
     settings = {k: v for k, v in json.loads(row["settings"]).items() if k not in ("alpha", "strength")}
     rest = [row[name] for name in _SAME if name not in ("alpha", "strength", "settings")]
     name = hashlib.sha256(json.dumps([rest, settings], sort_keys=True).encode()).hexdigest()[:8]
     return f"{row['edit']}_{name}", position
 
 
-def find_inversions(index: EditsIndex, workspace: str) -> str:
+def find_inversions(run: Run, index: EditsIndex) -> str:
     """Return the folder of the unedited images behind a manifest: what the generator drew of each latent.
 
     Raises:
@@ -204,15 +247,18 @@ def find_inversions(index: EditsIndex, workspace: str) -> str:
     """
     made = read_provenance(index.manifest)
     for print_ in sorted(set(made.inputs.values()) - {made.inputs.get("index", "")}):
-        folder = artifact_uri(workspace, "edits", print_)
+        folder = artifact_uri(run.workspace, "edits", print_)
         try:
             part = next(iter(list_objects(folder, suffixes=(".parquet",))), None)
         except MissingObjectError:
             part = None
+
+        # the rows of an edit name their latents, below which what was drawn of them lies
         latents = read_provenance(join(folder, part.key)).inputs.get("latents") if part else None
         if latents:
-            return join(artifact_uri(workspace, "latents", latents), "reconstructions")
+            return join(artifact_uri(run.workspace, "latents", latents), "reconstructions")
+
     raise MissingObjectError(
-        f"the workspace {workspace} holds no edit of {index.manifest}, so its inversions are not known; give "
-        "the workspace that the edits were made with, or compare with the photographs"
+        f"the workspace {run.workspace} holds no edit of {index.manifest}, so its inversions are not known; "
+        "give the workspace that the edits were made with, or compare with the photographs"
     )

@@ -6,6 +6,7 @@ import base64
 import io
 import tempfile
 from pathlib import Path
+from typing import cast
 from uuid import UUID
 
 import numpy as np
@@ -13,13 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from PIL import Image, ImageDraw
-from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-import styleclip_core
 from styleclip_core.editing import EditedLatents
 from styleclip_core.mapper_training import CURVE_COLUMNS, MapperTraining, apply_mapper
 from styleclip_core.models.mapper import Mapper, save_mapper
@@ -27,8 +26,7 @@ from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.sampling import sample_z
 from tasks import models
 from tasks.artifacts import (
-    Provenance,
-    artifact_uri,
+    Recipe,
     fingerprint,
     is_complete,
     read_provenance,
@@ -36,15 +34,17 @@ from tasks.artifacts import (
     to_matrix,
     write_table,
 )
-from tasks.caching import PER_RUN
-from tasks.directions import PreparedStep, prompt_distance, target_embedding
+from tasks.caching import unit_of_work
+from tasks.directions import PreparedStep
 from tasks.edits import StepVariant
-from tasks.identity import ModelHashes
+from tasks.models import Wanted
 from tasks.outcomes import OK
 from tasks.overlap import computing
+from tasks.run import Run
 from tasks.settings import MapperTraining as Settings
-from tasks.settings import Models, SettingsError
+from tasks.settings import SettingsError
 from tasks.storage import exists, join, list_objects, read_bytes, write_bytes_atomic
+from tasks.texts import prompt_distance, target_embedding
 
 STEP, VERSION = "train-mapper", "1"
 STRENGTH_UNIT = "times the mapper's output, in units of the latent"
@@ -58,9 +58,7 @@ class MapperPlan(BaseModel):
 
     target: str
     folder: str
-    fingerprint: str
-    models: Models
-    hashes: ModelHashes
+    recipe: Recipe
     settings: Settings
 
     @property
@@ -84,51 +82,54 @@ class MapperRef(BaseModel):
     reused: bool
 
 
-def plan(target: str, workspace: str, chosen: Models, hashes: ModelHashes, settings: Settings) -> MapperPlan:
+def plan(run: Run, target: str, settings: Settings) -> MapperPlan:
     """Return where the mapper of a prompt and these settings lies; nothing is computed."""
-    parameters = {"target": target, **settings.parameters()}
+    hashes = run.hashes
     inputs = {"generator": hashes.generator, "clip": hashes.clip}
     if settings.settings().identity_weight > 0:
         inputs["identity"] = hashes.identity
-    print_ = fingerprint(STEP, VERSION, parameters, inputs)
-    return MapperPlan(
-        target=target,
-        folder=artifact_uri(workspace, "mappers", print_),
-        fingerprint=print_,
-        models=chosen,
-        hashes=hashes,
-        settings=settings,
-    )
+
+    parameters = {"target": target, **settings.parameters()}
+    recipe = Recipe(STEP, VERSION, parameters, inputs, hashes.generator, hashes.clip)
+    folder = recipe.folder(run.workspace, "mappers")
+    return MapperPlan(target=target, folder=folder, recipe=recipe, settings=settings)
 
 
-@task(name="train-mapper", task_run_name="train-{planned.target}", cache_policy=PER_RUN, persist_result=True)
-def train_mapper(planned: MapperPlan, device: str) -> MapperRef:
+@unit_of_work("train-mapper", "train-{planned.target}")
+def train_mapper(run: Run, planned: MapperPlan) -> MapperRef:
     """Train the mapper of one prompt, from where an earlier run was stopped if there was one."""
     best, last, curve = (
         join(planned.folder, name) for name in ("best.safetensors", "last.safetensors", "curve.parquet")
     )
     done = is_complete(curve)
     if not done:
-        training = _training(planned, device)
+        training = _training(run, planned)
         if exists(planned.state):
             training.restore(read_bytes(planned.state))
             get_run_logger().info("%s: resumed at step %d", planned.target, training.step)
-        with computing(device):
+        with computing(run.device):
             _train(planned, training)
+
+        # the curve is written last: where it lies, the networks do too
         for uri, mapper in ((best, training.best), (last, training.mapper)):
             write_bytes_atomic(uri, _mapper_bytes(mapper))
-        write_table(curve, _curve_table(training.curve), _provenance(planned))
+        inputs = {**planned.recipe.inputs, "identity": run.hashes.identity}
+        made = planned.recipe.made("mapper", inputs, strength_unit=STRENGTH_UNIT)
+        write_table(curve, _curve_table(training.curve), made)
         _show_curve(planned, training.curve)
+
     rows = read_table(curve)
-    losses = [
-        loss
-        for loss, is_validation in zip(rows["loss"].to_pylist(), rows["validation"].to_pylist(), strict=True)
-        if is_validation
-    ]
+    losses = rows.filter(rows["validation"])["loss"]
     return MapperRef(
-        target=planned.target, best=best, last=last, curve=curve, fingerprint=planned.fingerprint,
-        steps=max(rows["step"].to_pylist()), loss=min(losses), reused=done,
-    )  # fmt: skip
+        target=planned.target,
+        best=best,
+        last=last,
+        curve=curve,
+        fingerprint=planned.recipe.fingerprint,
+        steps=pc.max(rows["step"]).as_py(),
+        loss=pc.min(losses).as_py(),
+        reused=done,
+    )
 
 
 def _train(planned: MapperPlan, training: MapperTraining) -> None:
@@ -148,25 +149,24 @@ def _train(planned: MapperPlan, training: MapperTraining) -> None:
         update_progress_artifact(artifact, progress=100.0 * state.step / total)
 
 
-def _training(planned: MapperPlan, device: str) -> MapperTraining:
-    chosen, settings = planned.models, planned.settings
-    generator, clip = models.generator(chosen.generator, device), models.clip(chosen.clip, device)
-    codes = _codes(generator, settings)
+def _training(run: Run, planned: MapperPlan) -> MapperTraining:
+    settings = planned.settings
+    codes = _codes(run.generator, settings)
     if settings.validation >= len(codes):
         raise SettingsError(
             f"there are {len(codes)} codes, {settings.validation} of them for validation; none is left to "
             "train on: give more latents or a smaller validation"
         )
+
+    weighted = settings.settings().identity_weight > 0
     return MapperTraining(
-        generator,
-        clip.embed_whole,
-        target_embedding(chosen.clip, planned.target, settings.templates, device),
+        run.generator,
+        run.clip.embed_whole,
+        target_embedding(run, planned.target, settings.templates),
         codes[: -settings.validation],
         codes[-settings.validation :],
         settings.settings(),
-        embed_identity=models.identity(chosen.identity, device).embed
-        if chosen.identity and settings.settings().identity_weight > 0
-        else None,
+        embed_identity=run.identity.embed if run.identity and weighted else None,
     )
 
 
@@ -217,19 +217,6 @@ def _curve_table(curve: list[tuple[float, ...]]) -> pa.Table:
     })  # fmt: skip
 
 
-def _provenance(planned: MapperPlan) -> Provenance:
-    hashes = planned.hashes
-    return Provenance(
-        kind="mapper", fingerprint=planned.fingerprint, step=STEP, version=VERSION,
-        parameters={
-            "target": planned.target, **planned.settings.parameters(),
-            "strength_unit": STRENGTH_UNIT,
-        },
-        inputs={"generator": hashes.generator, "clip": hashes.clip, "identity": hashes.identity},
-        generator=hashes.generator, clip=hashes.clip, code_version=styleclip_core.__version__,
-    )  # fmt: skip
-
-
 def _show_curve(planned: MapperPlan, curve: list[tuple[float, ...]]) -> None:
     """Draw the loss of training and validation into Prefect's UI."""
     width, height, margin = 640, 240, 12
@@ -260,28 +247,41 @@ def _show_curve(planned: MapperPlan, curve: list[tuple[float, ...]]) -> None:
 # ---- applying ------------------------------------------------------------------------------------------
 
 
-@task(
-    name="prepare-mapper", task_run_name="prepare-{variant.label}", cache_policy=PER_RUN, persist_result=True
-)
-def prepare_mapper(variant: StepVariant, chosen: Models, hashes: ModelHashes, device: str) -> PreparedStep:
+@unit_of_work("prepare-mapper", "prepare-{variant.label}")
+def prepare_mapper(run: Run, variant: StepVariant) -> PreparedStep:
     """Load the mapper once, so that a wrong one fails here, and name it by its content."""
     if variant.mapper is None:
         raise SettingsError(f"the edit towards {variant.target!r} names no mapper")
-    network, generator = models.mapper(variant.mapper, device), models.generator(chosen.generator, device)
+    network, generator = (
+        cast(Mapper, models.current(Wanted("mapper", variant.mapper, run.device))),
+        run.generator,
+    )
+
     with torch.no_grad():
         probe = EditedLatents(_probe(generator))
         moved = apply_mapper(network, generator, probe, 1.0).codes(generator)  # raises if of another one
         before = probe.codes(generator)
     changed = {name: int((moved[name] != before[name]).any(dim=0).sum()) for name in before}
-    inputs = {"mapper": network.fingerprint, "generator": hashes.generator, "clip": hashes.clip}
+
+    inputs = {"mapper": network.fingerprint, "generator": run.hashes.generator, "clip": run.hashes.clip}
     return PreparedStep(
         variant=variant,
         uri=variant.mapper,
         fingerprint=fingerprint(_APPLY, _APPLY_VERSION, {"strength": variant.strength}, inputs),
+        content=network.fingerprint,
         channels=sum(changed.values()),
         layers=[name for name, channels in changed.items() if channels],
-        text_norm=prompt_distance(variant, chosen, device),
+        text_norm=prompt_distance(run, variant),
     )
+
+
+def prepared_mapper(run: Run, step: PreparedStep) -> Mapper:
+    """Return the mapper of a step.
+
+    Raises:
+        ChangedWeightsError: If it is not the one any more that the step was prepared with.
+    """
+    return cast(Mapper, models.load(Wanted("mapper", step.uri, run.device, step.content)))
 
 
 def _probe(generator: Generator) -> Tensor:

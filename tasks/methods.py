@@ -11,13 +11,12 @@ from styleclip_core.editing import EditedLatents
 from styleclip_core.errors import StyleCLIPError
 from styleclip_core.mapper_training import apply_mapper
 from styleclip_core.tuned import AnyGenerator
-from tasks import models
 from tasks.artifacts import fingerprint
 from tasks.directions import ALPHA_UNIT, PreparedStep, read_direction
 from tasks.edits import EditVariant, StepVariant
-from tasks.mappers import STRENGTH_UNIT
+from tasks.mappers import STRENGTH_UNIT, prepared_mapper
 from tasks.optimization import Optimized, optimize_batch
-from tasks.settings import Models
+from tasks.run import Run
 
 
 class PreparedEdit(BaseModel):
@@ -51,25 +50,22 @@ class Applied:
 
 
 def apply_step(
-    step: PreparedStep,
-    source: EditedLatents,
-    image_keys: list[str],
-    chosen: Models,
-    generator: AnyGenerator,
-    device: str,
+    run: Run, step: PreparedStep, source: EditedLatents, image_keys: list[str], generator: AnyGenerator
 ) -> Applied:
-    """Apply one step to a batch of latents."""
+    """Apply one step to a batch of latents; ``generator`` draws them, and may be tuned to each."""
     variant = step.variant
     if variant.method == "optimization":
-        optimized = optimize_batch(variant, chosen, generator, source, image_keys, device)
+        optimized = optimize_batch(run, variant, generator, source, image_keys)
         return Applied(optimized.moved, optimized.errors, optimized)
+
     if variant.method == "mapper":
-        network = models.mapper(step.uri, device)
+        network = prepared_mapper(run, step)
         return Applied(apply_mapper(network, generator, source, variant.strength or 0.0))
-    delta = read_direction(step.uri)[0].to(device)
+
+    delta = read_direction(step.uri, step.fingerprint)[0].to(run.device)
     layout = generator.layout
-    flat = torch.zeros(layout.num_channels, device=device)
-    flat[layout.editable_index.to(device)] = (variant.alpha or 0.0) * delta
+    flat = torch.zeros(layout.num_channels, device=run.device)
+    flat[layout.editable_index.to(run.device)] = (variant.alpha or 0.0) * delta
     return Applied(source.add(flat))
 
 

@@ -11,8 +11,9 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol
 
 import torch
 
@@ -25,21 +26,68 @@ from styleclip_core import (
     load_perceptual,
 )
 from styleclip_core.errors import CheckpointError
-from styleclip_core.models.clip import ClipModel
-from styleclip_core.models.encoder import Encoder
-from styleclip_core.models.identity import CompactIdentity, IdentityNetwork
-from styleclip_core.models.lpips import PerceptualDistance
-from styleclip_core.models.mapper import Mapper
-from styleclip_core.models.mtcnn import DetectionSettings, Mtcnn, load_face_detector
-from styleclip_core.models.psp import PspEncoder
-from styleclip_core.models.stylegan2 import Generator
-from tasks.overlap import compute_slots
+from styleclip_core.models.mtcnn import DetectionSettings, load_face_detector
+from tasks.artifacts import ChangedInputError
+from tasks.overlap import compute_slots, cores
 from tasks.settings import Execution
 from tasks.storage import copy_to_local, is_local, local_path, version
 
-_T = TypeVar("_T")
 _lock = threading.Lock()
-_loaded: dict[tuple[str, str, str], object] = {}
+
+
+class ChangedWeightsError(ChangedInputError):
+    """Weights are not those any more that name what a run makes."""
+
+
+class Network(Protocol):
+    """A network that knows what it is made of."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Return the hash of its weights."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A network as somebody needs it.
+
+    Attributes:
+        kind: What it is for: generator, clip, encoder, identity, perceptual, mapper or detector.
+        uri: Where its weights lie; for a published CLIP, its name.
+        device: Where it computes.
+        expected: Content hash that its user's results are named after; empty where what is found names them.
+        min_score: Of a face detector, the lowest score of a face.
+    """
+
+    kind: str
+    uri: str
+    device: str
+    expected: str = ""
+    min_score: float = 0.0
+
+    @property
+    def key(self) -> tuple[str, str, str, float]:
+        """Return what a loaded network is kept under, by the number of its GPU: a process may be moved."""
+        place = f"cuda:{torch.cuda.current_device()}" if self.device == "cuda" else self.device
+        return self.kind, self.uri, place, self.min_score
+
+    @property
+    def is_file(self) -> bool:
+        """Return whether it is given as a file, not by the name of a published CLIP."""
+        return self.kind != "clip" or "://" in self.uri or self.uri.endswith((".pt", ".safetensors"))
+
+    def version(self) -> str:
+        """Return what changes when the file is replaced."""
+        return version(self.uri) if self.is_file else ""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    network: Network
+    version: str  # of the file that it was loaded from
+
+
+_loaded: dict[tuple[str, str, str, float], _Kept] = {}
 
 
 def cache_folder() -> Path:
@@ -60,59 +108,58 @@ def pick_device(execution: Execution) -> str:
 def share_cores(device: str) -> None:
     """Give every computing thread its share of the cores; more threads than cores slow torch down."""
     if device == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // compute_slots(device)))
+        torch.set_num_threads(max(1, cores() // compute_slots(device)))
 
 
-def generator(uri: str, device: str) -> Generator:
-    """Return the generator at ``uri``."""
-    return _cached("generator", uri, device, lambda: load_generator(local_weights(uri), device=device))
+def current(wanted: Wanted) -> Network:
+    """Return a network as its file is now, loaded anew if that was replaced since it was loaded."""
+    with _lock:
+        known = _loaded.get(wanted.key)
+        if known and known.version != wanted.version():
+            del _loaded[wanted.key]
+    return load(wanted)
 
 
-def encoder(uri: str, device: str) -> Encoder | PspEncoder:
-    """Return the encoder at ``uri``."""
-    return _cached("encoder", uri, device, lambda: load_encoder(local_weights(uri), device=device))
+def load(wanted: Wanted) -> Network:
+    """Return a network, loaded once; it is what its user's results are named after, or there is an error.
 
-
-def identity(uri: str, device: str) -> IdentityNetwork | CompactIdentity:
-    """Return the identity network at ``uri``."""
-    return _cached("identity", uri, device, lambda: load_identity(local_weights(uri), device=device))
-
-
-def perceptual(uri: str, device: str) -> PerceptualDistance:
-    """Return the perceptual distance at ``uri``."""
-    return _cached("perceptual", uri, device, lambda: load_perceptual(local_weights(uri), device=device))
-
-
-def mapper(uri: str, device: str) -> Mapper:
-    """Return the latent mapper at ``uri``."""
-    return _cached("mapper", uri, device, lambda: load_mapper(local_weights(uri), device=device))
-
-
-def clip(name: str, device: str) -> ClipModel:
-    """Return the CLIP called ``name`` or stored at that URI."""
-
-    def load() -> ClipModel:
-        stored = "://" in name or name.endswith((".pt", ".safetensors"))
-        return load_clip(str(local_weights(name)) if stored else name, device=device)
-
-    return _cached("clip", name, device, load)
-
-
-def face_detector(uri: str, device: str, min_score: float) -> Mtcnn:
-    """Return the face detector at ``uri``."""
-    settings = DetectionSettings(min_score=min_score)
-    kind = f"face detector of {min_score!r}"
-    return _cached(
-        kind, uri, device, lambda: load_face_detector(local_weights(uri), device, settings=settings)
-    )
-
-
-def _cached(kind: str, uri: str, device: str, load: Callable[[], _T]) -> _T:
-    key = (kind, uri, device)
+    Raises:
+        CheckpointError: If there is no such network.
+        ChangedWeightsError: If its content hash is not the expected one.
+    """
+    expected = wanted.expected
     with _lock:  # two threads must not load one network twice
-        if key not in _loaded:
-            _loaded[key] = load()
-        return _loaded[key]  # type: ignore[return-value]
+        known = _loaded.get(wanted.key)
+
+        # a run that began after the file was replaced may find the old weights kept here
+        if known is None or (expected and known.network.fingerprint != expected):
+            known = _loaded[wanted.key] = _read(wanted)
+
+    found = known.network.fingerprint
+    if expected and found != expected:
+        raise ChangedWeightsError(
+            f"the {wanted.kind} at {wanted.uri} has changed since this run began: it is {found[:16]}, "
+            f"results are named after {expected[:16]}; put the old weights back and retry, or start a new run"
+        )
+    return known.network
+
+
+def _read(wanted: Wanted) -> _Kept:
+    if not wanted.is_file:
+        return _Kept(load_clip(wanted.uri, device=wanted.device), "")
+
+    # the version first: of a file that is replaced meanwhile, the next look sees another one
+    path, found = local_weights(wanted.uri), wanted.version()
+    if wanted.kind == "detector":
+        settings = DetectionSettings(min_score=wanted.min_score)
+        return _Kept(load_face_detector(path, wanted.device, settings=settings), found)
+    return _Kept(_LOADERS[wanted.kind](path, device=wanted.device), found)
+
+
+_LOADERS: dict[str, Callable[..., Network]] = {
+    "generator": load_generator, "clip": load_clip, "encoder": load_encoder, "identity": load_identity,
+    "perceptual": load_perceptual, "mapper": load_mapper,
+}  # fmt: skip
 
 
 def local_weights(uri: str) -> Path:

@@ -9,13 +9,13 @@ no table; the next one decides on the same samples, and what is done of their sh
 
 from __future__ import annotations
 
-from prefect import task
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from styleclip_core.errors import ArtifactConflictError
-from tasks.artifacts import fingerprint
-from tasks.caching import PER_RUN
+from tasks.artifacts import Recipe
+from tasks.caching import unit_of_work
 from tasks.relevance import RelevancePlan, known_tables
+from tasks.run import Run
 from tasks.settings import Nightly
 from tasks.storage import create_bytes, exists, join, read_bytes
 
@@ -40,22 +40,18 @@ class Decision(BaseModel):
     samples: int
 
 
-def decision_uri(workspace: str, planned: RelevancePlan, night: str) -> str:
-    """Return where the decision of a night lies: one for all runs of the same build."""
-    inputs = {
-        "generator": planned.hashes.generator, "clip": planned.hashes.clip,
-        "styles": planned.styles.fingerprint,
-    }  # fmt: skip
-    build = fingerprint(STEP, VERSION, planned.settings.parameters(), inputs)
-    return join(workspace, "nights", build, f"{night}.json")
+def decision_uri(run: Run, planned: RelevancePlan, night: str) -> str:
+    """Return where the decision of a night lies: one for all runs of the same build, whatever its samples."""
+    build = Recipe(STEP, VERSION, planned.settings.parameters(), planned.recipe.inputs)
+    return join(build.folder(run.workspace, "nights"), f"{night}.json")
 
 
-@task(name="decide-night", task_run_name="decide-{night}", cache_policy=PER_RUN, persist_result=True)
-def decide_night(workspace: str, planned: RelevancePlan, nightly: Nightly, night: str) -> Decision:
+@unit_of_work("decide-night", "decide-{night}")
+def decide_night(run: Run, planned: RelevancePlan, nightly: Nightly, night: str) -> Decision:
     """Return what was decided for a night, or decide it.
 
     Args:
-        workspace: URI of the folder for artifacts.
+        run: Networks and workspace.
         planned: The table as the first night builds it.
         nightly: How much a night adds, and when there is enough.
         night: Date of the night.
@@ -63,15 +59,15 @@ def decide_night(workspace: str, planned: RelevancePlan, nightly: Nightly, night
     Raises:
         ArtifactConflictError: If what is written down is no decision, or its table has gone.
     """
-    uri = decision_uri(workspace, planned, night)
+    uri = decision_uri(run, planned, night)
     if exists(uri):
         return _read(uri)
-    create_bytes(uri, _decide(workspace, planned, nightly, night).model_dump_json().encode())
+    create_bytes(uri, _decide(run, planned, nightly, night).model_dump_json().encode())
     return _read(uri)  # of two runs that decide at once, one is heard
 
 
-def _decide(workspace: str, planned: RelevancePlan, nightly: Nightly, night: str) -> Decision:
-    tables = known_tables(workspace, planned)
+def _decide(run: Run, planned: RelevancePlan, nightly: Nightly, night: str) -> Decision:
+    tables = known_tables(run, planned)
     if not tables:
         settings = planned.settings
         return Decision(

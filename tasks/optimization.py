@@ -7,23 +7,22 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import torch
-from prefect import task
 from torch import Tensor
 
 from styleclip_core.descent import Status
 from styleclip_core.editing import EditedLatents
 from styleclip_core.errors import StyleCLIPError
 from styleclip_core.images import to_uint8
-from styleclip_core.optimization import optimize, published_embedding
+from styleclip_core.optimization import OptimizationState, optimize, published_embedding
 from styleclip_core.tuned import AnyGenerator
-from tasks import models
-from tasks.artifacts import fingerprint
-from tasks.caching import PER_RUN
-from tasks.directions import PreparedStep, prompt_distance, target_embedding
+from tasks.artifacts import Recipe
+from tasks.caching import unit_of_work
+from tasks.directions import PreparedStep
 from tasks.edits import StepVariant
-from tasks.identity import ModelHashes
 from tasks.outcomes import Row
-from tasks.settings import Models, SettingsError
+from tasks.run import Run
+from tasks.settings import SettingsError
+from tasks.texts import prompt_distance, target_embedding
 from tasks.videos import check_encoder
 
 STEP, VERSION = "optimize-latents", "1"
@@ -57,61 +56,46 @@ class Optimized:
     frames: list[np.ndarray]
 
 
-@task(
-    name="prepare-optimization",
-    task_run_name="prepare-{variant.label}",
-    cache_policy=PER_RUN,
-    persist_result=True,
-)
-def prepare_optimization(
-    variant: StepVariant, chosen: Models, hashes: ModelHashes, device: str
-) -> PreparedStep:
+@unit_of_work("prepare-optimization", "prepare-{variant.label}")
+def prepare_optimization(run: Run, variant: StepVariant) -> PreparedStep:
     """Fail at once if CLIP cannot tell the prompts apart, or the identity term lacks its network."""
     parameters = variant.optimization_parameters()
     weighted = parameters["mode"] == "edit" and parameters["identity_weight"] > 0
-    if weighted and not chosen.identity:
+    if weighted and not run.models.identity:
         raise SettingsError(
             f"the edit towards {variant.target!r} weighs identity with {parameters['identity_weight']:g}, "
             "but there is no identity network; give --identity or set identity_weight to 0"
         )
     if variant.frames:
         check_encoder()
-    inputs = {"clip": hashes.clip, "generator": hashes.generator}
+
+    inputs = {"clip": run.hashes.clip, "generator": run.hashes.generator}
     if weighted:
-        inputs["identity"] = hashes.identity
-    return PreparedStep(
-        variant=variant,
-        uri="",
-        fingerprint=fingerprint(STEP, VERSION, parameters, inputs),
-        text_norm=prompt_distance(variant, chosen, device),
-    )
+        inputs["identity"] = run.hashes.identity
+    recipe = Recipe(STEP, VERSION, parameters, inputs)
+    distance = prompt_distance(run, variant)
+    return PreparedStep(variant=variant, uri="", fingerprint=recipe.fingerprint, text_norm=distance)
 
 
 def optimize_batch(
-    variant: StepVariant,
-    chosen: Models,
-    generator: AnyGenerator,
-    source: EditedLatents,
-    image_keys: list[str],
-    device: str,
+    run: Run, variant: StepVariant, generator: AnyGenerator, source: EditedLatents, image_keys: list[str]
 ) -> Optimized:
     """Optimize a batch of latents towards one prompt."""
     if variant.optimization is None:
         raise SettingsError(f"the edit towards {variant.target!r} has no settings of an optimization")
-    clip = models.clip(chosen.clip, device)
     settings = variant.optimization.settings()
-    compatible = variant.optimization.reference_compat
-    text = target_embedding(chosen.clip, variant.target, variant.templates, device)
-    identity = None
-    if chosen.identity and settings.mode == "edit" and settings.identity_weight > 0:
-        identity = models.identity(chosen.identity, device).embed
+    text = target_embedding(run, variant.target, variant.templates)
+    embed = published_embedding(run.clip) if variant.optimization.reference_compat else run.clip.embed_whole
+    weighted = settings.mode == "edit" and settings.identity_weight > 0
+    identity = run.identity.embed if run.identity and weighted else None
+
     trajectory: list[Row] = []
     frames: list[np.ndarray] = []
     every = -(-settings.steps // max(1, variant.frames))
-    with torch.enable_grad():
+    with torch.enable_grad():  # whoever edits by other methods needs no gradients, and has them off
         states = optimize(
             generator,
-            published_embedding(clip) if compatible else clip.embed_whole,
+            embed,
             source.w_plus,
             text.expand(len(source.w_plus), -1),
             settings,
@@ -119,20 +103,26 @@ def optimize_batch(
             offset=source.offset,
         )
         for state in states:
-            terms = {name: getattr(state, name).tolist() for name in ("clip", "l2", "identity", "loss")}
-            trajectory += [
-                {"image_key": image_keys[pair], "step": state.step}
-                | {name: values[place] for name, values in terms.items()}
-                for place, pair in enumerate(state.pairs.tolist())
-            ]
+            trajectory += _terms(state, image_keys)
             if variant.frames and state.step % every == 0:
                 frames.append(_frame(generator, state.moved))
+
     errors: dict[int, StyleCLIPError] = {
         place: RunawayError("the optimization diverged; lower learning_rate or raise l2_weight")
         for place, status in enumerate(state.status.tolist())
         if status == Status.DIVERGED
     }
     return Optimized(state.moved, state.latents, errors, trajectory, frames)
+
+
+def _terms(state: OptimizationState, image_keys: list[str]) -> list[Row]:
+    """Return the loss terms of a step, a row for each pair that still runs."""
+    terms = {name: getattr(state, name).tolist() for name in ("clip", "l2", "identity", "loss")}
+    return [
+        {"image_key": image_keys[pair], "step": state.step}
+        | {name: values[place] for name, values in terms.items()}
+        for place, pair in enumerate(state.pairs.tolist())
+    ]
 
 
 @torch.no_grad()

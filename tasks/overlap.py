@@ -47,13 +47,18 @@ def _number(variable: str, default: int) -> int:
     return int(wanted)
 
 
+def cores() -> int:
+    """Return how many cores this process may use: a container or a batch system may give it only some."""
+    return len(os.sched_getaffinity(0))
+
+
 def compute_slots(device: str) -> int:
     """Return how many shards compute at once: ``STYLECLIP_WORKERS``, or one per core, or one on a GPU.
 
     Raises:
         SettingsError: If the variable is not a number from 1.
     """
-    return _number("STYLECLIP_WORKERS", 1 if device == "cuda" else os.cpu_count() or 1)
+    return _number("STYLECLIP_WORKERS", 1 if device == "cuda" else cores())
 
 
 def shards_at_once(device: str) -> int:
@@ -72,6 +77,8 @@ def computing(device: str) -> Iterator[Callable[[], float]]:
         if device not in _turnstiles:
             _turnstiles[device] = threading.BoundedSemaphore(compute_slots(device))
         turnstile = _turnstiles[device]
+
+    # the turn comes first: only threads that really compute count as users of the device's slot
     with turnstile, device_slot():
         started = time.monotonic()
         yield lambda: time.monotonic() - started
@@ -90,9 +97,10 @@ def read_ahead(items: Iterable[_T], read: Callable[[_T], _U], ahead: int) -> Ite
             waiting.append(_threads().submit(read, item))
             if len(waiting) > ahead:
                 yield waiting.popleft().result()
+
         while waiting:
             yield waiting.popleft().result()
-    finally:
+    finally:  # whoever stops asking, after an error say, wants no more of what has not begun
         for future in waiting:
             future.cancel()
 
@@ -108,6 +116,7 @@ class Writes(Generic[_U]):
         """Start a write; its result or its error lies in the future."""
         if len(self._waiting) >= self._limit:
             self._waiting.popleft().exception()  # wait; whoever holds the future sees the error
+
         future = _threads().submit(write)
         self._waiting.append(future)
         return future

@@ -18,12 +18,11 @@ from torch import Tensor
 
 from styleclip_core.metrics import clip_similarity, directional_similarity, pixel_scores, step_agreement
 from styleclip_core.zero_shot import attribute_logits, label_probabilities
-from tasks import models
 from tasks.attributes import AttributePrompts, embedded_pairs
-from tasks.directions import target_embedding, text_vector
 from tasks.edits import StepVariant
 from tasks.outcomes import Row
-from tasks.settings import Judges
+from tasks.run import Run
+from tasks.texts import target_embedding, text_vector
 
 Prompts = tuple[tuple[str, str], ...]
 
@@ -63,25 +62,19 @@ class Place:
 class Panel:
     """CLIP, and where there are some, an identity network and a perceptual distance."""
 
-    def __init__(
-        self, judges: Judges, templates: str, attributes: Sequence[AttributePrompts], device: str
-    ) -> None:
-        self._judges, self._templates, self.device = judges, templates, device
-        self._clip = models.clip(judges.clip, device)
-        self._identity = models.identity(judges.identity, device) if judges.identity else None
-        self._perceptual = models.perceptual(judges.perceptual, device) if judges.perceptual else None
-        chosen = tuple(attributes)
-        self._pairs = embedded_pairs(chosen, judges.clip, templates, device) if chosen else None
+    def __init__(self, run: Run, templates: str, attributes: Sequence[AttributePrompts] = ()) -> None:
+        self._run, self._templates = run, templates
+        self._clip, self._identity, self._perceptual = run.clip, run.identity, run.perceptual
+        self._pairs = embedded_pairs(run, attributes, templates) if attributes else None
 
     def text(self, prompts: Prompts) -> EditText:
         """Embed what an edit asks for."""
-        clip, templates = self._judges.clip, self._templates
         neutral, target = (
-            torch.stack([target_embedding(clip, each, templates, self.device) for each in side]).mean(dim=0)
+            torch.stack([target_embedding(self._run, each, self._templates) for each in side]).mean(dim=0)
             for side in zip(*prompts, strict=True)
         )
         steps = [
-            text_vector(StepVariant(neutral=one, target=other, templates=templates), clip, self.device)
+            text_vector(self._run, StepVariant(neutral=one, target=other, templates=self._templates))
             for one, other in prompts
         ]
         return EditText(neutral, target, F.normalize(torch.stack(steps).sum(dim=0), dim=0))
@@ -95,20 +88,25 @@ class Panel:
             edited: ``[B, 3, H, V]``.
             places: Where each of them stands.
         """
-        unedited, edited = unedited.to(self.device), edited.to(self.device)
-        owners = torch.tensor([place.owner for place in places], device=self.device)
+        device = self._run.device
+        unedited, edited = unedited.to(device), edited.to(device)
+        owners = torch.tensor([place.owner for place in places], device=device)
+
+        # an unedited image is embedded once, however many edits it has
         whole, after = self._clip.embed_whole(unedited), self._clip.embed_whole(edited)
         before = whole[owners]
+
         scores = {
             **self._clip_scores(before, after, [place.prompts for place in places]),
             "agreement": self._agreement(whole, after, places),
             **pixel_scores(edited, unedited[owners]),
         }
-        if self._identity:
+        if self._identity is not None:
             known = self._identity.embed(unedited)[owners]
             scores["identity"] = (self._identity.embed(edited) * known).sum(dim=1)
-        if self._perceptual:
+        if self._perceptual is not None:
             scores["lpips"] = self._perceptual.distance(edited, unedited[owners])
+
         columns = {name: score.tolist() for name, score in scores.items()}
         if self._pairs:
             for name, seen in (("logits_before", before), ("logits_after", after)):
@@ -118,10 +116,13 @@ class Panel:
     def _clip_scores(self, before: Tensor, after: Tensor, prompts: list[Prompts]) -> dict[str, Tensor]:
         names = ("clip_before", "clip_after", "directional", "target_before", "target_after")
         scores = {name: torch.zeros(len(after), device=after.device) for name in names}
+
+        # a batch holds few different edits, and each is embedded for all its images at once
         for asked in dict.fromkeys(prompts):
             mine = [place for place, each in enumerate(prompts) if each == asked]
             text = self.text(asked)
             scores["directional"][mine] = directional_similarity(before[mine], after[mine], text.direction)
+
             for name, seen in (("before", before[mine]), ("after", after[mine])):
                 cosines = torch.stack(
                     [clip_similarity(seen, each) for each in (text.target, text.neutral)], 1
@@ -129,6 +130,7 @@ class Panel:
                 scores[f"clip_{name}"][mine] = cosines[:, 0]
                 both = label_probabilities(cosines, ("", ""), self._clip.logit_scale)
                 scores[f"target_{name}"][mine] = both[:, 0]
+
         return scores
 
     def _agreement(self, unedited: Tensor, edited: Tensor, places: Sequence[Place]) -> Tensor:
@@ -143,11 +145,14 @@ class Panel:
         for number, place in enumerate(places):
             if place.position != 0:
                 sweeps[place.owner, place.sweep].append(number)
+
         for (owner, _), numbers in sweeps.items():
             strengths = {number: places[number].position or 0.0 for number in numbers}
             order = sorted(numbers, key=strengths.__getitem__)
             below = [number for number in order if strengths[number] < 0]
             above = order[len(below) :]
+
+            # the unedited image, of strength 0, lies between the two sides
             way = torch.cat([edited[below], unedited[owner, None], edited[above]])
             found[order] = step_agreement(way, self.text(places[order[0]].prompts).direction)
         return found

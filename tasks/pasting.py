@@ -8,22 +8,17 @@ that has no face, or one that could not be aligned, is skipped.
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Iterable, Mapping
 
 import pyarrow as pa
 from PIL import Image
-from prefect import task
 from pydantic import BaseModel, ConfigDict
 
-import styleclip_core
 from styleclip_core.errors import ArtifactConflictError, FaceError, NoFaceError, StyleCLIPError
 from styleclip_core.faces import FaceQuad, paste_faces
 from styleclip_core.images import decode_image, encode_photograph
 from tasks.artifacts import (
-    Provenance,
-    artifact_uri,
+    Recipe,
     count,
     fingerprint,
     is_complete,
@@ -31,13 +26,16 @@ from tasks.artifacts import (
     read_table,
     write_tables,
 )
-from tasks.caching import PER_RUN
+from tasks.caching import unit_of_work
 from tasks.faces import read_faces
 from tasks.images import ImageIndex, ImageShard, read_shard, write_index
 from tasks.outcomes import FAILED, OK, SKIPPED, STATUS_FIELDS, OutcomeLog, Row, failure, success
 from tasks.progress import ShardResult
+from tasks.run import Run
 from tasks.settings import Pasting, SettingsError
+from tasks.shards import Outcomes, finish_shard
 from tasks.storage import (
+    ChangedObjectError,
     MissingObjectError,
     ObjectInfo,
     is_outage,
@@ -45,10 +43,13 @@ from tasks.storage import (
     list_objects,
     output_key,
     read_bytes,
+    read_version,
+    version,
     write_bytes_atomic,
 )
 
 STEP, VERSION = "paste-faces", "1"
+_KIND = "pasted-photographs"
 
 PASTED_SCHEMA = pa.schema([
     ("image_key", pa.string()), *STATUS_FIELDS, ("faces", pa.int32()), ("output_key", pa.string()),
@@ -83,13 +84,13 @@ class PastingPlan(BaseModel):
     edited: str
     out: str
     folder: str
-    fingerprint: str
+    recipe: Recipe
     settings: Pasting
 
     @property
     def photographs(self) -> str:
         """Return the prefix of the photographs with their edited faces."""
-        return join(self.out, f"photographs_{self.fingerprint[:8]}")
+        return join(self.out, f"photographs_{self.recipe.fingerprint[:8]}")
 
     def log(self, shard: ImageShard) -> OutcomeLog:
         """Return the attempts at a shard."""
@@ -108,21 +109,17 @@ class PastedRef(BaseModel):
     failed: int
 
 
-def plan(table: FaceTable, edited: str, out: str, workspace: str, settings: Pasting) -> PastingPlan:
+def plan(run: Run, table: FaceTable, edited: str, settings: Pasting) -> PastingPlan:
     """Return where the photographs of these settings lie; nothing is computed."""
-    parameters = {"photos": table.photos, "edited": edited, "out": out, **settings.model_dump()}
-    print_ = fingerprint(STEP, VERSION, parameters, {"faces": table.digest})
+    parameters = {"photos": table.photos, "edited": edited, "out": run.out, **settings.model_dump()}
+    recipe = Recipe(STEP, VERSION, parameters, {"faces": table.digest})
+    folder = recipe.folder(run.workspace, "pasted")
     return PastingPlan(
-        table=table,
-        edited=edited,
-        out=out,
-        folder=artifact_uri(workspace, "pasted", print_),
-        fingerprint=print_,
-        settings=settings,
+        table=table, edited=edited, out=run.out, folder=folder, recipe=recipe, settings=settings
     )
 
 
-@task(name="identify-faces", cache_policy=PER_RUN, persist_result=True)
+@unit_of_work("identify-faces")
 def identify_faces(uri: str, photos: str) -> FaceTable:
     """Read which photographs a table of faces is about; ``photos`` says where they have moved to.
 
@@ -136,23 +133,26 @@ def identify_faces(uri: str, photos: str) -> FaceTable:
     return FaceTable(uri=uri, digest=digest, photos=photos or str(made.parameters["photos"]))
 
 
-@task(name="index-edited-faces", cache_policy=PER_RUN, persist_result=True)
-def index_edited(table: FaceTable, edited: str, workspace: str, shard_size: int) -> ImageIndex:
+@unit_of_work("index-edited-faces")
+def index_edited(run: Run, table: FaceTable, edited: str, shard_size: int) -> ImageIndex:
     """Cut the photographs of a table into shards; a photograph's version is that of its edited faces.
 
     Raises:
         MissingObjectError: If there is no edited face at all.
     """
     versions = {item.key: item.etag for item in list_objects(edited)}
-    by_image = read_faces(table.uri)
+    by_image = read_faces(table.uri, table.digest)
+
+    # that every single face is missing is a wrong prefix, which should not become a row for each photograph
     expected = [row["output_key"] for rows in by_image.values() for row in rows if row["status"] == OK]
     if expected and not any(_edited_key(key, versions) for key in expected):
         raise MissingObjectError(
             f"none of the {len(expected)} faces of {table.uri} lies under {edited} (looked for {expected[0]} "
             "and the others); give the prefix of one edit, not of all"
         )
+
     objects = [ObjectInfo(key, _version(rows, versions), len(rows)) for key, rows in sorted(by_image.items())]
-    return write_index(objects, table.photos, workspace, shard_size)
+    return write_index(objects, table.photos, run.workspace, shard_size)
 
 
 def _version(rows: list[Row], versions: Mapping[str, str]) -> str:
@@ -168,33 +168,20 @@ def _edited_key(key: str, there: Mapping[str, str]) -> str | None:
     return next((name for name in (key, output_key(key, suffix=".png")) if name in there), None)
 
 
-@task(
-    name="paste-shard", task_run_name="paste-shard-{shard.number}", cache_policy=PER_RUN, persist_result=True
-)
+@unit_of_work("paste-shard", "paste-shard-{shard.number}")
 def paste_shard(planned: PastingPlan, shard: ImageShard) -> ShardResult:
     """Put the faces of one shard of photographs back, where that has not been done yet."""
-    started = time.monotonic()
-    log = planned.log(shard)
-    known = {row["image_key"]: row for row in log.latest()}
-    done = {key for key, row in known.items() if row["status"] != FAILED}
-    todo = [item for item in read_shard(shard) if item[0] not in done]
-    if todo:
-        faces = _faces(planned.table.uri, planned.table.digest)
-        rows = [_paste(planned, key, etag, faces[key]) for key, etag in todo]
-        log.append(rows, PASTED_SCHEMA, provenance(planned))
-        known |= {row["image_key"]: row for row in rows}
-    return ShardResult(
-        uri=log.uri(0),
-        rows=len(known),
-        failed=sum(row["status"] == FAILED for row in known.values()),
-        reused=not todo,
-        seconds=time.monotonic() - started,
-    )
 
+    def to_do(known: Outcomes) -> list[tuple[str, str]]:
+        done = {row["image_key"] for row in known.values() if row["status"] != FAILED}
+        return [(key, etag) for key, etag in read_shard(shard) if key not in done]
 
-@lru_cache(maxsize=2)
-def _faces(uri: str, _digest: str) -> dict[str, list[Row]]:
-    return read_faces(uri)
+    def paste(photographs: Iterable[tuple[str, str]]) -> Iterable[Row]:
+        faces = read_faces(planned.table.uri, planned.table.digest)
+        return (_paste(planned, key, etag, faces[key]) for key, etag in photographs)
+
+    made = planned.recipe.made(_KIND)
+    return finish_shard(planned.log(shard), to_do, paste, made, lambda: PASTED_SCHEMA, failing={FAILED})
 
 
 def _paste(planned: PastingPlan, key: str, etag: str, faces: list[Row]) -> Row:
@@ -202,8 +189,11 @@ def _paste(planned: PastingPlan, key: str, etag: str, faces: list[Row]) -> Row:
     try:
         photograph = _photograph(planned, key, faces)
         aligned = [face for face in faces if face["status"] == OK]  # others are left as they are
-        edited = [(_edited_face(planned, face), FaceQuad.from_list(face["quad"])) for face in aligned]
-        pasted = paste_faces(photograph, edited, feather=planned.settings.feather)
+        edited = _edited_faces(planned, key, etag, faces)
+        quads = [FaceQuad.from_list(face["quad"]) for face in aligned]
+        pasted = paste_faces(
+            photograph, list(zip(edited, quads, strict=True)), feather=planned.settings.feather
+        )
         content = encode_photograph(pasted, colours_of=photograph)
     except (NoFaceError, NotAlignedError) as error:
         causes = [face["error_type"] for face in faces if face["status"] == FAILED]
@@ -212,6 +202,8 @@ def _paste(planned: PastingPlan, key: str, etag: str, faces: list[Row]) -> Row:
         if is_outage(error, planned.table.photos):
             raise
         return row | failure(error)
+
+    # outside of the block above: if this cannot be written, no photograph is to blame
     name = output_key(key, suffix=".png")
     write_bytes_atomic(join(planned.photographs, name), content)
     return row | {"faces": len(aligned), "output_key": name} | success()
@@ -232,6 +224,7 @@ def _photograph(planned: PastingPlan, key: str, faces: list[Row]) -> Image.Image
             raise NotAlignedError(
                 f"face {face['face_index']} of {key} was not aligned: {face['error_type']}, {face['error']}"
             )
+
     data = read_bytes(join(planned.table.photos, key))
     if hashlib.sha256(data).hexdigest() != faces[0]["content_hash"]:
         raise ArtifactConflictError(
@@ -241,11 +234,31 @@ def _photograph(planned: PastingPlan, key: str, faces: list[Row]) -> Image.Image
     return decode_image(data)
 
 
-def _edited_face(planned: PastingPlan, face: Row) -> Image.Image:
+def _edited_faces(planned: PastingPlan, key: str, etag: str, faces: list[Row]) -> list[Image.Image]:
+    """Read the edited faces of a photograph, as they were listed.
+
+    Raises:
+        MissingFaceError: If one is not there.
+        ChangedObjectError: If one is another version by now.
+    """
+    found = [_edited_face(planned, face) for face in faces if face["status"] == OK]
+
+    # the index has one version for all faces of a photograph, so it is asked of all together
+    if _version(faces, {name: version for name, version, _ in found}) != etag:
+        raise ChangedObjectError(
+            f"an edited face of {key} has changed since it was listed; a new run takes the new version"
+        )
+    return [decode_image(content) for _, _, content in found]
+
+
+def _edited_face(planned: PastingPlan, face: Row) -> tuple[str, str, bytes]:
+    """Return name, version and content of an edited face."""
     key = face["output_key"]
     for name in dict.fromkeys((key, output_key(key, suffix=".png"))):
+        uri = join(planned.edited, name)
         try:
-            return decode_image(read_bytes(join(planned.edited, name)))
+            now = version(uri)
+            return name, now, read_version(uri, now)
         except MissingObjectError:
             continue  # the other name; if that is not there either, it is said below
     raise MissingFaceError(
@@ -254,40 +267,20 @@ def _edited_face(planned: PastingPlan, face: Row) -> Image.Image:
     )
 
 
-@task(name="write-pasted", cache_policy=PER_RUN, persist_result=True)
+@unit_of_work("write-pasted")
 def write_pasted(planned: PastingPlan, index: ImageIndex) -> PastedRef:
     """Gather the rows of all shards into one table."""
+    # a table is named after the attempts in it, so that one more of them makes another table
     attempts = [uri for shard in index.shards for uri in planned.log(shard).attempts()]
     name = fingerprint(STEP, VERSION, {"attempts": attempts}, {"index": index.fingerprint})[:16]
     uri = join(planned.out, "batches", name, "pasted.parquet")
     if not is_complete(uri):
         tables = (planned.log(shard).table(PASTED_SCHEMA) for shard in index.shards)
-        write_tables(uri, PASTED_SCHEMA, tables, provenance(planned))
+        write_tables(uri, PASTED_SCHEMA, tables, planned.recipe.made(_KIND))
+
     found = read_table(uri, columns=["status"])
     counts = {status: count(found, "status", status) for status in (OK, SKIPPED, FAILED)}
     return PastedRef(
-        table=uri,
-        photographs=planned.photographs,
-        pasted=counts[OK],
-        skipped=counts[SKIPPED],
+        table=uri, photographs=planned.photographs, pasted=counts[OK], skipped=counts[SKIPPED],
         failed=counts[FAILED],
-    )
-
-
-def provenance(planned: PastingPlan) -> Provenance:
-    """Return what the Parquet metadata of pasted photographs says."""
-    return Provenance(
-        kind="pasted-photographs",
-        fingerprint=planned.fingerprint,
-        step=STEP,
-        version=VERSION,
-        parameters={
-            "photos": planned.table.photos,
-            "edited": planned.edited,
-            **planned.settings.model_dump(),
-        },
-        inputs={"faces": planned.table.digest},
-        generator="",
-        clip="",
-        code_version=styleclip_core.__version__,
-    )
+    )  # fmt: skip

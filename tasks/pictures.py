@@ -43,6 +43,8 @@ def draw_strips(strips: Sequence[Strip], columns: Sequence[str], *, tile: int = 
     """
     if not strips:
         raise ValueError("there is no row to draw; give at least one")
+
+    # the texts decide how wide the sheet is, so they are measured first
     font, small = ImageFont.load_default(size=14), ImageFont.load_default(size=12)
     margin = 16 + int(max(small.getlength(line) for strip in strips for line in strip.lines))
     titled = [number == 0 or strip.title != strips[number - 1].title for number, strip in enumerate(strips)]
@@ -51,17 +53,20 @@ def draw_strips(strips: Sequence[Strip], columns: Sequence[str], *, tile: int = 
     titles = int(max(font.getlength(strip.title) for strip in strips)) + 16
     width = max(margin + groups * across, titles)
     height = _HEADER + len(strips) * (tile + _GAP) + sum(titled) * _TITLE + _GAP
+
     sheet = Image.new("RGB", (width, height), "white")
     pen = ImageDraw.Draw(sheet)
     for group in range(groups):
         for place, name in enumerate(columns):
             middle = margin + group * across + place * (tile + _GAP) + tile // 2
             pen.text((middle, _HEADER // 2), name, fill="black", font=small, anchor="mm")
+
     top = _HEADER
     for strip, begins in zip(strips, titled, strict=True):
         if begins:
             pen.text((8, top + _TITLE // 2), strip.title, fill="black", font=font, anchor="lm")
             top += _TITLE
+
         pen.multiline_text(
             (8, top + tile // 2), "\n".join(strip.lines), "black", small, anchor="lm", spacing=3
         )
@@ -70,6 +75,7 @@ def draw_strips(strips: Sequence[Strip], columns: Sequence[str], *, tile: int = 
                 left = margin + group * across + place * (tile + _GAP)
                 sheet.paste(_fitted(pixels, tile), (left, top))
         top += tile + _GAP
+
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     return buffer.getvalue()

@@ -122,12 +122,17 @@ def gather_chain(
     ended, seconds, stale = dict[str, list[PrefectFuture[_R]]](), dict[str, float](), set[int]()
     for step, futures in steps.items():
         started, latest = time.monotonic(), list(futures)
+
         artifact = _progress_artifact(step, len(latest))
         _watch(step, latest, artifact)
+
+        # what is computed anew in one step makes what later steps kept of it stale
         if step in again:
             stale |= {number for number, future in enumerate(latest) if _kept_with_failures(future)}
             _start_again(step, latest, sorted(stale), again[step], artifact)
         ended[step], seconds[step] = latest, time.monotonic() - started
+
+    # only when the shards of all steps have ended: a failure must not stop what does not depend on it
     for step, latest in ended.items():
         _refuse_broken(step, latest)
     return [_summary(step, latest, seconds[step]) for step, latest in ended.items()]
@@ -138,7 +143,8 @@ def _start_again(
 ) -> None:
     if not stale:
         return
-    get_run_logger().info("%s: %d finished shards have failed items, again", step, len(stale))
+
+    get_run_logger().info("%s: %d finished shards have failed items and are tried again", step, len(stale))
     for number in stale:
         latest[number] = again(number)
     _watch(step, [latest[number] for number in stale], artifact)
@@ -168,6 +174,7 @@ def _watch(step: str, futures: list[PrefectFuture[_R]], artifact: UUID) -> None:
     started, total, rows, failed = time.monotonic(), len(futures), 0, 0
     if observer:
         observer(step, 0, total)
+
     for done, future in enumerate(as_completed(futures), start=1):
         if observer:
             observer(step, done, total)
@@ -178,6 +185,8 @@ def _watch(step: str, futures: list[PrefectFuture[_R]], artifact: UUID) -> None:
             logger.info("%s %d/%d: %s", step, done, total, _line(_seen(result, future)))
         else:
             logger.error("%s %d/%d: failed: %s", step, done, total, _message(future))
+
+        # every update is a request to the server
         if done * 10 // total != (done - 1) * 10 // total:
             rate = rows / max(time.monotonic() - started, 1e-6)
             counted = f"{done} of {total} shards, {rows} rows, {failed} items failed, {rate:.1f} rows/s"
@@ -224,6 +233,7 @@ def _report(summary: StepSummary[_R]) -> None:
         summary.step, summary.rows, len(summary.results), summary.computed, summary.failed,
         summary.seconds, summary.rate,
     )  # fmt: skip
+
     create_table_artifact(
         key=f"{summary.step}-summary",
         description=f"what {summary.step} did",

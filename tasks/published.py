@@ -128,6 +128,8 @@ def fetch_model(
             part = path.with_name(f"{path.name}.part")
             _download(model, part, observe, retries)
             _check_download(case, part)
+
+            # only now: whatever has the final name has been checked
             part.replace(path)
             discard(part)
     return path
@@ -146,6 +148,7 @@ def _alone(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
             lock.acquire()
     except OSError as error:
         raise DownloadError(f"cannot use {folder}: {error.strerror or error}; set STYLECLIP_CACHE") from error
+
     try:
         yield
     finally:
@@ -153,12 +156,14 @@ def _alone(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
 
 
 def _download(model: PublishedModel, part: Path, observe: Observer, retries: Retries) -> None:
+    # what an earlier try has downloaded takes up room that this one does not need again
     free = shutil.disk_usage(part.parent).free + (part.stat().st_size if part.exists() else 0)
     if model.size is not None and free < model.size:
         raise DownloadError(
             f"{model.name} takes {model.size:,} bytes and {part.parent} has room for {free:,}; make room "
             "or set STYLECLIP_CACHE"
         )
+
     try:
         transfer(model.url, part, observe, retries)
     except DownloadError as error:
@@ -177,6 +182,8 @@ def _check_download(case: _Case, part: Path) -> None:
             f"{case.model.name}: the download {wrong}; it was deleted. Try again; if it stays so, the file "
             f"at {case.model.page} was changed: find out why before you accept it with --accept-sha256"
         )
+
+    # where nobody says how long the file is, a cut one looks whole
     state = PartState.read(state_path(part))
     _decide(case, found, whole=case.model.size is not None or (state is not None and state.total is not None))
 
@@ -189,6 +196,7 @@ def _check_kept(case: _Case) -> None:
             f"{case.path} {wrong}; delete it to download it again, or, if you know why it differs, accept it "
             "with --accept-sha256"
         )
+
     _decide(case, found, whole=True)
     case.tell(f"{case.model.name} is already there, checked")
 
@@ -199,6 +207,8 @@ def _examine(case: _Case, file: Path) -> tuple[str, str]:
     if expected is not None:
         same = found == expected
         return found, "" if same else f"has SHA-256 {found}, expected {expected} ({case.origin})"
+
+    # without a hash, what else is known of the file must do
     if case.model.size not in (None, size):
         return found, f"has {size:,} bytes, expected {case.model.size:,}"
     with file.open("rb") as stream:
@@ -214,6 +224,7 @@ def _decide(case: _Case, found: str, *, whole: bool) -> None:
         if model.reported_sha256 is not None:
             same = found == model.reported_sha256
             case.tell(f"{'the same that' if same else 'NOT the one that'} one other project recorded")
+
         if not (consent.trust and whole):
             cut = "" if whole else "the server does not say how long it is, so it may be cut; "
             ways = f"--accept-sha256 {found}" + (" or --trust" if whole else "")
@@ -223,6 +234,8 @@ def _decide(case: _Case, found: str, *, whole: bool) -> None:
             )
     elif consent.accept_sha256 is None or consent.accept_sha256 == model.sha256:
         return  # the catalogue or an earlier consent vouches for it
+
+    # from now on another content is refused, even if the file is deleted and downloaded again
     record = {"name": model.name, "url": model.url, "sha256": found}
     record["accepted_by"] = "--accept-sha256" if consent.accept_sha256 else "--trust"
     write_bytes_atomic(str(case.path.with_name(RECORD)), (json.dumps(record, indent=2) + "\n").encode())

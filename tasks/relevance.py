@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import reduce
 from itertools import pairwise
 
 import pyarrow as pa
 import torch
-from prefect import task
 from pydantic import BaseModel, ConfigDict
 
-import styleclip_core
 from styleclip_core.derivatives import embedding_basis, unit_derivatives
 from styleclip_core.errors import ArtifactConflictError
 from styleclip_core.reference_compat import measure_as_published, published_layers
 from styleclip_core.relevance import ChannelDirections, RelevanceTable, measure_channels
 from styleclip_core.style_space import StyleCode, StyleLayout
-from tasks import models
 from tasks.artifacts import (
     Provenance,
-    artifact_uri,
-    fingerprint,
+    Recipe,
     is_complete,
     part_name,
     read_provenance,
@@ -31,12 +26,12 @@ from tasks.artifacts import (
     vector_column,
     write_table,
 )
-from tasks.caching import PER_RUN
-from tasks.identity import ModelHashes
+from tasks.caching import unit_of_work
 from tasks.overlap import computing
 from tasks.progress import ShardResult
+from tasks.run import Run
 from tasks.sampling import SampledStyles, read_codes, read_statistics
-from tasks.settings import Models, Relevance
+from tasks.settings import Relevance
 from tasks.storage import MissingObjectError, join, list_objects
 
 STEP, REFINE_STEP, VERSION = "build-relevance", "refine-relevance", "2"
@@ -65,36 +60,40 @@ class DerivativesRef(BaseModel):
 
 
 class RelevancePlan(BaseModel):
-    """Everything a shard needs to know, and where its table will lie."""
+    """Everything a shard needs to know beside the run, and where its table will lie."""
 
     model_config = ConfigDict(frozen=True)
 
     folder: str
-    table: str
-    fingerprint: str
-    models: Models
-    hashes: ModelHashes
+    recipe: Recipe
     styles: SampledStyles
     settings: Relevance
 
+    @property
+    def fingerprint(self) -> str:
+        """Return the name of the table."""
+        return self.recipe.fingerprint
 
-def plan(
-    workspace: str, chosen: Models, hashes: ModelHashes, styles: SampledStyles, settings: Relevance
-) -> RelevancePlan:
+    @property
+    def table(self) -> str:
+        """Return where the table lies."""
+        return join(self.folder, "relevance.parquet")
+
+    def made(self, kind: str) -> Provenance:
+        """Return what the metadata of the table and its parts says."""
+        styles, (first, last) = self.styles, _range(self.settings)
+        inputs = {"styles": styles.fingerprint, "statistics": styles.statistics, "codes": styles.codes}
+        return self.recipe.made(kind, inputs, sample_ranges=[[first, last]])
+
+
+def plan(run: Run, styles: SampledStyles, settings: Relevance) -> RelevancePlan:
     """Return where the table of these settings lies; nothing is computed."""
     parameters = {"samples": settings.samples, "first_sample": settings.first_sample, **settings.parameters()}
+    hashes = run.hashes
     inputs = {"generator": hashes.generator, "clip": hashes.clip, "styles": styles.fingerprint}
-    print_ = fingerprint(STEP, VERSION, parameters, inputs)
-    folder = artifact_uri(workspace, "relevance", print_)
-    return RelevancePlan(
-        folder=folder,
-        table=join(folder, "relevance.parquet"),
-        fingerprint=print_,
-        models=chosen,
-        hashes=hashes,
-        styles=styles,
-        settings=settings,
-    )
+    recipe = Recipe(STEP, VERSION, parameters, inputs, hashes.generator, hashes.clip)
+    folder = recipe.folder(run.workspace, "relevance")
+    return RelevancePlan(folder=folder, recipe=recipe, styles=styles, settings=settings)
 
 
 def shards(layout: StyleLayout, settings: Relevance) -> list[ChannelShard]:
@@ -111,61 +110,57 @@ def shards(layout: StyleLayout, settings: Relevance) -> list[ChannelShard]:
     ]
 
 
-@task(
-    name="measure-channels",
-    task_run_name="measure-{shard.layer}-{shard.first}-{shard.last}",
-    cache_policy=PER_RUN,
-    persist_result=True,
-)
+@unit_of_work("measure-channels", "measure-{shard.layer}-{shard.first}-{shard.last}")
 def measure_shard(
-    planned: RelevancePlan, shard: ChannelShard, derivatives: DerivativesRef | None, device: str
+    run: Run, planned: RelevancePlan, shard: ChannelShard, derivatives: DerivativesRef | None
 ) -> ShardResult:
     """Measure the CLIP directions of one shard of channels, with what derivatives expect of them."""
     name = f"{planned.settings.channels_per_shard}-{part_name(shard.number, shard.total)}"
     uri, rows = join(planned.folder, "parts", name), shard.last - shard.first
     if is_complete(uri):
         return ShardResult(uri=uri, rows=rows, reused=True)
-    generator = models.generator(planned.models.generator, device)
-    clip = models.clip(planned.models.clip, device)
-    layout = generator.layout
+
+    # everything is read before a place on the device is taken
+    generator, clip, layout = run.generator, run.clip, run.generator.layout
     statistics = read_statistics(planned.styles.statistics)
     mean, std = (
-        StyleCode.from_flat(layout, each[None].float()).to(device)
+        StyleCode.from_flat(layout, each[None].float()).to(run.device)
         for each in (statistics.mean, statistics.std)
     )
-    settings = planned.settings
-    codes = read_codes(planned.styles.codes, layout, settings.first_sample, settings.samples).to(device)
-    channels = range(shard.first, shard.last)
+    codes = _codes(run, planned, *_range(planned.settings))
+    channels, settings = range(shard.first, shard.last), planned.settings.settings()
     expected = _expected(derivatives, layout, shard) if derivatives else None
-    with computing(device):
-        if settings.reference_compat:
+
+    with computing(run.device):
+        if planned.settings.reference_compat:
             measured = measure_as_published(
                 generator, clip.embed_whole, codes, layer=shard.layer, channels=channels, mean=mean, std=std,
-                settings=settings.settings(),
+                settings=settings,
             )  # fmt: skip
         else:
             measured = measure_channels(
                 generator, clip.embed_whole, codes, layer=shard.layer, channels=channels,
-                mean=mean[shard.layer][0], std=std[shard.layer][0], settings=settings.settings(),
-                expected=expected,
+                mean=mean[shard.layer][0], std=std[shard.layer][0], settings=settings, expected=expected,
             )  # fmt: skip
-    write_table(uri, _part_table(measured), provenance(planned, "relevance-part"))
+    write_table(uri, _part_table(measured), planned.made("relevance-part"))
     return ShardResult(uri=uri, rows=rows)
 
 
-@task(name="embedding-basis", cache_policy=PER_RUN, persist_result=True)
-def measure_basis(planned: RelevancePlan, device: str) -> str:
+def _codes(run: Run, planned: RelevancePlan, first: int, last: int) -> StyleCode:
+    layout = run.generator.layout
+    return read_codes(planned.styles.codes, layout, first, last - first).to(run.device)
+
+
+@unit_of_work("embedding-basis")
+def measure_basis(run: Run, planned: RelevancePlan) -> str:
     """Find the directions in the embedding that derivatives are taken along."""
     uri = join(planned.folder, "parts", "basis.parquet")
     if not is_complete(uri):
-        generator = models.generator(planned.models.generator, device)
-        clip = models.clip(planned.models.clip, device)
-        settings = planned.settings
-        codes = read_codes(planned.styles.codes, generator.layout, settings.first_sample, settings.samples)
-        with computing(device):
-            basis = embedding_basis(generator, clip.embed_whole, codes.to(device), settings.derivatives)
+        codes = _codes(run, planned, *_range(planned.settings))
+        with computing(run.device):
+            basis = embedding_basis(run.generator, run.clip.embed_whole, codes, planned.settings.derivatives)
         table = pa.table({"direction": vector_column(basis.numpy())})
-        write_table(uri, table, provenance(planned, "embedding-basis"))
+        write_table(uri, table, planned.made("embedding-basis"))
     return uri
 
 
@@ -176,28 +171,21 @@ def derivative_shards(settings: Relevance) -> list[tuple[int, int]]:
     return [(begin, min(begin + _DERIVATIVE_SHARD, last)) for begin in starts]
 
 
-@task(
-    name="measure-derivatives",
-    task_run_name="derivatives-{first}-{last}",
-    cache_policy=PER_RUN,
-    persist_result=True,
-)
-def measure_derivatives(
-    planned: RelevancePlan, basis: str, first: int, last: int, device: str
-) -> ShardResult:
+@unit_of_work("measure-derivatives", "derivatives-{first}-{last}")
+def measure_derivatives(run: Run, planned: RelevancePlan, basis: str, first: int, last: int) -> ShardResult:
     """Take the derivatives of CLIP's embedding by all channels at some style codes."""
     uri = join(planned.folder, "parts", f"derivatives-{first:06d}-{last:06d}.parquet")
     if is_complete(uri):
         return ShardResult(uri=uri, rows=last - first, reused=True)
-    generator = models.generator(planned.models.generator, device)
-    clip = models.clip(planned.models.clip, device)
-    codes = read_codes(planned.styles.codes, generator.layout, first, last - first).to(device)
+
+    codes = _codes(run, planned, first, last)
     along = torch.from_numpy(to_matrix(read_table(basis), "direction").copy())
-    with computing(device):
-        found = torch.cat(list(unit_derivatives(generator, clip.embed_whole, codes, along)))
+    with computing(run.device):
+        found = torch.cat(list(unit_derivatives(run.generator, run.clip.embed_whole, codes, along)))
+
     ids = pa.array(range(first, last), pa.int64())
     table = pa.table({"sample_id": ids, "derivatives": vector_column(found.flatten(1).numpy())})
-    write_table(uri, table, provenance(planned, "relevance-derivatives"))
+    write_table(uri, table, planned.made("relevance-derivatives"))
     return ShardResult(uri=uri, rows=last - first)
 
 
@@ -214,34 +202,14 @@ def _expected(derivatives: DerivativesRef, layout: StyleLayout, shard: ChannelSh
     return along @ basis
 
 
-@task(name="merge-relevance", cache_policy=PER_RUN, persist_result=True)
-def merge_relevance(planned: RelevancePlan, parts: list[str], device: str) -> ShardResult:
+@unit_of_work("merge-relevance")
+def merge_relevance(run: Run, planned: RelevancePlan, parts: list[str]) -> ShardResult:
     """Merge the shards into the relevance table."""
-    layout = models.generator(planned.models.generator, device).layout
+    layout = run.generator.layout
     if not is_complete(planned.table):
         table = RelevanceTable.from_parts(layout, (_read_part(uri) for uri in parts))
-        write_table(planned.table, relevance_table(table), provenance(planned, "relevance"))
+        write_table(planned.table, relevance_table(table), planned.made("relevance"))
     return ShardResult(uri=planned.table, rows=layout.num_editable)
-
-
-def provenance(planned: RelevancePlan, kind: str) -> Provenance:
-    """Return what the Parquet metadata of the table and its parts says."""
-    settings, styles = planned.settings, planned.styles
-    return Provenance(
-        kind=kind,
-        fingerprint=planned.fingerprint,
-        step=STEP,
-        version=VERSION,
-        parameters={
-            **settings.parameters(),
-            "samples": settings.samples,
-            "sample_ranges": [[settings.first_sample, settings.first_sample + settings.samples]],
-        },
-        inputs={"styles": styles.fingerprint, "statistics": styles.statistics, "codes": styles.codes},
-        generator=planned.hashes.generator,
-        clip=planned.hashes.clip,
-        code_version=styleclip_core.__version__,
-    )
 
 
 class TableRecord(BaseModel):
@@ -264,8 +232,8 @@ class TableRecord(BaseModel):
         return max(last for _, last in self.sample_ranges)
 
 
-@task(name="find-last-table", cache_policy=PER_RUN, persist_result=True)
-def find_last_table(workspace: str, planned: RelevancePlan, given: str) -> TableRecord:
+@unit_of_work("find-last-table")
+def find_last_table(run: Run, planned: RelevancePlan, given: str) -> TableRecord:
     """Return the table ``given``, or the one in the workspace with the most samples.
 
     Raises:
@@ -279,18 +247,18 @@ def find_last_table(workspace: str, planned: RelevancePlan, given: str) -> Table
                 f"{given} cannot be added to: {difference}; repeat the settings it was built with"
             )
         return _record(given, made)
-    found = known_tables(workspace, planned)
+    found = known_tables(run, planned)
     if not found:
         raise ArtifactConflictError(
-            f"{join(workspace, 'relevance')} holds no table of these networks and settings to add to; "
+            f"{join(run.workspace, 'relevance')} holds no table of these networks and settings to add to; "
             "build one first"
         )
     return max(found, key=lambda record: (record.samples, record.fingerprint))
 
 
-def known_tables(workspace: str, planned: RelevancePlan) -> list[TableRecord]:
+def known_tables(run: Run, planned: RelevancePlan) -> list[TableRecord]:
     """Return the tables in the workspace that were measured as planned, whatever their samples."""
-    made = ((uri, read_provenance(uri)) for uri in _tables(join(workspace, "relevance")))
+    made = ((uri, read_provenance(uri)) for uri in _tables(join(run.workspace, "relevance")))
     return [_record(uri, each) for uri, each in made if not _difference(each, planned)]
 
 
@@ -311,7 +279,7 @@ def _difference(made: Provenance, planned: RelevancePlan) -> str:
     """Return how a table was measured in another way than planned; empty if in the same."""
     wanted = {
         **planned.settings.parameters(), "kind": "relevance", "styles": planned.styles.fingerprint,
-        "generator": planned.hashes.generator, "CLIP": planned.hashes.clip,
+        "generator": planned.recipe.generator, "CLIP": planned.recipe.clip,
     }  # fmt: skip
     theirs = {
         **made.parameters, "kind": made.kind, "styles": made.inputs.get("styles"),
@@ -341,48 +309,42 @@ def check_disjoint(ranges: Sequence[tuple[int, int]]) -> None:
             )
 
 
-def plan_refined(workspace: str, last: TableRecord, added: RelevancePlan) -> str:
-    """Return where the table over last's samples and the added ones lies; nothing is computed.
+def plan_refined(last: TableRecord, added: RelevancePlan) -> Recipe:
+    """Return what decides the table over last's samples and the added ones; nothing is computed.
 
     Raises:
         ArtifactConflictError: If some samples are in both.
     """
     check_disjoint([*last.sample_ranges, _range(added.settings)])
     inputs = {"last": last.fingerprint, "added": added.fingerprint}
-    print_ = fingerprint(REFINE_STEP, VERSION, {}, inputs)
-    return join(artifact_uri(workspace, "relevance", print_), "relevance.parquet")
+    return Recipe(REFINE_STEP, VERSION, {}, inputs, added.recipe.generator, added.recipe.clip)
 
 
-@task(name="refine-relevance", cache_policy=PER_RUN, persist_result=True)
-def refine_relevance(workspace: str, last: TableRecord, added: RelevancePlan, device: str) -> TableRecord:
+@unit_of_work("refine-relevance")
+def refine_relevance(run: Run, last: TableRecord, added: RelevancePlan) -> TableRecord:
     """Merge the table over the added samples into the last one; both stay as they are.
 
     Raises:
         ArtifactConflictError: If some samples are in both.
     """
-    uri = plan_refined(workspace, last, added)
+    recipe = plan_refined(last, added)
+    uri = join(recipe.folder(run.workspace, "relevance"), "relevance.parquet")
     ranges = sorted([*last.sample_ranges, _range(added.settings)])
-    made = provenance(added, "relevance")
-    print_ = uri.split("/")[-2]
+
     if not is_complete(uri):
-        layout = models.generator(added.models.generator, device).layout
-        both = (read_relevance(each, layout, added.hashes) for each in (last.uri, added.table))
-        record = replace(
-            made,
-            fingerprint=print_,
-            step=REFINE_STEP,
-            parameters={
-                **made.parameters,
-                "samples": sum(end - begin for begin, end in ranges),
-                "sample_ranges": [list(each) for each in ranges],
-            },
-            inputs={
-                "styles": added.styles.fingerprint, "statistics": added.styles.statistics,
-                "last": last.fingerprint, "added": added.fingerprint,
-            },
-        )  # fmt: skip
-        write_table(uri, relevance_table(reduce(RelevanceTable.merge, both)), record)
-    return TableRecord(uri=uri, fingerprint=print_, sample_ranges=ranges)
+        both = (read_relevance(run, each) for each in (last.uri, added.table))
+        merged = reduce(RelevanceTable.merge, both)
+
+        # the file says how its samples were measured, as one does that was measured in one go
+        about = {
+            **added.settings.parameters(), "samples": sum(end - begin for begin, end in ranges),
+            "sample_ranges": [list(each) for each in ranges],
+        }  # fmt: skip
+        styles = added.styles
+        inputs = {"styles": styles.fingerprint, "statistics": styles.statistics, **recipe.inputs}
+        write_table(uri, relevance_table(merged), recipe.made("relevance", inputs, **about))
+
+    return TableRecord(uri=uri, fingerprint=recipe.fingerprint, sample_ranges=ranges)
 
 
 def _range(settings: Relevance) -> tuple[int, int]:
@@ -403,13 +365,13 @@ def relevance_table(table: RelevanceTable) -> pa.Table:
     })  # fmt: skip
 
 
-def read_relevance(uri: str, layout: StyleLayout, hashes: ModelHashes) -> RelevanceTable:
+def read_relevance(run: Run, uri: str) -> RelevanceTable:
     """Read a table, refusing one that was built with other networks.
 
     Raises:
         ArtifactConflictError: If generator or CLIP differ; the message names both.
     """
-    made = read_provenance(uri)
+    made, hashes = read_provenance(uri), run.hashes
     for what, theirs, ours in (
         ("generator", made.generator, hashes.generator),
         ("CLIP", made.clip, hashes.clip),
@@ -419,9 +381,10 @@ def read_relevance(uri: str, layout: StyleLayout, hashes: ModelHashes) -> Releva
                 f"{uri} was built with {what} {theirs[:16]}, this run uses {what} {ours[:16]}; "
                 "build a table for these networks or use those"
             )
+
     table = read_table(uri, columns=["n", "direction"])
     n = torch.from_numpy(table["n"].to_numpy().copy())
-    return RelevanceTable(layout, n, torch.from_numpy(to_matrix(table, "direction").copy()))
+    return RelevanceTable(run.generator.layout, n, torch.from_numpy(to_matrix(table, "direction").copy()))
 
 
 def _part_table(measured: ChannelDirections) -> pa.Table:

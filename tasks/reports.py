@@ -9,31 +9,30 @@ import io
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image, ImageDraw, ImageFont, ImageOps
-from prefect import task
 from pydantic import BaseModel, ConfigDict
 
-import styleclip_core
 from styleclip_core.errors import ArtifactConflictError, StyleCLIPError
 from styleclip_core.images import decode_image
 from tasks.artifacts import (
-    Provenance,
-    fingerprint,
+    Recipe,
     is_complete,
     iter_batches,
     read_provenance,
     read_table,
     write_tables,
 )
-from tasks.caching import PER_RUN
+from tasks.caching import unit_of_work
 from tasks.directions import ALPHA_UNIT
 from tasks.editing import MANIFEST_SCHEMA, TIMING_SCHEMA, EditPlan
 from tasks.images import ImageIndex
 from tasks.outages import StoreError
 from tasks.outcomes import OK, Row
+from tasks.run import Run
 from tasks.storage import join, read_bytes, write_bytes_atomic
 
 STEP, VERSION = "report", "4"
@@ -55,31 +54,26 @@ class ReportRef(BaseModel):
     failed: int
 
 
-@task(name="write-report", cache_policy=PER_RUN, persist_result=True)
-def write_report(plans: list[EditPlan], index: ImageIndex) -> ReportRef:
+@unit_of_work("write-report")
+def write_report(run: Run, plans: list[EditPlan], index: ImageIndex) -> ReportRef:
     """Gather the rows of all edits into a manifest and draw the contact sheet."""
     attempts = [uri for plan in plans for shard in index.shards for uri in plan.log(shard).attempts()]
-    print_ = fingerprint(STEP, VERSION, {"attempts": attempts}, {"index": index.fingerprint})
-    folder = join(plans[0].out, "batches", print_[:16])
-    provenance = Provenance(
-        kind="edits-manifest", fingerprint=print_, step=STEP, version=VERSION,
-        parameters={
-            "edits": [
-                {**plan.prepared.variant.parameters(), "method": plan.prepared.variant.method}
-                for plan in plans
-            ],
-            "photos": index.photos, "alpha_unit": ALPHA_UNIT, **_made_of(plans),
-        },
-        inputs={"index": index.fingerprint, **{plan.images: plan.fingerprint for plan in plans}},
-        generator=plans[0].inversion.hashes.generator, clip=plans[0].inversion.hashes.clip,
-        code_version=styleclip_core.__version__,
+    recipe = Recipe(
+        STEP, VERSION, {"attempts": attempts}, {"index": index.fingerprint},
+        run.hashes.generator, run.hashes.clip,
     )  # fmt: skip
+    folder = join(run.out, "batches", recipe.fingerprint[:16])
+
+    # attempts name the manifest; it says what they were made of instead, which is shorter
+    inputs = {**recipe.inputs, **{plan.images: plan.fingerprint for plan in plans}}
+    made = replace(recipe.made("edits-manifest", inputs), parameters=_made_of(run, plans, index))
     manifest, timings = join(folder, "manifest.parquet"), join(folder, "timings.parquet")
     if not is_complete(manifest):
-        write_tables(manifest, MANIFEST_SCHEMA, _rows(plans, index), provenance)
+        write_tables(manifest, MANIFEST_SCHEMA, _rows(plans, index), made)
     if not is_complete(timings):
         with suppress(ArtifactConflictError):  # a run beside this one was first, with other times
-            write_tables(timings, TIMING_SCHEMA, _timings(attempts), provenance)
+            write_tables(timings, TIMING_SCHEMA, _timings(attempts), made)
+
     rows, failed, complete = _counted(manifest)
     written = ReportRef(
         folder=folder,
@@ -112,18 +106,25 @@ def _counted(manifest: str) -> tuple[int, int, Counter[str]]:
     return rows, rows - done.total(), done
 
 
-def _made_of(plans: list[EditPlan]) -> dict[str, object]:
-    """Return where the latents lie, and the hashes of networks and relevance tables behind the edits."""
-    inversion = plans[0].inversion
-    steps = {step.uri: step for plan in plans for step in plan.prepared.steps}
-    tables = {
-        read_provenance(uri).inputs.get("relevance", "")
-        for uri, step in steps.items()
-        if step.variant.method == "global"
+def _made_of(run: Run, plans: list[EditPlan], index: ImageIndex) -> dict[str, object]:
+    """Return the edits, where photographs and latents lie, and what networks and tables are behind them."""
+    edits = [
+        {
+            **plan.prepared.variant.parameters(), "method": plan.prepared.variant.method,
+            "variant": plan.variant,
+        }
+        for plan in plans
+    ]  # fmt: skip
+    directions = {
+        step.uri for plan in plans for step in plan.prepared.steps if step.variant.method == "global"
     }
-    others = inversion.hashes.model_dump(include={"encoder", "identity", "perceptual"})
+    tables = {read_provenance(uri).inputs.get("relevance", "") for uri in directions}
+    others = run.hashes.model_dump(include={"encoder", "identity", "perceptual"})
     return {
-        "latents": inversion.folder,
+        "edits": edits,
+        "photos": index.photos,
+        "alpha_unit": ALPHA_UNIT,
+        "latents": plans[0].inversion.folder,
         "models": {name: hash_ for name, hash_ in others.items() if hash_},
         "tables": sorted(filter(None, tables)),
     }
@@ -135,6 +136,7 @@ def contact_sheet(plans: list[EditPlan], done: Counter[str]) -> Image.Image:
     most = max(done.values(), default=0)
     keys = sorted(key for key, count in done.items() if count == most)
     keys = keys[:: max(1, len(keys) // _ROWS)][:_ROWS]
+
     titles = ["photograph", "inversion", *(_title(plan) for plan in plans)]
     step = _TILE + _MARGIN
     sheet = Image.new("RGB", (len(titles) * step + _MARGIN, _HEADER + len(keys) * step + _MARGIN), "white")
@@ -142,6 +144,7 @@ def contact_sheet(plans: list[EditPlan], done: Counter[str]) -> Image.Image:
     for column, title in enumerate(titles):
         lines = [_cut(line, font) for line in title.split("\n")]
         pen.multiline_text((_MARGIN + column * step, 5), "\n".join(lines), fill="black", font=font, spacing=2)
+
     for row, key in enumerate(keys):
         inversion = plans[0].inversion
         uris = [join(inversion.photos, key), inversion.reconstruction_uri(key)]
@@ -161,6 +164,7 @@ def _tile(sheet: Image.Image, uri: str, place: tuple[int, int], *, whole: bool) 
     except StyleCLIPError as error:  # a picture that has gone since is drawn as its error
         ImageDraw.Draw(sheet).text(place, type(error).__name__, fill="red")
         return
+
     size, method = (_TILE, _TILE), Image.Resampling.LANCZOS
     tile = ImageOps.pad(image, size, method, color="white") if whole else ImageOps.fit(image, size, method)
     sheet.paste(tile, place)
@@ -183,8 +187,13 @@ def _cut(line: str, font: Font) -> str:
 def _rows(plans: list[EditPlan], index: ImageIndex) -> Iterator[pa.Table]:
     """Yield the rows of all edits, a shard at a time."""
     for plan in plans:
+        variant = pa.scalar(plan.variant, pa.string())
         for shard in index.shards:
-            yield plan.log(shard).table(MANIFEST_SCHEMA)
+            table = plan.log(shard).table(MANIFEST_SCHEMA)
+            place = table.column_names.index("variant")
+
+            # attempts that were written before there was the column do not say it
+            yield table.set_column(place, "variant", pa.repeat(variant, len(table)))
 
 
 def _timings(attempts: list[str]) -> Iterator[pa.Table]:

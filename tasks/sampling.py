@@ -9,19 +9,14 @@ from functools import reduce
 import numpy as np
 import pyarrow as pa
 import torch
-from prefect import task
 from pydantic import BaseModel, ConfigDict
 
-import styleclip_core
 from styleclip_core.errors import ArtifactConflictError
 from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.sampling import ChannelStatistics, measure_statistics, sample_styles
 from styleclip_core.style_space import StyleCode, StyleLayout
-from tasks import models
 from tasks.artifacts import (
-    Provenance,
-    artifact_uri,
-    fingerprint,
+    Recipe,
     is_complete,
     part_name,
     read_table,
@@ -29,9 +24,10 @@ from tasks.artifacts import (
     vector_column,
     write_table,
 )
-from tasks.caching import PER_RUN
+from tasks.caching import unit_of_work
 from tasks.overlap import computing
 from tasks.progress import ShardResult
+from tasks.run import Run
 from tasks.settings import Sampling
 from tasks.storage import join
 
@@ -41,31 +37,45 @@ _BATCH = 500
 
 
 class SampledStyles(BaseModel):
-    """Where the codes and statistics of one generator lie."""
+    """Where the codes and statistics of one generator lie.
+
+    Attributes:
+        codes: Style codes that relevance is measured on.
+        statistics: Mean and deviation of every style channel.
+        recipe: What decides them.
+        settings: How they are sampled.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     codes: str
     statistics: str
-    fingerprint: str
-    generator: str
+    recipe: Recipe
+    settings: Sampling
+
+    @property
+    def fingerprint(self) -> str:
+        """Return the name of codes and statistics."""
+        return self.recipe.fingerprint
+
+    @property
+    def folder(self) -> str:
+        """Return where both lie."""
+        return self.statistics.rsplit("/", 1)[0]
 
 
-def plan(generator_hash: str, sampling: Sampling, workspace: str) -> SampledStyles:
+def plan(run: Run, sampling: Sampling) -> SampledStyles:
     """Return where the artifacts of these settings lie; nothing is computed."""
-    print_ = fingerprint(STEP, VERSION, _parameters(sampling), {"generator": generator_hash})
-    folder = artifact_uri(workspace, "styles", print_)
+    # a label that there is not names no other artifact than the runs before labels did
+    parameters = sampling.model_dump(exclude=None if sampling.label is not None else {"label"})
+    recipe = Recipe(STEP, VERSION, parameters, {"generator": run.hashes.generator}, run.hashes.generator)
+    folder = recipe.folder(run.workspace, "styles")
     return SampledStyles(
         codes=join(folder, "codes.parquet"),
         statistics=join(folder, "statistics.parquet"),
-        fingerprint=print_,
-        generator=generator_hash,
+        recipe=recipe,
+        settings=sampling,
     )
-
-
-def _parameters(sampling: Sampling) -> dict[str, int | float | None]:
-    """Return what decides the samples; a label that there is not names no other artifact."""
-    return sampling.model_dump(exclude=None if sampling.label is not None else {"label"})
 
 
 def shard_count(sampling: Sampling) -> int:
@@ -73,85 +83,60 @@ def shard_count(sampling: Sampling) -> int:
     return math.ceil(sampling.statistics / _SHARD)
 
 
-def provenance(planned: SampledStyles, sampling: Sampling, kind: str) -> Provenance:
-    """Return what the Parquet metadata of these artifacts says."""
-    return Provenance(
-        kind=kind,
-        fingerprint=planned.fingerprint,
-        step=STEP,
-        version=VERSION,
-        parameters=_parameters(sampling),
-        inputs={"generator": planned.generator},
-        generator=planned.generator,
-        clip="",
-        code_version=styleclip_core.__version__,
-    )
-
-
-@task(name="sample-codes", cache_policy=PER_RUN, persist_result=True)
-def sample_codes(planned: SampledStyles, generator: str, sampling: Sampling, device: str) -> ShardResult:
+@unit_of_work("sample-codes")
+def sample_codes(run: Run, planned: SampledStyles) -> ShardResult:
     """Sample and store the style codes that relevance is measured on."""
-    if is_complete(planned.codes):
-        return ShardResult(uri=planned.codes, rows=sampling.codes, reused=True)
-    _write_codes(planned.codes, planned, generator, sampling, range(sampling.codes), device)
-    return ShardResult(uri=planned.codes, rows=sampling.codes)
+    return _write_codes(run, planned, planned.codes, range(planned.settings.codes))
 
 
-@task(name="sample-more-codes", cache_policy=PER_RUN, persist_result=True)
-def sample_more_codes(
-    planned: SampledStyles, generator: str, sampling: Sampling, first: int, last: int, device: str
-) -> ShardResult:
+@unit_of_work("sample-more-codes")
+def sample_more_codes(run: Run, planned: SampledStyles, first: int, last: int) -> ShardResult:
     """Sample and store the style codes ``first`` to ``last - 1`` beside those that are there."""
-    uri = join(artifact_folder(planned), f"codes-{first:06d}-{last:06d}.parquet")
+    uri = join(planned.folder, f"codes-{first:06d}-{last:06d}.parquet")
+    return _write_codes(run, planned, uri, range(first, last))
+
+
+def _write_codes(run: Run, planned: SampledStyles, uri: str, ids: range) -> ShardResult:
     if is_complete(uri):
-        return ShardResult(uri=uri, rows=last - first, reused=True)
-    _write_codes(uri, planned, generator, sampling, range(first, last), device)
-    return ShardResult(uri=uri, rows=last - first)
+        return ShardResult(uri=uri, rows=len(ids), reused=True)
 
-
-def _write_codes(
-    uri: str, planned: SampledStyles, generator: str, sampling: Sampling, ids: range, device: str
-) -> None:
-    network = models.generator(generator, device)
-    with computing(device), torch.no_grad():
-        batches = list(_batches(network, sampling, ids))
+    with computing(run.device), torch.no_grad():
+        batches = list(_batches(run.generator, planned.settings, ids))
     w = np.concatenate([latent.cpu().numpy() for _, latent, _ in batches])
     flat = np.concatenate([styles.flat().cpu().numpy() for _, _, styles in batches])
+
     table = pa.table({
         "sample_id": pa.array(ids, pa.int64()), "w": vector_column(w), "s": vector_column(flat),
     })  # fmt: skip
-    write_table(uri, table, provenance(planned, sampling, "style-samples"))
+    write_table(uri, table, planned.recipe.made("style-samples"))
+    return ShardResult(uri=uri, rows=len(ids))
 
 
-@task(name="sample-shard", task_run_name="sample-shard-{shard}", cache_policy=PER_RUN, persist_result=True)
-def sample_shard(
-    planned: SampledStyles, generator: str, sampling: Sampling, shard: int, device: str
-) -> ShardResult:
+@unit_of_work("sample-shard", "sample-shard-{shard}")
+def sample_shard(run: Run, planned: SampledStyles, shard: int) -> ShardResult:
     """Sample one shard of seeds and keep the statistics of their style codes."""
-    first, last = shard * _SHARD, min((shard + 1) * _SHARD, sampling.statistics)
-    uri = join(artifact_folder(planned), "parts", part_name(shard, shard_count(sampling)))
+    sampling = planned.settings
+    ids = range(shard * _SHARD, min((shard + 1) * _SHARD, sampling.statistics))
+    uri = join(planned.folder, "parts", part_name(shard, shard_count(sampling)))
     if is_complete(uri):
-        return ShardResult(uri=uri, rows=last - first, reused=True)
-    network = models.generator(generator, device)
-    with computing(device), torch.no_grad():
-        statistics = measure_statistics(
-            styles for _, _, styles in _batches(network, sampling, range(first, last))
-        )
-    table = statistics_table(network.layout, statistics)
-    write_table(uri, table, provenance(planned, sampling, "style-statistics-part"))
-    return ShardResult(uri=uri, rows=last - first)
+        return ShardResult(uri=uri, rows=len(ids), reused=True)
+
+    generator = run.generator
+    with computing(run.device), torch.no_grad():
+        statistics = measure_statistics(styles for _, _, styles in _batches(generator, sampling, ids))
+    table = statistics_table(generator.layout, statistics)
+    write_table(uri, table, planned.recipe.made("style-statistics-part"))
+    return ShardResult(uri=uri, rows=len(ids))
 
 
-@task(name="merge-statistics", cache_policy=PER_RUN, persist_result=True)
-def merge_statistics(
-    planned: SampledStyles, generator: str, sampling: Sampling, parts: list[str], device: str
-) -> ShardResult:
+@unit_of_work("merge-statistics")
+def merge_statistics(run: Run, planned: SampledStyles, parts: list[str]) -> ShardResult:
     """Merge the shards' statistics into one table, a row per style channel."""
-    layout = models.generator(generator, device).layout
+    layout = run.generator.layout
     if not is_complete(planned.statistics):
         merged = reduce(ChannelStatistics.merge, (read_statistics(uri) for uri in parts))
         table = statistics_table(layout, merged)
-        write_table(planned.statistics, table, provenance(planned, sampling, "style-statistics"))
+        write_table(planned.statistics, table, planned.recipe.made("style-statistics"))
     return ShardResult(uri=planned.statistics, rows=layout.num_channels)
 
 
@@ -192,11 +177,6 @@ def read_codes(uri: str, layout: StyleLayout, first: int, count: int) -> StyleCo
             "for; sample more codes"
         )
     return StyleCode.from_flat(layout, torch.from_numpy(to_matrix(table, "s")[kept].copy()))
-
-
-def artifact_folder(planned: SampledStyles) -> str:
-    """Return the folder of one set of samples."""
-    return planned.statistics.rsplit("/", 1)[0]
 
 
 def _batches(

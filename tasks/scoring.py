@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from styleclip_core.metrics import clip_similarity, directional_similarity
-from tasks import models
-from tasks.directions import target_embedding, text_vector
 from tasks.edits import StepVariant
-from tasks.settings import Models
+from tasks.run import Run
+from tasks.texts import target_embedding, text_vector
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,11 +35,9 @@ class Seen:
 class Judge:
     """The networks that score edits."""
 
-    def __init__(self, chosen: Models, device: str) -> None:
-        self._clip_name, self._device = chosen.clip, device
-        self._clip = models.clip(chosen.clip, device)
-        self._identity = models.identity(chosen.identity, device) if chosen.identity else None
-        self._perceptual = models.perceptual(chosen.perceptual, device) if chosen.perceptual else None
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._clip, self._identity, self._perceptual = run.clip, run.identity, run.perceptual
 
     def see(self, image: Tensor) -> Seen:
         """Embed images ``[B, 3, H, V]`` in -1..1."""
@@ -53,14 +50,13 @@ class Judge:
         Over several steps, CLIP similarity is the mean over their targets, and the text direction is the one
         that all steps together point in.
         """
-        targets = torch.stack([
-            target_embedding(self._clip_name, step.target, step.templates, self._device) for step in steps
-        ]).mean(dim=0)  # fmt: skip
-        wanted = sum(text_vector(step, self._clip_name, self._device) for step in steps)
+        run = self._run
+        targets = torch.stack([target_embedding(run, step.target, step.templates) for step in steps])
+        wanted = torch.stack([text_vector(run, step) for step in steps]).sum(dim=0)
         scores = {
-            "clip_before": clip_similarity(before.clip, targets),
-            "clip_after": clip_similarity(after.clip, targets),
-            "directional": directional_similarity(before.clip, after.clip, F.normalize(wanted, dim=0)),  # type: ignore[arg-type]
+            "clip_before": clip_similarity(before.clip, targets.mean(dim=0)),
+            "clip_after": clip_similarity(after.clip, targets.mean(dim=0)),
+            "directional": directional_similarity(before.clip, after.clip, F.normalize(wanted, dim=0)),
         }
         if before.identity is not None and after.identity is not None:
             scores["identity"] = (before.identity * after.identity).sum(dim=1)

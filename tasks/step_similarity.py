@@ -12,21 +12,18 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 import torch
-from prefect import task
 from torch import Tensor
 
-import styleclip_core
 from styleclip_core.diagnostics import step_similarity
 from styleclip_core.editing import EditedLatents
-from styleclip_core.models.stylegan2 import Generator
-from tasks import models
-from tasks.artifacts import Provenance, artifact_uri, fingerprint, is_complete, read_table, write_table
-from tasks.caching import PER_RUN
+from tasks.artifacts import Recipe, is_complete, read_table, write_table
+from tasks.caching import unit_of_work
 from tasks.diagnostics import CORRELATIONS_SCHEMA, STEP, VERSION, pair_rows
 from tasks.editing import EditPlan
 from tasks.images import ImageIndex
 from tasks.methods import apply_step
 from tasks.outcomes import OK, Row
+from tasks.run import Run
 from tasks.storage import join
 
 _IMAGES = 64
@@ -39,37 +36,34 @@ def comparable(plans: Sequence[EditPlan]) -> list[EditPlan]:
     return single if varied else []
 
 
-@task(name="compare-steps", cache_policy=PER_RUN, persist_result=True)
-def compare_steps(plans: list[EditPlan], index: ImageIndex, device: str) -> str:
+@unit_of_work("compare-steps")
+def compare_steps(run: Run, plans: list[EditPlan], index: ImageIndex) -> str:
     """Write the cosines of the steps of a batch, over its first 64 images; empty where none has all edits.
 
     Returns:
         URI of a table like ``correlations.parquet``, of kind ``step``. The pair of an edit with itself is
         the mean cosine between its steps of different images.
     """
-    hashes, workspace = plans[0].inversion.hashes, plans[0].folder.rsplit("/", 2)[0]
     keys, latents, edited = _sources(plans, index)
     if not keys:
         return ""
     inputs = {str(number): plan.fingerprint for number, plan in enumerate(plans)}
-    print_ = fingerprint(STEP, VERSION, {"images": keys}, inputs)
-    uri = join(artifact_uri(workspace, "diagnostics", print_), "correlations.parquet")
+    recipe = Recipe(STEP, VERSION, {"images": keys}, inputs, run.hashes.generator, run.hashes.clip)
+    uri = join(recipe.folder(run.workspace, "diagnostics"), "correlations.parquet")
     if is_complete(uri):
         return uri
-    generator = models.generator(plans[0].inversion.models.generator, device)
-    flat = torch.tensor([latents[key]["w_plus"] for key in keys], device=device)
-    source = EditedLatents(flat.view(len(keys), generator.num_ws, -1))
+
+    flat = torch.tensor([latents[key]["w_plus"] for key in keys], device=run.device)
+    source = EditedLatents(flat.view(len(keys), run.generator.num_ws, -1))
     steps = [
-        _steps(plan, [rows[key] for key in keys], keys, source, workspace, generator, device)
+        _steps(run, plan, {key: rows[key] for key in keys}, source)
         for plan, rows in zip(plans, edited, strict=True)
     ]
+
     names = [plan.prepared.variant.label for plan in plans]
     rows = pair_rows("step", names, step_similarity(steps), own=True)
-    made = Provenance(
-        kind="step-similarity", fingerprint=print_, step=STEP, version=VERSION, parameters={"images": keys},
-        inputs=inputs, generator=hashes.generator, clip=hashes.clip, code_version=styleclip_core.__version__,
-    )  # fmt: skip
-    write_table(uri, pa.Table.from_pylist(rows, schema=CORRELATIONS_SCHEMA), made)
+    table = pa.Table.from_pylist(rows, schema=CORRELATIONS_SCHEMA)
+    write_table(uri, table, recipe.made("step-similarity"))
     return uri
 
 
@@ -81,46 +75,41 @@ def _sources(
     for shard in index.shards:
         found = {row["image_key"]: row for row in plans[0].inversion.log(shard).latest()}
         rows = [{row["image_key"]: row for row in plan.log(shard).latest()} for plan in plans]
+
+        # a pair of edits is compared on the same images, so each must have both
         able = [key for key in found if all(each.get(key, {}).get("status") == OK for each in rows)]
         for key in able[: _IMAGES - len(keys)]:
             keys.append(key)
             latents[key] = found[key]
             for mine, each in zip(edited, rows, strict=True):
                 mine[key] = each[key]
+
         if len(keys) == _IMAGES:
             break
     return keys, latents, edited
 
 
 @torch.no_grad()
-def _steps(
-    plan: EditPlan,
-    rows: list[Row],
-    keys: list[str],
-    source: EditedLatents,
-    workspace: str,
-    generator: Generator,
-    device: str,
-) -> Tensor:
-    """Return what an edit adds to the style codes of images, ``[B, M]``."""
+def _steps(run: Run, plan: EditPlan, rows: dict[str, Row], source: EditedLatents) -> Tensor:
+    """Return what an edit adds to the style codes of images, ``[B, M]``; rows are by image."""
     (step,) = plan.prepared.steps
+    generator = run.generator
     before = source.codes(generator).flat()
     if step.variant.method == "optimization":
-        moved = _optimized(rows, keys, source, workspace, generator)
+        moved = _optimized(run, rows, source)
     else:
-        moved = apply_step(step, source, keys, plan.inversion.models, generator, device).latents
+        moved = apply_step(run, step, source, list(rows), generator).latents
     return moved.codes(generator).flat() - before if isinstance(moved, EditedLatents) else moved - before
 
 
-def _optimized(
-    rows: list[Row], keys: list[str], source: EditedLatents, workspace: str, generator: Generator
-) -> EditedLatents | Tensor:
+def _optimized(run: Run, rows: dict[str, Row], source: EditedLatents) -> EditedLatents | Tensor:
     """Return the stored latents of an optimization, or flat style codes where it moved those."""
     stored: dict[str, list[float]] = {}
     name = ""
-    for place in dict.fromkeys(row["steps"][0]["latents"] for row in rows):
-        table = read_table(join(workspace, place))
+    for place in dict.fromkeys(row["steps"][0]["latents"] for row in rows.values()):
+        table = read_table(join(run.workspace, place))
         name = next(each for each in ("w_plus", "s") if each in table.column_names)
         stored |= dict(zip(table["image_key"].to_pylist(), table[name].to_pylist(), strict=True))
-    flat = torch.tensor([stored[key] for key in keys], device=source.w_plus.device)
+
+    flat = torch.tensor([stored[key] for key in rows], device=source.w_plus.device)
     return source.at(flat.view_as(source.w_plus)) if name == "w_plus" else flat

@@ -26,6 +26,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache, partial
 from heapq import merge
 from itertools import groupby, islice
@@ -34,6 +35,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import fsspec
+import fsspec.asyn
 
 from tasks import temporaries
 from tasks.outages import AccessDeniedError as AccessDeniedError
@@ -51,6 +53,10 @@ _CONTENT_TYPES = {
     "html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf-8", "png": "image/png",
     "mp4": "video/mp4", "json": "application/json",
 }  # fmt: skip
+
+
+class ChangedObjectError(StorageError):
+    """An object is not the version any more that was listed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +179,8 @@ def is_outage(error: BaseException, prefix: str) -> bool:
     An error that may be the object's own (it is gone, it may not be read) is its own only if the prefix
     can still be listed and is not empty, as it could be and was when the object was found.
     """
+    if isinstance(error, ChangedObjectError):
+        return False
     if not isinstance(error, StorageError) or isinstance(error, StoreError):
         return isinstance(error, StoreError)
     try:
@@ -194,6 +202,79 @@ def read_bytes(uri: str) -> bytes:
     options = {"max_concurrency": 1} if uri.startswith(("s3://", "s3a://")) else {}
     content: bytes = _ask(uri, "read", lambda fs, path: fs.cat_file(path, **options))
     return content
+
+
+def read_version(uri: str, etag: str) -> bytes:
+    """Return an object's content as it was listed.
+
+    A store that answers conditions is asked for that version; of others, the version is looked at before and
+    after reading, so that what is overwritten meanwhile does not pass either.
+
+    Args:
+        uri: Where it lies.
+        etag: Its version, as ``ObjectInfo`` has it.
+
+    Raises:
+        ChangedObjectError: If it is another version by now.
+        StorageError: If it is missing or cannot be read.
+    """
+    content: bytes | None
+    if is_local(uri):
+        with explained(uri, "read"):
+            content = _read_file_version(local_path(uri), etag)
+    else:
+        read = _read_s3_version if uri.startswith(("s3://", "s3a://")) else _read_any_version
+        content = _ask(uri, "read", partial(read, etag=etag))
+
+    if content is None:
+        raise ChangedObjectError(f"{uri} has changed since it was listed; a new run takes the new version")
+    return content
+
+
+def _read_file_version(path: Path, etag: str) -> bytes | None:
+    """Read a file if it is the version of an etag, from beginning to end."""
+    with path.open("rb") as stream:
+        # of the open file, not of its name, which may be another file's a moment later
+        before = _file_etag(os.fstat(stream.fileno()))
+        content = stream.read()
+        after = _file_etag(os.fstat(stream.fileno()))
+    return content if before == after == etag else None
+
+
+def _read_s3_version(fs: fsspec.AbstractFileSystem, path: str, etag: str) -> bytes | None:
+    """Read an object if it is the version of an etag, with one request."""
+    bucket, key, _ = fs.split_path(path)
+
+    async def read() -> bytes | None:
+        answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, IfMatch=f'"{etag}"')
+        try:
+            content: bytes = await answer["Body"].read()
+        finally:
+            answer["Body"].close()
+        return content if _etag(answer) == etag else None  # not every store knows conditions
+
+    try:
+        found: bytes | None = fsspec.asyn.sync(fs.loop, read)
+    except OSError as error:
+        if _condition_failed(error):
+            return None
+        raise
+    return found
+
+
+def _read_any_version(fs: fsspec.AbstractFileSystem, path: str, etag: str) -> bytes | None:
+    """Read an object if it is the version of an etag, before and after."""
+    before = fs.info(path)
+    content: bytes = fs.cat_file(path)
+    after = fs.info(path)
+    return content if _is_version(before, etag) and _is_version(after, etag) else None
+
+
+def _is_version(info: dict[str, Any], etag: str) -> bool:
+    # some file systems tell a time as a number in listings and as a date elsewhere
+    moment = info.get("created")
+    as_listed = {**info, "created": moment.timestamp()} if isinstance(moment, datetime) else info
+    return etag in (_etag(info), _etag(as_listed))
 
 
 @contextmanager
@@ -293,12 +374,18 @@ def _create_object(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> boo
         fs.pipe_file(path, data, mode="create")
     except FileExistsError:
         return False
-    except OSError as error:  # s3fs has no error of its own for a condition that did not hold
-        answer = getattr(error.__cause__, "response", {})
-        if answer.get("Error", {}).get("Code") in ("PreconditionFailed", "ConditionalRequestConflict"):
+    except OSError as error:
+        if _condition_failed(error):
             return False
         raise
     return True
+
+
+def _condition_failed(error: OSError) -> bool:
+    """Return whether S3 did not do something as a condition did not hold; s3fs has no error for that."""
+    answer = getattr(error.__cause__, "response", {})
+    code = str(answer.get("Error", {}).get("Code", ""))
+    return code in ("PreconditionFailed", "ConditionalRequestConflict", "412")
 
 
 def _sync(stream: BinaryIO) -> None:
@@ -333,6 +420,9 @@ def version(uri: str) -> str:
     Raises:
         StorageError: If it is missing.
     """
+    if is_local(uri):
+        with explained(uri, "look for"):
+            return _file_etag(local_path(uri).stat())
     return _ask(uri, "look for", lambda fs, path: _etag(fs.info(path)))
 
 
@@ -447,8 +537,11 @@ def _local_files(prefix: str) -> Iterator[ObjectInfo]:
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append((entry.path, f"{above}{entry.name}/"))
                     elif (found := _stat(entry)) and not stat.S_ISDIR(found.st_mode):
-                        etag = f"{found.st_size}-{found.st_mtime}"
-                        yield ObjectInfo(above + entry.name, etag, found.st_size)
+                        yield ObjectInfo(above + entry.name, _file_etag(found), found.st_size)
+
+
+def _file_etag(found: os.stat_result) -> str:
+    return f"{found.st_size}-{found.st_mtime}"
 
 
 def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:

@@ -37,8 +37,10 @@ def publish_summary(
     """
     lines = [headline, "", *_step_table(steps), "", "## Where it lies", ""]
     lines += [f"- {name}: [`{_plain(uri)}`](<{public_url(uri)}>)" for name, uri in places.items() if uri]
+
     if problems:
         lines += ["", f"## What failed: {len(problems)}", "", *_problem_table(problems)]
+
     create_markdown_artifact("\n".join(lines), key=f"{flow}-report", description=headline)
 
 
@@ -48,7 +50,9 @@ def publish_batch(page: str, contact_sheet: str) -> None:
     sheet.thumbnail((_SHEET, _SHEET))
     small = io.BytesIO()
     sheet.convert("RGB").save(small, "JPEG", quality=80)
-    picture = base64.b64encode(small.getvalue()).decode()  # in the page: a browser may not read the bucket
+
+    # the picture itself goes into the artifact: a browser may not read the bucket
+    picture = base64.b64encode(small.getvalue()).decode()
     create_image_artifact(
         f"data:image/jpeg;base64,{picture}", key="edit-images-contact-sheet", description=contact_sheet
     )

@@ -33,11 +33,13 @@ def is_stale(aside: Path) -> bool:
     ours = _NAME.fullmatch(aside.name)
     if ours is None:
         return False
+
     try:
         if time.time() - aside.stat().st_mtime > _STALE_AFTER_S:
             return True
-    except FileNotFoundError:
+    except FileNotFoundError:  # its writer has just finished, or somebody else has cleared up
         return False
+
     return ours["host"] == _host() and not _is_running(int(ours["pid"]))
 
 
@@ -46,7 +48,7 @@ def _is_running(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:
+    except OSError:  # it is there, but another user's
         return True
     return True
 

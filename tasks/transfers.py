@@ -110,11 +110,13 @@ def transfer(url: str, part: Path, observe: Observer, retries: Retries = Retries
     """
     timeout = httpx.Timeout(retries.timeout_s)
     fruitless, best = 0, _size(part)
+
     with httpx.Client(follow_redirects=True, timeout=timeout) as client:
         while True:
             try:
                 return _attempt(client, url, part, observe)
             except _CutError as cut:
+                # a try that brought bytes was worth it, however often the connection breaks
                 fruitless = 0 if _size(part) > best else fruitless + 1
                 best = max(best, _size(part))
                 if fruitless >= retries.attempts:
@@ -123,6 +125,7 @@ def transfer(url: str, part: Path, observe: Observer, retries: Retries = Retries
                         f"cannot download {url}: {cut}, {fruitless} times in a row; check the network and "
                         f"run this again{kept}"
                     ) from cut
+
                 time.sleep(max(cut.wait_s, retries.backoff_s * 2 ** max(fruitless - 1, 0)))
             except (httpx.HTTPError, httpx.InvalidURL) as error:
                 raise DownloadError(f"cannot download {url}: {_reason(error)}") from error
@@ -136,11 +139,13 @@ def _attempt(client: httpx.Client, url: str, part: Path, observe: Observer) -> P
     state, start = PartState.read(state_path(part)), _size(part)
     if state is not None and state.complete and state.url == url and state.total in (None, start):
         return state
+
     headers = {"Accept-Encoding": "identity"}  # bytes as they are: they are hashed
     if start and state is not None and state.url == url and state.validator:
         headers |= {"Range": f"bytes={start}-", "If-Range": state.validator}
     else:  # without a validator the rest may belong to another version
         discard(part)
+
     try:
         with client.stream("GET", url, headers=headers) as response:
             offset = _judge(response, url, part)
@@ -163,13 +168,16 @@ def _judge(response: httpx.Response, url: str, part: Path) -> int:
         raise DownloadError(
             f"cannot download {url}: the server answers {status}; it may have moved, see the model's page"
         )
+
+    # the answer is one with a body: is it the file's, and as it is?
     hops = [*response.history, response]
     if url.startswith("https://") and any(hop.url.scheme != "https" for hop in hops):
         raise DownloadError(f"cannot download {url}: it leads away from https")
     if response.headers.get("Content-Encoding", "identity") != "identity":
-        raise DownloadError(f"cannot download {url}: the server sends it compressed, asked not to")
+        raise DownloadError(f"cannot download {url}: the server sends it compressed, though asked not to")
     if status == 200:
         return 0
+
     found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
     if found is None or int(found[1]) != _size(part):
         discard(part)
@@ -180,7 +188,8 @@ def _judge(response: httpx.Response, url: str, part: Path) -> int:
 def _receive(response: httpx.Response, url: str, part: Path, offset: int, observe: Observer) -> PartState:
     total = _total(response, offset)
     state = PartState(url, _validator(response), total)
-    state.write(state_path(part))
+    state.write(state_path(part))  # before the first byte, so that what a killed process leaves can go on
+
     done = offset
     with part.open("r+b" if offset else "wb") as stream:
         stream.seek(offset)
@@ -191,10 +200,12 @@ def _receive(response: httpx.Response, url: str, part: Path, offset: int, observ
             stream.write(chunk)
             done += len(chunk)
             observe(done, total)
+
     if total is not None and done != total:
         raise _CutError(f"the connection ended after {done:,} of {total:,} bytes")
     if not done:
         raise DownloadError(f"cannot download {url}: the server sends an empty file")
+
     finished = PartState(url, state.validator, total, complete=True)
     finished.write(state_path(part))
     return finished
@@ -208,6 +219,7 @@ def _chunks(response: httpx.Response) -> Iterator[bytes]:
         start += chunk
         if len(start) >= _START:
             break
+
     if start:
         yield start
     yield from chunks
@@ -217,6 +229,7 @@ def _refuse_page(start: bytes, response: httpx.Response, url: str) -> None:
     """Refuse a web page: no model starts with '<'."""
     if "text/html" not in response.headers.get("Content-Type", "") and not start.lstrip().startswith(b"<"):
         return
+
     title = re.search(rb"<title[^>]*>(.*?)</title>", start, re.IGNORECASE | re.DOTALL)
     said = " ".join(html.unescape(title[1].decode(errors="replace")).split())[:80] if title else ""
     raise DownloadError(

@@ -36,14 +36,18 @@ def encode_video(frames: Sequence[np.ndarray], *, rate: int = 12) -> bytes:
     check_encoder()
     import av
 
+    # H.264 halves the resolution of colours, so sides must be even
     height, width = (side - side % 2 for side in frames[0].shape[:2])
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = {"crf": "16"}
+
         for pixels in frames:
             picture = np.ascontiguousarray(pixels[:height, :width])
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+
+        # the encoder holds frames back until it is told that there are no more
         container.mux(stream.encode())
     return buffer.getvalue()

@@ -451,19 +451,20 @@ def main() -> None:
     report_models(console, generator, clip, regressor)
     report_identity(console, load_identity(settings.weights / "identity.safetensors"), generator)
 
-    from tasks.identity import ModelHashes
     from tasks.relevance import read_relevance
+    from tasks.run import Networks, run_here
     from tasks.sampling import read_statistics
 
     table_uri, statistics_uri, invert = _pipeline(
         settings.build, settings.weights, settings.samples, settings.steps
     )
-    hashes = ModelHashes(generator=generator.fingerprint, clip=clip.fingerprint)
+    weights = {"generator": "generator.safetensors", "clip": "clip.pt"}
+    run = run_here(Networks(**{kind: str(settings.weights / name) for kind, name in weights.items()}))
     editable = torch.cat(
         [torch.full((layer.channels,), not layer.is_torgb) for layer in generator.layout.layers]
     )
     std = read_statistics(statistics_uri).std[editable].float()
-    bench = Bench(generator, clip, regressor, read_relevance(table_uri, generator.layout, hashes), std)
+    bench = Bench(generator, clip, regressor, read_relevance(run, table_uri), std)
     sets = []
     for name, seed, count in (
         ("validation", photographs.VALIDATION_SEED, photographs.VALIDATION_COUNT),

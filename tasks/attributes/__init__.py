@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -12,9 +11,10 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 
 from styleclip_core.zero_shot import Attribute
-from tasks.directions import target_embedding
+from tasks.run import Run
 from tasks.settings import Settings, SettingsError, describe
 from tasks.storage import read_bytes
+from tasks.texts import target_embedding
 
 FACES = str(Path(__file__).parent / "faces.yaml")
 
@@ -42,6 +42,7 @@ def load_entries(uri: str, key: str) -> list[object]:
         content = yaml.safe_load(read_bytes(uri))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{uri} is neither YAML nor JSON: {' '.join(str(error).split())}") from error
+
     entries = content.get(key) if isinstance(content, dict) else content
     if not isinstance(entries, list) or not entries:
         raise SettingsError(f"{uri} must hold a list, or a mapping with the list under {key!r}")
@@ -60,6 +61,8 @@ def load_attributes(uri: str) -> list[AttributePrompts]:
             found.append(AttributePrompts.model_validate(entry))
         except ValidationError as error:
             raise SettingsError(f"{uri}, attribute {number}: {describe(error)}") from error
+
+    # a name becomes that of columns, of which a table has each once
     check_names([each.name for each in found])
     return found
 
@@ -75,13 +78,14 @@ def check_names(names: Sequence[str]) -> None:
         raise SettingsError(f"{twice[0]!r} is listed twice; give one of them another name")
 
 
-@lru_cache(maxsize=32)
-def embedded_pairs(
-    attributes: tuple[AttributePrompts, ...], clip: str, templates: str, device: str
-) -> tuple[Tensor, Tensor]:
-    """Return unit embeddings of the positive and of the negative prompts, ``[A, D]`` each."""
+def embedded_pairs(run: Run, attributes: Sequence[AttributePrompts], templates: str) -> tuple[Tensor, Tensor]:
+    """Return unit embeddings of the positive and of the negative prompts, ``[A, D]`` each.
+
+    Raises:
+        PromptError: If one of them is empty or too long.
+    """
     positive, negative = (
-        torch.stack([target_embedding(clip, prompt, templates, device) for prompt in prompts])
+        torch.stack([target_embedding(run, prompt, templates) for prompt in prompts])
         for prompts in ([each.positive for each in attributes], [each.negative for each in attributes])
     )
     return positive, negative

@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tasks.artifacts import DamagedArtifactError, Provenance, iter_batches, read_provenance
+from tasks.artifacts import DamagedArtifactError, Provenance, read_provenance
+from tasks.manifest_items import iter_rows
 from tasks.outcomes import OK
 from tasks.pages.links import parent, safe_name
-from tasks.storage import output_key
 
 _STATUS = {OK: 0, "failed": 1, "skipped": 2}
 ABSENT = 3
 MAX_PROBLEMS = 500
 _READ = (
-    "image_key", "output_key", "clip_before", "clip_after", "directional", "identity", "lpips", "channels",
-    "status", "error_type", "error",
+    "image_key", "clip_before", "clip_after", "directional", "identity", "lpips", "channels", "status",
+    "error_type", "error",
 )  # fmt: skip
 
 
@@ -87,6 +87,8 @@ class BatchEdit:
         one = steps[0] if len(steps) == 1 else {}
         strength = one.get("alpha") if one.get("alpha") is not None else one.get("strength")
         counted = one.get("beta") is None and one.get("top_k") is not None
+
+        # figures of several steps cannot stand on one axis, so only their names are joined
         return cls(
             name=record["name"],
             neutral="; ".join(dict.fromkeys(step["neutral"] for step in steps)),
@@ -129,9 +131,9 @@ class Batch:
         made: What made it.
         keys: Keys of all images, sorted.
         edits: The edits, in the order of the edit file.
+        variants: What names each in tables and folders.
         status: ``[E, N]`` uint8, 0 where the edit is done.
         values: Scores by column, ``[E, N]`` float32 each, NaN where there is none.
-        folders: Where each edit's images lie, relative to ``out``; empty if it has none.
         channels: Style channels that each edit changes, where that is one number.
         problems: Why images have no edit, the first ``MAX_PROBLEMS``.
         problem_counts: Rows that are not done, by error.
@@ -141,9 +143,9 @@ class Batch:
     made: Provenance
     keys: list[str]
     edits: list[BatchEdit]
+    variants: list[str]
     status: np.ndarray
     values: dict[str, np.ndarray]
-    folders: list[str]
     channels: list[int | None]
     problems: list[Problem] = field(default_factory=list)
     problem_counts: Counter[str] = field(default_factory=Counter)
@@ -153,6 +155,15 @@ class Batch:
     def out(self) -> str:
         """Return the prefix that holds batches and images."""
         return parent(self.manifest, 3)
+
+    @property
+    def folders(self) -> list[str]:
+        """Return where each edit's images lie, relative to ``out``; empty if it has none."""
+        shown = (self.status == 0).any(axis=1)
+        return [
+            f"images/{name}" if any_ and safe_name(name) else ""
+            for name, any_ in zip(self.variants, shown, strict=True)
+        ]
 
     @property
     def scores(self) -> list[Score]:
@@ -174,13 +185,10 @@ class Batch:
 
 
 def read_batch(manifest: str) -> Batch:
-    """Read the manifest of a batch.
-
-    Every edit has one row per image, in the order of the edits, so the k-th row of an image is that of the
-    k-th edit; rows of different images may be in any order.
+    """Read the manifest of a batch; its rows may be in any order.
 
     Raises:
-        DamagedArtifactError: If it is no manifest, or an image has more rows than there are edits.
+        DamagedArtifactError: If it is no manifest, or has two rows of an image under one edit.
         StorageError: If it cannot be read.
     """
     made = read_provenance(manifest)
@@ -190,73 +198,70 @@ def read_batch(manifest: str) -> Batch:
             "manifest.parquet of a folder under OUT/batches"
         )
     edits = [BatchEdit.of(record) for record in made.parameters["edits"]]
-    keys = sorted(
-        {key for part in iter_batches(manifest, ["image_key"]) for key in _texts(part, "image_key")}
-    )
-    shape = (len(edits), len(keys))
+    listed, seen = set[str](), dict[str, None]()
+    for part in iter_rows(manifest, ["image_key"]):
+        listed.update(_texts(part, "image_key"))
+        seen.update(dict.fromkeys(_texts(part, "variant")))
+
+    # metadata written before there was a column of variants does not name them, but rows went edit by edit
+    named = [edit.record["variant"] for edit in edits if "variant" in edit.record]
+    shape = (len(edits), len(listed))
     batch = Batch(
-        manifest=manifest, made=made, keys=keys, edits=edits,
+        manifest=manifest, made=made, keys=sorted(listed), edits=edits,
+        variants=named or [*seen, *[""] * len(edits)][: len(edits)],
         status=np.full(shape, ABSENT, np.uint8),
         values={each.name: np.full(shape, np.nan, np.float32) for each in SCORES},
-        folders=[""] * len(edits), channels=[None] * len(edits),
+        channels=[None] * len(edits),
     )  # fmt: skip
     _fill(batch)
     return batch
 
 
 def _fill(batch: Batch) -> None:
-    position = {key: number for number, key in enumerate(batch.keys)}
-    seen = np.zeros(len(batch.keys), np.int32)
+    images = {key: number for number, key in enumerate(batch.keys)}
+    edits = {name: number for number, name in enumerate(batch.variants)}
     problems: dict[tuple[str, str], Problem] = {}
-    for part in iter_batches(batch.manifest, _READ):
-        image = np.array([position[key] for key in _texts(part, "image_key")], np.int64)
-        edit = np.empty_like(image)
-        for row, number in enumerate(image):
-            edit[row] = seen[number]
-            seen[number] += 1
-        if len(edit) and edit.max() >= len(batch.edits):
-            key = batch.keys[int(image[edit.argmax()])]
+    for part in iter_rows(batch.manifest, _READ):
+        image = np.array([images[key] for key in _texts(part, "image_key")], np.int64)
+        edit = np.array([edits.get(name, -1) for name in _texts(part, "variant")], np.int64)
+
+        # a second row would hide the first one, and its outcome
+        _, first = np.unique(edit * len(images) + image, return_index=True)
+        twice = (edit < 0) | (batch.status[edit, image] != ABSENT)
+        twice[np.setdiff1d(np.arange(len(edit)), first)] = True
+        if twice.any():
+            key = batch.keys[image[twice.argmax()]]
             raise DamagedArtifactError(
                 f"{batch.manifest} has more rows of the image {key!a} than its {len(batch.edits)} edits; "
                 "write it again"
             )
+
         _fill_values(batch, part, edit, image)
-        _fill_places(batch, part, edit)
         _collect_problems(batch, part, problems)
     batch.problems = list(problems.values())
 
 
 def _fill_values(batch: Batch, part: pa.RecordBatch, edit: np.ndarray, image: np.ndarray) -> None:
-    status = [_STATUS.get(each, 1) for each in _texts(part, "status")]
-    batch.status[edit, image] = status
+    batch.status[edit, image] = [_STATUS.get(each, 1) for each in _texts(part, "status")]
     for name in ("directional", "identity", "lpips"):
         batch.values[name][edit, image] = _floats(part, name)
     batch.values["clip_gain"][edit, image] = _floats(part, "clip_after") - _floats(part, "clip_before")
 
-
-def _fill_places(batch: Batch, part: pa.RecordBatch, edit: np.ndarray) -> None:
-    """Note where an edit's images lie, from the first of them whose place is the one that its key gives."""
-    for number in np.unique(edit):
-        if batch.folders[number]:
-            continue
-        for row in np.flatnonzero(edit == number):
-            key, place = part["image_key"][int(row)].as_py(), part["output_key"][int(row)].as_py()
-            if not place:
-                continue
-            name = output_key(key, suffix=".png")
-            folder = place.removesuffix(f"/{name}")
-            if folder != place and safe_name(folder):
-                batch.folders[number] = folder
-                batch.channels[number] = part["channels"][int(row)].as_py()
-            break
+    # rows that failed may not say them, and of all others they are the same
+    for number, channels in zip(edit, part["channels"].to_pylist(), strict=True):
+        if channels is not None:
+            batch.channels[number] = channels
 
 
 def _collect_problems(batch: Batch, part: pa.RecordBatch, found: dict[tuple[str, str], Problem]) -> None:
     for row, status in enumerate(_texts(part, "status")):
         if status == OK:
             continue
+
         key, kind, text = (part[name][row].as_py() or "" for name in ("image_key", "error_type", "error"))
         batch.problem_counts[kind] += 1
+
+        # an image that every edit failed on is one problem
         known = found.get((key, kind))
         if known or len(found) < MAX_PROBLEMS:
             found[key, kind] = Problem(key, status, kind, text, known.edits + 1 if known else 1)
@@ -301,6 +306,7 @@ def sweeps(edits: Sequence[BatchEdit]) -> Iterator[Sweep]:
         if edit.strength is not None:
             key = (edit.name, edit.neutral, edit.target, edit.method, edit.counted)
             groups.setdefault(key, []).append(number)
+
     for members in groups.values():
         if len(members) > 1:
             yield _sweep([edits[number] for number in members], members)
@@ -314,6 +320,7 @@ def _sweep(edits: Sequence[BatchEdit], numbers: Sequence[int]) -> Sweep:
     for edit, number in zip(edits, numbers, strict=True):
         if edit.strength is not None:
             cells[thresholds.index(edit.threshold)][strengths.index(edit.strength)] = number
+
     by = "" if thresholds == [None] else "channels" if first.counted else "β"
     axis = "strength" if first.method == "mapper" else "α"
     return Sweep(first.name, first.target, axis, by, strengths, thresholds, cells)

@@ -51,19 +51,24 @@ def distributions(batch: Batch, score: Score, edits: Sequence[int]) -> str:
     values = [(number, each) for number, each in values if len(each)][:MAX_ROWS]
     if not values:
         return ""
+
     low, high = _range([each for _, each in values])
     bins = np.linspace(low, high, _BINS + 1)
+
     with rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, _ROW * len(values) + 0.5))
         axes = figure.add_axes(
             (0.34, 0.4 / (_ROW * len(values) + 0.5), 0.63, 1 - 0.45 / (_ROW * len(values) + 0.5))
         )
+
+        # every row has a height of its own: what counts is its shape, not how many images it has
         for row, (_, each) in enumerate(values):
             counts, _ = np.histogram(each, bins)
             heights = counts / counts.max() * 0.86
             axes.stairs(heights - row, bins, baseline=-row, fill=True, color=_ACCENT, alpha=0.55, linewidth=0)
             axes.axhline(-row, color=_LINE, linewidth=0.6, zorder=0)
             axes.plot([each.mean()] * 2, [-row, -row + 0.86], color=_INK, linewidth=1)
+
         axes.set_yticks([-row + 0.3 for row in range(len(values))], [_label(batch, n) for n, _ in values])
         axes.set_ylim(-len(values) + 1 - 0.05, 1)
         axes.set_xlim(low, high)
@@ -71,6 +76,7 @@ def distributions(batch: Batch, score: Score, edits: Sequence[int]) -> str:
         axes.locator_params(axis="x", nbins=5)
         if low < 0 < high:
             axes.axvline(0, color=_MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
+
         return _svg(figure, f"Histograms of {score.title} for {len(values)} edits")
 
 
@@ -84,29 +90,28 @@ def trade_off(batch: Batch, effect: Score, cost: Score, sweep: Sweep | None = No
         sweep: Draw one edit's variants, a line for each threshold; without it every edit is a point.
     """
     series = _sweep_series(sweep) if sweep else {"": list(range(len(batch.edits)))}
+
     with rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, 2.9))
-        axes = figure.add_axes((0.16, 0.16, 0.8, 0.8))
+        figure, axes = _square()
         for place, (name, numbers) in enumerate(series.items()):
             points = np.array([[*_cost(batch, n, cost), *batch.mean(n, effect.name)] for n in numbers])
             keep = np.isfinite(points[:, 0]) & np.isfinite(points[:, 2])
             x, dx, y, dy = points[keep].T
             colour = _SERIES[place % len(_SERIES)] if sweep else _ACCENT
             bars = [np.nan_to_num(each) for each in (dx, dy)]
+
             axes.errorbar(
                 x, y, bars[1], bars[0], color=colour, marker="o", markersize=4, linewidth=1.3 if sweep else 0,
                 elinewidth=0.8, label=name or None,
             )  # fmt: skip
             _annotate(batch, axes, [n for n, ok in zip(numbers, keep, strict=True) if ok], x, y, sweep)
-        axes.grid(True)
-        axes.set_axisbelow(True)
-        axes.margins(0.14)
+
+        axes.margins(0.14)  # names of points stand beside them
         axes.set_xlabel(f"1 − {cost.title}" if cost.high_is_better else cost.title)
         axes.set_ylabel(effect.title)
-        axes.locator_params(nbins=5)
-        axes.tick_params(axis="y", labelcolor=_MUTED)
         if sweep and len(series) > 1:
             axes.legend(fontsize=7, loc="best", handlelength=1.2, borderpad=0.2)
+
         return _svg(figure, f"{effect.title} against {cost.title}")
 
 
@@ -115,28 +120,37 @@ def tried(choice: Choice) -> str:
 
     The pair that was chosen has a ring, the effect that was wanted a dashed line.
     """
+    betas = sorted(set(choice.betas), key=lambda value: (value is not None, value or 0))
+
     with rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, 2.9))
-        axes = figure.add_axes((0.16, 0.16, 0.8, 0.8))
+        figure, axes = _square()
         axes.axhline(choice.wanted, color=_MUTED, linewidth=0.8, linestyle=(0, (3, 2)))
-        for place, beta in enumerate(
-            sorted(set(choice.betas), key=lambda value: (value is not None, value or 0))
-        ):
+
+        # pairs were tried in the order of a search; a line through them goes by strength
+        for place, beta in enumerate(betas):
             mine = [n for n, value in enumerate(choice.betas) if value == beta]
             mine.sort(key=lambda n: choice.alphas[n])
             across, up = [choice.movements[n] for n in mine], [choice.effects[n] for n in mine]
             colour = _SERIES[place % len(_SERIES)]
             axes.plot(across, up, color=colour, marker="o", markersize=2.5, linewidth=0.9, alpha=0.8)
+
         axes.plot(
             choice.movements[-1], choice.effects[-1], color=_INK, marker="o", markersize=9, fillstyle="none"
         )
-        axes.grid(True)
-        axes.set_axisbelow(True)
         axes.set_xlabel("Movement elsewhere")
         axes.set_ylabel("Probability of the target")
-        axes.locator_params(nbins=5)
-        axes.tick_params(axis="y", labelcolor=_MUTED)
         return _svg(figure, f"Pairs tried for {choice.target}")
+
+
+def _square() -> tuple[Figure, Axes]:
+    """Return a figure for points, with a grid behind them."""
+    figure = Figure(figsize=(_WIDTH, 2.9))
+    axes = figure.add_axes((0.16, 0.16, 0.8, 0.8))
+    axes.grid(True)
+    axes.set_axisbelow(True)
+    axes.tick_params(axis="y", labelcolor=_MUTED)
+    axes.locator_params(nbins=5)
+    return figure, axes
 
 
 def _sweep_series(sweep: Sweep) -> dict[str, list[int]]:
@@ -157,6 +171,7 @@ def _annotate(
         if not sweep and named[edit.name] != place:
             continue
         text = f"{edit.strength:g}" if sweep and edit.strength is not None else edit.name
+
         axes.annotate(
             text, (x[place], y[place]), (3, 3), textcoords="offset points", fontsize=6.5, color=_MUTED,
             parse_math=False,
@@ -192,10 +207,13 @@ def _svg(figure: Figure, label: str) -> str:
     """Return a figure as an SVG element: no declarations, no names, the page's colours and font."""
     for text in figure.findobj(Text):
         text.set_parse_math(False)
+
     buffer = io.StringIO()
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
     figure.savefig(buffer, format="svg", metadata=nothing)
     svg = buffer.getvalue()
+
+    # names must not meet those of other drawings on the page, and sizes are the page's
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.S)
     svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
@@ -204,6 +222,7 @@ def _svg(figure: Figure, label: str) -> str:
         + ">"
         + svg.split(">", 1)[1]
     )
+
     svg = svg.replace("xlink:href", "href")
     svg = re.sub(r"font: ([^;\"]*?)(\d[\d.]*)px[^;\"]*", r"font-size: \2px", svg)
     for placeholder, variable in _VARIABLES.items():

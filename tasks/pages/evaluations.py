@@ -51,6 +51,7 @@ def add_evaluations(batch: Batch, uris: list[str]) -> None:
             found, known = values[score.name], batch.values.get(score.name)
             if known is not None and np.allclose(found, known, atol=1e-4, equal_nan=True):
                 continue
+
             name = f"evaluation_{number}_{score.name}"
             title = f"{score.title} (evaluation{suffix})" if known is not None or suffix else score.title
             batch.values[name] = found
@@ -58,10 +59,12 @@ def add_evaluations(batch: Batch, uris: list[str]) -> None:
 
 
 def _read(batch: Batch, uri: str) -> dict[str, np.ndarray]:
-    edits = {folder.partition("/")[2]: number for number, folder in enumerate(batch.folders) if folder}
+    edits = {name: number for number, name in enumerate(batch.variants)}
     images = {key: number for number, key in enumerate(batch.keys)}
     values = {each.name: np.full(batch.status.shape, np.nan, np.float32) for each in _SCORES}
     matched = 0
+
+    # an evaluation may be of more edits or images than the batch has
     for part in iter_batches(uri, ["image_key", "variant", *values]):
         names = zip(part["variant"].to_pylist(), part["image_key"].to_pylist(), strict=True)
         places = [(edits.get(variant, -1), images.get(key, -1)) for variant, key in names]
@@ -70,6 +73,7 @@ def _read(batch: Batch, uri: str) -> dict[str, np.ndarray]:
         matched += int(known.sum())
         for name, found in values.items():
             found[edit[known], image[known]] = part[name].to_numpy(zero_copy_only=False)[known]
+
     if not matched:
         raise DamagedArtifactError(
             f"{uri} has no row of the batch {batch.manifest}; give an evaluation of that manifest"

@@ -24,11 +24,10 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 from PIL import Image
-from prefect import task
 from prefect.logging import get_run_logger
 
-from tasks.artifacts import fingerprint, read_provenance
-from tasks.caching import PER_RUN
+from tasks.artifacts import Recipe, read_provenance
+from tasks.caching import unit_of_work
 from tasks.directions import ALPHA_UNIT
 from tasks.overlap import Writes
 from tasks.pages import charts
@@ -46,7 +45,7 @@ _WRITES = 32
 _TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("tasks.pages"), autoescape=True)
 
 
-@task(name="write-page", cache_policy=PER_RUN, persist_result=True)
+@unit_of_work("write-page")
 def write_page(plan: PagePlan, size: int, evaluations: list[str], choices: list[str]) -> str:
     """Write the page of a batch beside its manifest, and return its URI; see ``build_page``."""
     uri, files = build_page(plan, size, evaluations, choices)
@@ -71,9 +70,12 @@ def build_page(
     """
     batch = read_batch(plan.source.manifest)
     add_evaluations(batch, list(evaluations))
+
+    # a page that holds too much opens slowly, so what is large lies beside it
     folder, uri = parent(batch.manifest), join(parent(batch.manifest), "index.html")
     base = "" if size <= ALONE else f"pages/{_name(plan, evaluations)}"
     blocks = _Blocks(join(folder, base)) if base else _Blocks()
+
     shape = None
     for column, number, thumbnails in leaves(plan, LEAF):
         shape = shape or _shape(thumbnails)
@@ -82,6 +84,8 @@ def build_page(
     for name, data in _data(batch):
         blocks.put(name, data)
     blocks.finish()
+
+    # the page comes last: it names files that must be there
     meta = _meta(batch, plan, f"./{base}/" if base else "", shape or (1, 1))
     page = render(batch, meta, blocks.kept, evaluations, [read_choice(each) for each in choices])
     write_bytes_atomic(uri, page.encode())
@@ -92,7 +96,7 @@ def _name(plan: PagePlan, evaluations: Sequence[str]) -> str:
     """Return a name for the files of a page: what they hold decides it."""
     inputs = {"manifest": plan.source.fingerprint}
     inputs |= {uri: read_provenance(uri).fingerprint for uri in evaluations}
-    return fingerprint(STEP, VERSION, {"leaf": LEAF, "side": SIDE}, inputs)[:16]
+    return Recipe(STEP, VERSION, {"leaf": LEAF, "side": SIDE}, inputs).fingerprint[:16]
 
 
 class _Blocks:
@@ -110,9 +114,11 @@ class _Blocks:
         if not self._folder:
             self.kept.append((name, text))
             return
+
         code = f"styleclip({json.dumps(name)},{text})\n".encode()
         self._pending.append(self._writes.submit(partial(self._write, name, code)))
         self.written += 1
+
         if len(self._pending) > 2 * _WRITES:
             self._pending.pop(0).result()
 
@@ -163,6 +169,7 @@ def _meta(batch: Batch, plan: PagePlan, base: str, shape: tuple[int, int]) -> di
     names = [edit.name for edit in batch.edits]
     inversions = plan.source.inversions
     reconstructions = below(inversions.prefix, batch.out) if inversions else ""
+
     return {
         "images": len(batch.keys), "leaf": LEAF, "page": PER_PAGE, "base": base, "shape": shape,
         "inversions": inversions is not None,
@@ -197,9 +204,12 @@ def render(
 ) -> str:
     """Return the page; ``blocks`` are data by name, as JSON that may stand in a script element."""
     script = _part("page.js")
+
+    # the page's policy lets this very script run, and nothing else
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     found = list(sweeps(batch.edits))
     safe = [(name, Markup(text)) for name, text in blocks]
+
     return _TEMPLATES.get_template("page.html").render(
         policy=_policy(digest), css=Markup(_part("page.css")), script=Markup(script),
         blocks=[("meta", Markup(script_json(meta))), *safe],
@@ -264,10 +274,13 @@ def _trade_offs(batch: Batch, found: list[Sweep]) -> Iterator[dict[str, Any]]:
     cost = _first(batch, "Others moved", "Identity", "LPIPS")
     if effect is None or cost is None:
         return
+
     for sweep in found:
         note = f"A line per {sweep.by or 'edit'}, points are {sweep.axis}."
         svg = charts.trade_off(batch, effect, cost, sweep)
         yield {"title": sweep.name, "note": note, "svg": Markup(svg)}
+
+    # a single edit's variants are its sweep already
     if 1 < len(batch.edits) <= charts.MAX_ROWS and len({edit.name for edit in batch.edits}) > 1:
         svg = charts.trade_off(batch, effect, cost)
         yield {
@@ -288,8 +301,10 @@ def _facts(batch: Batch, evaluations: Sequence[str]) -> Iterator[tuple[str, str]
     yield "CLIP", made.clip
     for name, hash_ in made.parameters.get("models", {}).items():
         yield name.capitalize(), hash_
+
     for table in made.parameters.get("tables", []):
         yield "Relevance table", table
+
     yield "Image index", made.inputs.get("index", "")
     yield "Batch", made.fingerprint
     yield "Photographs", made.parameters["photos"]

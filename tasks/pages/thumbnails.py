@@ -12,31 +12,24 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageOps
-from prefect import task
 from pydantic import BaseModel, ConfigDict
 
-import styleclip_core
 from styleclip_core.errors import StyleCLIPError
 from styleclip_core.images import decode_image
-from tasks.artifacts import (
-    Provenance,
-    artifact_uri,
-    fingerprint,
-    is_complete,
-    read_table,
-    write_table,
-)
-from tasks.caching import PER_RUN
+from tasks.artifacts import Provenance, Recipe, artifact_uri, is_complete, read_table, write_table
+from tasks.caching import unit_of_work
 from tasks.images import cut, digest, indexed_versions
 from tasks.outcomes import OK, STATUS_FIELDS, OutcomeLog, Row, failure, success
 from tasks.overlap import read_ahead
 from tasks.pages.batch import Batch, read_batch
 from tasks.progress import ShardResult
+from tasks.run import Run
 from tasks.storage import ObjectInfo, join, output_key, read_bytes
 
 STEP, VERSION = "thumbnails", "1"
@@ -52,7 +45,8 @@ class Column(BaseModel):
 
     Attributes:
         prefix: URI of the folder.
-        folder: Where the thumbnails lie.
+        recipe: Of the thumbnails.
+        folder: Where those lie.
         named_as: Whether images lie under their photographs' own keys, or under the names made of them.
         fills: Whether an image is cropped to the shape of the generator's, as its inversion sees it.
     """
@@ -60,6 +54,7 @@ class Column(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     prefix: str
+    recipe: Recipe
     folder: str
     named_as: str
     fills: bool = False
@@ -129,14 +124,14 @@ class ThumbnailResult(ShardResult):
     size: int = 0
 
 
-@task(name="plan-page", cache_policy=PER_RUN, persist_result=True)
-def plan_page(manifest: str, workspace: str) -> PagePlan:
+@unit_of_work("plan-page")
+def plan_page(run: Run, manifest: str) -> PagePlan:
     """Cut the images of a batch into chunks, and say where its thumbnails lie.
 
     Raises:
         DamagedArtifactError: If ``manifest`` is not that of a batch.
     """
-    batch = read_batch(manifest)
+    batch, workspace = read_batch(manifest), run.workspace
     photos, latents = batch.made.parameters["photos"], batch.made.parameters.get("latents", "")
     source = PageSource(
         manifest=manifest,
@@ -152,27 +147,28 @@ def _write_chunks(batch: Batch, workspace: str) -> list[PageChunk]:
     """Write down which images a chunk has, the version of each, and the edits that are done."""
     versions = _versions(batch.made, workspace)
     inputs = {"manifest": batch.made.fingerprint}
-    print_ = fingerprint("page-chunks", VERSION, {"indexed": bool(versions)}, inputs)
-    made, chunks, first = _provenance("page-chunk", print_), list[PageChunk](), 0
+    recipe = Recipe("page-chunks", VERSION, {"indexed": bool(versions)}, inputs)
+    folder, chunks, first = recipe.folder(workspace, "pages"), list[PageChunk](), 0
     for number, part in enumerate(cut((ObjectInfo(key, "", 0) for key in batch.keys), _CHUNK)):
         keys = [item.key for item in part]
         done = batch.status[:, first : first + len(keys)] == 0
-        uri = join(artifact_uri(workspace, "pages", print_), f"chunk-{number:05d}.parquet")
+        uri = join(folder, f"chunk-{number:05d}.parquet")
+
+        # without an index, thumbnails of photographs are those of this manifest alone
         table = pa.table({
-            "image_key": keys, "source": [versions.get(key, print_) for key in keys],
+            "image_key": keys, "source": [versions.get(key, recipe.fingerprint) for key in keys],
             "done": [row.tobytes() for row in np.ascontiguousarray(done.T)],
         })  # fmt: skip
-        write_table(uri, table, made)
+        write_table(uri, table, _made("page-chunk", recipe))
         chunks.append(PageChunk(number=number, digest=digest(part), uri=uri, rows=len(keys)))
         first += len(keys)
     return chunks
 
 
 def _column(prefix: str, workspace: str, named_as: str = "edit", *, fills: bool = False) -> Column:
-    print_ = fingerprint(STEP, VERSION, {"prefix": prefix, "side": SIDE}, {})
-    return Column(
-        prefix=prefix, folder=artifact_uri(workspace, "thumbnails", print_), named_as=named_as, fills=fills
-    )
+    recipe = Recipe(STEP, VERSION, {"prefix": prefix, "side": SIDE}, {})
+    folder = recipe.folder(workspace, "thumbnails")
+    return Column(prefix=prefix, recipe=recipe, folder=folder, named_as=named_as, fills=fills)
 
 
 def _versions(made: Provenance, workspace: str) -> dict[str, str]:
@@ -181,19 +177,11 @@ def _versions(made: Provenance, workspace: str) -> dict[str, str]:
     return dict(indexed_versions(uri)) if is_complete(uri) else {}
 
 
-def _provenance(kind: str, print_: str) -> Provenance:
-    return Provenance(
-        kind=kind, fingerprint=print_, step=STEP, version=VERSION, parameters={"side": SIDE}, inputs={},
-        generator="", clip="", code_version=styleclip_core.__version__,
-    )  # fmt: skip
+def _made(kind: str, recipe: Recipe) -> Provenance:
+    return replace(recipe.made(kind, {}), step=STEP, parameters={"side": SIDE})
 
 
-@task(
-    name="thumbnail-chunk",
-    task_run_name="thumbnails-{chunk.number}",
-    cache_policy=PER_RUN,
-    persist_result=True,
-)
+@unit_of_work("thumbnail-chunk", "thumbnails-{chunk.number}")
 def thumbnail_chunk(source: PageSource, chunk: PageChunk) -> ThumbnailResult:
     """Make the thumbnails of one chunk that are not there yet."""
     started = time.monotonic()
@@ -201,20 +189,25 @@ def thumbnail_chunk(source: PageSource, chunk: PageChunk) -> ThumbnailResult:
     listed = list(zip(*(table[name].to_pylist() for name in table.column_names), strict=True))
     shown = {key: version for key, version, done in listed if any(done)}
     shape = _shape_of(source, shown)
+
     made, kept = 0, list[Row]()
     for number, column in enumerate(source.columns):
         if column is None:
             continue
         edit = number - len(source.columns) + len(source.edits)
         wanted = shown if edit < 0 else {key: version for key, version, done in listed if done[edit]}
+
         log = column.log(chunk.digest)
         known = {row["image_key"]: row for row in log.latest()}
         todo = [item for item in wanted.items() if not _is_done(known.get(item[0]), item[1])]
         new = list(read_ahead(todo, partial(_thumbnail, column, shape), ahead=_AHEAD))
-        log.append(new, _SCHEMA, _provenance("thumbnails", column.folder.rpartition("/")[2]))
+        log.append(new, _SCHEMA, _made("thumbnails", column.recipe))
         known |= {row["image_key"]: row for row in new}
+
+        # pixels are let go of here: a chunk has hundreds of images of dozens of edits
         made += sum(row["status"] == OK for row in new)
         kept += [_measured(known[key]) for key in wanted]
+
     return ThumbnailResult(
         uri=chunk.uri, rows=len(kept), failed=sum(row["status"] != OK for row in kept), reused=not made,
         size=sum(row["size"] for row in kept), seconds=time.monotonic() - started,
@@ -265,6 +258,7 @@ def encode_thumbnail(image: Image.Image, shape: tuple[int, int] | None = None) -
     else:
         image = image.copy()
         image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=_QUALITY, method=4)
     return buffer.getvalue()
@@ -279,6 +273,8 @@ def leaves(plan: PagePlan, size: int) -> Iterator[tuple[int, int, list[bytes]]]:
     columns = plan.source.columns
     waiting: list[list[bytes]] = [[] for _ in columns]
     numbers = [0] * len(columns)
+
+    # chunks are cut by content, leaves by number, so what is left of a chunk waits for the next one
     for chunk in plan.chunks:
         keys = read_table(chunk.uri, columns=["image_key"])["image_key"].to_pylist()
         for place, found in enumerate(read_ahead(columns, partial(_stored, chunk, keys), ahead=4)):
@@ -287,6 +283,7 @@ def leaves(plan: PagePlan, size: int) -> Iterator[tuple[int, int, list[bytes]]]:
                 yield place, numbers[place], waiting[place][:size]
                 waiting[place] = waiting[place][size:]
                 numbers[place] += 1
+
     for place, rest in enumerate(waiting):
         if rest:
             yield place, numbers[place], rest

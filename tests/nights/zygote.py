@@ -20,34 +20,32 @@ from tasks import editing, images, inversion, reports
 from tasks.artifacts import Provenance, vector_column, write_table
 from tasks.directions import PreparedStep
 from tasks.edits import Edit
-from tasks.identity import identify_models
 from tasks.methods import PreparedEdit
-from tasks.models import generator
+from tasks.run import Run, run_here
 from tasks.settings import Inversion, Models
 from tests.nights import night  # noqa: F401 - it slows the writes down
 
 
 def bulk_edit(networks: dict, photos: str, out: str, edit: dict, shard_size: int) -> None:
     """Do what the flow does, task by task, two shards at a time."""
-    models = Models(**networks)
-    hashes = identify_models.fn(models, "cpu", with_clip=True)
-    index = images.index_images.fn(photos, out, shard_size)
-    inverted = inversion.plan(photos, out, models, hashes, Inversion(steps=0))
-    prepared = [_prepared(variant, models, out) for variant in Edit(**edit).variants()]
-    plans = [editing.plan(out, out, each, inverted) for each in prepared]
+    run = run_here(Models(**networks), out, out)
+    index = images.index_images.fn(run, photos, shard_size)
+    inverted = inversion.plan(run, photos, Inversion(steps=0))
+    prepared = [_prepared(run, variant) for variant in Edit(**edit).variants()]
+    plans = [editing.plan(run, each, inverted) for each in prepared]
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda shard: inversion.invert_shard.fn(inverted, shard, "cpu"), index.shards))
-        list(pool.map(lambda shard: editing.edit_shard.fn(plans, shard, "cpu"), index.shards))
-    written = reports.write_report.fn(plans, index)
+        list(pool.map(lambda shard: inversion.invert_shard.fn(run, inverted, shard), index.shards))
+        list(pool.map(lambda shard: editing.edit_shard.fn(run, plans, shard), index.shards))
+    written = reports.write_report.fn(run, plans, index)
     if written.failed:
         raise RuntimeError(f"{written.failed} edits failed")
 
 
-def _prepared(variant, models: Models, out: str) -> PreparedEdit:
+def _prepared(run: Run, variant) -> PreparedEdit:
     """Return the edit by a direction that moves every channel alike."""
-    count = generator(models.generator, "cpu").layout.num_editable
+    count = run.generator.layout.num_editable
     ones = vector_column(np.full((1, count), 0.5))
-    uri = f"{out}/direction.parquet"
+    uri = f"{run.out}/direction.parquet"
     made = Provenance("style-direction", "even", "soak", "1", {}, {}, "", "", "")
     write_table(uri, pa.table({"delta": ones, "text_direction": ones}), made)
     step = PreparedStep(variant=variant.steps[0], uri=uri, fingerprint="even", channels=count, text_norm=1.0)

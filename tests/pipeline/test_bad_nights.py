@@ -27,7 +27,7 @@ from PIL import Image
 
 from flows.build_relevance import build_relevance
 from flows.edit_images import edit_images
-from flows.steps import task_runner
+from flows.run import task_runner
 from styleclip_core.errors import ArtifactConflictError
 from styleclip_core.models.stylegan2 import Generator
 from tasks import editing, images, outages, storage, temporaries
@@ -311,15 +311,15 @@ def test_a_lasting_fault_fails_the_run_and_no_image_is_blamed_for_it(
     store, parameters, calm, fault, monkeypatch
 ):
     monkeypatch.setenv("STYLECLIP_STORAGE_PATIENCE", "0.5")
-    read, broken = inversion_task.read_bytes, []
+    read, broken = inversion_task.read_version, []
 
-    def breaks_down(uri: str) -> bytes:
+    def breaks_down(uri: str, etag: str) -> bytes:
         if "night/p5" in uri and not broken:
             broken.append(store.misbehaving(lambda _request: fault))
             broken[0].__enter__()
-        return read(uri)
+        return read(uri, etag)
 
-    monkeypatch.setattr(inversion_task, "read_bytes", breaks_down)
+    monkeypatch.setattr(inversion_task, "read_version", breaks_down)
     with pytest.raises((ShardsFailedError, StorageError)):
         edit_images(**parameters)
     broken[0].__exit__(None, None, None)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows import steps
+from flows import engine
+from flows import run as runs
 from flows.build_relevance import build_relevance
 from flows.explore_channels import Question
 from tasks.edits import Edit
@@ -36,16 +37,17 @@ class ClearedUpError(Exception):
 def test_a_flow_clears_up_first(entrypoint, monkeypatch):
     """Pasting first reads the table that says where its photographs are, which must not be written to."""
 
-    def clear(*places):
-        raise ClearedUpError(places)
+    def work(execution):
+        raise ClearedUpError
 
-    monkeypatch.setattr(steps, "clear_up", clear)
+    places = []
+    monkeypatch.setattr(runs, "delete_stale_temporaries", places.append)
+    monkeypatch.setattr(engine, "pick_device", work)
     module, name = entrypoint.split(":")
     function = getattr(importlib.import_module(module), name).fn
     wanted = [each for each in inspect.signature(function).parameters if each in GIVEN]
-    with pytest.raises(ClearedUpError) as caught:
+    with pytest.raises(ClearedUpError):
         function(**{each: GIVEN[each] for each in wanted})
-    (places,) = caught.value.args
     assert "work" in places
     assert not any(place.startswith("photos") for place in places)
 

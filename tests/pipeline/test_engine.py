@@ -34,7 +34,7 @@ def test_ray_without_its_extra_says_what_to_install(monkeypatch):
 
 def test_ray_is_imported_only_where_it_is_chosen():
     """With the setting the same lines do import it, so the check can fail."""
-    program = "import sys, flows.steps; flows.steps.task_runner(); print('ray' in sys.modules)"
+    program = "import sys, flows.run; flows.run.task_runner(); print('ray' in sys.modules)"
     pytest.importorskip("prefect_ray", reason="the extra 'ray' is not installed: pip install '.[ray]'")
     for chosen, imported in (("threads", "False"), ("ray", "True")):
         done = subprocess.run(

@@ -20,8 +20,10 @@ from tasks import evaluation
 from tasks.artifacts import read_provenance
 from tasks.attributes import FACES, AttributePrompts, load_attributes
 from tasks.edits import Edit
-from tasks.manifest_items import find_inversions, index_edits, items, place_of
+from tasks.manifest_items import derive_variants, find_inversions, index_edits, items, place_of
 from tasks.outcomes import OK
+from tasks.pages.evaluations import find_evaluations
+from tasks.run import Run
 from tasks.settings import Comparison, Execution, Judges, Models, SettingsError
 from tasks.storage import MissingObjectError, StorageError, read_bytes
 from tests.pipeline.test_flows import encoded, files_of, portrait, run
@@ -201,8 +203,8 @@ def test_a_second_evaluation_computes_nothing_and_another_lies_beside_it(edited,
     other = evaluated(
         edited, judges.model_copy(update={"identity": None}), comparison=Comparison(before="photograph")
     )
-    assert {each.folder for each in evaluation.find_evaluations(edited.report.manifest)} == {
-        result.evaluation.folder, other.evaluation.folder,
+    assert set(find_evaluations(edited.report.manifest)) == {
+        result.evaluation.evaluation, other.evaluation.evaluation,
     }  # fmt: skip
     found = table(other.evaluation.evaluation)
     assert found.identity.isna().all()
@@ -236,13 +238,13 @@ def test_what_is_no_manifest_is_refused(edited, judges, tmp_path):
 
 
 def test_inversions_are_found_and_the_maker_is_named(edited, judges, result, tmp_path):
-    index = index_edits.fn(edited.report.manifest, "", str(tmp_path), 2)
-    workspace = f"{place_of(edited.report.manifest)}/workspace"
-    assert Path(find_inversions(index, workspace)) == Path(edited.latents) / "reconstructions"
+    index = index_edits.fn(Run(workspace=str(tmp_path)), edited.report.manifest, "", 2)
+    own = Run(workspace=f"{place_of(edited.report.manifest)}/workspace")
+    assert Path(find_inversions(own, index)) == Path(edited.latents) / "reconstructions"
     assert read_provenance(result.evaluation.summary).parameters["clip_made_the_edits"] is False
 
 
-def test_failed_rows_get_the_variants_that_their_image_lacks():
+def test_failed_rows_of_old_manifests_get_the_variants_that_their_image_lacks():
     def row(image, alpha, status, folder, settings="{}"):
         key = f"images/{folder}/{image}" if folder else None
         shared = {"edit": "e", "method": "global", "neutral": "n", "target": "t", "beta": 0.1, "top_k": None}
@@ -260,12 +262,16 @@ def test_failed_rows_get_the_variants_that_their_image_lacks():
         row("b", None, OK, "e_1"),
     ]
     rows += [row("c", None, "failed", ""), row("c", None, "failed", ""), row("d", 3.0, "failed", "")]
-    found = items(rows)
+    rows += [row("d", 3.0, "failed", "")]
+    names = derive_variants(rows)
+    found = items(row | {"variant": name} for row, name in zip(rows, names, strict=True))
     assert [each["variant"] for each in found["b"]] == ["e_1", "e_2"]
     assert [each["status"] for each in found["b"]] == [OK, "failed"]
     assert [each["variant"] for each in found["c"]] == ["e_1", "e_2"]
     assert found["c"][0]["prompts"] == [{"neutral": "n", "target": "t1"}, {"neutral": "n", "target": "t2"}]
-    assert found["d"][0]["variant"].startswith("e_")  # of an edit that no image has
+    unnamed = {each["variant"] for each in found["d"]}  # of edits that no image has
+    assert len(unnamed) == 2
+    assert all(name.startswith("e_") for name in unnamed)
 
 
 def test_shipped_lists_of_attributes_are_whole(tmp_path):

@@ -3,6 +3,7 @@
 Landmarks are given in a table, so every answer is known; one test uses the detector on a photograph.
 """
 
+import hashlib
 import io
 import json
 import shutil
@@ -14,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageCms
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 import data
 from flows.align_faces import align_faces
@@ -22,18 +25,21 @@ from flows.paste_faces import paste_faces
 from styleclip_core.faces import FaceQuad, quad_from_landmarks
 from styleclip_core.images import decode_image
 from tasks import faces as faces_task
+from tasks import images, models
 from tasks import pasting as pasting_task
-from tasks.artifacts import DamagedArtifactError, read_provenance
+from tasks.artifacts import ChangedInputError, DamagedArtifactError, read_provenance
 from tasks.edits import Edit
 from tasks.faces import face_key
 from tasks.landmarks import read_landmarks
 from tasks.progress import ShardsFailedError
+from tasks.run import Run
 from tasks.settings import (
     Alignment,
     Execution,
     FaceSource,
     Inversion,
     Models,
+    Pasting,
     Relevance,
     Sampling,
     SettingsError,
@@ -88,7 +94,10 @@ def landmarks(tmp_path) -> Path:
     return path
 
 
-def align(photos, landmarks, out, alignment=Alignment(output_size=96), shard_size=2):
+ALIGNMENT = Alignment(output_size=96)
+
+
+def align(photos, landmarks, out, alignment=ALIGNMENT, shard_size=2):
     source = FaceSource(landmarks=str(landmarks))
     return align_faces(source, str(photos), str(out), "", alignment, Execution(shard_size=shard_size))
 
@@ -162,21 +171,23 @@ def test_a_second_run_computes_nothing_and_writes_the_same(photos, landmarks, tm
 
 
 def test_only_what_failed_is_tried_again_and_names_stay(photos, landmarks, tmp_path, monkeypatch):
-    read, asked = faces_task.read_bytes, []
+    read, asked = faces_task.read_version, []
 
-    def refuse(uri: str) -> bytes:
-        asked.append(Path(uri).name)
+    def refuse(uri: str, etag: str) -> bytes:
         if uri.endswith("one.png"):
             raise AccessDeniedError(f"cannot read {uri}: access denied")
-        return read(uri)
+        return read(uri, etag)
 
-    monkeypatch.setattr(faces_task, "read_bytes", refuse)
+    def note(uri: str, etag: str) -> bytes:
+        asked.append(Path(uri).name)
+        return read(uri, etag)
+
+    monkeypatch.setattr(faces_task, "read_version", refuse)
     first = table(align(photos, landmarks, tmp_path / "out").faces.table)
     assert first.error_type["one.png"] == "AccessDeniedError"
-    monkeypatch.setattr(faces_task, "read_bytes", lambda uri: asked.append(Path(uri).name) or read(uri))
-    asked.clear()
+    monkeypatch.setattr(faces_task, "read_version", note)
     second = table(align(photos, landmarks, tmp_path / "out").faces.table)
-    assert sorted(name for name in asked if name != "landmarks.json") == ["damaged.png", "one.png"]
+    assert sorted(asked) == ["damaged.png", "one.png"]
     assert second.status["one.png"] == "ok"
     others = [key for key in first.index if key != "one.png"]
     pd.testing.assert_frame_equal(second.loc[others], first.loc[others])
@@ -343,6 +354,70 @@ def test_the_wrong_places_are_refused_at_once(photos, landmarks, tmp_path):
         FaceSource(detector="a", landmarks="b")
 
 
+def plan_alignment(run: Run, photos: Path, source: FaceSource):
+    """Return plan and shard, as a run has them before it aligns anything."""
+    planned = faces_task.plan(run, str(photos), source, faces_task.identify_source.fn(run, source), ALIGNMENT)
+    (shard,) = images.index_images.fn(run, str(photos), 1000).shards
+    return planned, shard
+
+
+def test_landmarks_replaced_before_their_shard_are_refused_until_they_are_back(photos, landmarks, tmp_path):
+    run = Run(workspace=str(tmp_path / "workspace"), out=str(tmp_path / "out"))
+    planned, shard = plan_alignment(run, photos, FaceSource(landmarks=str(landmarks)))
+    old = landmarks.read_bytes()
+    landmarks.write_text(json.dumps({"one.png": (ONE + 5).tolist()}))
+    new = hashlib.sha256(landmarks.read_bytes()).hexdigest()
+    read_landmarks.cache_clear()  # as in the process of a Retry
+    message = (
+        rf"landmarks.json has changed .* it is {new[:16]}, results are named after {planned.source_hash[:16]}"
+    )
+    with pytest.raises(ChangedInputError, match=message):
+        faces_task.align_shard.fn(run, planned, shard)
+    assert not planned.log(shard).attempts()
+    assert not (tmp_path / "out").exists()
+    landmarks.write_bytes(old)
+    assert faces_task.align_shard.fn(run, planned, shard).failed == 1  # the damaged photograph
+    again, _ = plan_alignment(run, photos, FaceSource(landmarks=str(landmarks)))
+    assert again.recipe == planned.recipe
+
+
+def test_a_detector_replaced_before_its_shard_is_refused_and_a_new_run_takes_it(
+    photos, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(models, "_loaded", {})
+    weights = tmp_path / "detector.safetensors"
+    shutil.copy(data.FACE_DETECTOR, weights)
+    source = FaceSource(detector=str(weights))
+    run = Run(workspace=str(tmp_path / "workspace"), out=str(tmp_path / "out"))
+    planned, shard = plan_alignment(run, photos, source)
+    with safe_open(data.FACE_DETECTOR, "numpy") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    name = sorted(tensors)[0]
+    save_file(tensors | {name: tensors[name] + 1}, weights, metadata)
+    models._loaded.clear()  # as in the process of a Retry
+    with pytest.raises(ChangedInputError, match=rf"results are named after {planned.source_hash[:16]}"):
+        faces_task.align_shard.fn(run, planned, shard)
+    assert not planned.log(shard).attempts()
+    anew, _ = plan_alignment(run, photos, source)
+    assert anew.source_hash == hashlib.sha256(weights.read_bytes()).hexdigest() != planned.source_hash
+    assert anew.folder != planned.folder
+
+
+def test_a_table_of_faces_replaced_before_its_shard_is_refused(photos, landmarks, tmp_path):
+    aligned = align(photos, landmarks, tmp_path / "out").faces
+    run = Run(workspace=str(tmp_path / "workspace"), out=str(tmp_path / "pasted"))
+    found = pasting_task.identify_faces.fn(aligned.table, "")
+    (shard,) = pasting_task.index_edited.fn(run, found, aligned.faces, 1000).shards
+    planned = pasting_task.plan(run, found, aligned.faces, Pasting())
+    other = align(photos, landmarks, tmp_path / "out", Alignment(output_size=64)).faces
+    shutil.copy(other.table, aligned.table)
+    faces_task.read_faces.cache_clear()  # as in the process of a Retry
+    with pytest.raises(ChangedInputError, match=rf"results are named after {found.digest[:16]}; put the old"):
+        pasting_task.paste_shard.fn(planned, shard)
+    assert not planned.log(shard).attempts()
+    assert not (tmp_path / "pasted").exists()
+
+
 FACES = [("a.png", ONE), ("b.png", LEFT), ("b.png", RIGHT)]
 FORMS = {
     "l.json": lambda: json.dumps({"a.png": ONE.tolist(), "b.png": [LEFT.tolist(), RIGHT.tolist()]}).encode(),
@@ -371,7 +446,7 @@ def _parquet(rows) -> bytes:
 def test_landmarks_are_read_from_every_form(name, tmp_path):
     path = tmp_path / name
     path.write_bytes(FORMS[name]())
-    faces = read_landmarks(str(path), name)
+    faces = read_landmarks(str(path), hashlib.sha256(path.read_bytes()).hexdigest())
     assert sorted(faces) == ["a.png", "b.png"]
     assert [len(faces["a.png"]), len(faces["b.png"])] == [1, 2]
     assert np.allclose(faces["b.png"][1].landmarks, RIGHT)
@@ -476,4 +551,4 @@ def test_the_detector_finds_edit_puts_back(network_files, tmp_path):
     depth = inside(FaceQuad.from_list(row.quad).corners, before.shape)
     assert np.array_equal(decoded(path)[depth <= 0], before[depth <= 0])
     assert not np.array_equal(decoded(path)[depth > 0.1], before[depth > 0.1])
-    assert pasting_task.read_faces(aligned.table)["wall.png"][0]["error_type"] == "NoFaceError"
+    assert table(aligned.table).error_type["wall.png"] == "NoFaceError"

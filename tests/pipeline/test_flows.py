@@ -21,10 +21,10 @@ from styleclip_core.images import decode_image, from_uint8
 from tasks import inversion as inversion_task
 from tasks.artifacts import read_provenance
 from tasks.edits import Edit
-from tasks.identity import ModelHashes
 from tasks.images import NoImagesError
 from tasks.progress import ShardsFailedError
 from tasks.relevance import read_relevance
+from tasks.run import ModelHashes, Networks, Run
 from tasks.settings import Execution, Inversion, Models, Relevance, Sampling, SettingsError
 from tasks.storage import AccessDeniedError, list_objects, read_bytes, write_bytes_atomic
 
@@ -187,14 +187,14 @@ AWKWARD_FILES = {
 def test_every_bad_image_has_its_outcome_and_the_rest_is_edited(models, photos, tmp_path, monkeypatch):
     for name, (data, _) in AWKWARD_FILES.items():
         (photos / name).write_bytes(data)
-    read = inversion_task.read_bytes
+    read = inversion_task.read_version
 
-    def refuse(uri: str) -> bytes:  # the tests may run as root, whom no file mode stops
+    def refuse(uri: str, etag: str) -> bytes:  # the tests may run as root, whom no file mode stops
         if uri.endswith("unreadable.png"):
             raise AccessDeniedError(f"cannot read {uri}: access denied")
-        return read(uri)
+        return read(uri, etag)
 
-    monkeypatch.setattr(inversion_task, "read_bytes", refuse)
+    monkeypatch.setattr(inversion_task, "read_version", refuse)
     result = run(models, photos, tmp_path / "out")
     rows = manifest_of(result).query("edit == 'hat'").set_index("image_key")
     assert len(rows) == 6 + len(AWKWARD_FILES)
@@ -208,12 +208,12 @@ def test_every_bad_image_has_its_outcome_and_the_rest_is_edited(models, photos, 
     assert "smaller than 16" in page
 
     # the key becomes readable: a later run does that image alone
-    monkeypatch.setattr(inversion_task, "read_bytes", read)
+    monkeypatch.setattr(inversion_task, "read_version", read)
     calls = []
     monkeypatch.setattr(
         inversion_task, "_invert_batch",
-        lambda plan, batch, device, real=inversion_task._invert_batch: (
-            calls.append([photo.key for photo in batch]) or real(plan, batch, device)
+        lambda run, plan, batch, real=inversion_task._invert_batch: (
+            calls.append([photo.key for photo in batch]) or real(run, plan, batch)
         ),
     )  # fmt: skip
     again = run(models, photos, tmp_path / "out")
@@ -228,11 +228,11 @@ def test_one_failed_shard_fails_the_run_and_the_next_run_does_only_that(
 ):
     real, executed = inversion_task._invert, []
 
-    def break_one(plan, todo, device):
+    def break_one(run, plan, todo):
         executed.append(todo[0][0])
         if len(executed) == 2:
             raise RuntimeError("injected fault")
-        return real(plan, todo, device)
+        return real(run, plan, todo)
 
     monkeypatch.setattr(inversion_task, "_invert", break_one)
     with pytest.raises(ShardsFailedError, match=r"1 of \d+ invert-images shards failed, the others are done"):
@@ -270,12 +270,12 @@ def test_a_table_of_other_networks_is_refused(models, tmp_path, network_files):
     result = build_relevance(
         models, str(tmp_path), Sampling(statistics=20, codes=2), Relevance(samples=2, channels_per_shard=8)
     )
-    layout = load_generator(models.generator).layout
-    mine = ModelHashes(generator=load_generator(models.generator).fingerprint, clip="c" * 64)
+    hashes = ModelHashes(generator=load_generator(models.generator).fingerprint, clip="c" * 64)
+    mine = Run(models=Networks.of(models), hashes=hashes, workspace="")
     with pytest.raises(
         ArtifactConflictError, match=r"built with CLIP [0-9a-f]{16}, this run uses CLIP c{16}"
     ):
-        read_relevance(result.table.relevance, layout, mine)
+        read_relevance(mine, result.table.relevance)
 
 
 def test_relevance_table_has_the_columns_of_the_contract(models, tmp_path):

@@ -13,8 +13,8 @@ from styleclip_core.prompts import text_direction
 from tasks.artifacts import read_provenance
 from tasks.directions import read_deviations, read_direction
 from tasks.edits import StepVariant
-from tasks.identity import ModelHashes
 from tasks.instant import compute_instant_direction
+from tasks.run import run_here
 from tasks.sampling import read_codes
 from tasks.settings import Instant, Models, Sampling
 from tasks.storage import read_bytes
@@ -35,10 +35,8 @@ def sampled(models, tmp_path_factory, prefect_server):
 
 
 def prepare(models, sampled, workspace, variant=VARIANT, **settings):
-    generator, clip = load_generator(models.generator), load_clip(models.clip)
-    hashes = ModelHashes(generator=generator.fingerprint, clip=clip.fingerprint)
     given = Instant(**{"codes": 4, "probes": 3, **settings})
-    return compute_instant_direction.fn(variant, sampled, given, models, hashes, str(workspace), "cpu")
+    return compute_instant_direction.fn(run_here(models, str(workspace)), variant, sampled, given)
 
 
 def test_a_direction_is_that_of_the_core_and_is_found_again(models, sampled, tmp_path):
@@ -49,7 +47,7 @@ def test_a_direction_is_that_of_the_core_and_is_found_again(models, sampled, tmp
     codes = read_codes(sampled.codes, generator.layout, 0, 4)
     relevance = instant_relevance(generator, clip.embed_whole, codes, text.direction, std, probes=3)
     expected = select_channels(generator.layout, relevance, std, ChannelSelection(top_k=5))
-    delta, direction = read_direction(made.uri)
+    delta, direction = read_direction(made.uri, made.fingerprint)
     assert_close(delta, expected.delta)
     assert_close(direction, text.direction)
     assert (made.channels, made.layers) == (5, list(expected.layers))
@@ -69,7 +67,7 @@ def test_a_direction_is_that_of_the_core_and_is_found_again(models, sampled, tmp
 def test_probes_beyond_the_embedding_are_all_there_are(models, sampled, tmp_path):
     width = load_clip(models.clip).embedding_dim
     many, all_ = (prepare(models, sampled, tmp_path, probes=probes) for probes in (1000, width))
-    assert torch.equal(read_direction(many.uri)[0], read_direction(all_.uri)[0])
+    assert torch.equal(*(read_direction(each.uri, each.fingerprint)[0] for each in (many, all_)))
 
 
 def test_what_cannot_work_is_refused(models, sampled, tmp_path):

@@ -16,7 +16,7 @@ from styleclip_core.models.identity import CompactIdentity, IdentityConfig, save
 from tasks import inversion
 from tasks.artifacts import fingerprint
 from tasks.edits import Edit
-from tasks.identity import ModelHashes
+from tasks.run import ModelHashes, Networks, Run
 from tasks.settings import Inversion, Models
 from tests.pipeline.test_flows import manifest_of, run
 
@@ -76,7 +76,8 @@ def test_latents_hold_perceptual_distance_and_identity(network_files, judges, ph
 def test_networks_count_in_a_fingerprint_only_where_they_are_used(network_files):
     def print_of(**hashes):
         made = ModelHashes(generator="g", encoder="e", **hashes)
-        return inversion.plan("photos", "work", Models(**network_files), made, Inversion()).fingerprint
+        run = Run(models=Networks(**network_files), hashes=made, workspace="work")
+        return inversion.plan(run, "photos", Inversion()).fingerprint
 
     parameters = {"photos": "photos", **Inversion().parameters()}
     inputs = {"generator": "g", "encoder": "e"}

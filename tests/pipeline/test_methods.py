@@ -25,8 +25,8 @@ from styleclip_core.models.mapper import save_mapper
 from styleclip_core.style_space import StyleCode
 from tasks import optimization as optimization_task
 from tasks.artifacts import read_provenance
-from tasks.directions import target_embedding
 from tasks.edits import Edit, load_edits
+from tasks.run import run_here
 from tasks.settings import (
     Execution,
     Instant,
@@ -37,6 +37,7 @@ from tasks.settings import (
     SettingsError,
 )
 from tasks.storage import read_bytes
+from tasks.texts import target_embedding
 from tests.pipeline.test_flows import encoded, files_of, manifest_of, portrait, run
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -171,7 +172,7 @@ def test_a_sequence_starts_each_step_at_the_result_of_the_one_before(models, pho
     expected = [clip_similarity(seen, clip.embed_text([t])[0]).item() for t in ("hat", "smile")]
     assert third["clip_after"] == pytest.approx(expected[1], abs=1e-5)
     assert whole.clip_after.iloc[0] == pytest.approx(
-        np.mean([clip_similarity(seen, target_embedding(models.clip, *text, "cpu")).item() for text in (
+        np.mean([clip_similarity(seen, target_embedding(run_here(models), *text)).item() for text in (
             ("grey hair", "styleclip-79"), ("hat", "none"), ("smile", "none"))]), abs=1e-5,
     )  # fmt: skip
     # a move in W+ and one in style space commute, each of them alone leads elsewhere

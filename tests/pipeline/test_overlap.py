@@ -91,6 +91,8 @@ def test_a_device_computes_for_as_many_as_it_has_slots(monkeypatch):
 def test_slots_and_threads_follow_the_environment(monkeypatch):
     monkeypatch.delenv("STYLECLIP_WORKERS", raising=False)
     assert compute_slots("cuda") == 1
+    monkeypatch.setattr("os.sched_getaffinity", lambda _process: {1, 4, 5})  # what a container may use
+    assert compute_slots("cpu") == 3
     assert io_threads() == 16
     monkeypatch.setenv("STYLECLIP_IO_THREADS", "many")
     with pytest.raises(SettingsError, match="STYLECLIP_IO_THREADS must be a number from 1, got 'many'"):

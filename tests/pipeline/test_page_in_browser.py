@@ -18,6 +18,7 @@ from tasks.edits import Edit
 from tasks.pages.batch import read_batch
 from tasks.pages.page import ALONE, PER_PAGE, build_page
 from tasks.pages.thumbnails import plan_page, thumbnail_chunk
+from tasks.run import Run
 from tests.chromium import chromium
 from tests.pipeline.test_pages import BROKEN, HOSTILE
 
@@ -32,7 +33,7 @@ PHONE = {"width": 390, "height": 844}
 def write(place: str, *, beside: bool, keys: list[str] = KEYS) -> tuple[Made, str]:
     """Write a batch and its page; returns both."""
     made = make_batch(place, keys, EDITS, size=32, failed=BROKEN, copies=8)
-    plan = plan_page.fn(made.manifest, made.workspace)
+    plan = plan_page.fn(Run(workspace=made.workspace), made.manifest)
     for chunk in plan.chunks:
         thumbnail_chunk.fn(plan.source, chunk)
     uri, files = build_page(plan, ALONE + 1 if beside else 0, [])

@@ -5,6 +5,7 @@ import html.parser
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
@@ -28,6 +29,7 @@ from tasks.pages.evaluations import add_evaluations, find_evaluations
 from tasks.pages.links import below, parent, public_url, relative_link, safe_name
 from tasks.pages.page import ALONE, LEAF, build_page, script_json
 from tasks.pages.thumbnails import leaves, plan_page, thumbnail_chunk
+from tasks.run import Run
 from tasks.settings import SettingsError
 from tasks.storage import output_key, write_bytes_atomic
 
@@ -50,14 +52,14 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plan(made):
-    planned = plan_page.fn(made.manifest, made.workspace)
+    planned = plan_page.fn(Run(workspace=made.workspace), made.manifest)
     results = [thumbnail_chunk.fn(planned.source, chunk) for chunk in planned.chunks]
     assert sum(result.size for result in results) < ALONE
     return planned
 
 
 def thumbnail_all(made):
-    planned = plan_page.fn(made.manifest, made.workspace)
+    planned = plan_page.fn(Run(workspace=made.workspace), made.manifest)
     return [thumbnail_chunk.fn(planned.source, chunk) for chunk in planned.chunks]
 
 
@@ -94,6 +96,26 @@ def test_rows_may_come_image_by_image_too(made, tmp_path):
         assert np.array_equal(other.values[name], values, equal_nan=True)
 
 
+def test_a_manifest_without_variants_is_read_as_one_with_them(made, tmp_path):
+    batch, about = read_batch(made.manifest), read_provenance(made.manifest)
+    edits = [
+        {name: value for name, value in record.items() if name != "variant"}
+        for record in about.parameters["edits"]
+    ]
+    old = str(tmp_path / "batches" / "x" / "manifest.parquet")
+    write_table(
+        old,
+        read_table(made.manifest).drop_columns("variant"),
+        replace(about, parameters={**about.parameters, "edits": edits}),
+    )
+    other = read_batch(old)
+    assert other.variants == batch.variants == [made.variant(edit) for edit in range(7)]
+    assert other.folders == batch.folders == [made.folder(edit) for edit in range(7)]
+    assert np.array_equal(other.status, batch.status)
+    for name, values in batch.values.items():
+        assert np.array_equal(other.values[name], values, equal_nan=True)
+
+
 def test_a_mean_has_the_error_of_a_mean(made):
     batch = read_batch(made.manifest)
     values = batch.values["identity"][2]
@@ -104,7 +126,7 @@ def test_a_mean_has_the_error_of_a_mean(made):
 
 
 def test_tables_that_are_no_manifest_are_refused(made, tmp_path):
-    chunk = plan_page.fn(made.manifest, made.workspace).chunks[0]
+    chunk = plan_page.fn(Run(workspace=made.workspace), made.manifest).chunks[0]
     with pytest.raises(DamagedArtifactError, match="of kind 'page-chunk', not the manifest of a batch"):
         read_batch(chunk.uri)
     twice = str(tmp_path / "twice.parquet")
@@ -153,8 +175,8 @@ def test_another_image_costs_its_own_chunk_alone(tmp_path, monkeypatch):
 def test_a_photograph_of_another_version_gets_another_thumbnail(tmp_path):
     made = make_batch(str(tmp_path), KEYS[:3], EDITS[1:], size=32)
     thumbnail_all(made)
-    chunk = plan_page.fn(made.manifest, made.workspace).chunks[0]
-    column = plan_page.fn(made.manifest, made.workspace).source.photographs
+    chunk = plan_page.fn(Run(workspace=made.workspace), made.manifest).chunks[0]
+    column = plan_page.fn(Run(workspace=made.workspace), made.manifest).source.photographs
     known = {row["image_key"]: row["source"] for row in column.log(chunk.digest).latest()}
     assert len(set(known.values())) == 3
     assert thumbnails._is_done({"status": OK, "source": "1"}, "1")
@@ -374,11 +396,10 @@ def test_a_choice_is_drawn_with_its_reason(made, plan, tmp_path):
 def evaluation(made, change):
     rows = []
     for row in read_table(made.manifest).to_pylist():
-        variant = row["output_key"].split("/")[1] if row["output_key"] else None
         empty = ("agreement", "target_after", "psnr", "ssim", "lpips", "target_move", "others_move")
         scores = dict.fromkeys(empty)
         rows.append({
-            "image_key": row["image_key"], "variant": variant, **scores,
+            "image_key": row["image_key"], "variant": row["variant"], **scores,
             "directional": row["directional"],
             "identity": None if row["identity"] is None else change(row["identity"]),
         })  # fmt: skip

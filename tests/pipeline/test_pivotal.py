@@ -1,5 +1,6 @@
 """Pivotal tuning in the inversion flow: files, rows, what a later run finds, what a bad tuning does."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,8 @@ from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.tuned import TunedGenerator
 from tasks import inversion as inversion_task
 from tasks.edits import Edit
-from tasks.identity import ModelHashes
 from tasks.inversion import plan, read_tuning, with_tunings
+from tasks.run import ModelHashes, Run, run_here
 from tasks.settings import Execution, Inversion, Models, Optimization, PivotalTuning
 from tasks.storage import StorageError, output_key, read_bytes
 from tests.pipeline.test_flows import encoded, files_of, manifest_of, portrait, run
@@ -50,14 +51,12 @@ def rows_of(latents: str) -> dict[str, dict]:
 
 
 def plan_of(models, photos, tmp_path, settings=TUNED):
-    generator = load_generator(models.generator)
-    hashes = ModelHashes(generator=generator.fingerprint)
-    return plan(str(photos), str(tmp_path / "w"), models, hashes, settings)
+    return plan(run_here(models, str(tmp_path / "w")), str(photos), settings)
 
 
-def tuned_generator(planned, rows, device):
+def tuned_generator(models, planned, rows):
     """The generator that draws these rows, read as an edit reads it."""
-    generator = load_generator(planned.models.generator, device)
+    generator = load_generator(models.generator)
     return with_tunings(generator, [read_tuning(planned, generator, row) for row in rows])
 
 
@@ -83,7 +82,7 @@ def test_tunings_are_stored_scored_found_again_and_drawn_with(models, photos, tm
     # what later edits draw is what the row's psnr and the stored reconstruction say
     some = [rows[key] for key in ("p1.png", "Sub/p2.png")]
     planned = plan_of(models, photos, tmp_path).model_copy(update={"folder": result.latents})
-    tuned = tuned_generator(planned, some, "cpu")
+    tuned = tuned_generator(models, planned, some)
     assert isinstance(tuned, TunedGenerator)
     image = tuned.synthesize(codes_of(tuned, some))
     for index, row in enumerate(some):
@@ -132,31 +131,33 @@ def test_rows_without_tunings_and_tables_without_the_column_have_the_plain_gener
 ):
     planned = plan_of(models, photos, tmp_path, Inversion())
     for row in ({"image_key": "a.png"}, {"image_key": "a.png", "tuning": None}):
-        assert isinstance(tuned_generator(planned, [row], "cpu"), Generator)
+        assert isinstance(tuned_generator(models, planned, [row]), Generator)
 
 
 def test_a_tuning_that_is_lost_or_damaged_is_named(models, photos, tmp_path):
     planned = plan_of(models, photos, tmp_path)
     row = {"image_key": "p0.png", "tuning": "../../elsewhere"}  # a table cannot point out of its folder
     with pytest.raises(StorageError, match=r"tunings/p0.png~.safetensors"):
-        tuned_generator(planned, [row], "cpu")
+        tuned_generator(models, planned, [row])
     place = Path(planned.folder) / planned.tuning_key("p0.png")
     place.parent.mkdir(parents=True)
     place.write_bytes(b"damaged")
     with pytest.raises(
         CheckpointError, match=r"tunings/p0.png~.safetensors: the tuning of a generator is dam"
     ):
-        tuned_generator(planned, [row], "cpu")
+        tuned_generator(models, planned, [row])
 
 
 def test_settings_without_tuning_name_the_same_latents_as_ever():
-    models, hashes = Models(generator="g"), ModelHashes(generator="g", clip="c", encoder="e")
-    planned = plan("photos", "ws", models, hashes, Inversion())
-    assert planned.fingerprint == "b6871e0f32f6b2f43e7ff4d5697f65fd"  # known from before there were tunings
-    tuned = plan("photos", "ws", models, hashes, Inversion(pivotal=PivotalTuning()))
-    held = plan("photos", "ws", models, hashes, Inversion(pivotal=PivotalTuning(locality_weight=1)))
+    hashes = ModelHashes(generator="g", clip="c", encoder="e")
+    given = Run(hashes=hashes, workspace="ws")
+    planned = plan(given, "photos", Inversion())
+    before = replace(planned.recipe, version="1").fingerprint
+    assert before == "b6871e0f32f6b2f43e7ff4d5697f65fd"  # known from before there were tunings
+    tuned = plan(given, "photos", Inversion(pivotal=PivotalTuning()))
+    held = plan(given, "photos", Inversion(pivotal=PivotalTuning(locality_weight=1)))
     assert len({planned.fingerprint, tuned.fingerprint, held.fingerprint}) == 3
-    batched = plan("photos", "ws", models, hashes, Inversion(pivotal=PivotalTuning(), batch_size=3))
+    batched = plan(given, "photos", Inversion(pivotal=PivotalTuning(), batch_size=3))
     assert batched.fingerprint == tuned.fingerprint
 
 

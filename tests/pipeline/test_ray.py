@@ -20,7 +20,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from prefect import flow, task
+from prefect import flow, task, unmapped
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.settings import get_current_settings
@@ -30,6 +30,7 @@ from flows import engine
 from flows.build_relevance import build_relevance
 from styleclip_core.errors import PromptError
 from tasks import relevance
+from tasks.run import Run
 from tasks.settings import Execution, Models, Relevance, Sampling, SettingsError
 from tests.pipeline.test_retry import press_retry
 from tests.ray_cluster import ROOT, Cluster, ray_cluster
@@ -43,6 +44,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
     pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
 ]
+ON_CPU = Run(workspace="nowhere", device="cpu")
 CANARY = "canary-0a55c0de"
 _measure = relevance.measure_channels
 
@@ -71,7 +73,7 @@ def meet(log: Path, expected: int):
     """Return a flow of tasks that stay until so many have begun; each writes down when it was there."""
 
     @task
-    def wait_for_others(number: int, device: str) -> None:
+    def wait_for_others(number: int, run: Run) -> None:
         begin, deadline = time.monotonic(), time.monotonic() + 300
 
         def note(line: str) -> None:
@@ -86,7 +88,7 @@ def meet(log: Path, expected: int):
 
     @flow
     def meeting(count: int) -> None:
-        wait_for_others.map(range(count), device="cpu").wait()
+        wait_for_others.map(range(count), run=unmapped(ON_CPU)).wait()
 
     return meeting
 
@@ -327,12 +329,12 @@ def test_a_worker_forgets_what_a_flow_gave_it_and_keeps_what_its_node_has(monkey
 
 def test_an_error_of_a_task_is_that_error_in_the_flow(connection, on):
     @task
-    def refuse(device: str) -> None:
+    def refuse(run: Run) -> None:
         raise PromptError("cannot tell 'face' from 'face'")
 
     @flow
     def ask() -> None:
-        engine.run(refuse, "cpu")
+        engine.run(refuse, ON_CPU)
 
     for name in ("threads", "ray"):
         with pytest.raises(PromptError, match="cannot tell 'face' from 'face'"):

@@ -5,13 +5,12 @@ import torch
 from torch.testing import assert_close
 
 from flows.build_relevance import build_relevance
-from styleclip_core import load_clip, load_generator
 from styleclip_core.errors import ArtifactConflictError
 from tasks import relevance as relevance_task
 from tasks.artifacts import read_provenance
 from tasks.directions import find_table
-from tasks.identity import ModelHashes
 from tasks.relevance import TableRecord, check_disjoint, find_last_table, read_relevance, refine_relevance
+from tasks.run import run_here
 from tasks.settings import Models, Relevance, Sampling
 from tasks.storage import read_bytes
 
@@ -31,9 +30,7 @@ def build(models, workspace, samples=10, **changes):
 
 
 def load(models, table):
-    generator, clip = load_generator(models.generator), load_clip(models.clip)
-    hashes = ModelHashes(generator=generator.fingerprint, clip=clip.fingerprint)
-    return read_relevance(table.relevance, generator.layout, hashes)
+    return read_relevance(run_here(models), table.relevance)
 
 
 def test_ten_samples_and_ten_more_are_twenty(models, tmp_path):
@@ -67,10 +64,8 @@ def test_ten_samples_and_ten_more_are_twenty(models, tmp_path):
     assert again.table == refined.table
     assert [step.computed for step in again.steps] == [0, 0]
     # an edit takes the refined table from its folder
-    generator, clip = load_generator(models.generator), load_clip(models.clip)
-    hashes = ModelHashes(generator=generator.fingerprint, clip=clip.fingerprint)
     folder = refined.table.relevance.rsplit("/", 1)[0]
-    assert find_table.fn(folder, models, hashes, "cpu").statistics == first.table.statistics
+    assert find_table.fn(run_here(models), folder).statistics == first.table.statistics
 
 
 def test_samples_are_never_counted_twice(models, tmp_path, monkeypatch):
@@ -80,10 +75,10 @@ def test_samples_are_never_counted_twice(models, tmp_path, monkeypatch):
     refined = build(models, tmp_path, 4), build(models, tmp_path, 4, add_samples=3)
     added = plans[-1]
     assert (added.settings.first_sample, added.settings.samples) == (4, 3)
-    record = find_last_table.fn(str(tmp_path), plans[0], "")
+    record = find_last_table.fn(run_here(models, str(tmp_path)), plans[0], "")
     assert record.uri == refined[1].table.relevance
     with pytest.raises(ArtifactConflictError, match="samples 4 to 6 and 4 to 6 overlap"):
-        refine_relevance.fn(str(tmp_path), record, added, "cpu")
+        refine_relevance.fn(run_here(models, str(tmp_path)), record, added)
 
 
 def test_ranges_that_touch_do_not_overlap():

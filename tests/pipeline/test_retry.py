@@ -12,6 +12,7 @@ from tasks import inversion as inversion_task
 from tasks.caching import ResultStorageError, probe_result_storage
 from tasks.edits import Edit
 from tasks.settings import Execution, Inversion, Models, Relevance, Sampling
+from tasks.storage import AccessDeniedError
 from tests.pipeline.test_flows import encoded, portrait
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -56,16 +57,16 @@ def test_retry_executes_only_the_failed_shard(network_files, tmp_path, monkeypat
         first_shard.extend(items if shard.number == 0 else [])
         return items
 
-    def fail_on_the_first(plan, todo, device):
+    def fail_on_the_first(run, plan, todo):
         if broken[0] and todo[0] in first_shard:
             raise RuntimeError("injected fault")
-        return bodies["_invert"](plan, todo, device)
+        return bodies["_invert"](run, plan, todo)
 
     monkeypatch.setattr(inversion_task, "read_shard", read)
 
     monkeypatch.setattr(inversion_task, "_invert", fail_on_the_first)
     monkeypatch.setenv("STYLECLIP_WORKERS", "1")
-    from flows.steps import task_runner
+    from flows.run import task_runner
 
     one_at_a_time = edit_images.with_options(task_runner=task_runner())
     first = one_at_a_time(**parameters, return_state=True)
@@ -94,19 +95,25 @@ def test_a_result_storage_that_does_not_work_fails_at_once(tmp_path):
 
 
 def test_retry_reaches_failed_items_inside_finished_shards(network_files, tmp_path, monkeypatch):
-    photos, parameters = six_photographs(network_files, tmp_path)
-    whole = (photos / "p3.png").read_bytes()
-    (photos / "p3.png").write_bytes(whole[:40])
+    _, parameters = six_photographs(network_files, tmp_path)
+    read = inversion_task.read_version
+
+    def refuse_one(uri, etag):
+        if uri.endswith("p3.png"):
+            raise AccessDeniedError(f"cannot read {uri}")
+        return read(uri, etag)
+
+    monkeypatch.setattr(inversion_task, "read_version", refuse_one)
     first = edit_images(**parameters, return_state=True)
-    assert first.is_completed()  # a broken image is a row
+    assert first.is_completed()  # an image that cannot be read is a row
     assert first.result().report.failed == 1
-    (photos / "p3.png").write_bytes(whole)
+    monkeypatch.setattr(inversion_task, "read_version", read)
     inverted, edited, real = [], [], inversion_task._invert
     edit_batch = editing_task._edit_batch
     monkeypatch.setattr(
         inversion_task,
         "_invert",
-        lambda plan, todo, device: inverted.extend(todo) or real(plan, todo, device),
+        lambda run, plan, todo: inverted.extend(todo) or real(run, plan, todo),
     )
     monkeypatch.setattr(
         editing_task,

@@ -11,15 +11,20 @@ from hypothesis import strategies as st
 
 from tasks.storage import (
     AccessDeniedError,
+    ChangedObjectError,
     MissingObjectError,
     StorageError,
     _options,
     delete_stale_temporaries,
     exists,
+    filesystem,
+    is_outage,
     join,
     list_objects,
     output_key,
     read_bytes,
+    read_version,
+    version,
     write_bytes_atomic,
 )
 from tasks.temporaries import temporary_name
@@ -53,6 +58,66 @@ def test_a_new_version_has_another_etag_and_is_seen_at_once(folder):
     (second,) = list_objects(folder)
     assert first.etag != second.etag
     assert read_bytes(join(folder, "x.bin")) == b"three"
+
+
+def test_the_version_that_was_listed_is_read_or_none(folder):
+    for name, content in (("a.bin", b"one"), ("b.bin", os.urandom(6_000_000))):
+        write_bytes_atomic(join(folder, name), content)
+        (listed,) = (item for item in list_objects(folder) if item.key == name)
+        assert version(join(folder, name)) == listed.etag
+        assert read_version(join(folder, name), listed.etag) == content
+        write_bytes_atomic(join(folder, name), b"two")
+        with pytest.raises(ChangedObjectError, match=rf"{name} has changed since it was listed; a new run"):
+            read_version(join(folder, name), listed.etag)
+        assert not is_outage(ChangedObjectError("x"), folder)
+    with pytest.raises(MissingObjectError, match="there is no such object"):
+        read_version(join(folder, "nothing.bin"), "3-1.0")
+
+
+def test_other_stores_are_asked_before_and_after_reading(monkeypatch):
+    uri = "memory://versions/a.bin"
+    write_bytes_atomic(uri, b"one")
+    (listed,) = list_objects("memory://versions")
+    assert read_version(uri, listed.etag) == b"one"
+    memory = type(filesystem(uri)[0])
+    read = memory.cat_file
+
+    def overwritten_meanwhile(fs, path, *args, **options):
+        fs.pipe_file(path, b"two")
+        return read(fs, path, *args, **options)
+
+    monkeypatch.setattr(memory, "cat_file", overwritten_meanwhile)
+    with pytest.raises(ChangedObjectError, match="has changed since it was listed"):
+        read_version(uri, listed.etag)
+
+
+def test_a_file_that_is_overwritten_while_it_is_read_is_not_taken(tmp_path, monkeypatch):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old!")
+    (listed,) = list_objects(str(tmp_path))
+    fstat, seen = os.fstat, []
+
+    def overwritten_after_the_first_look(descriptor: int) -> os.stat_result:
+        found = fstat(descriptor)
+        if not seen:
+            path.write_bytes(b"new, and longer")
+        seen.append(found)
+        return found
+
+    monkeypatch.setattr("tasks.storage.os.fstat", overwritten_after_the_first_look)
+    with pytest.raises(ChangedObjectError, match="has changed since it was listed"):
+        read_version(str(path), listed.etag)
+    assert len(seen) >= 2
+
+
+def test_a_file_from_the_first_second_of_1970_and_a_link_have_the_version_that_was_listed(tmp_path):
+    (tmp_path / "a.bin").write_bytes(b"old")
+    os.utime(tmp_path / "a.bin", (0, 0))
+    (tmp_path / "b.bin").symlink_to(tmp_path / "a.bin")
+    for item in list_objects(str(tmp_path)):
+        uri = join(str(tmp_path), item.key)
+        assert version(uri) == item.etag
+        assert read_version(uri, item.etag) == b"old"
 
 
 def test_missing_objects_say_so(folder):

@@ -1,0 +1,155 @@
+"""What every flow does around its steps: begin a run, wait for shards, say what was done.
+
+A step is a plain function, so one flow run holds all task runs of a chain, and Retry sees them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from prefect import Task, runtime
+from prefect.futures import PrefectFuture
+from prefect.logging import get_run_logger
+from pydantic import BaseModel, ConfigDict
+
+from flows import engine
+from flows.engine import task_runner as task_runner  # flows take it from here
+from tasks import models
+from tasks.caching import probe_result_storage
+from tasks.choosing import ChosenStrength
+from tasks.diagnostics import DiagnosisRef
+from tasks.directions import TableRef
+from tasks.edits import Edit
+from tasks.mappers import MapperRef
+from tasks.outcomes import Row
+from tasks.progress import ShardResult, StepSummary, gather
+from tasks.reports import ReportRef
+from tasks.run import Networks, Run, identify_models
+from tasks.sampling import SampledStyles
+from tasks.settings import Execution, Judges, Models, SettingsError
+from tasks.storage import delete_stale_temporaries
+from tasks.summaries import publish_summary
+
+
+class StepCounts(BaseModel):
+    """How much of a step this run did."""
+
+    model_config = ConfigDict(frozen=True)
+
+    step: str
+    shards: int
+    computed: int
+    rows: int
+    failed: int
+    seconds: float
+    rate: float = 0.0
+
+
+class RunResult(BaseModel):
+    """What a flow returns: where its results lie and what it did."""
+
+    model_config = ConfigDict(frozen=True)
+
+    steps: list[StepCounts] = []
+    styles: SampledStyles | None = None
+    table: TableRef | None = None
+    latents: str = ""
+    report: ReportRef | None = None
+    diagnosis: DiagnosisRef | None = None
+    step_similarity: str = ""
+    mappers: list[MapperRef] = []
+    edits: list[Edit] = []
+    choices: list[ChosenStrength] = []
+
+
+def begin(
+    networks: Models | Judges | Networks,
+    execution: Execution,
+    workspace: str = "",
+    out: str = "",
+    *,
+    sources: Sequence[str] = (),
+) -> Run:
+    """Check places and result storage, clear up, load the networks once, and say what the run uses.
+
+    Args:
+        networks: Networks of the run; those that are named are identified by their content.
+        execution: Where tasks run.
+        workspace: URI of the folder for artifacts; OUT/workspace if empty.
+        out: URI of the prefix for results, of flows that have some.
+        sources: Prefixes that are read; nothing may be written below them.
+
+    Raises:
+        SettingsError: If results would lie among what is read.
+        ResultStorageError: If Prefect cannot keep results, so that Retry would do everything again.
+    """
+    workspace = workspace or f"{out.rstrip('/')}/workspace"
+    _check_places(sources, out, workspace)
+    for place in dict.fromkeys([out or workspace, workspace]):  # buckets have nothing to clear up
+        delete_stale_temporaries(place)
+
+    device = engine.pick_device(execution)
+    models.share_cores(device)
+    probe_result_storage()
+
+    chosen = networks if isinstance(networks, Networks) else Networks.of(networks)
+    hashes = engine.run(identify_models, chosen, device)
+    used = ", ".join(f"{kind} {hash_[:12]}" for kind, hash_ in hashes.model_dump().items() if hash_)
+    get_run_logger().info("%s on %s", used or "no networks", device)
+    return Run(models=chosen, hashes=hashes, workspace=workspace, out=out, device=device)
+
+
+def _check_places(sources: Sequence[str], out: str, workspace: str) -> None:
+    for source in sources:
+        for name, place in (("out", out), ("workspace", workspace)):
+            if place and f"{place.rstrip('/')}/".startswith(f"{source.rstrip('/')}/"):
+                raise SettingsError(
+                    f"{name} {place} lies inside the photographs {source}: the next run would edit its own "
+                    "results; choose a place outside"
+                )
+
+
+def gather_items(
+    step: str, work: Task[..., ShardResult], calls: Sequence[tuple[Any, ...]]
+) -> StepSummary[ShardResult]:
+    """Run shards of items and wait for all; on Retry, shards with failed items are tried again too.
+
+    A shard whose items failed has finished, and its result is kept. So that Retry reaches those items, such a
+    shard is executed again, and tries what has no good outcome yet.
+    """
+
+    def again(number: int) -> PrefectFuture[ShardResult]:
+        return anew(work).submit(*calls[number])
+
+    return gather(step, [work.submit(*call) for call in calls], again if is_retry() else None)
+
+
+def anew(work: Task[..., ShardResult]) -> Task[..., ShardResult]:
+    """Return a task that is executed though a result of it is kept."""
+    return work.with_options(refresh_cache=True)
+
+
+def is_retry() -> bool:
+    """Return whether this run was tried before."""
+    return (runtime.flow_run.run_count or 0) > 1
+
+
+def summarize(
+    flow: str, headline: str, steps: list[StepCounts], places: dict[str, str], problems: Sequence[Row] = ()
+) -> None:
+    """Show in Prefect's UI what a run did, where that lies, and what failed."""
+    publish_summary(flow, headline, [step.model_dump() for step in steps], places, problems)
+
+
+def counts(summary: StepSummary[ShardResult]) -> StepCounts:
+    """Return a summary without its results."""
+    return StepCounts(
+        step=summary.step,
+        shards=len(summary.results),
+        computed=summary.computed,
+        rows=summary.rows,
+        failed=summary.failed,
+        seconds=summary.seconds,
+        rate=summary.rate,
+    )

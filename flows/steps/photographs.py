@@ -1,0 +1,25 @@
+"""Steps from a prefix of images to latents."""
+
+from __future__ import annotations
+
+from flows.run import gather_items
+from tasks import images, inversion
+from tasks.images import ImageIndex
+from tasks.inversion import InversionPlan
+from tasks.progress import ShardResult, StepSummary
+from tasks.run import Run
+from tasks.settings import Execution, Inversion
+
+
+def index(run: Run, photos: str, execution: Execution) -> ImageIndex:
+    """A prefix of images -> an index in shards."""
+    return images.index_images(run, photos, execution.shard_size)
+
+
+def invert(
+    run: Run, listed: ImageIndex, settings: Inversion
+) -> tuple[InversionPlan, StepSummary[ShardResult]]:
+    """An index of images -> latents."""
+    planned = inversion.plan(run, listed.photos, settings)
+    calls = [(run, planned, shard) for shard in listed.shards]
+    return planned, gather_items("invert-images", inversion.invert_shard, calls)

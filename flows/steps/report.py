@@ -1,0 +1,50 @@
+"""Steps that show a batch: manifest, contact sheet, page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flows.run import StepCounts, is_retry, summarize
+from tasks import reports
+from tasks.editing import EditPlan
+from tasks.images import ImageIndex
+from tasks.pages import thumbnails
+from tasks.pages.evaluations import find_evaluations
+from tasks.pages.page import write_page
+from tasks.progress import gather
+from tasks.reports import ReportRef
+from tasks.run import Run
+from tasks.summaries import publish_batch
+
+
+def report(
+    run: Run,
+    plans: list[EditPlan],
+    listed: ImageIndex,
+    steps: list[StepCounts],
+    choices: Sequence[str] = (),
+) -> ReportRef:
+    """Rows of all edits -> manifest, contact sheet and page; ``choices`` are tables of what auto tried."""
+    write = reports.write_report.with_options(refresh_cache=is_retry())  # a Retry may have mended items
+    written = write(run, plans, listed)
+    page(run, written.manifest, choices=choices)
+
+    publish_batch(written.page, written.contact_sheet)
+    headline = f"{written.rows} edits of {listed.rows} images, {written.failed} failed or skipped"
+    places = {
+        "report page": written.page, "manifest": written.manifest, "contact sheet": written.contact_sheet,
+        "timings": written.timings,
+    }  # fmt: skip
+    summarize("edit-images", headline, steps, places, reports.broken_items(written.manifest))
+    return written
+
+
+def page(run: Run, manifest: str, evaluations: Sequence[str] = (), choices: Sequence[str] = ()) -> str:
+    """A batch's manifest -> thumbnails -> its page; with the scores of its evaluations, if there are any."""
+    planned = thumbnails.plan_page(run, manifest)
+    futures = [thumbnails.thumbnail_chunk.submit(planned.source, chunk) for chunk in planned.chunks]
+    made = gather("thumbnails", futures)
+
+    size = sum(result.size for result in made.results)
+    chosen = list(dict.fromkeys([*find_evaluations(manifest), *evaluations]))
+    return write_page(planned, size, chosen, list(choices))

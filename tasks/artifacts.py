@@ -143,6 +143,7 @@ def fingerprint(step: str, version: str, parameters: Mapping[str, Any], inputs: 
 
 def _canonical(value: object) -> str:
     _check_json(value, "parameters")
+    # equal values give one text, in whatever order they came: the hash is of its bytes
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -191,7 +192,10 @@ def write_table(uri: str, table: pa.Table, provenance: Provenance) -> None:
     buffer = io.BytesIO()
     with _writer(buffer, table.schema, provenance) as writer:
         writer.write_table(table, row_group_size=_ROW_GROUP)
+
     data = buffer.getvalue()
+
+    # a retry writes the same bytes again; anything else is a conflict
     if not exists(uri):
         write_bytes_atomic(uri, data)
     elif read_bytes(uri) != data:
@@ -216,6 +220,7 @@ def write_tables(uri: str, schema: pa.Schema, tables: Iterable[pa.Table], proven
         with explained(str(path), "write"), _writer(path, schema, provenance) as writer:
             for group in _row_groups(schema, tables):
                 writer.write_table(group, row_group_size=_ROW_GROUP)
+
         if not exists(uri):
             copy_from_local(path, uri)
         elif not _same(uri, path, Path(folder)):
@@ -227,9 +232,11 @@ def _row_groups(schema: pa.Schema, tables: Iterable[pa.Table]) -> Iterator[pa.Ta
     waiting = schema.empty_table()
     for table in tables:
         waiting = pa.concat_tables([waiting, table])
+        # cut where write_table cuts, so that the bytes are the same
         while len(waiting) >= _ROW_GROUP:
             yield waiting.slice(0, _ROW_GROUP).combine_chunks()
             waiting = waiting.slice(_ROW_GROUP)
+
     if len(waiting):
         yield waiting.combine_chunks()
 
@@ -246,6 +253,8 @@ def _same(uri: str, path: Path, folder: Path) -> bool:
     other = local_path(uri) if is_local(uri) else folder / "other"
     if not is_local(uri):
         copy_to_local(uri, other)
+
+    # hashed piece by piece: a manifest may be larger than memory
     with path.open("rb") as ours, other.open("rb") as theirs:
         mine = hashlib.file_digest(ours, "sha256").digest()
         return mine == hashlib.file_digest(theirs, "sha256").digest()
@@ -270,6 +279,7 @@ def read_expected(uri: str, digest: str) -> bytes:
         StorageError: If it cannot be read.
     """
     content = read_bytes(uri)
+    # of the bytes that are used: between a look and a read it could change
     found = hashlib.sha256(content).hexdigest()
     if found != digest:
         raise ChangedInputError(
@@ -299,6 +309,8 @@ def read_table(uri: str, columns: Sequence[str] | None = None, *, content: bytes
                 f"{uri} has no column {', '.join(missing)}, only {', '.join(file.schema_arrow.names)}; "
                 "give a table of the kind that this step reads"
             )
+
+        # provenance belongs to the file; what is made of the table has its own
         return file.read(columns=list(columns) if columns else None).replace_schema_metadata(None)
 
 
@@ -314,6 +326,7 @@ def iter_batches(uri: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         missing = sorted(set(columns) - set(file.schema_arrow.names))
         if missing:
             raise DamagedArtifactError(f"{uri} has no column {', '.join(missing)}; give a table of that kind")
+
         yield from file.iter_batches(_ROW_GROUP, columns=list(columns))
 
 
@@ -355,6 +368,7 @@ def _readable(uri: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, ValueError) as error:
+        # pyarrow's messages run over many lines
         reason = " ".join(str(error).split())[:200]
         raise DamagedArtifactError(
             f"{uri} is no readable Parquet file ({reason}); delete it, and the next run makes it again"
@@ -363,6 +377,7 @@ def _readable(uri: str) -> Iterator[None]:
 
 def count(table: pa.Table, column: str, value: str) -> int:
     """Return how many rows of a table have a value."""
+    # the sum over an empty table is null
     return pc.sum(pc.equal(table[column], value)).as_py() or 0
 
 

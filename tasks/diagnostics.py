@@ -91,6 +91,7 @@ def diagnose_prompts(run: Run, variants: list[StepVariant], table: TableRef) -> 
         {"relevance": table.fingerprint, "clip": run.hashes.clip, "generator": run.hashes.generator},
         run.hashes.generator, run.hashes.clip,
     )  # fmt: skip
+
     found = _reference(recipe.folder(run.workspace, "diagnostics"))
     if exists(found.pictures):  # the last to be written
         return found
@@ -99,9 +100,11 @@ def diagnose_prompts(run: Run, variants: list[StepVariant], table: TableRef) -> 
     layout, std = generator.layout, read_deviations(table.statistics, generator.layout)
     texts = torch.stack([text_vector(run, each).cpu() for each in shown])
     prompts, channels, strips = list[Row](), list[Row](), list[Strip]()
+
     for number, (each, text) in enumerate(zip(shown, texts, strict=True)):
         measured = relevance.relevance(text)
         prompts += _counts(each, layout, measured, prompt_distance(run, each), betas)
+
         ranked = strongest_channels(layout, measured, _STRONGEST)
         channels += channel_rows(each, ranked, relevance)
         if number < _PICTURED:
@@ -127,11 +130,13 @@ def diagnose_edits(run: Run, edits: list[PreparedEdit]) -> DiagnosisRef:
     steps = {step.fingerprint: step for edit in edits for step in edit.steps}
     prepared = _first_of_each(list(steps.values()))
     betas = _betas([step.variant for step in prepared])
+
     inputs = {str(number): step.fingerprint for number, step in enumerate(prepared)}
     recipe = Recipe(
         STEP, VERSION, {"betas": betas}, inputs | {"clip": run.hashes.clip},
         run.hashes.generator, run.hashes.clip,
     )  # fmt: skip
+
     found = _reference(recipe.folder(run.workspace, "diagnostics"), pictures=False)
     if is_complete(found.correlations):  # the last to be written
         return found
@@ -181,6 +186,7 @@ def _distinct(variants: list[StepVariant]) -> list[StepVariant]:
     """Return the steps that differ in more than their strength, by the first of each."""
     found: dict[str, StepVariant] = {}
     for each in variants:
+        # strength scales a direction and does not turn it
         settings = {k: v for k, v in each.parameters().items() if k not in ("alpha", "strength")}
         found.setdefault(repr(sorted(settings.items(), key=lambda item: item[0])), each)
     return list(found.values())
@@ -238,6 +244,7 @@ def pair_rows(kind: str, names: Sequence[str], matrix: Tensor, *, own: bool = Fa
         }
         for first in range(len(names))
         for second in range(first if own else first + 1, len(names))
+        # a step that does nothing has no cosine with any other
         if matrix[first, second].isfinite()
     ]  # fmt: skip
 
@@ -246,6 +253,7 @@ def overview(found: DiagnosisRef) -> tuple[list[str], list[list[str]]]:
     """Return the prompts as a table for people: a header, and a line for each, with its channels by beta."""
     rows = read_table(found.prompts).to_pylist()
     betas = sorted({row["beta"] for row in rows if row["beta"] is not None})
+    # an edit that is no style direction has one row, without a beta
     lines: dict[tuple[str, ...], dict[float | None, Row]] = {}
     for row in rows:
         lines.setdefault(tuple(row[name] for name in _NAMED), {})[row["beta"]] = row
@@ -287,6 +295,7 @@ _WHAT = {"text": "text directions", "style": "style directions", "step": "steps"
 
 def channel_strips(title: str, ranked: Sequence[Channel], std: Tensor, generator: Generator) -> list[Strip]:
     """Draw what channels do to a few portraits."""
+    # always the same portraits, so that pictures of two tables can be compared
     shared = {"seed": _SEED, "sample_ids": range(_PORTRAITS), "truncation_psi": 0.7}
     label = 0 if generator.config.c_dim else None
     _, _, codes = next(sample_styles(generator, **shared, label=label))  # type: ignore[arg-type]

@@ -106,6 +106,8 @@ def plan(run: Run, prepared: PreparedEdit, inversion: InversionPlan) -> EditPlan
     """Return where the rows and images of an edit lie; nothing is computed."""
     hashes = run.hashes
     inputs = {"direction": prepared.fingerprint, "latents": inversion.fingerprint}
+
+    # judges decide the scores in the rows, so they are part of their name
     judges = {"identity": hashes.identity, "perceptual": hashes.perceptual}
     inputs |= {name: hash_ for name, hash_ in judges.items() if hash_}
 
@@ -120,6 +122,8 @@ def edit_shard(run: Run, plans: list[EditPlan], shard: ImageShard) -> ShardResul
     """Apply every edit to the images of one shard that it has not been applied to."""
     started = time.monotonic()
     latents = plans[0].inversion.log(shard).latest()
+
+    # the attempts of all edits are read together: each is a request
     known = list(read_ahead(plans, lambda planned: _known(planned, shard), ahead=len(plans)))
     todo = [[row for row in latents if rows.get(row["image_key"], {}).get("status") != OK] for rows in known]
     ready = [[row for row in rows if row["status"] == OK] for rows in todo]
@@ -130,6 +134,7 @@ def edit_shard(run: Run, plans: list[EditPlan], shard: ImageShard) -> ShardResul
     under_way = []
     for planned, missing, inverted in zip(plans, todo, ready, strict=True):
         skipped = [_skipped_row(planned, row) for row in missing if row["status"] != OK]
+        # an image whose own generator cannot be had fails in every edit, and holds up none
         broken = [row["image_key"] for row in inverted if row["image_key"] in sources.broken]
         skipped += [_row(planned, key) | failure(sources.broken[key]) for key in broken]
         able = [row for row in inverted if row["image_key"] not in sources.broken]
@@ -190,16 +195,21 @@ def _edit(
     """Edit the latents of a shard by one edit, and begin to write images and videos."""
     label = planned.prepared.variant.label
     begun = _UnderWay(planned, [], skipped, [], [], [])
+
     for batch, (edited, share) in Batches(_BATCH).run(ready, partial(_timed, planned, sources)):
         for part in edited.parts:
             begun.videos.extend(writes.videos.submit(each) for each in _videos(planned, part))
+            # frames go as soon as their video is under way: they are most of a batch's memory
             begun.parts.append(replace(part, optimized=replace(part.optimized, frames=[])))
+
         begun.timings.extend(
             {"image_key": row["image_key"], "edit": label, "seconds": share} for row in batch
         )
+
         for row, image in zip(edited.rows, edited.images, strict=True):
             write = partial(_write_image, planned, row["image_key"], image)
             begun.rows.append((row, None if "status" in row else writes.images.submit(write)))
+
     return begun
 
 
@@ -207,14 +217,19 @@ def _finish(begun: _UnderWay, shard: ImageShard) -> list[Row]:
     """Write the rows of an edit, now that its images are written, and return them."""
     planned = begun.planned
     extras = _write_optimized(planned, shard, begun.parts)
+
+    # raises what a write did: no row may name a video that is not there
     for video in begun.videos:
         video.result()
+
     rows = begun.skipped + [_finished(planned, row, written, extras) for row, written in begun.rows]
     uri = planned.log(shard).append(rows, MANIFEST_SCHEMA, planned.made())
+
     if uri and begun.timings:
         table = pa.Table.from_pylist(begun.timings, schema=TIMING_SCHEMA)
         with suppress(ArtifactConflictError):  # a run beside this one was first, and its times are as good
             write_table(_timings_uri(uri), table, planned.made())
+
     return rows
 
 
@@ -235,6 +250,8 @@ def _finished(planned: EditPlan, row: Row, written: Future[str] | None, extras: 
     whole = _row(planned, row["image_key"])
     if written is None:
         return whole | row
+
+    # raises what the write did: no row may say ok of an image that is not there
     key = written.result()
     for number, uri in extras.items():
         row["steps"][number]["latents"] = uri
@@ -271,6 +288,7 @@ class _Sources:
             except StyleCLIPError as error:
                 if is_outage(error, inversion.folder):
                     raise
+                # returned, since one broken generator must not end the reading of others
                 return row["image_key"], None, error
 
         for key, tuning, error in read_ahead(rows, read, ahead=_BATCH):
@@ -282,9 +300,11 @@ class _Sources:
     def get(self, rows: list[Row]) -> _Source:
         """Return the source of a batch of latents."""
         keys = tuple(row["image_key"] for row in rows)
+        # edits of a shard mostly ask for the same batches, one after the other
         if keys not in self._kept:
             flat = np.asarray([row["w_plus"] for row in rows], dtype=np.float32)
             w_plus = torch.from_numpy(flat).view(len(rows), self.generator.num_ws, -1).to(self.run.device)
+
             generator = with_tunings(self.generator, [self._tunings.get(key) for key in keys])
             image = generator.synthesize(generator.styles(w_plus))
             self._kept[keys] = _Source(generator, EditedLatents(w_plus), self.judge.see(image))
@@ -323,8 +343,10 @@ def _edit_batch(planned: EditPlan, sources: _Sources, batch: list[Row]) -> _Edit
         if applied.optimized:
             parts.append(_Part(number, keys, applied.optimized))
         latents, errors = applied.latents, applied.errors | errors
+
         image = generator.synthesize(latents.codes(generator))
         after = judge.see(image)
+        # a step is scored against the one before it, the whole edit against the source
         scores = judge.score((step.variant,), before, after)
         for record, values in zip(records, _per_image(scores), strict=True):
             record.append(_settings(step) | values)
@@ -394,16 +416,21 @@ def _write_optimized(planned: EditPlan, shard: ImageShard, parts: list[_Part]) -
         mine = [part for part in parts if part.step == number]
         keys = [key for part in mine for key in part.keys]
         variant = planned.prepared.steps[number].variant
+
         latents = latents_table(keys, torch.cat([part.optimized.latents for part in mine]), variant)
+
+        # one order whatever the batches were: the rows name the file
         trajectory = sorted(
             (row for part in mine for row in part.optimized.trajectory),
             key=lambda row: (row["image_key"], row["step"]),
         )
         digest = hashlib.sha256(repr(trajectory).encode()).hexdigest()[:8]  # a killed run may leave others
+
         way = pa.Table.from_pylist(trajectory, schema=TRAJECTORY_SCHEMA)
         for kind, table in (("latents", latents), ("trajectory", way)):
             name = f"{shard.digest}.step-{number}.{kind}-{digest}.parquet"
             write_table(join(planned.folder, name), table, planned.made())
+
         places[number] = f"edits/{planned.fingerprint}/{shard.digest}.step-{number}.latents-{digest}.parquet"
     return places
 
@@ -427,6 +454,7 @@ def _video_key(planned: EditPlan, image_key: str, number: int) -> str:
 
 
 def _skipped_row(planned: EditPlan, latent: Row) -> Row:
+    # the type stays the inversion's own, so that causes can be counted
     error = NotInvertedError(f"{latent['error_type']}: {latent['error']}")
     return (
         _row(planned, latent["image_key"])

@@ -54,14 +54,17 @@ def gather_evaluation(run: Run, planned: EvaluationPlan) -> EvaluationRef:
         for shard in planned.index.shards
         for row in _rows(planned, shard.uri, planned.log(shard).latest())
     ]
+
     _add_moves(run, planned, rows)
     rows.sort(key=lambda row: (row["variant"], row["image_key"]))
 
     written, index = reference(planned.result), planned.index
+    # a CLIP that made the edits flatters them as a judge, so the tables say whether it did
     about = {
         "manifest": index.manifest, "judges": {name: getattr(run.models, name) or None for name in JUDGES},
         "clip_made_the_edits": run.hashes.clip == index.clip,
     }  # fmt: skip
+
     for uri, kind, schema, content in (
         (written.evaluation, "evaluation", EVALUATION_SCHEMA, rows),
         (written.summary, "evaluation-summary", SUMMARY_SCHEMA, list(_summary(rows))),
@@ -105,6 +108,7 @@ def _add_moves(run: Run, planned: EvaluationPlan, rows: list[Row]) -> None:
     scored = [row for row in rows if row["logits_after"]]
     if not scored:
         return
+
     before, after = (
         torch.tensor([row[name] for row in scored]) for name in ("logits_before", "logits_after")
     )
@@ -141,11 +145,13 @@ def _abouts(run: Run, planned: EvaluationPlan, scored: list[Row]) -> dict[Prompt
     panel, pairs = Panel(run, templates), embedded_pairs(run, planned.attributes, templates)
     groups = [each.group for each in planned.attributes]
 
+    # rows are many and prompts few, so each is matched once
     found = {}
     for asked in {_prompts(row) for row in scored}:
         matches = [match_attribute(panel.text((step,)).direction, *pairs) for step in asked]
         touched = {match.index for match in matches if match}
         others = set(range(len(groups))).intersection(*(unrelated(groups, index) for index in touched))
+        # an edit of several steps has no one attribute that it aims at
         found[asked] = _About(matches[0] if len(asked) == 1 else None, sorted(others))
     return found
 
@@ -177,6 +183,7 @@ def _summary(rows: list[Row]) -> Iterator[Row]:
 
     for mine in _grouped(rows, "sweep"):
         if len({row["variant"] for row in mine}) > 1:
+            # what tells the edits of a sweep apart is not said of the whole
             about = {name: mine[0][name] for name in _EDIT} | dict.fromkeys(("variant", "alpha", "strength"))
             images = [[row["agreement"] for row in each] for each in _grouped(mine, "image_key")]
             yield from _lines(about, mine, _agreements(images))
@@ -193,6 +200,7 @@ def _lines(
     about: Row, rows: list[Row], metrics: Iterable[tuple[str, str | None, list[float]]]
 ) -> Iterator[Row]:
     failed = sum(row["status"] != OK for row in rows)
+
     for metric, attribute, values in metrics:
         mean, error, n = mean_and_error(values)
         if n:
@@ -206,6 +214,8 @@ def _metrics(rows: list[Row]) -> Iterator[tuple[str, str | None, list[float]]]:
     """Yield every metric of an edit, with its values."""
     for name in (*METRICS, *_MOVES):
         yield name, None, [row[name] for row in rows if row[name] is not None]
+
+    # fractions, of the images that have the score at all
     for name, metric, least in (
         ("target_reached", "target_after", 0.5),
         ("agreement_positive", "agreement", 0),

@@ -101,13 +101,16 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     _refuse_unsafe(uri)
     protocol = "file" if is_local(uri) else uri.split("://", 1)[0]
     path = str(local_path(uri)) if protocol == "file" else uri
+
     options = _options(uri)
     s3 = protocol in ("s3", "s3a")
     if s3:  # whoever calls is patient, so that botocore need not be
         once = {"retries": {"mode": "standard", "total_max_attempts": 1}}
         options = {"use_listings_cache": False, "config_kwargs": once, **options}
+
     try:
         fs = fsspec.filesystem(protocol, **options)
+        # s3fs tries again on its own, beside botocore
         if s3:
             fs.retries = 2
         return fs, path
@@ -122,13 +125,17 @@ def _refuse_unsafe(uri: str) -> None:
     if is_local(uri):
         return
     protocol, _, rest = uri.partition("://")
+
     account = rest.split("/", 1)[0]
     s3 = protocol in ("s3", "s3a")
+
+    # the message does not name the URI: it would repeat the secret
     if (":" in account.partition("@")[0] and "@" in account) or (s3 and _HOLDS_KEYS.match(account)):
         raise StorageError(
             f"a {protocol}:// URI holds credentials; give them in the environment, e.g. "
             "AWS_ACCESS_KEY_ID or AWS_PROFILE, never in a URI"
         )
+
     if s3 and "?versionId=" in rest:
         raise StorageError(f"cannot use {uri}: s3fs reads '?versionId=' as a version; rename the object")
 
@@ -137,6 +144,8 @@ def _options(uri: str) -> dict[str, Any]:
     config = os.environ.get("STYLECLIP_STORAGE_OPTIONS")
     if not config:
         return {}
+
+    # the time of change goes with the path, so that an edited file is read anew
     prefixes = _read_options(config, Path(config).stat().st_mtime_ns if Path(config).exists() else 0)
     matching = [prefix for prefix in prefixes if _covers(prefix, uri)]
     return dict(prefixes[max(matching, key=len)]) if matching else {}
@@ -155,6 +164,7 @@ def _read_options(path: str, _changed: int) -> dict[str, dict[str, Any]]:
         raise StorageError(
             f"STYLECLIP_STORAGE_OPTIONS names {path}, which is no readable JSON file: {error}"
         ) from error
+
     if not isinstance(options, dict) or not all(isinstance(value, dict) for value in options.values()):
         raise StorageError(f"{path} must map URI prefixes to fsspec options")
     return options
@@ -165,6 +175,8 @@ def _ask(uri: str, action: str, work: Callable[[fsspec.AbstractFileSystem, str],
     if is_local(uri):
         with explained(uri, action):
             return work(*filesystem(uri))
+
+    # waited for by bucket: another store may answer meanwhile
     protocol, _, rest = uri.partition("://")
     try:
         return patiently(f"{protocol}://{rest.split('/', 1)[0]}", uri, action, lambda: work(*filesystem(uri)))
@@ -183,6 +195,7 @@ def is_outage(error: BaseException, prefix: str) -> bool:
         return False
     if not isinstance(error, StorageError) or isinstance(error, StoreError):
         return isinstance(error, StoreError)
+
     try:
         return next(_pages(prefix, first=True), None) is None
     except StorageError:
@@ -198,6 +211,7 @@ def read_bytes(uri: str) -> bytes:
     if is_local(uri):
         with explained(uri, "read"):
             return local_path(uri).read_bytes()
+
     # one request: s3fs otherwise asks for the size first, and no such answer says why it refuses
     options = {"max_concurrency": 1} if uri.startswith(("s3://", "s3a://")) else {}
     content: bytes = _ask(uri, "read", lambda fs, path: fs.cat_file(path, **options))
@@ -245,6 +259,7 @@ def _read_s3_version(fs: fsspec.AbstractFileSystem, path: str, etag: str) -> byt
     """Read an object if it is the version of an etag, with one request."""
     bucket, key, _ = fs.split_path(path)
 
+    # s3fs reads without conditions, so the request is made here
     async def read() -> bytes | None:
         answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, IfMatch=f'"{etag}"')
         try:
@@ -289,6 +304,8 @@ def open_binary(uri: str) -> Iterator[BinaryIO]:
         if path is None:
             path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="styleclip-read-"))) / "object"
             copy_to_local(uri, path)
+
+        # only opening is explained: what a reader raises later is not the store's
         with explained(uri, "read"):
             stream = stack.enter_context(path.open("rb"))
         yield stream
@@ -303,6 +320,7 @@ def write_bytes_atomic(uri: str, data: bytes) -> None:
     if not is_local(uri):
         _ask(uri, "write", lambda fs, path: fs.pipe_file(path, data, **_content_type(uri)))
         return
+
     with _written_aside(uri) as aside, aside.open("wb") as stream:
         stream.write(data)
         _sync(stream)
@@ -317,6 +335,7 @@ def copy_from_local(path: Path, uri: str) -> None:
     if not is_local(uri):
         _ask(uri, "write", lambda fs, remote: fs.put_file(str(path), remote))
         return
+
     with _written_aside(uri) as aside, path.open("rb") as source, aside.open("wb") as stream:
         shutil.copyfileobj(source, stream)
         _sync(stream)
@@ -328,11 +347,13 @@ def _written_aside(uri: str) -> Iterator[Path]:
     with explained(uri, "write"):
         target = local_path(uri)
         target.parent.mkdir(parents=True, exist_ok=True)
+        # in the target's own folder, since only within one file system is a move a single act
         aside = target.with_name(temporaries.temporary_name())
         try:
             yield aside
             aside.replace(target)
         except BaseException:
+            # an interrupt, too, must leave nothing behind
             aside.unlink(missing_ok=True)
             raise
 
@@ -351,14 +372,17 @@ def create_bytes(uri: str, data: bytes) -> bool:
     """
     if not is_local(uri):
         return _ask(uri, "create", partial(_create_object, data=data))
+
     with explained(uri, "create"):
         target = local_path(uri)
         target.parent.mkdir(parents=True, exist_ok=True)
+
         aside = target.with_name(temporaries.temporary_name())
         try:
             with aside.open("wb") as stream:
                 stream.write(data)
                 _sync(stream)
+            # a link fails where the name is taken; a move would replace what lies there
             target.hardlink_to(aside)
         except FileExistsError:
             return False
@@ -368,8 +392,10 @@ def create_bytes(uri: str, data: bytes) -> bool:
 
 
 def _create_object(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> bool:
+    # looked for first, as a store that knows no conditions would overwrite it
     if fs.exists(path):
         return False
+
     try:
         fs.pipe_file(path, data, mode="create")
     except FileExistsError:
@@ -408,6 +434,8 @@ def exists(uri: str) -> bool:
     if is_local(uri):
         with explained(uri, "look for"):
             return local_path(uri).is_file()
+
+    # not fs.exists: with some stores it takes an error for absence
     try:
         return _ask(uri, "look for", lambda fs, path: bool(fs.info(path)["type"] == "file"))
     except MissingObjectError:
@@ -430,6 +458,7 @@ def copy_to_local(uri: str, path: Path) -> None:
     """Copy an object to a local file, which appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(temporaries.temporary_name())
+
     try:
         _ask(uri, "read", lambda fs, remote: fs.get_file(remote, str(aside)))
         aside.replace(path)
@@ -468,6 +497,8 @@ class _Sorted(Iterable[ObjectInfo]):
         self._runs: list[Callable[[], Iterator[ObjectInfo]]] = []
         for number, run in enumerate(_batched(objects, _RUN)):
             ordered = sorted(run, key=attrgetter("key"))
+
+            # a run that is not full is the whole listing, and never touches the disk
             if number == 0 and len(run) < _RUN:
                 self._runs.append(partial(iter, ordered))
             else:
@@ -475,6 +506,8 @@ class _Sorted(Iterable[ObjectInfo]):
 
     def __iter__(self) -> Iterator[ObjectInfo]:
         in_order = merge(*(run() for run in self._runs), key=attrgetter("key"))
+
+        # merging is stable and takes earlier runs first, so the last one was seen last
         for _, same in groupby(in_order, key=attrgetter("key")):
             *_, last = same
             yield last
@@ -502,10 +535,13 @@ def _kept(prefix: str, suffixes: tuple[str, ...]) -> Iterator[ObjectInfo]:
     for page in _pages(prefix):
         for item in page:
             name = item.key.rsplit("/", 1)[-1]
+            # the mark of the folder itself, or what a writer has not finished
             if not item.key or name.startswith(temporaries.PREFIX):
                 continue
             if suffixes and not item.key.lower().endswith(suffixes):
                 continue
+
+            # Parquet holds no other text, so such a key would fail much later
             if not _is_utf8(item.key):
                 raise StorageError(
                     f"cannot list {prefix}: the name {item.key!a} is not UTF-8; rename the file"
@@ -529,9 +565,12 @@ def _local_files(prefix: str) -> Iterator[ObjectInfo]:
     with explained(prefix, "list"):
         if not root.is_dir():
             raise FileNotFoundError(prefix)
+
+        # not os.walk, which passes over a folder that cannot be read without a word
         waiting = [(os.fspath(root), "")]
         while waiting:
             folder, above = waiting.pop()
+            # a folder found on the way may go; the prefix itself must be there
             with suppress(*([FileNotFoundError] if above else [])), os.scandir(folder) as entries:
                 for entry in entries:
                     if entry.is_dir(follow_symlinks=False):
@@ -555,8 +594,10 @@ def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
 def _s3_pages(prefix: str, size: int) -> Iterator[list[ObjectInfo]]:
     fs, path = filesystem(prefix)
     bucket, key, _ = fs.split_path(path.rstrip("/"))
+    # the slash keeps out longer names that begin alike
     below = f"{key}/" if key else ""
     wanted = {"Bucket": bucket, "Prefix": below, "MaxKeys": size}
+
     while True:
         page = _ask(prefix, "list", partial(_s3_page, wanted))
         found = [
@@ -564,6 +605,7 @@ def _s3_pages(prefix: str, size: int) -> Iterator[list[ObjectInfo]]:
             for item in page.get("Contents", [])
             if not item["Key"].endswith("/")  # the mark of a folder
         ]
+
         if found:
             yield found
         if not page.get("IsTruncated"):
@@ -581,6 +623,7 @@ def _found(prefix: str) -> Iterator[list[ObjectInfo]]:
     fs, path = filesystem(prefix)
     root = fs._strip_protocol(path).rstrip("/") + "/"
     found = _ask(prefix, "list", lambda fs, path: fs.find(path, detail=True))
+
     objects = [
         ObjectInfo(name[len(root) :], _etag(info), int(info["size"] or 0)) for name, info in found.items()
     ]
@@ -589,6 +632,7 @@ def _found(prefix: str) -> Iterator[list[ObjectInfo]]:
 
 
 def _is_utf8(key: str) -> bool:
+    # a name of other bytes comes from the disk as surrogates, which have no encoding
     try:
         key.encode()
     except UnicodeEncodeError:
@@ -599,6 +643,8 @@ def _is_utf8(key: str) -> bool:
 def _etag(info: dict[str, Any]) -> str:
     if info.get("ETag"):
         return str(info["ETag"]).strip('"')
+
+    # kinds of storage name the time differently; with the size it stands for a version
     stamp = info.get("mtime") or info.get("LastModified") or info.get("created") or ""
     return f"{info['size']}-{stamp}"
 
@@ -610,11 +656,13 @@ def delete_stale_temporaries(prefix: str) -> int:
     """
     if not is_local(prefix) or not local_path(prefix).is_dir():
         return 0
+
     deleted = 0
     for aside in local_path(prefix).rglob(f"{temporaries.PREFIX}*"):
         if temporaries.is_stale(aside):
             aside.unlink(missing_ok=True)
             deleted += 1
+
     return deleted
 
 
@@ -640,8 +688,12 @@ def output_key(image_key: str, *, suffix: str) -> str:
         and len(name) <= _MAX_PART
         and not name.endswith((" ", "."))
     )
+
     if not plain:
+        # no plain folder is called "_", and the hash keeps apart what reads alike
         digest = hashlib.sha256(image_key.encode("utf-8", "surrogatepass")).hexdigest()[:32]
         readable = re.sub(r"[^a-z0-9]+", "-", image_key.lower())[-60:].strip("-")
         return f"_/{readable}~{digest}{suffix}"
+
+    # "~" is in no plain name, so a lengthened key is never another key itself
     return image_key if name.endswith(suffix) else f"{image_key}~{suffix}"

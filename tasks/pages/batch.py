@@ -180,6 +180,7 @@ class Batch:
         values = values[np.isfinite(values)].astype(np.float64)
         if not len(values):
             return float("nan"), float("nan")
+
         error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
         return float(values.mean()), float(error)
 
@@ -197,7 +198,10 @@ def read_batch(manifest: str) -> Batch:
             f"{manifest} is a table of kind {made.kind!r}, not the manifest of a batch; give the "
             "manifest.parquet of a folder under OUT/batches"
         )
+
     edits = [BatchEdit.of(record) for record in made.parameters["edits"]]
+
+    # rows may be in any order, so images and edits are counted before scores are filled in
     listed, seen = set[str](), dict[str, None]()
     for part in iter_rows(manifest, ["image_key"]):
         listed.update(_texts(part, "image_key"))
@@ -213,6 +217,7 @@ def read_batch(manifest: str) -> Batch:
         values={each.name: np.full(shape, np.nan, np.float32) for each in SCORES},
         channels=[None] * len(edits),
     )  # fmt: skip
+
     _fill(batch)
     return batch
 
@@ -221,6 +226,7 @@ def _fill(batch: Batch) -> None:
     images = {key: number for number, key in enumerate(batch.keys)}
     edits = {name: number for number, name in enumerate(batch.variants)}
     problems: dict[tuple[str, str], Problem] = {}
+
     for part in iter_rows(batch.manifest, _READ):
         image = np.array([images[key] for key in _texts(part, "image_key")], np.int64)
         edit = np.array([edits.get(name, -1) for name in _texts(part, "variant")], np.int64)
@@ -238,6 +244,7 @@ def _fill(batch: Batch) -> None:
 
         _fill_values(batch, part, edit, image)
         _collect_problems(batch, part, problems)
+
     batch.problems = list(problems.values())
 
 
@@ -315,8 +322,10 @@ def sweeps(edits: Sequence[BatchEdit]) -> Iterator[Sweep]:
 def _sweep(edits: Sequence[BatchEdit], numbers: Sequence[int]) -> Sweep:
     first = edits[0]
     strengths = sorted({edit.strength for edit in edits if edit.strength is not None})
+    # None does not compare with numbers; it goes first
     thresholds = sorted({edit.threshold for edit in edits}, key=lambda value: (value is not None, value or 0))
     cells = [[-1] * len(strengths) for _ in thresholds]
+
     for edit, number in zip(edits, numbers, strict=True):
         if edit.strength is not None:
             cells[thresholds.index(edit.threshold)][strengths.index(edit.strength)] = number

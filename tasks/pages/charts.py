@@ -166,6 +166,7 @@ def _annotate(
     named = {
         batch.edits[number].name: place for place, number in sorted(enumerate(numbers), key=lambda i: x[i[0]])
     }
+
     for place, number in enumerate(numbers):
         edit = batch.edits[number]
         if not sweep and named[edit.name] != place:
@@ -191,6 +192,7 @@ def _finite(values: np.ndarray) -> np.ndarray:
 def _range(values: Sequence[np.ndarray]) -> tuple[float, float]:
     """Return a range that holds all but stray values, never empty."""
     together = np.concatenate(values)
+    # a few stray values would squeeze all others into one bin
     low, high = np.quantile(together, [0.002, 0.998])
     spare = max(float(high - low) * 0.04, 1e-3)
     return float(low) - spare, float(high) + spare
@@ -205,6 +207,7 @@ def _label(batch: Batch, number: int) -> str:
 
 def _svg(figure: Figure, label: str) -> str:
     """Return a figure as an SVG element: no declarations, no names, the page's colours and font."""
+    # a dollar sign in a name must not begin a formula
     for text in figure.findobj(Text):
         text.set_parse_math(False)
 

@@ -40,10 +40,12 @@ def read_choice(uri: str) -> Choice:
     made = read_provenance(uri)
     table = read_table(uri, columns=["alpha", "beta", "effect", "movement"])
     about = made.parameters
+
     if made.kind != "choice" or not len(table):
         raise DamagedArtifactError(
             f"{uri} is a table of kind {made.kind!r} with {len(table)} rows, not the pairs tried for an "
             "edit; give a choice.parquet"
         )
+
     alphas, betas, effects, movements = (table[name].to_pylist() for name in table.column_names)
     return Choice(about["target"], about["effect"], about["reason"], alphas, betas, effects, movements)

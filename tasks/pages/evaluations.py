@@ -49,6 +49,7 @@ def add_evaluations(batch: Batch, uris: list[str]) -> None:
         suffix = f" {number}" if len(uris) > 1 else ""
         for score in _SCORES:
             found, known = values[score.name], batch.values.get(score.name)
+            # a score that is computed twice may differ in its last digits
             if known is not None and np.allclose(found, known, atol=1e-4, equal_nan=True):
                 continue
 
@@ -67,6 +68,7 @@ def _read(batch: Batch, uri: str) -> dict[str, np.ndarray]:
     # an evaluation may be of more edits or images than the batch has
     for part in iter_batches(uri, ["image_key", "variant", *values]):
         names = zip(part["variant"].to_pylist(), part["image_key"].to_pylist(), strict=True)
+        # -1 where the batch has no such edit or image
         places = [(edits.get(variant, -1), images.get(key, -1)) for variant, key in names]
         edit, image = np.array(places, np.int64).reshape(-1, 2).T
         known = (edit >= 0) & (image >= 0)

@@ -17,6 +17,7 @@ _VARIABLE = "STYLECLIP_LINKS"
 def safe_name(key: str) -> bool:
     """Return whether a relative key stays below the prefix it is relative to, for any server and browser."""
     parts = key.split("/")
+    # some browsers take a backslash for a slash, some servers end a name at a NUL
     return all(part not in ("", ".", "..") and "\\" not in part and "\0" not in part for part in parts)
 
 
@@ -28,6 +29,7 @@ def relative_link(key: str, up: int = 0) -> str:
     """
     if not safe_name(key):
         return ""
+
     encoded = "/".join(quote(part, safe="") for part in key.split("/"))
     return f"{'../' * up}{encoded}" if up else f"./{encoded}"
 
@@ -55,15 +57,19 @@ def public_url(uri: str) -> str:
     Raises:
         SettingsError: If the variable cannot be read.
     """
+    # the longest prefix says most about the object
     for prefix, place in sorted(_served().items(), key=lambda item: -len(item[0])):
         rest = below(uri, prefix)
         if rest:
             return f"{place.rstrip('/')}/{quote(rest)}"
+
     if is_local(uri):
         return local_path(uri).absolute().as_uri()
+
     protocol, _, rest = uri.partition("://")
     if protocol not in ("s3", "s3a"):
         return uri
+
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     return f"{(endpoint or 'https://s3.amazonaws.com').rstrip('/')}/{quote(rest)}"
 
@@ -76,5 +82,6 @@ def _served() -> dict[str, str]:
             raise SettingsError(
                 f"{_VARIABLE} has the entry {entry!r}; write PREFIX=https://PLACE, more of them after spaces"
             )
+
         served[prefix] = place
     return served

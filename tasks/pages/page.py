@@ -119,6 +119,7 @@ class _Blocks:
         self._pending.append(self._writes.submit(partial(self._write, name, code)))
         self.written += 1
 
+        # raises what the oldest write did: a broken store ends the page early
         if len(self._pending) > 2 * _WRITES:
             self._pending.pop(0).result()
 
@@ -143,8 +144,10 @@ def script_json(data: object) -> str:
 
 def _data(batch: Batch) -> Iterator[tuple[str, object]]:
     names = [(key, output_key(key, suffix=".png")) for key in batch.keys]
+    # a key that is its image's name already is not listed twice
     named = {number: name for number, (key, name) in enumerate(names) if name != key}
     yield "keys", {"keys": batch.keys, "names": named}
+
     for number in range(len(batch.edits)):
         rows = {score.name: batch.values[score.name][number] for score in batch.scores}
         yield f"edit-{number}", {
@@ -231,6 +234,7 @@ def _part(name: str) -> str:
 
 def _policy(digest: str) -> str:
     """Return what the page may load: its own script, files beside it, pictures of its bucket."""
+    # for a browser, a page from a disk is of no origin: 'self' does not match it, so file: is named
     return (
         f"default-src 'none'; script-src 'sha256-{digest}' 'self' file:; style-src 'unsafe-inline'; "
         "img-src 'self' data: file:; base-uri 'none'; form-action 'none'"
@@ -241,6 +245,7 @@ def _headline(batch: Batch) -> Iterator[dict[str, str]]:
     failed = batch.status.size - batch.done()
     yield {"title": "Photographs", "value": f"{len(batch.keys):,}", "meaning": "images of the batch"}
     yield {"title": "Failed or skipped", "value": f"{failed:,}", "meaning": "rows without an edited image"}
+
     for score in batch.scores[:4]:
         values = batch.values[score.name]
         values = values[np.isfinite(values)].astype(np.float64)
@@ -264,6 +269,7 @@ def _distributions(batch: Batch) -> Iterator[dict[str, Any]]:
 
 def _choices(choices: Sequence[Choice]) -> Iterator[dict[str, Any]]:
     for choice in choices:
+        # the last pair is the chosen one
         beta = "" if choice.betas[-1] is None else f", β {choice.betas[-1]:g}"
         title = f"{choice.target}: α {choice.alphas[-1]:g}{beta} chosen"
         yield {"title": title, "note": choice.reason, "svg": Markup(charts.tried(choice))}
@@ -309,6 +315,7 @@ def _facts(batch: Batch, evaluations: Sequence[str]) -> Iterator[tuple[str, str]
     yield "Batch", made.fingerprint
     yield "Photographs", made.parameters["photos"]
     yield "Results", batch.out
+
     for uri in evaluations:
         yield "Evaluation", uri
     yield "Code", f"styleclip {made.code_version}, {made.step} {made.version}"

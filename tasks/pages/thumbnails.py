@@ -140,6 +140,7 @@ def plan_page(run: Run, manifest: str) -> PagePlan:
         inversions=_column(join(latents, "reconstructions"), workspace) if latents else None,
         edits=[_column(join(batch.out, name), workspace) if name else None for name in batch.folders],
     )
+
     return PagePlan(source=source, chunks=_write_chunks(batch, workspace))
 
 
@@ -149,6 +150,8 @@ def _write_chunks(batch: Batch, workspace: str) -> list[PageChunk]:
     inputs = {"manifest": batch.made.fingerprint}
     recipe = Recipe("page-chunks", VERSION, {"indexed": bool(versions)}, inputs)
     folder, chunks, first = recipe.folder(workspace, "pages"), list[PageChunk](), 0
+
+    # cut by keys alone, so that a photograph that is replaced stays in its chunk
     for number, part in enumerate(cut((ObjectInfo(key, "", 0) for key in batch.keys), _CHUNK)):
         keys = [item.key for item in part]
         done = batch.status[:, first : first + len(keys)] == 0
@@ -194,6 +197,8 @@ def thumbnail_chunk(source: PageSource, chunk: PageChunk) -> ThumbnailResult:
     for number, column in enumerate(source.columns):
         if column is None:
             continue
+
+        # photographs and inversions come before the edits, under negative numbers
         edit = number - len(source.columns) + len(source.edits)
         wanted = shown if edit < 0 else {key: version for key, version, done in listed if done[edit]}
 
@@ -227,6 +232,7 @@ def _shape_of(source: PageSource, shown: dict[str, str]) -> tuple[int, int] | No
     """Return width and height of the generator's images, by the first that can be read."""
     generated = source.inversions or next((column for column in source.edits if column), None)
     for key in shown if generated else ():
+        # a picture that cannot be read is the error of its row; the next one has the same shape
         try:
             return decode_image(read_bytes(generated.uri(key)), min_side=1).size  # type: ignore[union-attr]
         except StyleCLIPError:
@@ -256,6 +262,7 @@ def encode_thumbnail(image: Image.Image, shape: tuple[int, int] | None = None) -
         size = (max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale)))
         image = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
     else:
+        # thumbnail() works in place, and the caller's image is not ours
         image = image.copy()
         image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
 
@@ -292,5 +299,6 @@ def leaves(plan: PagePlan, size: int) -> Iterator[tuple[int, int, list[bytes]]]:
 def _stored(chunk: PageChunk, keys: Sequence[str], column: Column | None) -> list[bytes]:
     if column is None:
         return []
+
     found = {row["image_key"]: row["webp"] for row in column.log(chunk.digest).latest()}
     return [found.get(key) or b"" for key in keys]

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -52,16 +52,6 @@ class Face:
     def form(self) -> Form:
         """Return which of the two forms the landmarks have."""
         return "68" if len(self.landmarks) == 68 else "5"
-
-
-class LandmarkDetector(Protocol):
-    """Finds faces and their landmarks."""
-
-    fingerprint: str
-
-    def detect(self, image: Image.Image) -> list[Face]:
-        """Return the faces of an upright RGB photograph, the largest first."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +113,7 @@ class AlignedFace:
 
     Attributes:
         image: RGB, square.
-        quad: What of the photograph it shows; what ``paste_face`` needs.
+        quad: What of the photograph it shows; what ``paste_faces`` needs.
         padded: Whether part of it lies outside the photograph, and is invented.
     """
 
@@ -310,13 +300,6 @@ def _gaussian(pixels: np.ndarray, sigma: float) -> np.ndarray:
     blurred = F.conv2d(blurred, kernel.view(1, 1, -1, 1))
     blurred = F.conv2d(blurred, kernel.view(1, 1, 1, -1))
     return blurred[:, 0].permute(1, 2, 0).numpy()
-
-
-def paste_face(
-    photograph: Image.Image, face: Image.Image, quad: FaceQuad, *, feather: float = 0.08
-) -> Image.Image:
-    """Put one edited face back where it was cut out; see ``paste_faces``."""
-    return paste_faces(photograph, [(face, quad)], feather=feather)
 
 
 def paste_faces(

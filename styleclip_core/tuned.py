@@ -26,7 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from styleclip_core.errors import CheckpointError, LayoutMismatchError
-from styleclip_core.models.stylegan2 import Generator, GeneratorConfig, LayerChange, Noise, is_finite
+from styleclip_core.models.network import is_finite
+from styleclip_core.models.stylegan2 import Generator, GeneratorConfig, LayerChange, Noise
 from styleclip_core.style_space import StyleCode, StyleLayout
 
 MAX_RANK = 64

@@ -20,7 +20,7 @@ from data.world.renderer import FACTORS, NUM_FACTORS, factors_of, render, visibl
 from data.world.training import Run, Schedule, blur_and_noise, device, draw, mixed_precision
 from styleclip_core.errors import CheckpointError
 from styleclip_core.files.checkpoint import read_state, write_state
-from styleclip_core.models.stylegan2 import load_exactly
+from styleclip_core.models.network import Network, filled
 
 SEED = 31
 SCHEDULE = Schedule(steps=2400, learning_rate=2e-3)
@@ -28,7 +28,7 @@ BATCH = 128
 _FORMAT = "styleclip-world-regressor-1"
 
 
-class FactorRegressor(nn.Module):
+class FactorRegressor(Network):
     """Reads standardized strengths ``[B, K]`` off images ``[B, 3, 64, 64]`` in -1..1."""
 
     mean: Tensor
@@ -105,10 +105,7 @@ def load_regressor(path: Path) -> FactorRegressor:
     state, metadata = read_state(path)
     if metadata.get("format") != _FORMAT or json.loads(metadata.get("factors", "[]")) != list(FACTORS):
         raise CheckpointError(f"{path} is no regressor of these {NUM_FACTORS} factors; run `make models`")
-    regressor = FactorRegressor()
-    state = {n: t.float() if t.is_floating_point() else t for n, t in state.items()}
-    load_exactly(regressor, state, what="factor regressor")
-    return regressor.eval().requires_grad_(False)
+    return filled(FactorRegressor, state, what="factor regressor")
 
 
 @torch.no_grad()

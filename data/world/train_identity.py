@@ -29,12 +29,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.world.renderer import FACTORS, INDEX, NUM_FACTORS, render
+from data.world.renderer import INDEX, NUM_FACTORS, render
 from data.world.training import Draw, Run, Schedule, blur_and_noise, device, mixed_precision
 from styleclip_core.models.identity import CompactIdentity, IdentityConfig, save_identity
 
 IDENTITY: tuple[str, ...] = ("face_width", "eye_size", "brow_thick")
-NUISANCES: tuple[str, ...] = tuple(name for name in FACTORS if name not in IDENTITY)
 SHAPES = [INDEX[name] for name in IDENTITY]
 SEED = 51
 SCHEDULE = Schedule(steps=1200, learning_rate=2e-3)

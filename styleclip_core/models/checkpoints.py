@@ -15,20 +15,10 @@ import torch
 from torch import Tensor
 
 from styleclip_core.errors import CheckpointError
-from styleclip_core.files.checkpoint import (
-    DAMAGE,
-    Checkpoint,
-    file_sha256,
-    guarded,
-    is_array,
-    is_safetensors,
-    open_checkpoint,
-    read_state,
-    write_state,
-    written_aside,
-)
+from styleclip_core.files.checkpoint import DAMAGE, Checkpoint, is_array, written_aside
 from styleclip_core.models import nvidia, rosinality
 from styleclip_core.models.stylegan2 import Generator, GeneratorConfig, fir_kernel
+from styleclip_core.models.weights import read_network, refusing, save_network
 
 _FORMAT = "styleclip-generator-1"
 
@@ -51,21 +41,12 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> Gene
     Raises:
         CheckpointError: If the file is missing, damaged, hostile or of another kind.
     """
-    path = Path(path)
-    with guarded(path):
-        if is_safetensors(path):
-            generator = _from_safetensors(path)
-        else:
-            with open_checkpoint(path) as file:
-                generator = _from_checkpoint(file)
-    generator.fingerprint = file_sha256(path)
-    return generator.to(device)
+    return read_network(path, device, ours=_from_safetensors, theirs=_from_checkpoint)
 
 
 def save_generator(generator: Generator, path: str | Path) -> None:
     """Write a generator as safetensors with its configuration in the header."""
-    metadata = {"format": _FORMAT, "config": json.dumps(generator.config.to_dict(), sort_keys=True)}
-    write_state(path, generator.state_dict(), metadata)
+    save_network(generator, path, _FORMAT, dict(sorted(generator.config.to_dict().items())))
 
 
 def export_rosinality(generator: Generator, path: str | Path) -> None:
@@ -85,8 +66,7 @@ def export_rosinality(generator: Generator, path: str | Path) -> None:
         torch.save(content, aside)
 
 
-def _from_safetensors(path: Path) -> Generator:
-    state, metadata = read_state(path)
+def _from_safetensors(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> Generator:
     if not metadata and (found := _foreign_state(state)):
         return _build(path, found, {})
     if metadata.get("format") != _FORMAT:
@@ -94,10 +74,9 @@ def _from_safetensors(path: Path) -> Generator:
             f"{path} is no generator of this project (format {metadata.get('format')!r}, expected "
             f"{_FORMAT!r}); give the file that `styleclip convert` or save_generator wrote"
         )
-    try:
+
+    with refusing(f"{path} has a damaged configuration"):
         config = GeneratorConfig(**json.loads(metadata["config"]))
-    except (CheckpointError, *DAMAGE) as error:
-        raise CheckpointError(f"{path} has a damaged configuration: {error}; fetch it again") from error
     return _construct(path, config, state)
 
 
@@ -237,7 +216,5 @@ def _kernel_names(config: GeneratorConfig) -> list[str]:
 
 
 def _construct(path: Path, config: GeneratorConfig, state: dict[str, Tensor]) -> Generator:
-    try:
+    with refusing(f"{path} holds no usable generator"):
         return Generator.from_state(config, state)
-    except (CheckpointError, *DAMAGE) as error:
-        raise CheckpointError(f"{path} holds no usable generator: {error}; fetch it again") from error

@@ -28,11 +28,11 @@ from styleclip_core.files.checkpoint import (
     is_safetensors,
     open_checkpoint,
     read_state,
-    write_state,
 )
 from styleclip_core.files.values import Record
 from styleclip_core.images import pad_square
-from styleclip_core.models.stylegan2 import is_finite
+from styleclip_core.models.network import is_finite
+from styleclip_core.models.weights import save_network
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
@@ -211,11 +211,7 @@ def load_clip(name_or_path: str | Path, device: str | torch.device = "cpu") -> C
 
 def save_clip(model: ClipModel, path: str | Path) -> None:
     """Write a CLIP as safetensors in float16, the precision that OpenAI's are published in."""
-    state = {
-        name: tensor.half() if tensor.is_floating_point() else tensor
-        for name, tensor in model.model.state_dict().items()
-    }
-    write_state(path, state, {"format": _FORMAT})
+    save_network(model.model, path, _FORMAT, half=True)
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

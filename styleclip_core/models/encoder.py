@@ -12,25 +12,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from styleclip_core.errors import CheckpointError
-from styleclip_core.files.checkpoint import (
-    DAMAGE,
-    file_sha256,
-    guarded,
-    is_safetensors,
-    open_checkpoint,
-    read_state,
-    write_state,
-)
-from styleclip_core.models.psp import FORMAT, Kind, PspConfig, PspEncoder, read_psp
-from styleclip_core.models.stylegan2 import load_exactly
+from styleclip_core.models.network import CompactTrunk, filled
+from styleclip_core.models.psp import FORMAT, Kind, PspConfig, PspEncoder, fill_psp, read_psp
+from styleclip_core.models.weights import read_network, refusing, save_network
 
 _FORMAT = "styleclip-encoder-1"
 
@@ -61,24 +53,15 @@ class EncoderConfig:
             raise CheckpointError(f"an encoder reads multiples of 16 pixels, got {self.resolution!r:.40}")
 
 
-class Encoder(nn.Module):
-    """Predicts w_plus; weights are random until a state is loaded."""
+class Encoder(CompactTrunk):
+    """Predicts w_plus."""
 
     latent_avg: Tensor
     latent_std: Tensor
 
     def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
+        super().__init__(config.resolution, config.widths, config.hidden)
         self.config = config
-        self.fingerprint = ""
-        stages: list[nn.Module] = []
-        for before, after in zip((3, *config.widths), config.widths, strict=False):
-            stages.append(_conv(before, after, stride=2))
-            if before != 3:
-                stages.append(_conv(after, after, stride=1))
-        self.stages = nn.Sequential(*stages)
-        features = config.widths[-1] * (config.resolution // 16) ** 2
-        self.trunk = nn.Linear(features, config.hidden)
         self.base = nn.Linear(config.hidden, config.w_dim)
         self.offsets = nn.Linear(config.hidden, config.num_ws * config.w_dim)
         self.register_buffer("latent_avg", torch.zeros(config.w_dim))
@@ -93,27 +76,12 @@ class Encoder(nn.Module):
         Returns:
             w_plus, ``[B, L, W]``, the average latent included.
         """
-        side = self.config.resolution
-        if image.shape[-2:] != (side, side):
-            image = F.interpolate(image, size=(side, side), mode="area")
-        features = self.trunk(self.stages(image).flatten(1)).relu()
+        features = self.features(image)
         offsets: Tensor = self.offsets(features).view(-1, self.config.num_ws, self.config.w_dim)
         base: Tensor = self.base(features)
         return self.latent_avg + self.latent_std * (base[:, None] + offsets)
 
     forward = encode
-
-    @classmethod
-    def from_state(cls, config: EncoderConfig, state: dict[str, Tensor]) -> Self:
-        """Build an encoder in evaluation mode.
-
-        Raises:
-            CheckpointError: If a tensor is missing, left over or of another shape.
-        """
-        with torch.device("meta"):  # no memory for sizes that the weights may not have
-            encoder = cls(config)
-        load_exactly(encoder, {name: _widen(tensor) for name, tensor in state.items()}, what="encoder")
-        return encoder.eval().requires_grad_(False)
 
 
 def load_encoder(
@@ -132,20 +100,10 @@ def load_encoder(
     Raises:
         CheckpointError: If the file is missing, damaged, hostile or no encoder.
     """
-    encoder: Encoder | PspEncoder
-    with guarded(path):
-        if is_safetensors(path):
-            encoder = _from_safetensors(path)
-        else:
-            with open_checkpoint(path) as file:
-                encoder = read_psp(file, kind)
-    encoder.fingerprint = file_sha256(path)
-    encoder.to(device)
-    return encoder
+    return read_network(path, device, ours=_from_safetensors, theirs=partial(read_psp, kind=kind))
 
 
-def _from_safetensors(path: str | Path) -> Encoder | PspEncoder:
-    state, metadata = read_state(path)
+def _from_safetensors(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> Encoder | PspEncoder:
     forms: dict[str, Callable[..., Encoder | PspEncoder]] = {_FORMAT: _compact, FORMAT: _published}
     form = metadata.get("format")
     if form not in forms:
@@ -153,32 +111,20 @@ def _from_safetensors(path: str | Path) -> Encoder | PspEncoder:
             f"{path} is not an encoder of this project (format {form!r:.60}, "
             f"expected {_FORMAT} or {FORMAT}); give the file that `styleclip convert` or a training wrote"
         )
-    try:
+    with refusing(f"{path} holds no usable encoder"):
         return forms[form](json.loads(metadata["config"]), state)
-    except (CheckpointError, *DAMAGE) as error:
-        raise CheckpointError(f"{path} holds no usable encoder: {error}; fetch it again") from error
 
 
 def _compact(settings: dict[str, Any], state: dict[str, Tensor]) -> Encoder:
-    return Encoder.from_state(EncoderConfig(**settings | {"widths": tuple(settings["widths"][:5])}), state)
+    # one width too many is kept, so that the check of the sizes sees it; a list of any length is not
+    config = EncoderConfig(**settings | {"widths": tuple(settings["widths"][:5])})
+    return filled(lambda: Encoder(config), state, what="encoder")
 
 
 def _published(settings: dict[str, Any], state: dict[str, Tensor]) -> PspEncoder:
-    return PspEncoder.from_state(PspConfig(**settings), state)
+    return fill_psp(PspConfig(**settings), state)
 
 
 def save_encoder(encoder: Encoder, path: str | Path) -> None:
     """Write an encoder as safetensors, its weights in float16."""
-    state = {
-        name: tensor.half() if tensor.is_floating_point() else tensor
-        for name, tensor in encoder.state_dict().items()
-    }
-    write_state(path, state, {"format": _FORMAT, "config": json.dumps(asdict(encoder.config))})
-
-
-def _conv(before: int, after: int, *, stride: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU())
-
-
-def _widen(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor
+    save_network(encoder, path, _FORMAT, asdict(encoder.config), half=True)

@@ -10,26 +10,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from styleclip_core.errors import CheckpointError
-from styleclip_core.files.checkpoint import (
-    DAMAGE,
-    file_sha256,
-    guarded,
-    is_safetensors,
-    open_checkpoint,
-    read_state,
-    write_state,
-)
+from styleclip_core.files.checkpoint import Checkpoint
 from styleclip_core.models.ir_se import IRSE50
-from styleclip_core.models.stylegan2 import load_exactly
+from styleclip_core.models.network import CompactTrunk, filled
+from styleclip_core.models.weights import read_network, refusing, save_network
 
 _FORMAT = "styleclip-identity-1"
 _IR_SE50, _COMPACT = "ir-se50", "compact"
@@ -38,18 +29,16 @@ _ROWS, _COLUMNS = slice(35, 223), slice(32, 220)  # the face in an FFHQ-aligned 
 
 
 class IdentityNetwork(IRSE50):
-    """ArcFace; weights are random until a state is loaded.
+    """ArcFace.
 
     Attributes:
         embedding_dim: Width D of the embedding.
-        fingerprint: SHA-256 of the weights file, set by the loader.
     """
 
     embedding_dim = 512
 
     def __init__(self) -> None:
         super().__init__()
-        self.fingerprint = ""
         self.output_layer = nn.Sequential(
             nn.BatchNorm2d(512),
             nn.Dropout(0.6),
@@ -76,18 +65,6 @@ class IdentityNetwork(IRSE50):
         return F.normalize(self.output_layer(self.body(self.input_layer(face))), dim=1)
 
     forward = embed
-
-    @classmethod
-    def from_state(cls, state: dict[str, Tensor]) -> Self:
-        """Build a network in evaluation mode.
-
-        Raises:
-            CheckpointError: If a tensor is missing, left over, of another shape or not finite.
-        """
-        with torch.device("meta"):
-            network = cls()
-        load_exactly(network, state, what="IR-SE50 identity network")
-        return network.eval().requires_grad_(False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,26 +97,16 @@ class IdentityConfig:
             )
 
 
-class CompactIdentity(nn.Module):
-    """A small convolutional network; weights are random until a state is loaded.
+class CompactIdentity(CompactTrunk):
+    """A small convolutional network.
 
     Attributes:
         config: Its sizes.
-        fingerprint: SHA-256 of the weights file, set by the loader.
     """
 
     def __init__(self, config: IdentityConfig) -> None:
-        super().__init__()
+        super().__init__(config.resolution, config.widths, config.hidden)
         self.config = config
-        self.fingerprint = ""
-        stages: list[nn.Module] = []
-        for before, after in pairwise((3, *config.widths)):
-            stages.append(_conv(before, after, stride=2))
-            if before != 3:
-                stages.append(_conv(after, after, stride=1))
-        self.stages = nn.Sequential(*stages)
-        side = config.resolution >> len(config.widths)
-        self.trunk = nn.Linear(config.widths[-1] * side**2, config.hidden)
         self.head = nn.Linear(config.hidden, config.embedding_dim)
 
     @property
@@ -159,27 +126,7 @@ class CompactIdentity(nn.Module):
         """
         return F.normalize(self.head(self.features(image)).float(), dim=1)
 
-    def features(self, image: Tensor) -> Tensor:
-        """Return what the head reads, ``[B, hidden]``; images as for ``embed``."""
-        side = self.config.resolution
-        if image.shape[-2:] != (side, side):
-            image = F.interpolate(image, size=(side, side), mode="area")
-        features: Tensor = self.trunk(self.stages(image).flatten(1)).relu()
-        return features
-
     forward = embed
-
-    @classmethod
-    def from_state(cls, config: IdentityConfig, state: dict[str, Tensor]) -> Self:
-        """Build a network in evaluation mode.
-
-        Raises:
-            CheckpointError: If a tensor is missing, left over, of another shape or not finite.
-        """
-        with torch.device("meta"):  # no memory for sizes that the weights may not have
-            network = cls(config)
-        load_exactly(network, state, what="compact identity network")
-        return network.eval().requires_grad_(False)
 
 
 def load_identity(path: str | Path, device: str | torch.device = "cpu") -> IdentityNetwork | CompactIdentity:
@@ -193,58 +140,44 @@ def load_identity(path: str | Path, device: str | torch.device = "cpu") -> Ident
     Raises:
         CheckpointError: If the file is missing, damaged, hostile or of another architecture.
     """
-    path = Path(path)
-    with guarded(path):
-        network = _from_safetensors(path) if is_safetensors(path) else _from_checkpoint(path)
-    network.fingerprint = file_sha256(path)
-    network.to(device)
-    return network
+    return read_network(path, device, ours=_from_safetensors, theirs=_from_checkpoint)
 
 
-def _from_safetensors(path: Path) -> IdentityNetwork | CompactIdentity:
-    state, metadata = read_state(path)
-    try:
+def _from_safetensors(
+    path: Path, state: dict[str, Tensor], metadata: dict[str, str]
+) -> IdentityNetwork | CompactIdentity:
+    with refusing(f"{path} holds no usable identity network"):
         config = json.loads(metadata.get("config", "{}"))
         architecture = config.pop("architecture", _IR_SE50)
         if architecture == _COMPACT:
-            return CompactIdentity.from_state(
-                IdentityConfig(**config | {"widths": tuple(config["widths"][:9])}), state
-            )
+            # one stage too many is kept, so that the check of the sizes sees it
+            sizes = IdentityConfig(**config | {"widths": tuple(config["widths"][:9])})
+            return filled(lambda: CompactIdentity(sizes), state, what="compact identity network")
         if architecture != _IR_SE50:
             raise CheckpointError(
                 f"its architecture {architecture!r:.60} is neither {_IR_SE50} nor {_COMPACT}"
             )
-    except (CheckpointError, *DAMAGE) as error:
-        raise CheckpointError(f"{path} holds no usable identity network: {error}; fetch it again") from error
+
     return _ir_se50(path, state)
 
 
-def _from_checkpoint(path: Path) -> IdentityNetwork:
-    with open_checkpoint(path) as file:
-        return _ir_se50(path, file.state(file.weights))
+def _from_checkpoint(file: Checkpoint) -> IdentityNetwork:
+    return _ir_se50(file.path, file.state(file.weights))
 
 
 def _ir_se50(path: Path, state: dict[str, Tensor]) -> IdentityNetwork:
-    prefixes = ("facenet.", "module.", "")
-    prefix = next(
-        prefix for prefix in prefixes if any(name.startswith(prefix) for name in state) or not prefix
-    )
-    try:
-        return IdentityNetwork.from_state({name.removeprefix(prefix): value for name, value in state.items()})
-    except (CheckpointError, *DAMAGE) as error:
-        raise CheckpointError(f"{path}: {error}; give ArcFace's model_ir_se50.pth") from error
+    # StyleCLIP's loss holds the network as ``facenet``, DataParallel any as ``module``
+    prefix = next((each for each in ("facenet.", "module.") if any(n.startswith(each) for n in state)), "")
+    named = {name.removeprefix(prefix): value for name, value in state.items()}
+
+    with refusing(str(path), "give ArcFace's model_ir_se50.pth"):
+        return filled(IdentityNetwork, named, what="IR-SE50 identity network")
 
 
 def save_identity(network: IdentityNetwork | CompactIdentity, path: str | Path) -> None:
     """Write an identity network as safetensors; the weights of a compact one in float16."""
-    state = network.state_dict()
     if isinstance(network, IdentityNetwork):
-        write_state(path, state, {"format": _FORMAT})
-        return
-    half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    config = json.dumps({"architecture": _COMPACT, **asdict(network.config)})
-    write_state(path, half, {"format": _FORMAT, "config": config})
-
-
-def _conv(before: int, after: int, *, stride: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU())
+        save_network(network, path, _FORMAT)
+    else:
+        config = {"architecture": _COMPACT, **asdict(network.config)}
+        save_network(network, path, _FORMAT, config, half=True)

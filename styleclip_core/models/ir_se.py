@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from styleclip_core.models.network import Network
+
 _UNITS = ((64, 64, 3), (64, 128, 4), (128, 256, 14), (256, 512, 3))
 
 
@@ -55,7 +57,7 @@ class Bottleneck(nn.Module):
         return out
 
 
-class IRSE50(nn.Module):
+class IRSE50(Network):
     """The backbone: 24 units in four stages of 64, 128, 256 and 512 channels."""
 
     def __init__(self) -> None:

@@ -15,26 +15,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from styleclip_core.errors import CheckpointError
-from styleclip_core.files.checkpoint import (
-    DAMAGE,
-    file_sha256,
-    guarded,
-    is_safetensors,
-    open_checkpoint,
-    read_state,
-    write_state,
-)
-from styleclip_core.models.stylegan2 import load_exactly
+from styleclip_core.files.checkpoint import Checkpoint, read_state
+from styleclip_core.models.network import Network, filled
+from styleclip_core.models.weights import read_network, refusing, save_network
 
 Variant = Literal["alex", "vgg"]
 _FORMAT = "styleclip-perceptual-1"
+_REMEDY = "give torchvision's alexnet-owt-7be5be79.pth or vgg16-397923af.pth"
 _HEADS = Path(__file__).with_name("lpips_heads.safetensors")
 _TAPS: dict[Variant, tuple[int, ...]] = {"alex": (1, 4, 7, 9, 11), "vgg": (3, 8, 15, 22, 29)}
 _CHANNELS: dict[Variant, tuple[int, ...]] = {
@@ -47,12 +41,11 @@ _FIRST: dict[tuple[int, ...], Variant] = {(64, 3, 11, 11): "alex", (64, 3, 3, 3)
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
-class PerceptualDistance(nn.Module):
-    """LPIPS; weights are random until a state is loaded.
+class PerceptualDistance(Network):
+    """LPIPS.
 
     Attributes:
         variant: ``"alex"``, closest to what people say, or ``"vgg"``, as most inversion losses use.
-        fingerprint: SHA-256 of the weights file, set by the loader.
     """
 
     shift: Tensor
@@ -61,7 +54,6 @@ class PerceptualDistance(nn.Module):
     def __init__(self, variant: Variant) -> None:
         super().__init__()
         self.variant = variant
-        self.fingerprint = ""
         self.features = _alexnet() if variant == "alex" else _vgg16()
         self.heads = nn.ParameterList(nn.Parameter(torch.rand(count)) for count in _CHANNELS[variant])
         with torch.device("cpu"):  # constants, also where the weights are still to come
@@ -103,18 +95,6 @@ class PerceptualDistance(nn.Module):
                 found.append(F.normalize(x, dim=1, eps=1e-10))
         return found
 
-    @classmethod
-    def from_state(cls, variant: Variant, state: dict[str, Tensor]) -> Self:
-        """Build a network in evaluation mode from ``features.*`` and ``heads.*``.
-
-        Raises:
-            CheckpointError: If a tensor is missing, left over, of another shape or not finite.
-        """
-        with torch.device("meta"):
-            network = cls(variant)
-        load_exactly(network, state, what=f"perceptual network ({variant})")
-        return network.eval().requires_grad_(False)
-
 
 def _alexnet() -> nn.Sequential:
     return nn.Sequential(
@@ -149,44 +129,37 @@ def load_perceptual(path: str | Path, device: str | torch.device = "cpu") -> Per
     Raises:
         CheckpointError: If the file is missing, damaged, hostile or of another architecture.
     """
-    path = Path(path)
-    with guarded(path):
-        network = _from_safetensors(path) if is_safetensors(path) else _from_checkpoint(path)
-    network.fingerprint = file_sha256(path)
-    return network.to(device)
+    return read_network(path, device, ours=_from_safetensors, theirs=_from_checkpoint)
 
 
-def _from_safetensors(path: Path) -> PerceptualDistance:
-    state, metadata = read_state(path)
-    try:
+def _from_safetensors(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> PerceptualDistance:
+    with refusing(f"{path} holds no usable perceptual network", _REMEDY):
         variant = json.loads(metadata["config"])["variant"]
         if metadata.get("format") != _FORMAT or variant not in get_args(Variant):
             raise CheckpointError(f"it has the format {metadata.get('format')!r:.60}, expected {_FORMAT}")
-        return PerceptualDistance.from_state(variant, state)
-    except (CheckpointError, *DAMAGE) as error:
-        raise CheckpointError(f"{path} holds no usable perceptual network: {error}; {_REMEDY}") from error
+        return _fill(variant, state)
 
 
-def _from_checkpoint(path: Path) -> PerceptualDistance:
-    with open_checkpoint(path) as file:
-        state = file.state(file.weights, "features.")
+def _from_checkpoint(file: Checkpoint) -> PerceptualDistance:
+    state = file.state(file.weights, "features.")
     first = state.get("0.weight")
     variant = None if first is None else _FIRST.get(tuple(first.shape))
     if variant is None:
-        raise CheckpointError(f"{path} is neither torchvision's AlexNet nor its VGG16; {_REMEDY}")
+        raise CheckpointError(f"{file.path} is neither torchvision's AlexNet nor its VGG16; {_REMEDY}")
+
+    # the published file ends in a classifier; LPIPS's heads stand in its place
     heads, _ = read_state(_HEADS)
     whole = {f"features.{name}": tensor for name, tensor in state.items()}
     whole |= {f"heads.{index}": heads[f"{variant}.{index}"] for index in range(len(_CHANNELS[variant]))}
-    try:
-        return PerceptualDistance.from_state(variant, whole)
-    except (CheckpointError, *DAMAGE) as error:
-        raise CheckpointError(f"{path}: {error}; {_REMEDY}") from error
+
+    with refusing(str(file.path), _REMEDY):
+        return _fill(variant, whole)
 
 
-_REMEDY = "give torchvision's alexnet-owt-7be5be79.pth or vgg16-397923af.pth"
+def _fill(variant: Variant, state: dict[str, Tensor]) -> PerceptualDistance:
+    return filled(lambda: PerceptualDistance(variant), state, what=f"perceptual network ({variant})")
 
 
 def save_perceptual(network: PerceptualDistance, path: str | Path) -> None:
     """Write backbone and heads as one safetensors file."""
-    config = json.dumps({"variant": network.variant})
-    write_state(path, network.state_dict(), {"format": _FORMAT, "config": config})
+    save_network(network, path, _FORMAT, {"variant": network.variant})

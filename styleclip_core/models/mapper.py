@@ -9,7 +9,6 @@ Shapes: B batch, L rows of w_plus, W w_dim, C channels of one style layer.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -20,17 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from styleclip_core.errors import CheckpointError, LayoutMismatchError
-from styleclip_core.files.checkpoint import (
-    DAMAGE,
-    Checkpoint,
-    file_sha256,
-    guarded,
-    is_safetensors,
-    open_checkpoint,
-    read_state,
-    write_state,
-)
-from styleclip_core.models.stylegan2 import FullyConnected, load_exactly
+from styleclip_core.files.checkpoint import Checkpoint
+from styleclip_core.models.network import Network, filled
+from styleclip_core.models.stylegan2 import FullyConnected
+from styleclip_core.models.weights import read_network, refusing, save_network
 from styleclip_core.style_space import StyleCode
 
 _FORMAT = "styleclip-mapper-1"
@@ -74,16 +66,12 @@ class _Network(nn.Module):
         return step
 
 
-class Mapper(nn.Module):
-    """A latent mapper; weights are random until a state is loaded.
-
-    Attributes:
-        fingerprint: SHA-256 of the weights file, set by the loader.
-    """
+class Mapper(Network):
+    """A latent mapper."""
 
     def __init__(self, config: MapperConfig) -> None:
         super().__init__()
-        self.config, self.fingerprint = config, ""
+        self.config = config
         if config.kind == "single":
             self.mapping = _Network(config.w_dim)
         elif config.kind == "levels":
@@ -158,10 +146,8 @@ class Mapper(nn.Module):
             CheckpointError: If the names are of no mapper, or a tensor is missing, left over, of another
                 shape or not finite.
         """
-        with torch.device("meta"):
-            mapper = cls(_infer_config(state))
-        load_exactly(mapper, state, what="latent mapper")
-        return mapper.eval().requires_grad_(False)
+        config = _infer_config(state)
+        return filled(lambda: cls(config), state, what="latent mapper")
 
 
 def _infer_config(state: Mapping[str, Tensor]) -> MapperConfig:
@@ -196,24 +182,22 @@ def load_mapper(path: str | Path, device: str | torch.device = "cpu") -> Mapper:
     Raises:
         CheckpointError: If the file is missing, damaged, hostile or no mapper.
     """
-    path = Path(path)
-    with guarded(path):
-        if is_safetensors(path):
-            state, _ = read_state(path)
-        else:
-            with open_checkpoint(path) as file:
-                state = _mapper_state(file)
-        try:
-            mapper = Mapper.from_state(state)
-        except (CheckpointError, *DAMAGE) as error:
-            raise CheckpointError(f"{path}: {error}; give a latent mapper's checkpoint") from error
-    mapper.fingerprint = file_sha256(path)
-    return mapper.to(device)
+    return read_network(
+        path,
+        device,
+        ours=lambda path, state, _: _build(path, state),
+        theirs=lambda file: _build(file.path, _mapper_state(file)),
+    )
 
 
 def save_mapper(mapper: Mapper, path: str | Path) -> None:
     """Write a mapper as safetensors."""
-    write_state(path, mapper.state_dict(), {"format": _FORMAT, "config": json.dumps(asdict(mapper.config))})
+    save_network(mapper, path, _FORMAT, asdict(mapper.config))
+
+
+def _build(path: Path, state: dict[str, Tensor]) -> Mapper:
+    with refusing(str(path), "give a latent mapper's checkpoint"):
+        return Mapper.from_state(state)
 
 
 def _mapper_state(file: Checkpoint) -> dict[str, Tensor]:

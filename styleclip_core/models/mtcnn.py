@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from styleclip_core.errors import CheckpointError
 from styleclip_core.faces import Face
-from styleclip_core.files.checkpoint import file_sha256, open_checkpoint, read_state, write_state
-from styleclip_core.models.stylegan2 import load_exactly
+from styleclip_core.files.checkpoint import file_sha256, read_state
+from styleclip_core.models.network import Network, filled
 
-_FORMAT = "styleclip-mtcnn-1"
+FORMAT = "styleclip-mtcnn-1"
 _WINDOW, _STRIDE, _PYRAMID = 12, 2, 0.709  # side of P-net's window, its step, ratio of two levels
 _CROPS_AT_ONCE = 512
 
@@ -107,13 +107,12 @@ class _ONet(nn.Module):
         return self.dense6_1(x).softmax(dim=1)[:, 1], self.dense6_2(x), self.dense6_3(x)
 
 
-class Mtcnn(nn.Module):
-    """A ``LandmarkDetector``; weights are random until a state is loaded."""
+class Mtcnn(Network):
+    """Finds faces and their five landmarks."""
 
     def __init__(self, settings: DetectionSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.fingerprint = ""
         self.pnet, self.rnet, self.onet = _PNet(), _RNet(), _ONet()
 
     @torch.no_grad()
@@ -261,26 +260,12 @@ def load_face_detector(
         CheckpointError: If the file is missing, damaged or no face detector.
     """
     state, metadata = read_state(path)
-    if metadata.get("format") != _FORMAT:
+    if metadata.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} is no face detector of this project (format {metadata.get('format')!r}, expected "
-            f"{_FORMAT!r}); give the file that convert_facenet_weights wrote"
+            f"{FORMAT!r}); give the file that data/world/face_detector.py writes"
         )
-    detector = Mtcnn(settings)
-    load_exactly(detector, state, what="face detector")
+
+    detector = filled(lambda: Mtcnn(settings), state, what="face detector")
     detector.fingerprint = file_sha256(path)
-    return detector.to(device).eval().requires_grad_(False)
-
-
-def convert_facenet_weights(folder: str | Path, path: str | Path) -> None:
-    """Join ``pnet.pt``, ``rnet.pt`` and ``onet.pt`` of a facenet-pytorch wheel to one safetensors file.
-
-    Raises:
-        CheckpointError: If one of them is missing, damaged or of another architecture.
-    """
-    state: dict[str, Tensor] = {}
-    for name in ("pnet", "rnet", "onet"):
-        with open_checkpoint(Path(folder) / f"{name}.pt") as file:
-            state |= {f"{name}.{key}": tensor for key, tensor in file.state(file.content).items()}
-    load_exactly(Mtcnn(DetectionSettings()), state, what="face detector")
-    write_state(path, state, {"format": _FORMAT})
+    return detector.to(device)

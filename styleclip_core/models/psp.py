@@ -8,25 +8,26 @@ Shapes: B batch, L rows of w_plus, H W pixels. Images are in -1..1.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from styleclip_core.errors import CheckpointError
-from styleclip_core.files.checkpoint import Checkpoint, is_array, write_state
+from styleclip_core.files.checkpoint import Checkpoint, is_array
 from styleclip_core.files.values import Record
 from styleclip_core.models import rosinality
 from styleclip_core.models.checkpoints import generator_from_rosinality
 from styleclip_core.models.ir_se import IRSE50
-from styleclip_core.models.stylegan2 import FullyConnected, load_exactly
+from styleclip_core.models.network import filled
+from styleclip_core.models.stylegan2 import FullyConnected
+from styleclip_core.models.weights import refusing, save_network
 
 FORMAT = "styleclip-psp-1"
 Kind = Literal["e4e", "psp"]
@@ -85,17 +86,13 @@ class StyleHead(nn.Module):
 
 
 class PspEncoder(IRSE50):
-    """A pSp or e4e encoder; weights are random until a state is loaded.
-
-    Attributes:
-        fingerprint: SHA-256 of the weights file, set by the loader.
-    """
+    """A pSp or e4e encoder."""
 
     latent_avg: Tensor
 
     def __init__(self, config: PspConfig) -> None:
         super().__init__()
-        self.config, self.fingerprint = config, ""
+        self.config = config
         self.styles = nn.ModuleList(
             StyleHead(int(math.log2(16 if row < _MIDDLE_FROM else 32 if row < _FINE_FROM else 64)))
             for row in range(config.num_ws)
@@ -139,22 +136,19 @@ class PspEncoder(IRSE50):
             rows = [rows[0], *(rows[0] + row for row in rows[1:])]
         return torch.stack(rows, dim=1)
 
-    @classmethod
-    def from_state(cls, config: PspConfig, state: dict[str, Tensor]) -> Self:
-        """Build an encoder in evaluation mode; ``state`` holds ``latent_avg`` too.
 
-        Raises:
-            CheckpointError: If a tensor is missing, left over, of another shape or not finite.
-        """
-        with torch.device("meta"):
-            encoder = cls(config)
-        load_exactly(encoder, state, what=f"{config.kind} encoder")
-        return encoder.eval().requires_grad_(False)
+def fill_psp(config: PspConfig, state: Mapping[str, Tensor]) -> PspEncoder:
+    """Build an encoder around its weights, ``latent_avg`` among them.
+
+    Raises:
+        CheckpointError: If a tensor is missing, left over, of another shape or not finite.
+    """
+    return filled(lambda: PspEncoder(config), state, what=f"{config.kind} encoder")
 
 
 def save_psp(encoder: PspEncoder, path: str | Path) -> None:
     """Write a published encoder as safetensors."""
-    write_state(path, encoder.state_dict(), {"format": FORMAT, "config": json.dumps(asdict(encoder.config))})
+    save_network(encoder, path, FORMAT, asdict(encoder.config))
 
 
 def read_psp(file: Checkpoint, kind: Kind | None = None) -> PspEncoder:
@@ -191,10 +185,8 @@ def read_psp(file: Checkpoint, kind: Kind | None = None) -> PspEncoder:
     cars = _word(options.get("dataset_type")).startswith("cars")
     config = PspConfig(kind=kind or _kind(file, options), num_ws=max(heads) + 1, height=192 if cars else 256)
     state["latent_avg"] = _average(file, content, names, options, config)
-    try:
-        return PspEncoder.from_state(config, state)
-    except CheckpointError as error:
-        raise CheckpointError(f"{file.path}: {error}; fetch it again") from error
+    with refusing(str(file.path)):
+        return fill_psp(config, state)
 
 
 def _kind(file: Checkpoint, options: Mapping[str, object]) -> Kind:

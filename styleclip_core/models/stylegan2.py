@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from styleclip_core.errors import CheckpointError, LayoutMismatchError
+from styleclip_core.models.network import Network, filled
 from styleclip_core.style_space import StyleCode, StyleLayer, StyleLayout
 
 Noise = Literal["const", "random", "none"]
@@ -326,8 +327,8 @@ class SynthesisState:
         return SynthesisState(self.next_layer, self.features[index], image)
 
 
-class Generator(nn.Module):
-    """A StyleGAN2 generator; weights are random until a state is loaded into it."""
+class Generator(Network):
+    """A StyleGAN2 generator."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -335,7 +336,6 @@ class Generator(nn.Module):
         self.mapping = MappingNetwork(config)
         self.synthesis = SynthesisNetwork(config)
         self.layout = StyleLayout(tuple(self._style_layers()))
-        self.fingerprint = ""  # content hash of the weights file, set by the loader
 
     @property
     def num_ws(self) -> int:
@@ -481,10 +481,7 @@ class Generator(nn.Module):
         Raises:
             CheckpointError: If a tensor is missing, left over or of another shape.
         """
-        with torch.device("meta"):  # no memory and no random numbers for weights that are replaced
-            generator = cls(config)
-        load_exactly(generator, state, what="StyleGAN2 generator")
-        return generator.eval().requires_grad_(False)
+        return filled(lambda: cls(config), state, what="StyleGAN2 generator")
 
     def modulated(self, layer: StyleLayer) -> ModulatedConv:
         """Return the part of the network that a style layer names."""
@@ -516,54 +513,6 @@ class Generator(nn.Module):
                     f"b{resolution}.{name}", resolution, channels, ws_index + offset, name == "torgb"
                 )
             ws_index += len(names) - 1  # toRGB shares its row with the next block's conv0
-
-
-def load_exactly(module: nn.Module, state: dict[str, Tensor], *, what: str) -> None:
-    """Put ``state`` in the place of all tensors of ``module``, refusing any difference in names or shapes.
-
-    Floating-point tensors become float32. The module may lie on the meta device.
-
-    Raises:
-        CheckpointError: With the first few names that are missing, left over, of another shape or of
-            another kind of number, or that hold a value which is no finite number.
-    """
-    expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
-    missing = sorted(expected.keys() - state.keys())
-    unexpected = sorted(state.keys() - expected.keys())
-    reshaped = [
-        f"{name}: {list(state[name].shape)} instead of {list(shape)}"
-        for name, shape in expected.items()
-        if name in state and state[name].shape != shape
-    ]
-    retyped = [
-        f"{name}: {state[name].dtype} instead of {tensor.dtype}"
-        for name, tensor in module.state_dict().items()
-        if name in state and state[name].is_floating_point() != tensor.is_floating_point()
-    ]
-    problems = [
-        f"{label} {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
-        for label, names in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("shape", reshaped),
-            ("type", retyped),
-        )
-        if names
-    ]
-    if problems:
-        raise CheckpointError(f"weights do not fit the {what}: {'; '.join(problems)}")
-    tensors = {
-        name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()
-    }
-    broken = [name for name, tensor in tensors.items() if not is_finite(tensor)]
-    if broken:
-        raise CheckpointError(f"weights of the {what} are not finite: {', '.join(broken[:4])}")
-    module.load_state_dict(tensors, assign=True)
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Return whether all elements are finite numbers; a finite sum says so without a copy."""
-    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
 def _normalize_second_moment(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from styleclip_core.errors import FaceError, LandmarksError, NoFaceError, StyleCLIPError
-from styleclip_core.faces import Face, FaceQuad, align_face, paste_face, paste_faces, quad_from_landmarks
+from styleclip_core.faces import Face, FaceQuad, align_face, paste_faces, quad_from_landmarks
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 # eyes 40 px apart, mouth 50 px below: half a side is max(2 * 40, 1.8 * 50) = 90 px
@@ -114,7 +114,7 @@ def test_an_unedited_face_goes_back_where_it_was(seed, angle, shift, output):
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     landmarks = (FRONTAL - centre) @ turn.T + (150, 150) + shift
     aligned = align_face(photograph, landmarks, output_size=output)
-    pasted = np.asarray(paste_face(photograph, aligned.image, aligned.quad))
+    pasted = np.asarray(paste_faces(photograph, [(aligned.image, aligned.quad)]))
     inside = weight_inside(aligned.quad, photograph.size)
     before = np.asarray(photograph)
     assert np.array_equal(pasted[inside <= 0], before[inside <= 0])
@@ -137,7 +137,7 @@ def test_a_shrunk_face_goes_back_without_a_shift(shrink):
     before = np.asarray(photograph)
 
     def error(quad: FaceQuad) -> float:
-        return psnr(np.asarray(paste_face(photograph, aligned.image, quad))[inside], before[inside])
+        return psnr(np.asarray(paste_faces(photograph, [(aligned.image, quad)]))[inside], before[inside])
 
     assert error(aligned.quad) > 42
     assert error(nominal) < error(aligned.quad) - 1.5
@@ -147,7 +147,7 @@ def test_an_edit_fades_out_before_the_edge():
     photograph = Image.new("RGB", (260, 260), (100, 100, 100))
     quad = quad_from_landmarks(FRONTAL + 20)
     red = Image.new("RGB", (64, 64), (200, 100, 100))
-    pasted = np.asarray(paste_face(photograph, red, quad, feather=0.1))
+    pasted = np.asarray(paste_faces(photograph, [(red, quad)], feather=0.1))
     inside = weight_inside(quad, photograph.size)
     assert (pasted[inside <= 0] == 100).all()
     assert (pasted[inside >= 0.1, 0] == 200).all()
@@ -158,9 +158,8 @@ def test_an_edit_fades_out_before_the_edge():
 def test_a_fine_face_is_antialiased_when_it_shrinks():
     stripes = np.zeros((700, 700, 3), np.uint8)
     stripes[:, ::2] = 255  # far finer than the photograph can show: grey there, not stripes
-    pasted = paste_face(
-        Image.new("RGB", (260, 260)), Image.fromarray(stripes), quad_from_landmarks(FRONTAL + 20)
-    )
+    quad = quad_from_landmarks(FRONTAL + 20)
+    pasted = paste_faces(Image.new("RGB", (260, 260)), [(Image.fromarray(stripes), quad)])
     middle = np.asarray(pasted)[100:140, 100:140]
     assert np.abs(middle.astype(int) - 127).max() <= 4
 
@@ -169,7 +168,7 @@ def test_a_quad_beyond_the_photograph_changes_only_what_is_there():
     photograph = smooth(5, size=(120, 110))
     aligned = align_face(photograph, FRONTAL - (60, 40), output_size=96)
     assert aligned.padded
-    pasted = paste_face(photograph, Image.new("RGB", (96, 96), "red"), aligned.quad)
+    pasted = paste_faces(photograph, [(Image.new("RGB", (96, 96), "red"), aligned.quad)])
     inside = weight_inside(aligned.quad, photograph.size)
     assert pasted.size == photograph.size
     assert (np.asarray(pasted)[inside >= 0.1] == (255, 0, 0)).all()
@@ -257,9 +256,9 @@ def test_wrong_arguments_are_value_errors():
     with pytest.raises(ValueError, match="must be positive"):
         align_face(photograph, FRONTAL, output_size=0)
     with pytest.raises(ValueError, match="must be RGB, got RGB, L"):
-        paste_face(photograph, grey, quad)
+        paste_faces(photograph, [(grey, quad)])
     with pytest.raises(ValueError, match="feather"):
-        paste_face(photograph, photograph, quad, feather=0)
+        paste_faces(photograph, [(photograph, quad)], feather=0)
 
 
 def test_the_form_is_read_off_the_points_and_errors_are_ours():

@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from data.world.face_detector import join_facenet_weights
 from styleclip_core.errors import CheckpointError
 from styleclip_core.faces import align_face
-from styleclip_core.models.checkpoints import read_state, write_state
-from styleclip_core.models.mtcnn import DetectionSettings, Mtcnn, convert_facenet_weights, load_face_detector
+from styleclip_core.files.checkpoint import read_state, write_state
+from styleclip_core.models.mtcnn import DetectionSettings, Mtcnn, load_face_detector
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT / "data" / "weights" / "face_detector.safetensors"
@@ -122,8 +123,8 @@ def test_other_weights_are_refused_by_name(tmp_path):
 def test_weights_of_the_wheel_convert_to_the_same_detector(tmp_path, detector):
     for part in ("pnet", "rnet", "onet"):
         torch.save(getattr(detector, part).state_dict(), tmp_path / f"{part}.pt")
-    convert_facenet_weights(tmp_path, tmp_path / "joined.safetensors")
+    join_facenet_weights(tmp_path, tmp_path / "joined.safetensors")
     assert load_face_detector(tmp_path / "joined.safetensors").fingerprint == detector.fingerprint
     (tmp_path / "onet.pt").write_bytes((tmp_path / "rnet.pt").read_bytes())
     with pytest.raises(CheckpointError, match="face detector"):
-        convert_facenet_weights(tmp_path, tmp_path / "wrong.safetensors")
+        join_facenet_weights(tmp_path, tmp_path / "wrong.safetensors")

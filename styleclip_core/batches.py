@@ -32,6 +32,7 @@ class Batches:
         """
         if size < 1:
             raise ValueError(f"a batch holds at least one item, got {size}")
+
         fitting = size if free is None or not bytes_per_item else int(_USABLE * free) // bytes_per_item
         self.size = max(1, min(size, fitting))
 
@@ -43,16 +44,19 @@ class Batches:
         """
         while len(items):
             batch = items[: self.size]
+
             try:
                 done = work(batch)
             except torch.OutOfMemoryError:
                 if len(batch) == 1:
                     raise
+                # half of what failed, and it stays so: memory that was too small will not have grown
                 self.size = len(batch) // 2
             else:
                 yield batch, done
                 items = items[len(batch) :]
                 continue
+
             # outside the handler: the error's traceback holds the tensors that did not fit
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

@@ -57,12 +57,14 @@ def identify(path: str | Path) -> Kind:
     Raises:
         CheckpointError: If the file is missing, damaged, hostile or holds none of ``KINDS``.
     """
+    # ours says what it is
     if is_safetensors(path):
         named = str(read_header(path).get("format", ""))
         kind = "encoder" if named == psp.FORMAT else named.removeprefix("styleclip-").rpartition("-")[0]
         if kind in KINDS:
             return kind
         raise _unknown(path)
+
     with open_checkpoint(path) as file:
         if nvidia.find_generator(file) is not None:
             return "generator"
@@ -71,7 +73,10 @@ def identify(path: str | Path) -> Kind:
             return "clip"
         if not isinstance(weights, dict):
             raise _unknown(path)
+
         names = [str(name) for name in weights]
+
+    # from the surest name to the vaguest: an encoder's or mapper's file holds a generator too
     if "text_projection" in names:
         return "clip"
     if any(name.startswith(_MAPPER_NAMES) for name in names):
@@ -82,9 +87,11 @@ def identify(path: str | Path) -> Kind:
         return "identity"
     if "features.0.weight" in names:
         return "perceptual"
+
     known = dict.fromkeys(names)
     if "g_ema" in known or "synthesis.b4.const" in known or rosinality.looks_like_rosinality(known):
         return "generator"
+
     raise _unknown(path)
 
 
@@ -106,6 +113,8 @@ def convert(
     """
     target = Path(target)
     found = kind or identify(source)
+
+    # rosinality's form, for other projects' code; everything else here reads the safetensors
     if target.suffix == ".pt" and found == "generator":
         generator = load_generator(source)
         export_rosinality(generator, target)
@@ -121,9 +130,12 @@ def convert(
             f"cannot write a {found} to {target}: the target of a conversion ends in .safetensors, for "
             "generators also in .pt"
         )
+
+    # written last: the note says what is there, never what was going to be
     done = Conversion(found, digest, file_sha256(target), description)
     with written_aside(target.with_suffix(".json")) as aside:
         aside.write_text(json.dumps(_record(done), indent=2, sort_keys=True) + "\n")
+
     return done
 
 

@@ -49,6 +49,8 @@ def embedding_basis(
     drawn = Batches(batch_size).run(
         torch.arange(codes.batch_size), lambda part: embed_images(generator.synthesize(codes.select(part)))
     )
+
+    # around their mean: what all images of a generator have in common is no direction of an edit
     embedded = torch.cat([found for _, found in drawn]).double()
     rows: Tensor = torch.linalg.svd(embedded - embedded.mean(dim=0), full_matrices=False)[2][:count]
     return rows.float().cpu()

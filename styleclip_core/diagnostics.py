@@ -85,10 +85,12 @@ def find_channel(layout: StyleLayout, name: str) -> Channel:
     """
     layer, _, number = name.rpartition(".")
     slices = layout.editable_slices
+    # int() alone would take "-1" and "1_0" too
     if layer in slices and number.isdecimal():
         place = slices[layer].start + int(number)
         if place < slices[layer].stop:
             return Channel(layer, int(number), place, 0.0)
+
     widths = ", ".join(f"{each} ({part.stop - part.start})" for each, part in slices.items())
     raise LayoutMismatchError(
         f"no editable style channel is called {name!r}; give layer and number, as b4.conv1.0; there are "
@@ -118,11 +120,16 @@ def step_similarity(steps: Sequence[Tensor]) -> Tensor:
     Args:
         steps: For every edit its steps in style space, ``[B, M]``, of the same images in the same order.
     """
+    # in float64: a mean of many cosines near 1 is compared with a threshold near 1
     unit = torch.stack([F.normalize(each.double(), dim=1) for each in steps])  # [K, B, M]
+
     found = torch.einsum("abm,cbm->ac", unit, unit) / unit.shape[1]
     count = unit.shape[1]
+
+    # pairs of different images only: with itself an image agrees, which says nothing of the edit
     own = unit.square().sum(dim=2).sum(dim=1)  # 1 for every image that moved at all
     between = (unit.sum(dim=1).square().sum(dim=1) - own) / max(count * (count - 1), 1)
+
     diagonal = between if count > 1 else torch.full_like(between, torch.nan)
     return (found - found.diag().diag() + diagonal.diag()).float()
 
@@ -145,6 +152,7 @@ def channel_images(
         style = codes[channel.layer].clone()
         style[:, channel.channel] += sigma * std
         drawn.append(generator.synthesize(codes.replace(channel.layer, style)))
+
     return torch.stack(drawn, dim=1)
 
 

@@ -51,6 +51,7 @@ class ChannelSelection:
     def __post_init__(self) -> None:
         if (self.beta is None) == (self.top_k is None):
             raise ValueError(f"give beta or top_k, one of them; got beta={self.beta}, top_k={self.top_k}")
+
         if self.beta is not None and not 0 <= self.beta <= 1:
             raise ValueError(f"beta is a threshold on |relevance| from 0 to 1, got {self.beta}")
         if self.top_k is not None and self.top_k < 1:
@@ -113,12 +114,15 @@ def editable_mask(layout: StyleLayout, include: Sequence[str], exclude: Sequence
         LayoutMismatchError: If a pattern matches no layer: a misspelt mask must not pass for an edit.
     """
     names = [layer.name for layer in layout.editable]
+    # checked before use: a mask that matches nothing would leave all channels in, or none
     for pattern in (*include, *exclude):
         if not any(fnmatchcase(name, pattern) for name in names):
             raise LayoutMismatchError(
                 f"layer pattern {pattern!r} matches no editable layer; there are {', '.join(names)}"
             )
+
     mask = torch.zeros(layout.num_editable, dtype=torch.bool)
+
     for name, part in layout.editable_slices.items():
         wanted = not include or any(fnmatchcase(name, pattern) for pattern in include)
         mask[part] = wanted and not any(fnmatchcase(name, pattern) for pattern in exclude)
@@ -146,8 +150,11 @@ def style_direction(
     """
     relevance = table.relevance(text_direction)
     kept = _kept(table.layout, relevance, std, selection)
+
     if selection.weights == "relevance":
         return _direction(table.layout, relevance, relevance, kept, std)
+
+    # least squares over the channels that relevance chose: a prompt edits the same ones either way
     weights = torch.zeros_like(relevance)
     weights[kept] = least_squares(table.direction[kept], text_direction)
     return _direction(table.layout, relevance, weights, kept, std)
@@ -185,6 +192,7 @@ def least_squares(rows: Tensor, text_direction: Tensor) -> Tensor:
     few, text = rows.double(), text_direction.to(rows.device, torch.float64)
     size = few.square().sum(dim=1)
     light = few / ((1 - size).clamp(min=0) + _RIDGE * size.sum())[:, None]
+
     # (R R' + P)^-1 R t = P^-1 R (1 + R' P^-1 R)^-1 t: thousands of channels, hundreds of dimensions
     inner = torch.eye(few.shape[1], dtype=few.dtype, device=few.device) + few.T @ light
     weights: Tensor = light @ torch.linalg.solve(inner, text)
@@ -198,14 +206,18 @@ def _kept(layout: StyleLayout, relevance: Tensor, std: Tensor, selection: Channe
             f"the layout has {layout.num_editable} channels, their deviations {list(std.shape)}, their "
             f"relevance {list(relevance.shape)}"
         )
+
     allowed = editable_mask(layout, selection.include, selection.exclude)
     size = torch.where(allowed, relevance.abs(), torch.zeros_like(relevance))
+
     if selection.beta is not None:
         kept = (size >= selection.beta) & (size > 0)
     else:
         ranked = size.argsort(descending=True, stable=True)[: selection.top_k]
         kept = torch.zeros_like(allowed)
         kept[ranked] = size[ranked] > 0
+
+    # an edit of no channel would leave every image as it was, and the run would look like a success
     if not kept.any():
         strongest, (layer, channel) = size.max().item(), layout.channel_of(int(size.argmax()))
         wanted = f"beta={selection.beta:g}" if selection.beta is not None else "a relevance above 0"
@@ -213,6 +225,7 @@ def _kept(layout: StyleLayout, relevance: Tensor, std: Tensor, selection: Channe
             f"no style channel reaches {wanted}: the largest |relevance| is {strongest:.3f}, at "
             f"{layer}[{channel}]; give beta <= {strongest:.3f} or prompts that differ more"
         )
+
     return kept
 
 
@@ -220,8 +233,10 @@ def _direction(
     layout: StyleLayout, relevance: Tensor, weights: Tensor, kept: Tensor, std: Tensor
 ) -> StyleDirection:
     """Return the direction of weights ``[N]``, of which the largest becomes 1."""
+    # the published normalization: alpha counts deviations of the channel that matters most
     strongest = weights[kept].abs().max()
     delta = torch.where(kept, weights / strongest * std.to(weights), torch.zeros_like(weights))
+
     slices = layout.editable_slices
     layers = tuple(name for name, part in slices.items() if kept[part].any())
     return StyleDirection(delta, relevance, int(kept.sum()), layers)
@@ -236,5 +251,6 @@ def beta_for(layout: StyleLayout, relevance: Tensor, selection: ChannelSelection
         LayoutMismatchError: If a layer pattern does not fit the layout.
     """
     allowed = editable_mask(layout, selection.include, selection.exclude)
+    # beta is compared with >=, so the size of the last channel itself lets in exactly so many
     size = relevance.abs()[allowed].sort(descending=True).values
     return size[channels - 1].item() if channels <= len(size) else 0.0

@@ -68,9 +68,12 @@ class FaceQuad:
         corners = self.corners
         if corners.shape != (4, 2) or not np.isfinite(corners).all():
             raise FaceError(f"a quad has four finite corners [4, 2], got {_brief(corners)}")
+
         slant = np.abs(corners[0] + corners[2] - corners[1] - corners[3]).max()
         if slant > 1e-3 * max(self.size, 1.0):
             raise FaceError(f"the quad {_brief(corners)} is no parallelogram; give one that alignment made")
+
+        # landmarks as fractions of the photograph, from other tools, come out as a face of no size
         if not self.size >= _MIN_SIDE:
             raise FaceError(
                 f"the face is {self.size:.3g} pixels wide; landmarks and quads are in pixels of the "
@@ -132,14 +135,17 @@ def check_landmarks(landmarks: npt.ArrayLike) -> np.ndarray:
         points = np.array(landmarks, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise LandmarksError(f"landmarks must be numbers [68, 2] or [5, 2]: {error}") from error
+
     if points.shape not in ((68, 2), (5, 2)):
         raise LandmarksError(
             f"landmarks have the shape {list(points.shape)}; give 68 points in dlib's order, [68, 2], or "
             "eye centres, nose and mouth corners, [5, 2]"
         )
+
     if not np.isfinite(points).all():
         row = int(np.argmin(np.isfinite(points).all(axis=1)))
         raise LandmarksError(f"landmark {row} is {points[row].tolist()}; leave out faces with hidden points")
+
     if np.abs(points).max() > _MAX_COORDINATE:
         raise LandmarksError(
             f"a landmark lies at {np.abs(points).max():.3g}; landmarks are pixels of the photograph"
@@ -163,17 +169,22 @@ def quad_from_landmarks(landmarks: npt.ArrayLike) -> FaceQuad:
         mouth_left, mouth_right = points[_MOUTH_CORNERS, :]
     else:
         eye_left, eye_right, _, mouth_left, mouth_right = points
+
     eyes = (eye_left + eye_right) * 0.5
     eye_to_eye = eye_right - eye_left
     eye_to_mouth = (mouth_left + mouth_right) * 0.5 - eyes
+
+    # along the eyes and across the line to the mouth, together: x of the formula above
     x = eye_to_eye - np.flipud(eye_to_mouth) * [-1, 1]
     length = np.hypot(*x)
     half = max(np.hypot(*eye_to_eye) * 2.0, np.hypot(*eye_to_mouth) * 1.8)
+
     if not length > 1e-9 * max(half, 1.0) or 2 * half < _MIN_SIDE:
         raise LandmarksError(
             f"the landmarks span no face: eyes {np.hypot(*eye_to_eye):.3g} and mouth "
             f"{np.hypot(*eye_to_mouth):.3g} pixels apart; give pixels (x, y), not fractions of the photograph"
         )
+
     x *= half / length
     y = np.flipud(x) * [-1, 1]
     c = eyes + eye_to_mouth * 0.1
@@ -212,6 +223,7 @@ def align_face(
         raise ValueError(
             f"output_size and transform_size must be positive, got {output_size}, {transform_size}"
         )
+
     wanted = quad_from_landmarks(landmarks)
     side = float(np.hypot(*(wanted.corners[3] - wanted.corners[0])))
     _check_place(wanted, image)
@@ -261,6 +273,7 @@ def _check_place(quad: FaceQuad, image: Image.Image) -> None:
             f"the face at {_brief(quad.corners.mean(axis=0))} lies outside the photograph of "
             f"{image.width} x {image.height} pixels; were its landmarks taken from another size?"
         )
+
     if quad.size > _MAX_ENLARGEMENT * max(image.size):
         raise FaceError(
             f"the face is {quad.size:.0f} pixels wide, the photograph {image.width} x {image.height}; "
@@ -279,11 +292,14 @@ def _pad_with_blur(image: Image.Image, pad: list[int], blur: float) -> Image.Ima
     left, top, right, bottom = pad
     pixels = np.pad(np.asarray(image, np.float32), ((top, bottom), (left, right), (0, 0)), "reflect")
     height, width = pixels.shape[:2]
+
     y, x, _ = np.ogrid[:height, :width, :1]
     mask = np.maximum(  # 0 at the border of the photograph, 1 at that of the padding, negative inside
         1 - np.minimum(np.float32(x) / left, np.float32(width - 1 - x) / right),
         1 - np.minimum(np.float32(y) / top, np.float32(height - 1 - y) / bottom),
     )
+
+    # blurred, then faded to the median: a reflection as sharp as the face would look like a second one
     pixels += (_gaussian(pixels, blur) - pixels) * np.clip(mask * 3 + 1, 0, 1)
     pixels += (np.median(pixels, axis=(0, 1)) - pixels) * np.clip(mask, 0, 1)
     return Image.fromarray(np.uint8(np.clip(np.rint(pixels), 0, 255)), "RGB")
@@ -295,6 +311,8 @@ def _gaussian(pixels: np.ndarray, sigma: float) -> np.ndarray:
     offsets = np.arange(-radius, radius + 1)
     weights = np.exp(-0.5 * (offsets / sigma) ** 2)
     kernel = torch.from_numpy((weights / weights.sum()).astype(np.float32))
+
+    # one axis after the other; scipy's gaussian_filter mirrors with the edge pixel, which is "symmetric"
     mirrored = np.pad(pixels, ((radius, radius), (radius, radius), (0, 0)), "symmetric")
     blurred = torch.from_numpy(mirrored).permute(2, 0, 1)[:, None]  # [3, 1, H, W]
     blurred = F.conv2d(blurred, kernel.view(1, 1, -1, 1))
@@ -328,18 +346,26 @@ def paste_faces(
         raise ValueError(f"photograph and faces must be RGB, got {', '.join(modes)}")
     if not 0 < feather <= 0.5:
         raise ValueError(f"feather must be above 0 and at most 0.5, got {feather:g}")
+
     windows = [_Window.around(quad, photograph.size) for _, quad in faces]
+
+    # the fourth power lets the nearer face win soon, and the border between two of them has no step
     total = np.zeros((photograph.height, photograph.width), np.float32)
     for window in windows:
         total[window.part] += window.depth**4
+
     pixels = np.array(photograph)
     change = np.zeros(pixels.shape, np.float32)
+
     for (face, _), window in zip(faces, windows, strict=True):
+        # smoothstep: the edge of a face is seen where brightness has a kink, not only where it jumps
         inside = np.clip(window.depth / feather, 0, 1)
         mask = inside * inside * (3 - 2 * inside)  # [h, w]
+
         weight = window.depth**4
         share = np.divide(weight, total[window.part], out=np.zeros_like(mask), where=weight > 0)
         change[window.part] += (window.draw(face) - pixels[window.part]) * (mask * share)[..., None]
+
     return Image.fromarray(np.rint(pixels + change).clip(0, 255).astype(np.uint8), "RGB")
 
 
@@ -370,9 +396,11 @@ class _Window:
         corners = quad.corners
         first = np.clip(np.floor(corners.min(axis=0)), 0, size).astype(int)
         last = np.maximum(np.clip(np.ceil(corners.max(axis=0)) + 1, 0, size).astype(int), first)
+
         y, x = np.mgrid[first[1] : last[1], first[0] : last[0]]
         place = np.stack([x - corners[0, 0], y - corners[0, 1]])
         u, v = np.tensordot(quad.into_unit_square(), place, axes=1)
+
         depth = np.minimum(np.minimum(u, 1 - u), np.minimum(v, 1 - v)).clip(0)
         return cls(quad, first, depth.astype(np.float32))
 
@@ -386,9 +414,11 @@ class _Window:
         small = (min(face.width, lengths[0]), min(face.height, lengths[1]))
         if small != face.size:
             face = face.resize(small, Image.Resampling.LANCZOS)
+
         rows = self.quad.into_unit_square() * np.array(small)[:, None]
         shift = rows @ (self.first - corners[0] - 0.5)
         affine = (*rows[0].tolist(), float(shift[0]), *rows[1].tolist(), float(shift[1]))
+
         size = (self.depth.shape[1], self.depth.shape[0])
         drawn = face.transform(size, Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC)
         return np.asarray(drawn, np.float32)

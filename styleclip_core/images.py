@@ -54,6 +54,8 @@ def decode_image(data: bytes, *, min_side: int = 16, max_pixels: int = 64_000_00
     """
     if not data:
         raise ImageDecodeError("the file is empty (0 bytes); upload it again")
+
+    # Pillow reads the size from the header alone; no pixel is decoded before it has been judged
     try:
         with Image.open(io.BytesIO(data)) as image:
             _check_size(image.size, min_side, max_pixels)
@@ -81,13 +83,17 @@ def _check_size(size: tuple[int, int], min_side: int, max_pixels: int) -> None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    # scaled by hand: convert("L") may cut 16 bits off at 255 instead
     if image.mode in _SIXTEEN_BIT:
         levels = np.asarray(image).astype(np.float64) / 257  # 65535 -> 255
         return Image.fromarray(levels.round().clip(0, 255).astype(np.uint8), "L").convert("RGB")
+
+    # over white: convert("RGB") alone would show whatever lies under the transparent pixels
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
+
     return image.convert("RGB")
 
 
@@ -95,10 +101,12 @@ def fit(image: Image.Image, height: int, width: int) -> Tensor:
     """Crop an RGB image around its centre to a shape and scale it, ``[3, height, width]`` in -1..1."""
     across = min(image.width, image.height * width // height)
     down = min(image.height, image.width * height // width)
+
     left, top = (image.width - across) // 2, (image.height - down) // 2
     part = image.crop((left, top, left + across, top + down))
     if part.size != (width, height):
         part = part.resize((width, height), Image.Resampling.LANCZOS)
+
     return from_uint8(np.asarray(part)[None])[0]
 
 
@@ -107,11 +115,14 @@ def centre_square(image: Image.Image, side: int) -> Tensor:
 
     As CLIP prepares photographs: bicubic, then the crop.
     """
+    # int and round as torchvision has them: a pixel more or less moves the whole crop
     short, long = sorted(image.size)
     scaled = int(side * long / short)
+
     size = (side, scaled) if image.width <= image.height else (scaled, side)
     if image.size != size:
         image = image.resize(size, Image.Resampling.BICUBIC)
+
     left, top = (round((extent - side) / 2) for extent in size)
     return from_uint8(np.asarray(image.crop((left, top, left + side, top + side)))[None])[0]
 
@@ -122,6 +133,7 @@ def pad_square(image: Tensor) -> Tensor:
     CLIP's own preprocessing would cut head and feet off a standing person. Square images stay as they are.
     """
     height, width = image.shape[-2:]
+
     across, down = max(height - width, 0), max(width - height, 0)
     if not across and not down:
         return image
@@ -142,8 +154,11 @@ def encode_photograph(image: Image.Image, *, colours_of: Image.Image | None) -> 
             the same numbers would look different.
     """
     profile = colours_of.info.get("icc_profile", b"") if colours_of else b""
-    if profile[16:20] != b"RGB ":  # decode_image has converted the pixels of any other
+
+    # decode_image has converted the pixels of any profile that is not RGB
+    if profile[16:20] != b"RGB ":
         profile = b""
+
     buffer = io.BytesIO()
     image.save(buffer, "PNG", icc_profile=profile or None)
     return buffer.getvalue()

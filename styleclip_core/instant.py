@@ -50,15 +50,19 @@ def derivatives(
     def differentiate(index: Tensor) -> Tensor:
         some = {name: style.detach().clone() for name, style in codes.select(index).items()}
         editable = [some[layer.name].requires_grad_() for layer in generator.layout.editable]
+
         with torch.enable_grad():
             embedding = embed_images(generator.synthesize(StyleCode(generator.layout, some)))
             along = (embedding @ directions.to(embedding).t()).sum(dim=0)  # [P]
+
+        # one forward pass for all directions, one backward pass each; the last one may free the graph
         rows = []
         for number in range(len(directions)):
             last = number == len(directions) - 1
             with torch.enable_grad():
                 one = along[number]
             rows.append(torch.cat(torch.autograd.grad(one, editable, retain_graph=not last), dim=1))
+
         return torch.stack(rows, dim=1)
 
     for _, found in Batches(batch_size).run(torch.arange(codes.batch_size), differentiate):
@@ -117,19 +121,24 @@ def instant_relevance(
         raise LayoutMismatchError(
             f"the generator has {generator.layout.num_editable} editable channels, std is {list(std.shape)}"
         )
+
     texts = text_direction.detach().cpu().float().reshape(-1, text_direction.shape[-1])
     width = texts.shape[1]
     if not codes.batch_size:
         raise ValueError("there are no style codes to average over; give at least one")
     if not 0 <= probes <= width:
         raise ValueError(f"probes must be from 0 to the embedding's width {width}, got {probes}")
+
+    # orthonormal probes: their squares, scaled by D / P, estimate the length of the whole derivative
     source = torch.Generator().manual_seed(seed)
     basis = torch.linalg.qr(torch.randn(width, max(probes, 1), generator=source)).Q[:, :probes]
     directions = torch.cat([texts, basis.t()])
+
     effect = mean_derivative(generator, embed_images, codes, directions, batch_size=batch_size) * std.cpu()
     along, probed = effect[: len(texts)], effect[len(texts) :]
     size = (
         (probed.square().sum(dim=0) * width / probes).sqrt() if probes else along.abs().amax(1, keepdim=True)
     )
+
     relevance = torch.where(size > 0, along / size, torch.zeros_like(along)).clamp(-1, 1)
     return relevance.reshape(*text_direction.shape[:-1], -1)

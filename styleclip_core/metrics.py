@@ -34,6 +34,8 @@ def directional_similarity(before: Tensor, after: Tensor, text_direction: Tensor
     """
     change = after - before
     cosine = F.normalize(change, dim=1) @ text_direction
+
+    # the direction of a change that is none is rounding, and its cosine any number
     return torch.where(change.norm(dim=1) > 1e-6, cosine, torch.zeros_like(cosine))
 
 
@@ -67,6 +69,7 @@ def pixel_scores(image: Tensor, reference: Tensor) -> dict[str, Tensor]:
 
     if image.shape != reference.shape:
         raise ValueError(f"images are {list(image.shape)} and {list(reference.shape)}; give equal shapes")
+
     first, second = ((each.float().clamp(-1, 1) + 1) / 2 for each in (image, reference))
     ssim = structural_similarity_index_measure(first, second, data_range=1.0, reduction="none")
     return {
@@ -84,6 +87,7 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float, int]:
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return math.nan, math.nan, 0
+
     error = stdev(finite) / math.sqrt(len(finite)) if len(finite) > 1 else math.nan
     return fmean(finite), error, len(finite)
 
@@ -101,5 +105,8 @@ def area_under_curve(scores: Tensor, holds: Tensor) -> float:
 
     if not 0 < int(holds.sum()) < len(holds):
         return math.nan
-    order = scores.double().unique(return_inverse=True)[1]  # ranks: torchmetrics squashes what is not in 0..1
+
+    # ranks, since torchmetrics squashes scores that are not in 0..1, and ties appear that were none
+    # ranks, since torchmetrics squashes scores that are not in 0..1, which can make ties
+    order = scores.double().unique(return_inverse=True)[1]
     return float(binary_auroc(order / order.max().clamp(min=1), holds.long()))

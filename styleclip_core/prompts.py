@@ -55,6 +55,8 @@ def embed_prompt(clip: TextEncoder, prompt: str, templates: str = "styleclip-79"
         raise PromptError("a prompt is empty; say what the image shows, e.g. 'face'")
     if templates not in TEMPLATE_SETS:
         raise ValueError(f"unknown template set {templates!r}; there are {', '.join(TEMPLATE_SETS)}")
+
+    # averaged as unit vectors, then made one again: as CLIP's own prompt ensembles
     sentences = [template.replace("{}", prompt) for template in TEMPLATE_SETS[templates]]
     return F.normalize(clip.embed_text(sentences).mean(dim=0), dim=0)
 
@@ -70,6 +72,7 @@ def text_direction(
     """
     difference = embed_prompt(clip, target, templates) - embed_prompt(clip, neutral, templates)
     norm = difference.norm().item()
+
     if norm < _INDISTINGUISHABLE:
         raise PromptError(
             f"CLIP cannot tell {target!r} from {neutral!r} (distance {norm:.1e}); choose prompts that differ"

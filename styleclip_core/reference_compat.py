@@ -41,6 +41,7 @@ def frozen_codes(codes: StyleCode, mean: StyleCode, layer: str) -> StyleCode:
         if before.name == layer:
             break
         codes = codes.replace(before.name, mean[before.name].to(codes[layer]).expand(codes.batch_size, -1))
+
     return codes
 
 
@@ -76,15 +77,21 @@ def measure_as_published(
     """
     chosen = torch.as_tensor(list(channels), dtype=torch.int64)
     check_layer(generator, layer, chosen, mean[layer][0], std[layer][0])
+
+    # all layers below this one are the same for every channel of it: drawn once, not twice per channel
     position = [each.name for each in generator.layout.layers].index(layer)
     frozen = frozen_codes(codes, mean, layer)
     below = generator.advance(generator.begin(codes.batch_size), frozen, position)
+
     directions = Accumulator(len(chosen), generator.device)
     centre, step = mean[layer][0].to(generator.device), settings.strength * std[layer][0].to(generator.device)
     batches = Batches(settings.batch_size // 2)
+
+    # the slip: channels before this one were never set back from their mean
     for row, channel in enumerate(chosen.tolist()):
         style = frozen[layer].clone()
         style[:, : channel + 1] = centre[: channel + 1]
+
         up, down = style.clone(), style.clone()
         up[:, channel] += step[channel]
         down[:, channel] -= step[channel]

@@ -71,13 +71,18 @@ def sample_styles(
     """
     ids = list(sample_ids)
     one_hot = _one_hot(generator, label)
+
+    # one row per sample from the sample's own generator: no sample depends on its batch
     for first in range(0, len(ids), batch_size):
         batch = ids[first : first + batch_size]
         z = sample_z(seed, batch, generator.config.z_dim).to(generator.device)
         w = generator.map(z, None if one_hot is None else one_hot.expand(len(z), -1))
+
+        # truncated here, not in map(): w before truncation is yielded too
         average = generator.mapping.w_avg
         cutoff = generator.num_ws if truncation_cutoff is None else truncation_cutoff
         w_plus = torch.cat([average.lerp(w[:, :cutoff], truncation_psi), w[:, cutoff:]], dim=1)
+
         yield batch, w[:, 0], generator.styles(w_plus)
 
 
@@ -85,6 +90,7 @@ def _one_hot(generator: Generator, label: int | None) -> Tensor | None:
     classes = generator.config.c_dim
     if label is None and not classes:
         return None
+
     if label is None or not 0 <= label < classes:
         known = f"give a label from 0 to {classes - 1}" if classes else "leave the label out"
         raise ValueError(f"this generator has {classes} classes, the label is {label}: {known}")
@@ -118,7 +124,9 @@ class ChannelStatistics:
         """
         if flat.ndim != 2 or not len(flat):
             raise ValueError(f"flat style codes are [B, M] with B from 1, got {list(flat.shape)}")
+        # in float64, and around the mean: float32 sums of 100,000 squares lose the small deviations
         codes = flat.detach().cpu().double()
+
         mean = codes.mean(dim=0)
         m2 = (codes - mean).square().sum(dim=0)
         return cls(len(codes), mean, m2, codes.amin(dim=0), codes.amax(dim=0))
@@ -139,8 +147,11 @@ class ChannelStatistics:
                 f"statistics of {len(self.mean)} and of {len(other.mean)} style channels cannot be merged; "
                 "measure both on the same generator"
             )
+
+        # the pairwise form of Chan et al. 1979: plain sums of squares would cancel
         n = self.n + other.n
         delta = other.mean - self.mean
+
         return ChannelStatistics(
             n,
             self.mean + delta * (other.n / n),
@@ -158,9 +169,11 @@ def measure_statistics(codes: Iterable[StyleCode]) -> ChannelStatistics:
         ValueError: If there is no batch.
     """
     total: ChannelStatistics | None = None
+
     for batch in codes:
         part = ChannelStatistics.from_codes(batch.flat())
         total = part if total is None else total.merge(part)
+
     if total is None:
         raise ValueError("there are no style codes to measure; sample at least one")
     return total

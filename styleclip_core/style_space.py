@@ -70,9 +70,11 @@ class StyleLayout:
     def editable_slices(self) -> dict[str, slice]:
         """Return the range of flat indices of every editable layer."""
         slices, start = {}, 0
+
         for layer in self.editable:
             slices[layer.name] = slice(start, start + layer.channels)
             start += layer.channels
+
         return slices
 
     @cached_property
@@ -110,10 +112,13 @@ class StyleCode(Mapping[str, Tensor]):
             layer.name in styles and styles[layer.name].shape[1:] == (layer.channels,)
             for layer in layout.layers
         )
+
         if len(styles) != len(layout.layers) or not shapes_fit or len(sizes) != 1:
             got = {name: list(style.shape) for name, style in styles.items()}
             want = {layer.name: ["B", layer.channels] for layer in layout.layers}
             raise LayoutMismatchError(f"a style code must have {want}, got {got}")
+
+        # in the layout's order, whatever order they came in: flat() relies on it
         self.layout = layout
         self._styles = {layer.name: styles[layer.name] for layer in layout.layers}
 
@@ -163,6 +168,7 @@ class StyleCode(Mapping[str, Tensor]):
             raise LayoutMismatchError(
                 f"a flat style code of this generator is [B, {layout.num_channels}], got {list(flat.shape)}"
             )
+
         parts = flat.split([layer.channels for layer in layout.layers], dim=1)
         return cls(layout, {layer.name: part for layer, part in zip(layout.layers, parts, strict=True)})
 
@@ -173,7 +179,10 @@ class StyleCode(Mapping[str, Tensor]):
                 f"a style direction of this generator has {self.layout.num_editable} channels, "
                 f"got {direction.shape[-1]}"
             )
+
+        # toRGB keeps its styles, and the tensors themselves, bit for bit
         moved = dict(self._styles)
         for name, part in self.layout.editable_slices.items():
             moved[name] = moved[name] + direction[..., part]
+
         return StyleCode(self.layout, moved)

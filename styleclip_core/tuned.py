@@ -81,10 +81,12 @@ class TuningForm:
         """
         if not 1 <= rank <= MAX_RANK:
             raise ValueError(f"the rank of a tuning is a number from 1 to {MAX_RANK}, got {rank}")
+
         layers = []
         for layer in generator.layout.editable:
             outputs, inputs, side, _ = generator.modulated(layer).weight.shape
             layers.append(TunedLayer(layer.name, inputs, outputs, side))
+
         return cls(generator.fingerprint, rank, tuple(layers))
 
     @cached_property
@@ -96,12 +98,14 @@ class TuningForm:
         """Return the numbers ``[B, K]`` by layer and part; views."""
         found: dict[str, dict[str, Tensor]] = {}
         start = 0
+        # views, so that an optimizer of the numbers moves the changes of the layers
         for layer in self.layers:
             found[layer.name] = {}
             for name, shape in layer.parts(self.rank).items():
                 count = torch.Size(shape).numel()
                 found[layer.name][name] = values[:, start : start + count].unflatten(1, shape)
                 start += count
+
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -142,18 +146,23 @@ class Tuning:
                 f"this is no tuning of a generator (format {header.get('format')!r:.40}, expected "
                 f"{_FORMAT!r}); delete it, and the next inversion makes it again"
             )
+
+        # the same sizes under other weights would draw something, and nobody would see that it is wrong
         if header.get("generator") != generator.fingerprint:
             raise LayoutMismatchError(
                 f"the tuning is of generator {header.get('generator')!r:.14}, not of "
                 f"{generator.fingerprint!r:.14}; invert the image with the generator that edits it"
             )
+
         rank = header.get("rank")
         if not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
             raise _damaged(f"its rank is {rank!r:.40}")
+
         form = TuningForm.of(generator, rank)
         values = tensors.get(_TENSOR)
         if header != form.to_dict() or values is None or len(tensors) != 1 or values.shape != (form.size,):
             raise _damaged("its sizes are not those of its generator's layers")
+
         if values.dtype != torch.float16 or not is_finite(values.float()):
             raise _damaged(f"its numbers are {values.dtype} or not finite")
         return cls(form, values)
@@ -177,6 +186,8 @@ class TunedGenerator:
         """
         rank = max((tuning.form.rank for tuning in tunings if tuning), default=1)
         form = TuningForm.of(generator, rank)
+
+        # all images of a batch get the highest rank among them; products of zeros add nothing
         rows = []
         for tuning in tunings:
             if tuning and tuning.form != TuningForm.of(generator, tuning.form.rank):
@@ -185,8 +196,10 @@ class TunedGenerator:
                     f"{generator.fingerprint!r:.14}; invert the image with the generator that edits it"
                 )
             rows.append(_widened(tuning, rank) if tuning else torch.zeros(form.size, dtype=torch.float16))
+
         numbers = torch.stack(rows) if rows else torch.zeros(0, form.size)
         weight = generator.synthesis.block(4).const
+
         self.plain = generator
         self._changes = layer_changes(generator, form, numbers.to(weight))
         self._size = len(rows)
@@ -259,6 +272,7 @@ class TunedGenerator:
 
     def take(self, index: Tensor) -> TunedGenerator:
         """Return the generator of some images of the batch, ``[n]`` int64; one may come several times."""
+        # past the constructor: the changes are made already, and picking rows of them is cheap
         taken = object.__new__(TunedGenerator)
         taken.plain, taken._size = self.plain, len(index)
         taken._changes = take_changes(self._changes, index)
@@ -270,6 +284,7 @@ AnyGenerator = Generator | TunedGenerator
 
 def layer_changes(generator: Generator, form: TuningForm, values: Tensor) -> dict[str, LayerChange]:
     """Return the changes of weights and biases that numbers ``[B, K]`` stand for; differentiable."""
+    # in units of the layer's own weights, so that one learning rate and float16 suit all layers
     changes = {}
     for name, parts in form.split(values).items():
         weight = generator.modulated(generator.layout.layer(name)).weight
@@ -277,6 +292,7 @@ def layer_changes(generator: Generator, form: TuningForm, values: Tensor) -> dic
         changes[name] = LayerChange(
             parts["read"], parts["kernel"], gain * parts["write"], _BIAS_GAIN * parts["bias"]
         )
+
     return changes
 
 
@@ -292,6 +308,7 @@ def _widened(tuning: Tuning, rank: int) -> Tensor:
     """Return the numbers of a tuning as one of a higher rank, whose other products are zero."""
     extra = rank - tuning.form.rank
     rows = []
+    # products are padded with zeros where a rank is the axis: the first of read and kernel, the last of write
     for parts in tuning.form.split(tuning.values[None].cpu()).values():
         rows += [
             F.pad(parts["read"], (0, 0, 0, extra)),
@@ -299,16 +316,19 @@ def _widened(tuning: Tuning, rank: int) -> Tensor:
             F.pad(parts["write"], (0, extra)),
             parts["bias"],
         ]
+
     return torch.cat([row.flatten() for row in rows])
 
 
 def _read(content: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    # a header can nest as deep as it likes: RecursionError is damage too
     try:
         tensors = safetensors.torch.load(content)
         length = int.from_bytes(content[:8], "little")
         header = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_HEADER])
     except (safetensors.SafetensorError, LookupError, ValueError, TypeError, RecursionError) as error:
         raise _damaged(" ".join(str(error).split())[:120]) from error
+
     if not isinstance(header, dict):
         raise _damaged("its header is no object")
     return header, tensors

@@ -80,9 +80,11 @@ def label_probabilities(cosines: Tensor, groups: Sequence[str], scale: float) ->
         scale: CLIP's temperature.
     """
     found = torch.zeros_like(cosines)
+
     for group in dict.fromkeys(groups):
         mine = [place for place, each in enumerate(groups) if each == group]
         found[:, mine] = (scale * cosines[:, mine]).softmax(dim=1)
+
     return found
 
 
@@ -96,9 +98,12 @@ def match_attribute(direction: Tensor, positive: Tensor, negative: Tensor) -> Ma
     """
     if not len(positive):
         return None
+
+    # the sign is an answer too: "without glasses" is the attribute "glasses", taken away
     cosines = F.normalize(positive - negative, dim=1) @ F.normalize(direction, dim=0)
     index = int(cosines.abs().argmax())
     cosine = float(cosines[index])
+
     return Match(index, 1 if cosine > 0 else -1, cosine) if abs(cosine) >= NEAR else None
 
 
@@ -119,5 +124,7 @@ def unrelated(groups: Sequence[str], target: int | None) -> list[int]:
     """
     if target is None:
         return list(range(len(groups)))
+
+    # hair that turns blond stops being black: attributes of one group cannot stay as they are
     shared = groups[target]
     return [place for place, each in enumerate(groups) if place != target and not (shared and each == shared)]

@@ -63,6 +63,8 @@ def _reconstructor(arguments: tuple[object, ...]) -> object:
     if len(arguments) != 3 or not isinstance(arguments[0], Global):
         raise PickleRefused("an object in it has no class")
     made_of, content = arguments[0], arguments[2]
+
+    # the content is that of a built-in base class; any other class is one of a record
     if made_of in DICTIONARIES:
         return dict(content) if isinstance(content, dict) else {}
     if not is_record(made_of):
@@ -72,6 +74,7 @@ def _reconstructor(arguments: tuple[object, ...]) -> object:
 
 def _persistent_object(arguments: tuple[object, ...]) -> object:
     """NVIDIA's persistent objects carry source text, which their own loader executes; it is left alone."""
+    # the class's source text lies beside the state, and stays there unread
     meta = only(arguments)
     if not isinstance(meta, dict) or not isinstance(meta.get("state"), dict):
         raise PickleRefused("a persistent object in it has no state")
@@ -85,16 +88,21 @@ def _tensor(arguments: tuple[object, ...]) -> object:
     storage, offset, size, stride = arguments[:4]
     if not isinstance(storage, Storage) or not isinstance(offset, int) or isinstance(offset, bool):
         raise PickleRefused("a tensor in it has no place in its storage")
+
     size, stride = _extents(size), _extents(stride)
     if len(size) != len(stride):
         raise PickleRefused("a tensor in it has a size and strides that do not belong together")
+
+    # the last element must lie in the storage, and a stride of 0 must not make more of it than it holds
     count = _product(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if offset < 0 or count > storage.numel or (count and last >= storage.numel):
         raise PickleRefused(
             f"a tensor of {count} elements at {offset} is declared in a storage of {storage.numel}"
         )
-    named = arguments[6] if len(arguments) == 7 else None  # _rebuild_tensor_v3 has it
+
+    # _rebuild_tensor_v3 gives a type, the older ones leave it to the storage
+    named = arguments[6] if len(arguments) == 7 else None
     dtype = TYPES.get(named) if isinstance(named, Global) else None
     return TensorRef(storage, offset, size, stride, dtype or storage.dtype)
 
@@ -109,6 +117,8 @@ def _typed_tensor(arguments: tuple[object, ...]) -> object:
     made_by = arguments[0] if arguments else None
     if len(arguments) != 4 or not isinstance(made_by, Global) or not isinstance(arguments[2], tuple):
         raise PickleRefused("a tensor in it is of an unknown class")
+
+    # a subclass names the function that makes it; only torch's own are let in
     if made_by.module != "torch._utils" or made_by not in BUILDERS:
         raise PickleRefused("a tensor in it is made in an unknown way")
     return BUILDERS[made_by](arguments[2])
@@ -180,19 +190,25 @@ def _array_from_buffer(arguments: tuple[object, ...]) -> object:
 
 
 def _complete(array: ArrayRef, dtype: object, shape: object, data: object, *, fortran: bool) -> None:
+    # protocol 2 writes bytes as text
     data = data.encode("latin-1") if isinstance(data, str) else data
     if not isinstance(dtype, DType) or not isinstance(data, bytes | Span):
         raise PickleRefused("an array in it is not made of bytes")
+
     resolved, extents = dtype.resolve(), _extents(shape)
     length = data.length if isinstance(data, Span) else len(data)
+
+    # numpy would read past the bytes' end, or allocate what no byte is there for
     if _product(extents) * resolved.itemsize != length:
         raise PickleRefused(f"an array of shape {list(extents)} is declared over {length} bytes")
+
     array.dtype, array.shape, array.fortran, array.data = resolved, extents, fortran, data
 
 
 def _scalar(arguments: tuple[object, ...]) -> object:
     if len(arguments) != 2 or not isinstance(arguments[0], DType) or not isinstance(arguments[1], bytes):
         raise PickleRefused("a number in it is not made of bytes")
+
     dtype = arguments[0].resolve()
     if len(arguments[1]) != dtype.itemsize:
         raise PickleRefused("a number in it has a wrong length")

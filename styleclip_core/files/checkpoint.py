@@ -62,9 +62,12 @@ class Checkpoint:
     def __init__(self, path: Path, stream: BinaryIO) -> None:
         self.path, self._stream = path, stream
         self._size = os.fstat(stream.fileno()).st_size
-        self._left = 2 * self._size  # bytes of arrays that may be given out, each time anew
+
+        # bytes of arrays that may be given out, each time anew: honest files share little, a bomb everything
+        self._left = 2 * self._size
         self._visits = 0
         self._budget = Budget()
+
         self._archive: zipfile.ZipFile | None = None
         self._entries: dict[str, Span] = {}
         self._places: dict[str, Span | bytes] = {}
@@ -117,6 +120,8 @@ class Checkpoint:
         """
         if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
             raise unreadable(self.path, PickleRefused("its weights are no dictionary of names"))
+
+        # what is no array among the weights (a counter, a version) is left out, not refused
         return {
             name[len(prefix) :]: self.tensor(value)
             for name, value in values.items()
@@ -127,16 +132,22 @@ class Checkpoint:
         extent = 1 + sum((n - 1) * step for n, step in zip(ref.size, ref.stride, strict=True))
         if 0 in ref.size:
             return torch.empty(ref.size, dtype=ref.dtype)
+
+        # an untyped storage has elements of one byte; the tensor says what they are
         place, width = self._place(ref.storage), ref.storage.dtype.itemsize
-        if ref.storage.dtype == torch.uint8:  # an untyped storage
+        if ref.storage.dtype == torch.uint8:
             width = ref.dtype.itemsize
         elif ref.dtype != ref.storage.dtype:
             raise PickleRefused("a tensor in it is of another type than its storage")
+
         start, length = ref.offset * width, extent * width
         held = len(place) if isinstance(place, bytes) else place.length
         if start + length > held:
             raise PickleRefused(f"a tensor reaches {start + length - held} bytes behind its storage")
-        self._spend(max(math.prod(ref.size), extent) * width)  # a stride of 0 makes much of little
+
+        # a stride of 0 makes much of little
+        self._spend(max(math.prod(ref.size), extent) * width)
+
         if isinstance(place, bytes):
             data = bytearray(place[start : start + length])
         else:
@@ -146,6 +157,7 @@ class Checkpoint:
     def _read_array(self, ref: ArrayRef) -> np.ndarray:
         if ref.dtype is None:
             raise PickleRefused("an array in it has no content")
+
         data = ref.data if isinstance(ref.data, bytes) else self._bytes(ref.data)
         array = np.frombuffer(data, ref.dtype).reshape(ref.shape, order="F" if ref.fortran else "C")
         return array.astype(ref.dtype.newbyteorder("="), copy=isinstance(ref.data, bytes))
@@ -188,20 +200,26 @@ class Checkpoint:
             return self._open_zip()
         if head[:1] == b"\x80":
             return self._open_pickle()
+
+        # what people give by mistake: the remedy is another one for each
         kinds = {
             b"<": "a web page, as download sites send instead of a file",
             b"\x93NUMPY": "a numpy array",
             b"\x1f\x8b": "gzip-compressed; unpack it",
             b"version https://git-lfs": "a Git LFS pointer; fetch the file it names",
         }
+
         for magic, kind in kinds.items():
             if head.lstrip().startswith(magic[:16]):
                 raise PickleRefused(f"it is {kind}")
+
         raise PickleRefused("it is of no known kind")
 
     def _open_zip(self) -> tuple[str, object]:
         _refuse_long_directory(self._stream, self._size)
         self._archive = archive = zipfile.ZipFile(self._stream)
+
+        # before anything is read: the directory can promise what the file does not hold
         entries, names = archive.infolist(), set(archive.namelist())
         if len(entries) > _MAX_ENTRIES:
             raise PickleRefused(f"it has more than {_MAX_ENTRIES} entries")
@@ -209,14 +227,18 @@ class Checkpoint:
             raise PickleRefused("two of its entries have the same name")
         if sum(entry.compress_size for entry in entries) > self._size:
             raise PickleRefused("its entries overlap")
+
         pickles = [name for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(pickles) != 1:
             raise PickleRefused("it is a zip file but not torch's: 'data.pkl' is missing in it")
+
         self._folder = pickles[0].removesuffix("data.pkl")
         if f"{self._folder}byteorder" in names:
             span = self._entry("byteorder")
             if span.length > 16 or bytes(self._bytes(span)).strip() != b"little":
                 raise PickleRefused("its numbers are big-endian")
+
+        # TorchScript archives have constants beside their data, and classes of their own making
         scripted = f"{self._folder}constants.pkl" in names
         span = self._entry("data.pkl")
         window = Window(self._stream, span.start, span.start + span.length)
@@ -240,26 +262,33 @@ class Checkpoint:
                 info = self._archive.getinfo(self._folder + name)
             except KeyError:
                 raise PickleRefused(f"its entry {name[:60]!r} is missing") from None
+
+            # torch stores; a compressed entry could grow to a thousand times its size
             if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
                 raise PickleRefused(f"its entry {name[:60]!r} is compressed, which torch never does")
             if info.file_size != info.compress_size:
                 raise PickleRefused(f"its entry {name[:60]!r} has two sizes")
+
+            # the local header has lengths of its own, which may differ from those of the directory
             self._stream.seek(info.header_offset)
             header = self._stream.read(30)
             if header[:4] != b"PK\x03\x04":
                 raise PickleRefused(f"its entry {name[:60]!r} is damaged")
             skipped = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+
             span = Span(info.header_offset + 30 + skipped, info.file_size)
             if span.start + span.length > self._size:
                 raise PickleRefused(f"its entry {name[:60]!r} reaches behind the end of the file")
             if self._checksum(span) != info.CRC:
                 raise PickleRefused(f"the checksum of its entry {name[:60]!r} is wrong")
+
             self._entries[name] = span
         return self._entries[name]
 
     def _checksum(self, span: Span) -> int:
         self._stream.seek(span.start)
         value, left = 0, span.length
+        # in pieces: an entry may be larger than memory
         while left:
             chunk = self._stream.read(min(_CHUNK, left))
             if not chunk:
@@ -270,6 +299,8 @@ class Checkpoint:
     def _open_pickle(self) -> tuple[str, object]:
         window = Window(self._stream, 0, self._size)
         content = Machine(window, self._budget, nested=self._nested).run()
+
+        # files from before torch 1.6 are several pickles in a row, of which the first is a number
         if isinstance(content, int) and content == _TORCH_MAGIC:
             return "torch-legacy", self._open_legacy(Window(self._stream, 0, self._size))
         return "pickle", content
@@ -287,11 +318,14 @@ class Checkpoint:
         budget = self._budget
         if Machine(window, budget).run() != _TORCH_MAGIC or Machine(window, budget).run() != 1001:
             raise PickleRefused("it is no file of torch's")
+
         system = Machine(window, budget).run()
         if not isinstance(system, dict) or system.get("little_endian") is not True:
             raise PickleRefused("its numbers are big-endian")
+
+        # keys are unique in one such file, not in the several that a pickle can nest
         wanted: dict[str, tuple[torch.dtype, int]] = {}
-        within = f"{len(self._places)}:{window.position}:"  # keys are unique in one such file, not in several
+        within = f"{len(self._places)}:{window.position}:"
 
         def storage(name: object) -> Storage:
             if not isinstance(name, tuple) or len(name) < 5 or name[0] != "storage":
@@ -305,9 +339,12 @@ class Checkpoint:
             return Storage(dtype, numel, within + key)
 
         content = Machine(window, budget, persistent=storage).run()
+
         keys = Machine(window, budget).run()
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
             raise PickleRefused("its list of storages is damaged")
+
+        # the arrays follow behind all pickles, in the order of this list
         for key in keys:
             if key not in wanted:
                 raise PickleRefused("its list of storages is damaged")
@@ -316,6 +353,7 @@ class Checkpoint:
                 raise PickleRefused("a storage in it has two sizes")
             span = window.skip(numel * dtype.itemsize)
             self._places[within + key] = span if held is None else _cut(held, span, budget)
+
         if wanted:
             raise PickleRefused("some of its storages are missing")
         return content
@@ -331,14 +369,17 @@ def _refuse_long_directory(stream: BinaryIO, size: int) -> None:
     """Look at what the end of a zip file says of its directory before that is read as a whole."""
     stream.seek(max(0, size - (1 << 16) - 98))  # the longest comment, behind three records
     tail = stream.read()
+
+    # zipfile looks in both places
     lengths = []
-    for end in {len(tail) - 22, tail.rfind(b"PK\x05\x06")}:  # zipfile looks in both places
+    for end in {len(tail) - 22, tail.rfind(b"PK\x05\x06")}:
         if end >= 0 and tail.startswith(b"PK\x05\x06", end):
             zip64 = end - 76  # its record and its locator come right before
             if zip64 >= 0 and tail.startswith(b"PK\x06\x06", zip64):
                 lengths.append(int.from_bytes(tail[zip64 + 40 : zip64 + 48], "little"))
             else:
                 lengths.append(int.from_bytes(tail[end + 12 : end + 16], "little"))
+
     if not lengths or max(lengths) > _MAX_DIRECTORY:
         raise PickleRefused("its directory is missing or too long")
 
@@ -400,6 +441,7 @@ def read_header(path: str | Path) -> dict[str, str]:
         CheckpointError: If the file is missing or damaged.
     """
     with guarded(path), _open_safetensors(path) as file:
+        # one entry holds them all as JSON, since the format keeps no order among several
         metadata = json.loads((file.metadata() or {}).get(_HEADER, "{}"))
         if not isinstance(metadata, dict):
             raise ValueError(f"its header is {metadata!r:.40}, not an object")
@@ -432,9 +474,11 @@ def write_state(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping
     """Write tensors and text metadata as safetensors; the file appears whole or not at all."""
     tensors: dict[str, Tensor] = {}
     places: set[int] = set()
+
+    # the format shares nothing: a tensor that lies in another one's place is written twice
     for name, tensor in state.items():
         plain = tensor.detach().cpu().contiguous()
-        tensors[name] = plain.clone() if plain.data_ptr() in places else plain  # the format shares nothing
+        tensors[name] = plain.clone() if plain.data_ptr() in places else plain
         places.add(tensors[name].data_ptr())
     # one entry: several would come in an order of their own in every process
     header = {_HEADER: json.dumps(dict(metadata), sort_keys=True)}
@@ -447,8 +491,11 @@ def written_aside(path: str | Path) -> Iterator[Path]:
     """Give a file beside ``path`` to write to, which takes its place if nothing fails."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+
+    # in the same folder: only within one file system does a rename take a place at once
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
+
     aside = Path(name)
     try:
         yield aside
@@ -463,6 +510,7 @@ def unreadable(path: str | Path, error: BaseException) -> CheckpointError:
     """Return the error for a file that ``error`` was raised on."""
     if isinstance(error, FileNotFoundError):
         return CheckpointError(f"no weights file at {path}; give the path of an existing file")
+
     reason = printable(" ".join(str(error).split()))[:_MAX_REASON] or type(error).__name__
     return CheckpointError(
         f"{path} cannot be read as weights ({reason}); it is damaged, incomplete or of another kind: "
@@ -489,9 +537,11 @@ def guarded(path: str | Path) -> Iterator[None]:
         named = str(path) in message
         if named and len(message) <= most and message.isprintable():
             raise
+
+        # "from None": the long or unprintable original would be printed with it
         message = message if named else f"{path}: {message}"
         if len(message) > most:  # the remedy is at the end
             message = f"{message[: most - 150]} ... {message[-100:]}"
-        raise CheckpointError(printable(message)) from None  # else the long one is printed too
+        raise CheckpointError(printable(message)) from None
     except (*DAMAGE, safetensors.SafetensorError) as error:
         raise unreadable(path, error) from error

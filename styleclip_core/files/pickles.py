@@ -126,6 +126,7 @@ class Machine:
             PickleRefused: If it is damaged, too large, or not data.
         """
         read, budget = self._window.read, self._budget
+
         while budget.opcodes > 0:
             budget.opcodes -= 1
             code = read(1)[0]
@@ -150,6 +151,7 @@ class Machine:
         return value
 
     def _pop_to_mark(self) -> list[object]:
+        # from the top: marks nest, and the innermost is meant
         for index in range(len(self._stack) - 1, -1, -1):
             if self._stack[index] is _MARK:
                 items = self._stack[index + 1 :]
@@ -180,9 +182,12 @@ class Machine:
 
     def _bytes(self, form: str) -> None:
         length, start = self._number(form), self._window.position
+
+        # long ones are weights, which may never be asked for; short ones are names and shapes
         if length >= _LAZY_FROM and self._window.lazy:
             self._push(self._window.skip(length))
             return
+
         self._budget.read_text(length)
         data = ShortBytes(self._window.read(length))
         data.start = start
@@ -201,8 +206,11 @@ class Machine:
 
     def _integer_line(self) -> None:
         line = self._line().rstrip(b"L")
+
+        # protocol 0 writes booleans as integers with a zero in front
         if line in (b"00", b"01"):
             self._push(line == b"01")
+        # the time that int() takes grows with the square of the digits
         elif len(line) <= 2 * _MAX_INTEGER_BYTES:
             self._push(int(line))
         else:
@@ -213,6 +221,7 @@ class Machine:
 
     def _string_line(self) -> None:
         line = self._line()
+        # Python's escapes are not interpreted: no writer of weights needs them
         if len(line) < 2 or line[:1] not in (b"'", b'"') or b"\\" in line:
             raise PickleRefused("it holds a quoted string that is no plain text")
         self._push(_decode(line[1:-1]))
@@ -231,6 +240,7 @@ class Machine:
         if isinstance(target, list):
             target.extend(items)
         elif isinstance(target, set):
+            # a set hashes what is put in: only what is cheap to hash
             for item in items:
                 target.add(checked_key(item, len(target)))
         else:
@@ -258,15 +268,19 @@ class Machine:
     def _global(self, module: object, name: object) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise PickleRefused("a name in it is no text")
+
         if len(module) + len(name) > _MAX_NAME:
             raise PickleRefused(
                 f"it wants to use {module[:40] + '.' + name[:40]!r}..., which no weights need"
             )
+
+        # the one gate: whatever is not in our tables ends here, before it could mean anything
         found = Global(module, name)
         if not (found in BUILDERS or found in TYPES or is_record(found) or self._is_scripted(found)):
             raise PickleRefused(
                 f"it wants to use {str(found)[:100]!r}, which no weights need; nothing of it was run"
             )
+
         self._push(found)
 
     def _is_scripted(self, found: Global) -> bool:
@@ -276,8 +290,11 @@ class Machine:
         arguments, made_by = self._pop(), self._pop()
         if not isinstance(made_by, Global) or not isinstance(arguments, tuple):
             raise PickleRefused("it calls something that is no name")
+
+        # a builder copies what it is given, and a pickle can give the same thing a million times
         self._budget.copy(arguments)
         self._budget.copy(*arguments)
+
         if made_by == Global("torch.storage", "_load_from_bytes"):
             data = only(arguments)
             if self._nested is None or not isinstance(data, Span | bytes):
@@ -292,6 +309,7 @@ class Machine:
         if with_keywords:
             self._pop()
         self._pop()  # what the constructor got; a record has no constructor
+
         made_of = self._pop()
         if not isinstance(made_of, Global):
             raise PickleRefused("it makes an object of something that is no class")
@@ -304,6 +322,8 @@ class Machine:
 
     def _build(self) -> None:
         state, target = self._pop(), self._top()
+
+        # slots come as a pair of dictionaries, everything else as one
         if isinstance(target, Record):
             parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)
             for part in parts:

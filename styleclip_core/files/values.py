@@ -59,6 +59,7 @@ class Budget:
                 self.copied_text -= len(value)
             elif isinstance(value, list | tuple | dict | set):
                 self.copied_items -= len(value)
+
         if self.copied_text < 0 or self.copied_items < 0:
             raise PickleRefused("it copies its own values too often")
 
@@ -153,6 +154,7 @@ class DType:
         kind = self.code.lstrip("<>|=")
         if kind not in _ELEMENTS:
             raise PickleRefused(f"it holds an array of type {self.code[:20]!r}, not of numbers")
+
         order = self.code[0] if self.code[0] in "<>" else self.order
         return np.dtype(kind).newbyteorder(">" if order == ">" else "<")
 
@@ -165,8 +167,11 @@ def checked_key(value: object, beside: int = 0) -> object:
     """
     if value is None or isinstance(value, str | bytes):
         return value
+
+    # texts are hashed with a secret, integers are their own hash: chosen ones all fall into one place
     if isinstance(value, int) and -(1 << 63) <= value < 1 << 63:
         if beside > _MAX_NUMBERED:
             raise PickleRefused(f"it numbers more than {_MAX_NUMBERED} values")
         return value
+
     raise PickleRefused(f"it uses a {type(value).__name__} as a key")

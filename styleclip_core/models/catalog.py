@@ -87,6 +87,8 @@ class PublishedModel:
 
     def __post_init__(self) -> None:
         hashes = [each for each in (self.sha256, self.reported_sha256) if each is not None]
+
+        # all that is wrong at once: who mends the table should not have to run it five times
         wrong = [
             what
             for what, right in {
@@ -99,6 +101,7 @@ class PublishedModel:
             }.items()
             if not right
         ]
+
         if wrong:
             raise ValueError(f"catalogue entry {self.name!r}: {', '.join(wrong)} cannot be right")
 
@@ -123,16 +126,20 @@ def parse_catalog(text: str) -> dict[str, PublishedModel]:
     """
     table = tomllib.loads(text)
     licenses = {name: License(**values) for name, values in table["licenses"].items()}
+
     models: dict[str, PublishedModel] = {}
     for row in table["models"]:
         model = _model(row, licenses)
         if model.name in models:
             raise ValueError(f"catalogue entry {model.name!r} is there twice")
         models[model.name] = model
+
+    # only now are all names known: a pair may stand before its partner
     for model in models.values():
         missing = set(model.pairs_with) - set(models)
         if missing:
             raise ValueError(f"catalogue entry {model.name!r} pairs with {sorted(missing)}, which nothing is")
+
     return models
 
 
@@ -142,12 +149,17 @@ def _model(row: dict[str, Any], licenses: Mapping[str, License]) -> PublishedMod
     if drive:
         values["url"] = f"https://drive.usercontent.google.com/download?id={drive}&export=download&confirm=t"
         values["page"] = f"https://drive.google.com/file/d/{drive}/view"
+
+    # a catalogue that is read by everybody must not lead anybody off to an unencrypted place
     if not all(str(values.get(each, "")).startswith("https://") for each in ("url", "page")):
         raise ValueError(f"catalogue entry {row.get('name')!r} has a url or page that is not https://")
+
+    # a misspelt field would be a fact that silently got lost
     unknown = set(values) - {each.name for each in fields(PublishedModel)}
     if unknown or values.get("license") not in licenses:
         what = f"has no such field: {sorted(unknown)}" if unknown else "names no licence of the table"
         raise ValueError(f"catalogue entry {row.get('name')!r} {what}")
+
     values["license"] = licenses[values["license"]]
     values["pairs_with"] = tuple(values.get("pairs_with", ()))
     return PublishedModel(**values)
@@ -161,9 +173,12 @@ def find_model(name: str) -> PublishedModel:
     """
     models = catalog()
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+    # the catalogue's own name, the same with other punctuation, and OpenAI's "ViT-B/32"
     for candidate in (name, slug, f"clip-{slug}"):
         if candidate in models:
             return models[candidate]
+
     near = difflib.get_close_matches(slug, models, n=3)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise UnknownModelError(

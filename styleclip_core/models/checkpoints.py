@@ -60,6 +60,7 @@ def export_rosinality(generator: Generator, path: str | Path) -> None:
             f"this generator clamps its activations at {generator.config.conv_clamp:g}, which rosinality's "
             "code does not: images would differ. Convert it to .safetensors"
         )
+
     state = {name: tensor.cpu() for name, tensor in generator.state_dict().items()}
     content = {"g_ema": rosinality.from_nvidia(state), "latent_avg": state["mapping.w_avg"].clone()}
     with written_aside(path) as aside:
@@ -69,6 +70,7 @@ def export_rosinality(generator: Generator, path: str | Path) -> None:
 def _from_safetensors(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> Generator:
     if not metadata and (found := _foreign_state(state)):
         return _build(path, found, {})
+
     if metadata.get("format") != _FORMAT:
         raise CheckpointError(
             f"{path} is no generator of this project (format {metadata.get('format')!r}, expected "
@@ -85,15 +87,18 @@ def _from_checkpoint(file: Checkpoint) -> Generator:
     if record is not None:
         state, extras = nvidia.read_generator(file, record)
         return _build(file.path, state, extras)
+
     content = file.content
     if not isinstance(content, dict):
         raise CheckpointError(f"{file.path} has no 'g_ema' weights (it holds one {type(content).__name__}); "
                               "give a StyleGAN2 generator")  # fmt: skip
+
+    # an encoder or a mapper carries its generator along; what is left is a bare state dict
     nested = content.get("state_dict")
     if isinstance(content.get("g_ema"), dict):
         found = file.state(content["g_ema"])
     elif isinstance(nested, dict) and any(str(name).startswith("decoder.") for name in nested):
-        found = file.state(nested, "decoder.")  # an encoder or a mapper, which carries its generator along
+        found = file.state(nested, "decoder.")
     elif rosinality.looks_like_rosinality(content) or "synthesis.b4.const" in content:
         found = file.state(content)
     else:
@@ -102,13 +107,17 @@ def _from_checkpoint(file: Checkpoint) -> Generator:
             f"{file.path} has no 'g_ema' weights (it holds: {held[:200]}); give a StyleGAN2 generator: "
             "NVIDIA's .pkl, rosinality's .pt or this project's .safetensors"
         )
+
     average = content.get("latent_avg")
     state = _foreign_state(found, file.path)
+
+    # one row, or one for each row of w_plus, all alike
     if is_array(average):
         rows = file.tensor(average)  # one, or one for each row of w_plus
         state["mapping.w_avg"] = rows.reshape(-1, *rows.shape[-1:])[0]
     elif average is not None:
         raise CheckpointError(f"{file.path}: its 'latent_avg' is no tensor; fetch it again")
+
     return _build(file.path, state, {})
 
 
@@ -143,17 +152,25 @@ def _build(path: Path, state: dict[str, Tensor], extras: Mapping[str, float | No
         raise CheckpointError(
             f"{path} holds no usable StyleGAN2 generator: {reason}; fetch it again"
         ) from error
+
+    # the filter is a constant of the architecture, which most files leave out
     kernel = state.pop("resample_filter", None)
     for name in _kernel_names(config):
         state.setdefault(name, fir_kernel() if kernel is None else kernel)
+
+    # a model trained or saved without noise draws as one whose noise has no strength
     for layer in _convs(config):
         side = int(re.search(r"\d+", layer)[0])  # type: ignore[index]
         if f"{layer}.noise_const" not in state:  # trained without noise, or saved without it
             state[f"{layer}.noise_const"] = torch.zeros(side, side * config.const_width // 4)
             state.setdefault(f"{layer}.noise_strength", torch.zeros([]))
+
     estimated = "mapping.w_avg" not in state
     state.setdefault("mapping.w_avg", torch.zeros(config.w_dim))
+
     generator = _construct(path, config, state)
+
+    # of a conditional generator there is one average per class, and nobody said which is meant
     if estimated:
         if config.c_dim:
             raise CheckpointError(
@@ -163,6 +180,7 @@ def _build(path: Path, state: dict[str, Tensor], extras: Mapping[str, float | No
         if not average.isfinite().all():
             raise CheckpointError(f"{path} maps z to values that are not finite; fetch it again")
         generator.mapping.w_avg.copy_(average)
+
     return generator
 
 
@@ -171,18 +189,24 @@ def _infer_config(state: Mapping[str, Tensor], extras: Mapping[str, float | None
     sides = sorted(
         int(match[1]) for name in state if (match := re.fullmatch(r"synthesis\.b(\d+)\.torgb\.weight", name))
     )
+
     const = state["synthesis.b4.const"]
     if sides != [4 << index for index in range(len(sides))] or const.ndim != 3 or const.shape[1] != 4:
         raise CheckpointError(f"its blocks have the sides {sides} and begin with {list(const.shape)}")
+
     colors = state["synthesis.b4.torgb.weight"].shape[0]
     if colors != 3:
         raise CheckpointError(f"it draws {colors} channels per pixel instead of red, green and blue")
+
+    # channels(side) = min(base / side, max), so any layer below the maximum gives the base
     widths = {side: state[f"synthesis.b{side}.conv1.weight"].shape[0] for side in sides}
     widest = max(widths.values())
     narrower = {side * width for side, width in widths.items() if width < widest}
     base = narrower.pop() if len(narrower) == 1 else widest * sides[-1]
+
     w_dim = state["synthesis.b4.conv1.affine.weight"].shape[1]
     c_dim = state["mapping.embed.weight"].shape[1] if "mapping.embed.weight" in state else 0
+
     config = GeneratorConfig(
         resolution=sides[-1],
         z_dim=state["mapping.fc0.weight"].shape[1] - (state["mapping.embed.weight"].shape[0] if c_dim else 0),
@@ -195,10 +219,13 @@ def _infer_config(state: Mapping[str, Tensor], extras: Mapping[str, float | None
         const_width=const.shape[2],
         mapping_lr=extras.get("mapping_lr") or 0.01,
     )
+
+    # a file that lost layers, or has widths of its own, must not pass for a network it is not
     if any(config.channels(side) != width for side, width in widths.items()):
         raise CheckpointError(
             f"its layers have the channels {widths}, which no channel_base and channel_max of StyleGAN2 give"
         )
+
     return config
 
 

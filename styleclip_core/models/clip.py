@@ -61,6 +61,7 @@ class ClipModel:
         self.model = model.to(device).eval().requires_grad_(False)
         self.name, self.fingerprint, self.device = name, fingerprint, device
         self.input_resolution = int(cast(Any, model.visual).input_resolution)
+
         self._image_tower = fold_batch_norm(cast(nn.Module, self.model.visual))
         self.embedding_dim = int(cast(Tensor, model.text_projection).shape[1])
 
@@ -85,8 +86,10 @@ class ClipModel:
             ``[B, 3, R, R]`` normalized, R the input resolution.
         """
         pixels = ((image.float() + 1) / 2).clamp(0, 1)
+
         side = self.input_resolution
         height, width = pixels.shape[-2:]
+
         if min(height, width) != side:
             short, long = min(height, width), max(height, width)
             scaled = int(side * long / short)
@@ -94,8 +97,11 @@ class ClipModel:
             # PIL goes over the rows, clips to 8 bits, then over the columns
             for step in ((height, size[1]), size):
                 pixels = F.interpolate(pixels, size=step, mode="bicubic", antialias=True).clamp(0, 1)
+
+        # rounded as torchvision's CenterCrop does, to the even neighbor
         top, left = (round((extent - side) / 2) for extent in pixels.shape[-2:])
         pixels = pixels[..., top : top + side, left : left + side]
+
         mean = torch.tensor(_MEAN, device=pixels.device).view(1, 3, 1, 1)
         std = torch.tensor(_STD, device=pixels.device).view(1, 3, 1, 1)
         return (pixels - mean) / std
@@ -141,6 +147,8 @@ class ClipModel:
                 f"prompt {_first_too_long(texts)[:60]!r}... is longer than CLIP's context of 77 tokens; "
                 "shorten it"
             ) from error
+
+        # in parts, so that memory does not grow with the number of prompts
         embedded = [self.model.encode_text(part.to(self.device)) for part in tokens.split(256)]  # type: ignore[operator]
         return F.normalize(torch.cat(embedded).float(), dim=1)
 
@@ -152,9 +160,12 @@ def fold_batch_norm(tower: nn.Module) -> nn.Module:
     precision, where the folded weights would be rounded again, are returned as they are.
     """
     layers = list(tower.modules())
+
     normalized = any(isinstance(each, nn.BatchNorm2d) for each in layers)
     if not normalized or any(each.dtype != torch.float32 for each in tower.parameters()):
         return tower
+
+    # a copy: the published tower stays as it is for who asks for it
     folded = deepcopy(tower)
     for module in folded.modules():
         children = dict(module.named_children())
@@ -167,6 +178,7 @@ def fold_batch_norm(tower: nn.Module) -> nn.Module:
                 fuse_conv_bn_eval(cast(nn.Conv2d, children[before]), cast(nn.BatchNorm2d, children[name])),
             )
             setattr(module, name, nn.Identity())
+
     return folded
 
 
@@ -204,6 +216,7 @@ def load_clip(name_or_path: str | Path, device: str | torch.device = "cpu") -> C
         if not path.is_file():
             names = ", ".join(clip.available_models())
             raise CheckpointError(f"{name!r} is neither a file nor a CLIP name; the names are {names}")
+
     with guarded(path):
         model = _build(path, _read_weights(path), where)
     return ClipModel(model, name=name, fingerprint=file_sha256(path), device=where)
@@ -223,10 +236,12 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             if file.kind == "torchscript" and isinstance(weights, Record):
                 weights = dict(_scripted_tensors(file, weights))
             state = file.state(weights) if isinstance(weights, dict) else {}
+
     if "text_projection" not in state:
         raise CheckpointError(
             f"{path} holds no CLIP weights ('text_projection' is missing); give the state dict of a CLIP"
         )
+
     return {name: tensor for name, tensor in state.items() if name not in _SIZES}
 
 
@@ -237,11 +252,14 @@ def _scripted_tensors(file: Checkpoint, root: Record) -> Iterator[tuple[str, obj
         prefix, record, depth = pending.pop()
         if depth > _MAX_DEPTH:
             raise CheckpointError(f"{file.path} nests modules more than {_MAX_DEPTH} deep; fetch it again")
+
+        # a module can hold itself, or a million others: each is paid for before it is walked
         file.visit(record.state)
         for name, value in record.state.items():
             if isinstance(value, Record):
                 pending.append((f"{prefix}{name}.", value, depth + 1))
-            elif is_array(value) and name in _PARAMETERS:  # others are constants, as the attention mask
+            # others are constants, such as the attention mask, which the network makes itself
+            elif is_array(value) and name in _PARAMETERS:
                 yield prefix + name, value
 
 
@@ -262,6 +280,7 @@ def _build(path: Path, state: dict[str, Tensor], device: torch.device) -> nn.Mod
         raise CheckpointError(
             f"{path} is no CLIP of OpenAI's architecture ({reason}); give the state dict of one"
         ) from error
+
     broken = [name for name, tensor in state.items() if not is_finite(tensor)]
     if broken:
         raise CheckpointError(f"{path} holds values that are not finite, in {broken[0]}; fetch it again")
@@ -272,8 +291,10 @@ def _check_sizes(state: Mapping[str, Tensor]) -> None:
     """Refuse a file whose few size-giving tensors promise a network that its others cannot fill."""
     if len(state) > _MAX_TENSORS:
         raise CheckpointError(f"it has {len(state)} tensors, more than any CLIP")
+
     if state["positional_embedding"].shape[0] > _MAX_CONTEXT:  # a square of it is built as a mask
         raise CheckpointError(f"it reads texts of {state['positional_embedding'].shape[0]} tokens")
+
     width = state["ln_final.weight"].shape[0]
     for name, axis in (("positional_embedding", 1), ("token_embedding.weight", 1), ("text_projection", 0)):
         tensor = state[name]

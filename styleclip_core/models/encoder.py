@@ -49,6 +49,7 @@ class EncoderConfig:
         sizes = (self.num_ws, self.w_dim, self.hidden, *self.widths)
         if len(self.widths) != 4 or not all(isinstance(size, int) and 0 < size <= 1 << 13 for size in sizes):
             raise CheckpointError(f"an encoder of sizes {sizes[:8]!r:.100} cannot be built")
+
         if not isinstance(self.resolution, int) or self.resolution not in range(16, 4097, 16):
             raise CheckpointError(f"an encoder reads multiples of 16 pixels, got {self.resolution!r:.40}")
 
@@ -62,8 +63,11 @@ class Encoder(CompactTrunk):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config.resolution, config.widths, config.hidden)
         self.config = config
+
         self.base = nn.Linear(config.hidden, config.w_dim)
         self.offsets = nn.Linear(config.hidden, config.num_ws * config.w_dim)
+
+        # a step of the network is in standard deviations of w, so that training starts at the right size
         self.register_buffer("latent_avg", torch.zeros(config.w_dim))
         self.register_buffer("latent_std", torch.ones(config.w_dim))
 
@@ -78,6 +82,8 @@ class Encoder(CompactTrunk):
         """
         features = self.features(image)
         offsets: Tensor = self.offsets(features).view(-1, self.config.num_ws, self.config.w_dim)
+
+        # one code for all rows plus a small offset of each keeps w_plus near w, where edits work (e4e)
         base: Tensor = self.base(features)
         return self.latent_avg + self.latent_std * (base[:, None] + offsets)
 

@@ -56,6 +56,7 @@ class IdentityNetwork(IRSE50):
         Returns:
             Unit rows, ``[B, 512]`` float32. The inner product of two is their identity similarity.
         """
+        # StyleCLIP's loss: averaged to 256 pixels, the face cut out, averaged again to what ArcFace reads
         if image.shape[-2:] != (_WHOLE, _WHOLE):
             image = F.adaptive_avg_pool2d(image, (_WHOLE, _WHOLE))
         return self.embed_face(F.adaptive_avg_pool2d(image[:, :, _ROWS, _COLUMNS], (_FACE, _FACE)))
@@ -84,11 +85,13 @@ class IdentityConfig:
     embedding_dim: int = 64
 
     def __post_init__(self) -> None:
+        # sizes come from a file: they are bounded before any memory is taken for them
         sizes = (self.hidden, self.embedding_dim, *self.widths)
         if not 1 <= len(self.widths) <= 8 or not all(
             type(size) is int and 0 < size <= 4096 for size in sizes
         ):
             raise CheckpointError(f"an identity network of sizes {sizes[:10]!r:.100} cannot be built")
+
         step = 1 << len(self.widths)
         if type(self.resolution) is not int or self.resolution not in range(step, 1025, step):
             raise CheckpointError(
@@ -149,10 +152,12 @@ def _from_safetensors(
     with refusing(f"{path} holds no usable identity network"):
         config = json.loads(metadata.get("config", "{}"))
         architecture = config.pop("architecture", _IR_SE50)
+
         if architecture == _COMPACT:
             # one stage too many is kept, so that the check of the sizes sees it
             sizes = IdentityConfig(**config | {"widths": tuple(config["widths"][:9])})
             return filled(lambda: CompactIdentity(sizes), state, what="compact identity network")
+
         if architecture != _IR_SE50:
             raise CheckpointError(
                 f"its architecture {architecture!r:.60} is neither {_IR_SE50} nor {_COMPACT}"

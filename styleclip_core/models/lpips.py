@@ -56,7 +56,9 @@ class PerceptualDistance(Network):
         self.variant = variant
         self.features = _alexnet() if variant == "alex" else _vgg16()
         self.heads = nn.ParameterList(nn.Parameter(torch.rand(count)) for count in _CHANNELS[variant])
-        with torch.device("cpu"):  # constants, also where the weights are still to come
+
+        # constants, also where the weights are still to come
+        with torch.device("cpu"):
             self.register_buffer("shift", torch.tensor(_SHIFT).view(3, 1, 1), persistent=False)
             self.register_buffer("scale", torch.tensor(_SCALE).view(3, 1, 1), persistent=False)
 
@@ -76,6 +78,7 @@ class PerceptualDistance(Network):
         """
         if first.shape != second.shape:
             raise ValueError(f"images differ in shape: {list(first.shape)} and {list(second.shape)}")
+
         total = first.new_zeros(len(first), dtype=torch.float32)
         for head, a, b in zip(self.heads, self._unit(first), self._unit(second), strict=True):
             total = total + torch.einsum("bchw,c->bhw", (a - b).square(), head).mean(dim=(1, 2))
@@ -88,11 +91,14 @@ class PerceptualDistance(Network):
         height, width = (max(side, _SMALLEST[self.variant]) for side in image.shape[-2:])
         if image.shape[-2:] != (height, width):
             image = F.interpolate(image, size=(height, width), mode="bilinear", align_corners=False)
+
+        # unit length over the channels, as in equation 1 of the paper
         x, found = (image - self.shift) / self.scale, []
         for index, layer in enumerate(self.features):
             x = layer(x)
             if index in _TAPS[self.variant]:
                 found.append(F.normalize(x, dim=1, eps=1e-10))
+
         return found
 
 
@@ -109,6 +115,7 @@ def _alexnet() -> nn.Sequential:
 def _vgg16() -> nn.Sequential:
     layers: list[nn.Module] = []
     before = 3
+
     for stage, (channels, convolutions) in enumerate(((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))):
         if stage:
             layers.append(nn.MaxPool2d(2, 2))
@@ -142,6 +149,8 @@ def _from_safetensors(path: Path, state: dict[str, Tensor], metadata: dict[str, 
 
 def _from_checkpoint(file: Checkpoint) -> PerceptualDistance:
     state = file.state(file.weights, "features.")
+
+    # AlexNet and VGG16 differ in their very first kernel
     first = state.get("0.weight")
     variant = None if first is None else _FIRST.get(tuple(first.shape))
     if variant is None:

@@ -54,6 +54,7 @@ class _Network(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        # a hundredth of the learning rate, as StyleGAN2's own mapping network (lr_mul of the published code)
         layers = [FullyConnected(width, width, activate=True, lr_multiplier=0.01) for _ in range(4)]
         self.mapping = nn.Sequential(nn.Identity(), *layers)  # the published numbering starts at 1
 
@@ -72,6 +73,7 @@ class Mapper(Network):
     def __init__(self, config: MapperConfig) -> None:
         super().__init__()
         self.config = config
+
         if config.kind == "single":
             self.mapping = _Network(config.w_dim)
         elif config.kind == "levels":
@@ -98,13 +100,17 @@ class Mapper(Network):
             raise ValueError("this mapper moves style codes; give it one (style_step)")
         if w_plus.ndim != 3 or w_plus.shape[2] != self.config.w_dim:
             raise ValueError(f"w_plus must be [B, L, {self.config.w_dim}], got {list(w_plus.shape)}")
+
         if self.config.kind == "single":
             whole: Tensor = self.mapping(w_plus)
             return whole
+
+        # a level that was not trained has no network: its rows stay where they are
         out = torch.zeros_like(w_plus)
         for level in self.config.levels:
             rows = _LEVELS[level]
             out[:, rows] = getattr(self, f"{level}_mapping")(w_plus[:, rows])
+
         return out
 
     def style_step(self, styles: StyleCode) -> StyleCode:
@@ -116,18 +122,24 @@ class Mapper(Network):
         """
         if not self.in_style_space:
             raise ValueError("this mapper moves w_plus; give it one (step)")
+
         layers = styles.layout.layers
+
         widths = tuple(
             (index, layer.channels)
             for index, layer in enumerate(layers)
             if self.config.kind == "style-full" or not layer.is_torgb
         )
+
+        # networks are numbered, not named: those of another generator may fit by chance, and edit nonsense
         if widths != self.config.widths:
             raise LayoutMismatchError(
                 f"this mapper was made for style layers of the widths {dict(self.config.widths)}, the codes "
                 f"have {dict(widths)}; give the generator it was trained with"
             )
+
         moved = dict(self.config.widths)
+        # a layer without a network keeps its style: a step of zeros, so that callers need not know the kind
         return StyleCode(
             styles.layout,
             {
@@ -152,15 +164,19 @@ class Mapper(Network):
 
 def _infer_config(state: Mapping[str, Tensor]) -> MapperConfig:
     levels = tuple(level for level in _LEVELS if f"{level}_mapping.mapping.1.weight" in state)
+
     layers = sorted(
         (int(match[1]), tensor.shape[0])
         for name, tensor in state.items()
         if (match := re.fullmatch(r"mapper_(\d+)\.mapping\.1\.weight", name))
     )
+
     if levels:
         return MapperConfig("levels", levels, w_dim=state[f"{levels[0]}_mapping.mapping.1.weight"].shape[0])
+    # "mapping" twice: the network's own name, and that of the layers in it
     if "mapping.mapping.1.weight" in state:
         return MapperConfig("single", w_dim=state["mapping.mapping.1.weight"].shape[0])
+
     if len(layers) > _MAX_LAYERS:
         raise CheckpointError(f"it has {len(layers)} layers, more than any style space")
     if layers:

@@ -46,6 +46,7 @@ class DetectionSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.min_score <= 1:
             raise ValueError(f"min_score must be from 0 to 1, got {self.min_score:g}")
+
         if self.min_side < _WINDOW or self.longest_side < self.min_side:
             raise ValueError(
                 f"min_side must be at least {_WINDOW} and longest_side at least that, "
@@ -81,6 +82,8 @@ class _RNet(nn.Module):
         """Return scores ``[N]`` and shifts of the box ``[N, 4]`` of crops ``[N, 3, 24, 24]``."""
         x = F.max_pool2d(self.prelu1(self.conv1(crop)), 3, 2, ceil_mode=True)
         x = F.max_pool2d(self.prelu2(self.conv2(x)), 3, 2, ceil_mode=True)
+
+        # the dense layer was trained on features in the order width, height, channel
         x = self.prelu3(self.conv3(x)).permute(0, 3, 2, 1).flatten(1)
         x = self.prelu4(self.dense4(x))
         return self.dense5_1(x).softmax(dim=1)[:, 1], self.dense5_2(x)
@@ -102,6 +105,8 @@ class _ONet(nn.Module):
         x = F.max_pool2d(self.prelu1(self.conv1(crop)), 3, 2, ceil_mode=True)
         x = F.max_pool2d(self.prelu2(self.conv2(x)), 3, 2, ceil_mode=True)
         x = F.max_pool2d(self.prelu3(self.conv3(x)), 2, 2, ceil_mode=True)
+
+        # the order of axes as in R-net
         x = self.prelu4(self.conv4(x)).permute(0, 3, 2, 1).flatten(1)
         x = self.prelu5(self.dense5(x))
         return self.dense6_1(x).softmax(dim=1)[:, 1], self.dense6_2(x), self.dense6_3(x)
@@ -130,18 +135,26 @@ class Mtcnn(Network):
         """
         if image.mode != "RGB":
             raise ValueError(f"the photograph must be RGB, got {image.mode}; decode it with decode_image")
+
+        # the detector's cost is that of its pixels, and a face needs few of them
         full = image.size
         shrink = min(1.0, self.settings.longest_side / max(full))
         if shrink < 1:
             size = (max(1, round(full[0] * shrink)), max(1, round(full[1] * shrink)))
             image = image.resize(size, Image.Resampling.BOX)
+
         device = self.onet.dense5.weight.device
         pixels = torch.from_numpy(np.array(image)).to(device).permute(2, 0, 1)[None].float()
         pixels = (pixels - 127.5) / 128  # [1, 3, H, W]
+
         boxes = self._refine(pixels, self._propose(pixels))
         boxes, scores, points = self._locate(pixels, boxes)
+
+        # the largest face first: it is whom a photograph shows
         area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
         order = area.argsort(descending=True, stable=True)
+
+        # to pixels of the whole photograph, in which the centre of the first pixel is 0
         back = np.divide(full, image.size)
         located = (points[order].double().cpu().numpy() + 0.5) * back - 0.5  # [N, 5, 2]
         return [Face(face, float(score)) for face, score in zip(located, scores[order].cpu(), strict=True)]
@@ -150,20 +163,29 @@ class Mtcnn(Network):
         """Return boxes ``[N, 4]`` that may hold a face, from all levels of the pyramid."""
         height, width = pixels.shape[2:]
         boxes, scores, shifts = [pixels.new_zeros(0, 4)], [pixels.new_zeros(0)], [pixels.new_zeros(0, 4)]
+
+        # P-net knows faces of 12 pixels only: the photograph is shrunk until the largest face is as small
         scale = _WINDOW / self.settings.min_side
         while min(height, width) * scale >= _WINDOW:
             level = F.interpolate(pixels, (int(height * scale + 1), int(width * scale + 1)), mode="area")
             score, shift = self.pnet(level)
+
             y, x = (score[0] >= 0.6).nonzero(as_tuple=True)  # [P]
+
+            # each place of the map is a window of 12 pixels at every second one, counted from 1
             first = torch.stack([x, y], dim=1) * _STRIDE + 1
             box = torch.cat([first / scale, (first + _WINDOW - 1) / scale], dim=1).floor()
             kept = _suppress(box, score[0, y, x], overlap=0.5)
+
             boxes.append(box[kept])
             scores.append(score[0, y, x][kept])
             shifts.append(shift[0, :, y, x].T[kept])
             scale *= _PYRAMID
+
+        # once more over all levels, which find the same face in neighboring sizes
         found, score, shift = torch.cat(boxes), torch.cat(scores), torch.cat(shifts)
         kept = _suppress(found, score, overlap=0.7)
+
         sides = found[kept, 2:] - found[kept, :2]
         return _square(found[kept] + shift[kept] * sides.repeat(1, 2))
 
@@ -172,8 +194,11 @@ class Mtcnn(Network):
         boxes, crops = _crop(pixels, boxes, 24)
         batches = [self.rnet(batch) for batch in crops.split(_CROPS_AT_ONCE)]
         score, shift = (torch.cat(parts) for parts in zip(*batches, strict=True))
+
+        # 0.7 for the second net and its overlap, as published; only the last threshold is a setting
         sure = score > 0.7
         boxes, score, shift = boxes[sure], score[sure], shift[sure]
+
         kept = _suppress(boxes, score, overlap=0.7)
         return _square(_shift(boxes[kept], shift[kept]))
 
@@ -182,11 +207,17 @@ class Mtcnn(Network):
         boxes, crops = _crop(pixels, boxes, 48)
         batches = [self.onet(batch) for batch in crops.split(_CROPS_AT_ONCE)]
         score, shift, points = (torch.cat(parts) for parts in zip(*batches, strict=True))
+
         sure = score > self.settings.min_score
         boxes, score, shift, points = boxes[sure], score[sure], shift[sure], points[sure]
+
+        # landmarks are fractions of the box as it was looked at, so before it is shifted
         sides = boxes[:, None, 2:] - boxes[:, None, :2] + 1
         points = points.view(-1, 2, 5).transpose(1, 2) * sides + boxes[:, None, :2] - 1
+
         boxes = _shift(boxes, shift)
+
+        # over the smaller box: a face within a face is the same one, however little of it is shared
         kept = _suppress(boxes, score, overlap=0.7, of_smaller=True)
         return boxes[kept], score[kept], points[kept]
 
@@ -199,12 +230,15 @@ def _suppress(boxes: Tensor, scores: Tensor, *, overlap: float, of_smaller: bool
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     left = scores.argsort(descending=True, stable=True)
     kept = []
+
     while len(left):
         best, left = left[0], left[1:]
         kept.append(best)
+
         low = torch.maximum(boxes[best, :2], boxes[left, :2])
         high = torch.minimum(boxes[best, 2:], boxes[left, 2:])
         shared = (high - low).clamp(min=0).prod(dim=1)
+
         whole = torch.minimum(area[best], area[left]) if of_smaller else area[best] + area[left] - shared
         left = left[shared <= overlap * whole]
     return torch.stack(kept) if kept else left
@@ -232,7 +266,9 @@ def _crop(pixels: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """
     height, width = pixels.shape[2:]
     crops, kept = [pixels.new_zeros(0, 3, size, size)], []
+
     for number, (x0, y0, x1, y1) in enumerate(boxes.trunc().int().tolist()):
+        # pixels count from 1; an area pooling of what lies on the photograph, as published
         crop = pixels[:, :, max(y0, 1) - 1 : min(y1, height), max(x0, 1) - 1 : min(x1, width)]
         if y1 > 0 and x1 > 0 and crop.numel():
             crops.append(F.interpolate(crop, (size, size), mode="area"))

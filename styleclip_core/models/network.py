@@ -53,6 +53,7 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], *, what: str) -
         CheckpointError: With the first few names that are missing, left over, of another shape or of
             another kind of number, or that hold a value which is no finite number.
     """
+    # every kind of difference is told at once: which ones come together says what file it is
     expected = module.state_dict()
     both = [name for name in expected if name in state]
     differences = {

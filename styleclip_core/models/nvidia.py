@@ -27,13 +27,18 @@ def find_generator(file: Checkpoint) -> Record | None:
     content = file.content
     if isinstance(content, Record):
         return content if content.kind == _NETWORK or "_modules" in content.state else None
+
+    # the moving average first: training leaves G noisier, and every published image is drawn by G_ema
     if isinstance(content, dict):
         for name in ("G_ema", "G", "Gs"):
             found = content.get(name)
             if isinstance(found, Record):
                 return found
+
+    # TensorFlow: generator, discriminator, average of the generator
     if isinstance(content, list | tuple) and len(content) == 3 and isinstance(content[2], Record):
-        return content[2]  # TensorFlow: generator, discriminator, average of the generator
+        return content[2]
+
     return None
 
 
@@ -56,6 +61,7 @@ def read_generator(file: Checkpoint, record: Record) -> tuple[dict[str, Tensor],
 
 def _from_pytorch(file: Checkpoint, record: Record) -> tuple[dict[str, Tensor], dict[str, float | None]]:
     modules = dict(_modules(file, record, "", 0))
+
     values = {
         f"{prefix}{name}": value
         for prefix, state in modules.items()
@@ -63,22 +69,29 @@ def _from_pytorch(file: Checkpoint, record: Record) -> tuple[dict[str, Tensor], 
         for name, value in _children(file, state, part).items()
         if is_array(value)
     }
+
     _refuse_other_architectures(file, values, modules)
+
+    # the clamp and the mapping's learning rate are in no weight, but the images depend on both
     clamps = {_plain(state.get("conv_clamp")) for state in modules.values() if "conv_clamp" in state}
     if len(clamps) > 1:
         raise CheckpointError(
             f"{file.path}: its layers are clamped at different values, {sorted(map(str, clamps))[:4]}; "
             "fetch it again"
         )
+
     gains = {
         float(gain)
         for prefix, state in modules.items()
         if re.fullmatch(r"mapping\.fc\d+\.", prefix)
         and isinstance(gain := state.get("bias_gain"), int | float)
     }
+
     extras: dict[str, float | None] = {"conv_clamp": clamps.pop() if clamps else None}
+
     if len(gains) == 1:
         extras["mapping_lr"] = gains.pop()
+
     return {name: file.tensor(value) for name, value in values.items()}, extras
 
 
@@ -118,6 +131,8 @@ def _refuse_other_architectures(
         raise CheckpointError(
             f"{file.path} is a StyleGAN3 generator, whose style space is another; give a StyleGAN2 model"
         )
+
+    # 'resnet' and 'orig' have other layers under the same names, and would load as a wrong 'skip'
     named = {_word(state.get("architecture")) for state in modules.values()} - {None, "skip"}
     if any(".skip." in name for name in values) or named:
         kind = ", ".join(sorted(map(str, named))[:4]) or "resnet"
@@ -125,6 +140,7 @@ def _refuse_other_architectures(
             f"{file.path} is a StyleGAN2 of architecture {kind!r}; StyleCLIP's style space is that of 'skip' "
             "(config-f and every published model): give one of those"
         )
+
     activations = {_word(state.get("activation")) for state in modules.values()} - {None, "lrelu", "linear"}
     if activations:
         raise CheckpointError(
@@ -140,25 +156,31 @@ def _from_tensorflow(file: Checkpoint, record: Record) -> tuple[dict[str, Tensor
     variables = dict(_variables(file, record, "", 0))
     settings = record.state.get("static_kwargs")
     settings = settings if isinstance(settings, dict) else {}
+
     architecture = _word(settings.get("architecture", "skip"))
     if architecture != "skip" or any("/Skip/" in name or "ToRGB_lod" in name for name in variables):
         raise CheckpointError(
             f"{file.path} is a TensorFlow StyleGAN2 of architecture {architecture!r}; StyleCLIP's "
             "style space is that of 'skip' (config-f and every published model): give one of those"
         )
+
     state: dict[str, Tensor] = {}
     for name, value in variables.items():
         for pattern, target, change in _TENSORFLOW:
             match = re.fullmatch(pattern, name)
             if match:
                 state[target(match)] = change(file.tensor(value))
+
+    # noise images are numbered through the whole network, two of each block but one of the first
     sides = sorted({int(name.split(".")[1][1:]) for name in state if name.startswith("synthesis.b")})
+
     for side in sides:
         for conv in ("conv0", "conv1"):
             number = 2 * side.bit_length() - (7 if conv == "conv0" else 6)  # 2 log2(side) - 5 or - 4
             noise = variables.get(f"synthesis/noise{number}")
             if f"synthesis.b{side}.{conv}.weight" in state and noise is not None:
                 state[f"synthesis.b{side}.{conv}.noise_const"] = file.tensor(noise)[0, 0]
+
     return state, {
         "conv_clamp": _plain(settings.get("conv_clamp")),
         "mapping_lr": _plain(settings.get("mapping_lrmul")) or 0.01,
@@ -170,8 +192,11 @@ def _variables(file: Checkpoint, record: Record, prefix: str, depth: int) -> Ite
         raise CheckpointError(
             f"{file.path}: its networks are nested more than {_MAX_DEPTH} deep; fetch it again"
         )
+
     variables = record.state.get("variables")
     file.visit(variables)
+
+    # what is no pair of a name and an array is a setting, which no weight hangs on
     for pair in variables if isinstance(variables, list) else []:
         if (
             isinstance(pair, list | tuple)
@@ -180,6 +205,7 @@ def _variables(file: Checkpoint, record: Record, prefix: str, depth: int) -> Ite
             and is_array(pair[1])
         ):
             yield prefix + pair[0], pair[1]
+
     components = record.state.get("components")
     file.visit(components)
     for name, child in components.items() if isinstance(components, dict) else ():
@@ -212,13 +238,17 @@ def _layer_rules() -> Iterator[_Rule]:
         (r"(4)x4/Conv", "conv1", _kernel), (r"(\d+)x\d+/Conv0_up", "conv0", _flipped_kernel),
         (r"(\d+)x\d+/Conv1", "conv1", _kernel), (r"(\d+)x\d+/ToRGB", "torgb", _kernel),
     }  # fmt: skip
+
+    # Conv0_up is a transposed convolution, whose kernel TensorFlow stores the other way round
     for scope, part, kernel in layers:
+        # TensorFlow adds the 1 of a style that changes nothing at run time, PyTorch stores it in the bias
         parameters = {
             "weight": ("weight", kernel), "bias": ("bias", _same),
             "mod_weight": ("affine.weight", _transposed), "mod_bias": ("affine.bias", lambda x: x + 1),
         }  # fmt: skip
         for theirs, (ours, change) in parameters.items():
             yield rf"synthesis/{scope}/{theirs}", _block(part, ours), change
+
         if part != "torgb":
             yield (
                 rf"synthesis/{scope}/noise_strength",

@@ -61,6 +61,7 @@ class PspConfig:
             raise CheckpointError(
                 f"an encoder of kind {self.kind!r:.40} for {sizes!r:.80} pixels is not known"
             )
+
         if not isinstance(self.num_ws, int) or not 0 < self.num_ws <= _MAX_ROWS or self.w_dim != 512:
             raise CheckpointError(
                 f"an encoder of {self.num_ws!r:.40} rows of {self.w_dim!r:.40} cannot be built; expected "
@@ -93,10 +94,13 @@ class PspEncoder(IRSE50):
     def __init__(self, config: PspConfig) -> None:
         super().__init__()
         self.config = config
+
+        # the first three heads read the coarsest features, the next four the middle ones: pSp, section 3
         self.styles = nn.ModuleList(
             StyleHead(int(math.log2(16 if row < _MIDDLE_FROM else 32 if row < _FINE_FROM else 64)))
             for row in range(config.num_ws)
         )
+
         self.latlayer1 = nn.Conv2d(256, 512, 1)
         self.latlayer2 = nn.Conv2d(128, 512, 1)
         self.register_buffer("latent_avg", torch.zeros(config.num_ws, config.w_dim))
@@ -121,19 +125,26 @@ class PspEncoder(IRSE50):
     def offsets(self, image: Tensor) -> Tensor:
         """Predict w_plus less the average latent, of images of the encoder's size."""
         x, taps = self.input_layer(image), []
+
+        # the last units at 64, 32 and 16 pixels: what the pyramid is made of
         for index, unit in enumerate(self.body):
             x = unit(x)
             if index in (6, 20, 23):
                 taps.append(x)
+
         fine, middle, coarse = taps
         middle = _upsampled(coarse, middle) + self.latlayer1(middle)
         fine = _upsampled(middle, fine) + self.latlayer2(fine)
+
         rows = [
             head(coarse if row < _MIDDLE_FROM else middle if row < _FINE_FROM else fine)
             for row, head in enumerate(self.styles)
         ]
+
+        # the first head gives a code for all rows, the others an offset from it
         if self.config.kind == "e4e":
             rows = [rows[0], *(rows[0] + row for row in rows[1:])]
+
         return torch.stack(rows, dim=1)
 
 
@@ -164,27 +175,36 @@ def read_psp(file: Checkpoint, kind: Kind | None = None) -> PspEncoder:
     content, names = file.content, file.weights
     if not isinstance(content, dict) or not isinstance(names, dict):
         raise CheckpointError(f"{file.path} holds no encoder; give a checkpoint of e4e or pSp")
+
+    # published files hold encoder and generator side by side, stripped ones the encoder alone
     prefix = "encoder." if any(str(name).startswith("encoder.") for name in names) else ""
     state = file.state(names, prefix)
     if not prefix:
         state = {
             name: value for name, value in state.items() if not name.startswith(("decoder.", "latent_avg"))
         }
+
     opts = content.get("opts")
     options = opts.state if isinstance(opts, Record) else opts if isinstance(opts, dict) else {}
+
     heads = {int(match[1]) for name in state if (match := re.match(r"styles\.(\d{1,4})\.", name))}
     if not heads or "input_layer.0.weight" not in state:
         raise CheckpointError(
             f"{file.path} holds no e4e or pSp encoder ('styles.*' are missing); give one of these"
         )
+
+    # ReStyle reads six channels, the image so far beside the target; here there is no image so far
     if state["input_layer.0.weight"].shape[1:2] != (3,):
         raise CheckpointError(
             f"{file.path} reads {state['input_layer.0.weight'].shape[1:2].numel()} input channels (sketches "
             "or segmentations, or ReStyle's iterations); give an encoder of photographs"
         )
+
+    # the cars of e4e are the one published encoder whose images are not square
     cars = _word(options.get("dataset_type")).startswith("cars")
     config = PspConfig(kind=kind or _kind(file, options), num_ws=max(heads) + 1, height=192 if cars else 256)
     state["latent_avg"] = _average(file, content, names, options, config)
+
     with refusing(str(file.path)):
         return fill_psp(config, state)
 
@@ -193,12 +213,15 @@ def _kind(file: Checkpoint, options: Mapping[str, object]) -> Kind:
     named = _word(options.get("encoder_type"))
     if named in _KINDS:
         return _KINDS[named]
+
     if named:
         raise CheckpointError(
             f"{file.path} is an encoder of type {named!r}; give one of {' or '.join(map(str, _KINDS))}"
         )
+
+    # checkpoints from before the type was stored are told by options that only one training had
     if "progressive_steps" in options or "stylegan_size" in options:
-        return "e4e"  # its options from before the type was stored
+        return "e4e"
     if "learn_in_w" in options or "output_size" in options:
         return "psp"
     raise CheckpointError(
@@ -221,6 +244,8 @@ def _average(
 ) -> Tensor:
     if options.get("start_from_latent_avg") is False:
         return torch.zeros(config.num_ws, config.w_dim)
+
+    # the heads predict a step from the average: with another one every face is wrong, and nothing says so
     stored = content.get("latent_avg")
     if is_array(stored):
         rows = file.tensor(stored).reshape(-1, config.w_dim)
@@ -229,11 +254,14 @@ def _average(
                 f"{file.path}: its 'latent_avg' has {len(rows)} rows for {config.num_ws}; fetch it again"
             )
         return rows.expand(config.num_ws, -1).clone()
+
+    # older files have none, but carry the generator, whose mapping gives it
     decoder = file.state(names, "decoder.")
     if not rosinality.looks_like_rosinality(decoder):
         raise CheckpointError(
             f"{file.path} holds neither 'latent_avg' nor the generator to estimate it from; add 'latent_avg'"
         )
+
     average = generator_from_rosinality(file.path, decoder).mapping.w_avg
     return average.expand(config.num_ws, -1).clone()
 

@@ -29,17 +29,22 @@ def _pairs(mapping_layers: int, blocks: int) -> Iterator[tuple[str, str, tuple[i
     for index in range(mapping_layers):
         for part in ("weight", "bias"):
             yield f"mapping.fc{index}.{part}", f"style.{index + 1}.{part}", (0, 0)
+
     yield "synthesis.b4.const", "input.input", (1, 0)
+
+    # the block of 4 pixels has one convolution, every later one an upsampling one before it
     for index in range(blocks):
         block = f"synthesis.b{4 << index}"
         convs = [("conv1", "conv1", 0)] if index == 0 else [
             ("conv0", f"convs.{2 * index - 2}", 2 * index - 1),
             ("conv1", f"convs.{2 * index - 1}", 2 * index),
         ]  # fmt: skip
+
         for ours, theirs, noise in convs:
             for part, (their_part, shape) in _CONV.items():
                 yield f"{block}.{ours}.{part}", f"{theirs}.{their_part}", shape
             yield f"{block}.{ours}.noise_const", f"noises.noise_{noise}", (2, 0)
+
         theirs = "to_rgb1" if index == 0 else f"to_rgbs.{index - 1}"
         for part, (their_part, shape) in _TORGB.items():
             yield f"{block}.torgb.{part}", f"{theirs}.{their_part}", shape
@@ -63,23 +68,32 @@ def to_nvidia(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     left = dict(state)
     ours: dict[str, Tensor] = {}
     stored_noise = any(name.startswith("noises.") for name in state)
+
+    # old snapshots have no noise at all; a single missing one is a damaged file
     for name, theirs, (leading, trailing) in _pairs(*_counts(state)):
         if theirs not in left:
             if theirs.startswith("noises.") and not stored_noise:
                 continue
             raise CheckpointError(f"its tensor {theirs!r} is missing")
+
+        # rosinality keeps axes of length one for broadcasting; one that is longer means another layer
         value = left.pop(theirs)
         if any(n != 1 for n in (*value.shape[:leading], *value.shape[value.ndim - trailing :])):
             raise CheckpointError(f"its tensor {theirs!r} has the shape {list(value.shape)}")
+
         ours[name] = value.reshape(value.shape[leading : value.ndim - trailing])
+
     unused = sorted(name for name in left if not name.endswith(".kernel"))
     if unused:
         raise CheckpointError(
             f"its tensor {', '.join(unused[:4])} belongs to no layer; a neighbor of it is missing"
         )
+
+    # rosinality stores it times the upsampling gain
     kernel = state.get("convs.0.conv.blur.kernel")
-    if kernel is not None:  # rosinality stores it times the upsampling gain
+    if kernel is not None:
         ours["resample_filter"] = kernel / kernel.sum()
+
     return ours
 
 
@@ -93,16 +107,21 @@ def from_nvidia(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         raise CheckpointError(
             "a conditional generator has no counterpart in rosinality's code; convert it to .safetensors"
         )
+
     layers = sum(name.startswith("mapping.fc") and name.endswith(".weight") for name in state)
     blocks = sum(name.startswith("synthesis.") and name.endswith(".torgb.weight") for name in state)
+
     theirs: dict[str, Tensor] = {}
     for name, their_name, (leading, trailing) in _pairs(layers, blocks):
         value = state[name]
         theirs[their_name] = value.reshape((1,) * leading + tuple(value.shape) + (1,) * trailing)
+
+    # times 4, the gain of an upsampling that fills three of four places with zeros
     for index in range(1, blocks):
         kernel = state[f"synthesis.b{4 << index}.resample_filter"] * 4
         theirs[f"convs.{2 * index - 2}.conv.blur.kernel"] = kernel
         theirs[f"to_rgbs.{index - 1}.upsample.kernel"] = kernel
+
     return {name: tensor.clone() for name, tensor in theirs.items()}
 
 

@@ -74,10 +74,12 @@ class GeneratorConfig:
                 raise CheckpointError(
                     f"a StyleGAN2 of {name}={size!r:.40} cannot be built; it goes from {low} to {high}"
                 )
+
         if self.resolution & (self.resolution - 1):
             raise CheckpointError(f"a StyleGAN2 resolution is a power of two from 8, got {self.resolution}")
         if self.channels(self.resolution) < 1:
             raise CheckpointError(f"channel_base={self.channel_base} leaves no channel at the largest side")
+
         factors = (self.mapping_lr, 1.0 if self.conv_clamp is None else self.conv_clamp)
         if not all(isinstance(x, int | float) and 0 < x < math.inf for x in factors):
             raise CheckpointError(
@@ -121,6 +123,7 @@ class FullyConnected(nn.Module):
         bias_init: float = 0.0,
     ) -> None:
         super().__init__()
+        # stored near 1 and scaled when used, so that all layers learn at one rate (Karras et al. 2018)
         self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_multiplier)
         self.bias = nn.Parameter(torch.full((out_features,), bias_init / lr_multiplier))
         self.activate = activate
@@ -145,10 +148,13 @@ class MappingNetwork(nn.Module):
         if config.c_dim:
             self.embed = FullyConnected(config.c_dim, config.w_dim)
             in_features += config.w_dim
+
+        # the first layer reads z and the class, every other one w
         for index in range(config.mapping_layers):
             layer = FullyConnected(in_features, config.w_dim, activate=True, lr_multiplier=config.mapping_lr)
             setattr(self, f"fc{index}", layer)
             in_features = config.w_dim
+
         self.register_buffer("w_avg", torch.zeros(config.w_dim))
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
@@ -161,9 +167,11 @@ class MappingNetwork(nn.Module):
                     f"this generator is conditional: give a one-hot label of shape "
                     f"[{len(z)}, {self.c_dim}], got {got}"
                 )
+
             x = torch.cat([x, _normalize_second_moment(self.embed(label))], dim=1)
         elif label is not None and label.shape[1:] != (0,):
             raise ValueError("this generator is unconditional: leave the label out")
+
         for index in range(self.num_layers):
             x = getattr(self, f"fc{index}")(x)
         return x
@@ -193,12 +201,16 @@ class LayerChange:
         """Return what the change adds to the convolution of modulated features ``[B, in, H, H]``."""
         (batch, rank), (height, width) = self.read.shape[:2], x.shape[2:]
         features = self.read.to(x.dtype) @ x.flatten(2)  # [B, R, H H]
+
+        # one group for every image and every r: each feature meets its own kernel, and no image another's
         features = features.view(1, batch * rank, height, width)
         kernel = self.kernel.to(x.dtype).flatten(0, 1)[:, None]
+
         if up:
             features = F.conv_transpose2d(features, kernel, stride=2, groups=batch * rank)
         else:
             features = F.conv2d(features, kernel, padding=kernel.shape[-1] // 2, groups=batch * rank)
+
         height, width = features.shape[2:]
         written = self.write.to(x.dtype) @ features.view(batch, rank, -1)
         return written.view(batch, -1, height, width)
@@ -228,6 +240,7 @@ class SynthesisLayer(ModulatedConv):
     ) -> None:
         super().__init__(in_channels, out_channels, 3, config.w_dim)
         self.up, self.conv_clamp = up, config.conv_clamp
+
         self.noise_strength = nn.Parameter(torch.zeros([]))
         self.register_buffer("noise_const", torch.randn(resolution, resolution * config.const_width // 4))
         self.register_buffer("resample_filter", fir_kernel())
@@ -239,8 +252,10 @@ class SynthesisLayer(ModulatedConv):
 
     def forward(self, x: Tensor, style: Tensor, noise: Noise, change: LayerChange | None = None) -> Tensor:
         """Map features ``[B, in, H, H]`` under ``style`` ``[B, in]``; H doubles if ``up``."""
+        # features are scaled, not weights: the same function, and one convolution for the whole batch
         x = x * style[:, :, None, None].to(x.dtype)
         added = None if change is None else change.convolve(x, up=self.up)
+
         if self.up:
             x = F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2)
             x = x if added is None else x + added
@@ -248,12 +263,17 @@ class SynthesisLayer(ModulatedConv):
         else:
             x = F.conv2d(x, self.weight, padding=1)
             x = x if added is None else x + added
+
+        # what scaling the weights and giving each output unit variance would be (2020, equation 3)
         x = x * self.demodulation(style)[:, :, None, None].to(x.dtype)
+
+        # one value per pixel, for all channels
         if noise == "random":
             drawn = torch.randn(len(x), 1, *x.shape[2:], device=x.device)
             x = x + (drawn * self.noise_strength).to(x.dtype)
         elif noise == "const":
             x = x + (self.noise_const * self.noise_strength).to(x.dtype)
+
         bias = self.bias if change is None else self.bias + change.bias
         x = F.leaky_relu(x + bias[..., None, None].to(x.dtype), 0.2) * LRELU_GAIN
         return _clamp(x, self.conv_clamp, LRELU_GAIN)
@@ -284,11 +304,13 @@ class SynthesisBlock(nn.Module):
         super().__init__()
         out_channels = config.channels(resolution)
         self.register_buffer("resample_filter", fir_kernel())
+
         if resolution == 4:
             self.const = nn.Parameter(torch.randn(out_channels, 4, config.const_width))
         else:
             in_channels = config.channels(resolution // 2)
             self.conv0 = SynthesisLayer(in_channels, out_channels, resolution, config, up=True)
+
         self.conv1 = SynthesisLayer(out_channels, out_channels, resolution, config, up=False)
         self.torgb = ToRGBLayer(out_channels, config)
 
@@ -381,9 +403,12 @@ class Generator(Network):
         """
         if z.ndim != 2 or z.shape[1] != self.config.z_dim:
             raise ValueError(f"z must be [B, {self.config.z_dim}], got {list(z.shape)}")
+
         w_plus: Tensor = self.mapping(z, label)[:, None].repeat(1, self.num_ws, 1)
         if truncation_psi == 1:
             return w_plus
+
+        # the truncation trick: coarse rows are pulled to the average, the rest keeps its detail
         cutoff = self.num_ws if truncation_cutoff is None else truncation_cutoff
         head = self.mapping.w_avg.lerp(w_plus[:, :cutoff], truncation_psi)
         return torch.cat([head, w_plus[:, cutoff:]], dim=1)
@@ -438,6 +463,7 @@ class Generator(Network):
         """Return the state before the first layer: the learnt constant, ``batch_size`` times."""
         const = self.synthesis.block(4).const
         features = const[None].expand(batch_size, -1, -1, -1)
+        # channels last is the order in memory that convolutions are fastest in
         return SynthesisState(0, features.contiguous(memory_format=torch.channels_last), None)
 
     def advance(
@@ -451,6 +477,7 @@ class Generator(Network):
     ) -> SynthesisState:
         """Run the layers of ``state`` up to, not including, number ``stop`` of the layout."""
         x, image = state.features, state.image
+
         for layer in self.layout.layers[state.next_layer : stop]:
             module = self.modulated(layer)
             if isinstance(module, ToRGBLayer):
@@ -458,6 +485,7 @@ class Generator(Network):
                 image = rgb if image is None else rgb + self.upsample(image, layer.resolution)
             else:
                 x = module(x, styles[layer.name], noise, (changes or {}).get(layer.name))
+
         return SynthesisState(stop, x, image)
 
     def resume(
@@ -507,12 +535,15 @@ class Generator(Network):
         for resolution in self.config.resolutions:
             block = self.synthesis.block(resolution)
             names = ("conv1", "torgb") if resolution == 4 else ("conv0", "conv1", "torgb")
+
             for offset, name in enumerate(names):
                 channels = getattr(block, name).weight.shape[1]
                 yield StyleLayer(
                     f"b{resolution}.{name}", resolution, channels, ws_index + offset, name == "torgb"
                 )
-            ws_index += len(names) - 1  # toRGB shares its row with the next block's conv0
+
+            # toRGB shares its row with the next block's conv0
+            ws_index += len(names) - 1
 
 
 def _normalize_second_moment(x: Tensor) -> Tensor:

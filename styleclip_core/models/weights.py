@@ -55,6 +55,7 @@ def read_network(
             with open_checkpoint(path) as file:
                 network = theirs(file)
 
+    # of the file, not of the tensors: what artifacts name is what a user can hash
     network.fingerprint = file_sha256(path)
     return network.to(device)
 
@@ -80,6 +81,7 @@ def save_network(
     if half:
         state = {name: each.half() if each.is_floating_point() else each for name, each in state.items()}
 
+    # the header is what makes a file ours: tensors alone say neither what they are nor how they fit
     header = {"format": form}
     if config is not None:
         header["config"] = json.dumps(config)

@@ -1,7 +1,7 @@
-"""Batches that fit into memory: as large as is wanted, smaller where the device's memory is.
+"""Batches that fit into memory: as large as asked for, smaller where the device cannot hold that.
 
-A batch size is a wish. Where a device says how much memory is free, a first batch is cut to what should
-fit; where that was too much all the same, it is halved, and stays so. Results differ by rounding at most.
+A batch size is a wish. Where a device reports its free memory, the first batch is cut to what should fit;
+if that was still too much, it is halved and stays so. Results differ by rounding at most.
 """
 
 from __future__ import annotations

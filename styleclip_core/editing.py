@@ -4,9 +4,9 @@ StyleCLIP's global directions (section 6): channels whose relevance reaches beta
 proportion to it. As in the published code, relevance is divided by the largest one and multiplied
 by the channel's standard deviation. So alpha is in standard deviations of the most relevant channel.
 
-Beside this rule there are *least-squares* weights for the same channels: what all of them do together comes
-nearest to the text direction, where relevance looks at every channel by itself. Channels that do the same
-share the weight, and what one does beside the text another cancels.
+An alternative are *least-squares* weights for the same channels: relevance looks at every channel by itself,
+these weights bring what all of them do together nearest to the text direction. Channels that do the same
+share the weight, and the side effects of one are cancelled by others.
 
 Shapes: N editable style channels, D width of the CLIP embedding.
 """
@@ -98,11 +98,11 @@ class EditedLatents:
         return StyleCode.from_flat(generator.layout, styles.flat() + self.offset)
 
     def at(self, w_plus: Tensor) -> EditedLatents:
-        """Return these with another w_plus and the same offset."""
+        """Return a copy with another w_plus and the same offset."""
         return EditedLatents(w_plus, self.offset)
 
     def add(self, step: Tensor) -> EditedLatents:
-        """Return these with a step in flat style space, ``[B, M]`` or ``[M]``, added."""
+        """Return a copy with a step in flat style space, ``[B, M]`` or ``[M]``, added."""
         step = step.expand(len(self.w_plus), -1)
         return EditedLatents(self.w_plus, step if self.offset is None else self.offset + step)
 
@@ -243,9 +243,9 @@ def _direction(
 
 
 def beta_for(layout: StyleLayout, relevance: Tensor, selection: ChannelSelection, channels: int) -> float:
-    """Return the largest beta at which so many channels take part, of those that the layer masks allow.
+    """Return the largest beta that lets this many channels take part, of those that the layer masks allow.
 
-    0 where there are not so many with any relevance.
+    0 if fewer of them have any relevance.
 
     Raises:
         LayoutMismatchError: If a layer pattern does not fit the layout.

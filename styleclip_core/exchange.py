@@ -53,8 +53,8 @@ def relevance_from_fs3(path: str | Path, layout: StyleLayout) -> RelevanceTable:
     """Read a published relevance table.
 
     The file stores neither how many images a row is a mean of nor how well they agreed: its rows are
-    renormalized. A row comes in as one observation (n = 1, its standard error unknown), a row that is NaN
-    or zero as a channel that CLIP cannot see. Channels of layers behind the last row are not seen either.
+    renormalized. Each row counts as one observation (n = 1, its standard error unknown), and a row that is
+    NaN or zero as a channel that CLIP cannot see. So do all channels of layers beyond the last row.
 
     Raises:
         CheckpointError: If the file is no such table.

@@ -1,7 +1,7 @@
 """Photographs <-> aligned faces: the FFHQ recipe, and the way back.
 
 From Karras et al. 2019 (FFHQ), as e4e and pSp publish it. With the eye centres e_l, e_r, the mouth
-corners m_l, m_r, their middles e and m, d = e_r - e_l and v = m - e,
+corners m_l, m_r, their midpoints e and m, d = e_r - e_l and v = m - e,
 
     x = unit(d - flip(v) * (-1, 1)) * max(2 |d|, 1.8 |v|)      y = flip(x) * (-1, 1)
     c = e + 0.1 v                                              quad = c -x-y, c -x+y, c +x+y, c +x-y
@@ -325,9 +325,9 @@ def paste_faces(
 ) -> Image.Image:
     """Put edited faces back where they were cut out.
 
-    The aligned face of one person often shows part of the next one, as they were. So where quads
-    overlap, a face counts the more the farther a pixel lies from the edge of its quad, and the order
-    of the faces does not matter.
+    The aligned face of one person often shows part of a neighbor, unedited. So where quads overlap, a
+    face counts for more the farther a pixel lies from the edge of its quad, and the order of the faces
+    does not matter.
 
     Args:
         photograph: The photograph, upright RGB.

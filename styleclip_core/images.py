@@ -1,4 +1,4 @@
-"""Image files <-> tensors, and nothing that a hostile file could make of it.
+"""Image files <-> tensors, safe to use on hostile files.
 
 Inside the project images are ``[B, 3, H, W]`` float32 in -1..1; 8-bit pixels exist only here, at
 the boundary. Decoding looks at the declared size before it touches a pixel.
@@ -111,7 +111,7 @@ def fit(image: Image.Image, height: int, width: int) -> Tensor:
 
 
 def centre_square(image: Image.Image, side: int) -> Tensor:
-    """Scale an RGB image until its short side fits and cut out its middle, ``[3, side, side]`` in -1..1.
+    """Scale an RGB image to fit its short side and crop its middle, ``[3, side, side]`` in -1..1.
 
     As CLIP prepares photographs: bicubic, then the crop.
     """

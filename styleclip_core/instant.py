@@ -1,6 +1,6 @@
 """Instant relevance: channel relevance for one prompt from gradients, without a table.
 
-The table moves every channel and looks; here the network's derivative says what a small move would do.
+The table moves every channel and looks; here the derivative says what a small move would do.
 With J the mean over the codes of the derivative of CLIP's image embedding by the style code, times the
 deviation of each channel, relevance is the cosine of a channel's row with the text direction,
 ``J_c t / |J_c|``. The numerator costs one backward pass per image. The length of a row is estimated

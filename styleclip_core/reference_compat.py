@@ -1,10 +1,10 @@
 """The relevance table as the published script measures it, for comparison only.
 
-Four things differ from ``styleclip_core.relevance``, of which the first is a slip: a copy that is none
-leaves every channel that was visited at its mean, in all images, for the rest of the run. So channel c
-is measured on codes whose channels before it, in this layer and in those below, are no longer the
-codes' own; what they are is known in advance, and shards need no order all the same. A channel moves
-around its mean. Images are truncated to 8 bits. Layers above 128 pixels are left out.
+Four things differ from ``styleclip_core.relevance``, of which the first is a slip: an assignment meant as
+a copy leaves every channel that was visited at its mean, in all images, for the rest of the run. So channel
+c is measured on codes whose earlier channels, in this layer and in those below, are no longer the codes'
+own. What they have become is known in advance, so shards can still be measured in any order. A channel
+moves around its mean. Images are truncated to 8 bits. Layers above 128 pixels are left out.
 
 Shapes: B style codes, C channels of a layer, M all style channels, D width of the CLIP embedding.
 """

@@ -148,7 +148,7 @@ class ChannelStatistics:
                 "measure both on the same generator"
             )
 
-        # the pairwise form of Chan et al. 1979: plain sums of squares would cancel
+        # the pairwise form of Chan et al. 1983: plain sums of squares would cancel
         n = self.n + other.n
         delta = other.mean - self.mean
 

@@ -1,4 +1,4 @@
-"""A generator that differs a little from image to image: compact changes, and their file.
+"""A generator that differs slightly from image to image: compact changes, and the file they are kept in.
 
 A tuning changes every 3 x 3 convolution of one image's generator by a sum of R outer products, and its bias:
 
@@ -169,9 +169,9 @@ class Tuning:
 
 
 class TunedGenerator:
-    """A generator whose image number b is drawn with tuning number b; other uses are the generator's.
+    """A generator that draws image b of a batch with tuning b; in everything else it is the plain one.
 
-    Images without a tuning are those of the generator itself, bit for bit.
+    An image without a tuning is drawn as by the generator itself, bit for bit.
     """
 
     def __init__(self, generator: Generator, tunings: Sequence[Tuning | None]) -> None:

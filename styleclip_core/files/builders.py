@@ -1,4 +1,4 @@
-"""What the names become that a pickle of weights may use: functions of ours that only build plain values.
+"""What becomes of the names that a pickle of weights may use: plain values, built by functions of ours.
 
 Any other name is refused by the machine, and no name is ever imported.
 """

@@ -1,6 +1,6 @@
 """Weights files of every kind that the field uses, opened as data.
 
-Read are torch's zip files, its format before that, TorchScript archives (for their tensors; their code
+It reads torch's zip files, torch's older format, TorchScript archives (for their tensors; their code
 is never parsed, compiled or run), plain pickles and safetensors. The kind is told from the content, not
 from the name. Opening reads the structure; arrays are read one by one when they are asked for, so that
 memory holds what a caller keeps and nothing else. A file is named by the SHA-256 of its content.
@@ -108,7 +108,7 @@ class Checkpoint:
 
     @property
     def weights(self) -> object:
-        """Return what should be the state dict: the one under ``state_dict``, or the whole content."""
+        """Return the presumable state dict: the one under ``state_dict``, or the whole content."""
         nested = self.content.get("state_dict") if isinstance(self.content, dict) else None
         return nested if isinstance(nested, dict) else self.content
 
@@ -180,7 +180,7 @@ class Checkpoint:
         return self._entry(f"data/{storage.key}")
 
     def visit(self, values: object) -> None:
-        """Count what is walked through: a file can hold a value in itself, or under very many names.
+        """Count the values walked through: a file can nest one in itself, or hold it under very many names.
 
         Raises:
             PickleRefused: If it is too much, or a name is too long.
@@ -366,7 +366,7 @@ def _cut(held: bytes, span: Span, budget: Budget) -> bytes:
 
 
 def _refuse_long_directory(stream: BinaryIO, size: int) -> None:
-    """Look at what the end of a zip file says of its directory before that is read as a whole."""
+    """Check the length that a zip file states for its directory, before zipfile reads that whole."""
     stream.seek(max(0, size - (1 << 16) - 98))  # the longest comment, behind three records
     tail = stream.read()
 
@@ -398,7 +398,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def _open_file(path: str | Path) -> io.BufferedReader:
-    """Open a file, and nothing else: a pipe would be waited for, a device never ends."""
+    """Open a regular file and nothing else: a pipe would block, a device never ends."""
     flags = (getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
     handle = os.open(path, os.O_RDONLY | sum(flags))
     if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -488,7 +488,7 @@ def write_state(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping
 
 @contextlib.contextmanager
 def written_aside(path: str | Path) -> Iterator[Path]:
-    """Give a file beside ``path`` to write to, which takes its place if nothing fails."""
+    """Yield a file beside ``path`` to write to; it takes the place of ``path`` if nothing fails."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
 
@@ -519,7 +519,7 @@ def unreadable(path: str | Path, error: BaseException) -> CheckpointError:
 
 
 def printable(text: str) -> str:
-    """Return text without what would break a line, steer a terminal or fail to be encoded."""
+    """Replace the characters that would break a line, steer a terminal or fail to be encoded."""
     return "".join(character if character.isprintable() else "?" for character in text[:10_000])
 
 

@@ -174,7 +174,7 @@ class Machine:
         self._push(_decode(self._window.read(length)))
 
     def _old_text(self, form: str) -> None:
-        """Python 2's strings are bytes or text; nobody knows which."""
+        """Read a string of Python 2, which may be bytes or text; ASCII is taken for text."""
         length = self._number(form)
         self._budget.read_text(length)
         data = self._window.read(length)

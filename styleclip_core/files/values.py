@@ -24,7 +24,7 @@ class PickleRefused(ValueError):
 
 @dataclass(slots=True)
 class Budget:
-    """What all pickles of one file may still use together, those nested in it included.
+    """What all pickles of one file, nested ones included, may still use together.
 
     Attributes:
         opcodes: Steps of the machine.
@@ -49,7 +49,7 @@ class Budget:
             raise PickleRefused(f"it holds more than {_MAX_TEXT} bytes of text")
 
     def copy(self, *values: object) -> None:
-        """Count what copies of values take; a pickle can name one value very often.
+        """Count the size of copied values; a pickle can name one value very often.
 
         Raises:
             PickleRefused: If it is too much.

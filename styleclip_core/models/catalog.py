@@ -187,6 +187,6 @@ def find_model(name: str) -> PublishedModel:
 
 
 def partners(model: PublishedModel) -> tuple[str, ...]:
-    """Return the names of all models that belong with one; with others its edits mean nothing."""
+    """Return the names of all models that a model must be used with for its edits to mean anything."""
     naming = [other.name for other in catalog().values() if model.name in other.pairs_with]
     return tuple(dict.fromkeys([*model.pairs_with, *naming]))

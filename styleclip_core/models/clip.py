@@ -74,9 +74,9 @@ class ClipModel:
         """Resize, crop and normalize as CLIP does.
 
         Matches CLIP's PIL preprocessing of the same image as 8-bit pixels to within 2/255 before
-        normalization: PIL rounds to 8 bits after each of its two passes, this does not. The passes
-        go over the rows, then over the columns, as in the Pillow that CLIP was published with;
-        Pillow 13 turns them round for some tall images that it shrinks, which then differ by up to
+        normalization: PIL rounds to 8 bits after each of its two passes, this does not. It resizes
+        along the rows first, then along the columns, as did the Pillow that CLIP was published with;
+        Pillow 13 swaps the two for some tall images that it shrinks, which then differ by up to
         some 30/255 at hard edges. Square images are not affected.
 
         Args:
@@ -154,10 +154,10 @@ class ClipModel:
 
 
 def fold_batch_norm(tower: nn.Module) -> nn.Module:
-    """Return a residual image tower with its normalizations in the weights of its convolutions.
+    """Fold the normalizations of a residual image tower into the weights of its convolutions.
 
-    The function is the same, a tenth of the work is gone. A vision transformer, and a tower in half
-    precision, where the folded weights would be rounded again, are returned as they are.
+    The function stays the same with a tenth less work. A vision transformer is returned as it is, and so
+    is a tower in half precision, whose folded weights would be rounded again.
     """
     layers = list(tower.modules())
 

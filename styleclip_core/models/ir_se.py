@@ -18,7 +18,7 @@ _UNITS = ((64, 64, 3), (64, 128, 4), (128, 256, 14), (256, 512, 3))
 
 
 class SqueezeExcitation(nn.Module):
-    """Scales channels by what the whole image says of them."""
+    """Scales each channel by a gate computed from the mean of all channels over the image."""
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Latent mappers: a code -> the step that makes it what a prompt says (StyleCLIP section 5).
+"""Latent mappers: a code -> the step that brings it to what a prompt says (StyleCLIP, section 5).
 
 The published networks under their published names, so that their checkpoints load: one small
 fully connected network for all rows of w_plus (``single``), one per level (``levels``), or one per layer

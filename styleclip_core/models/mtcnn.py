@@ -1,7 +1,7 @@
 """Photograph -> faces with five landmarks: MTCNN (Zhang et al. 2016), on torch alone.
 
-Three small networks, each surer and dearer than the one before: P-net slides over a pyramid of the
-photograph, R-net looks again at what it proposes, O-net says where eyes, nose and mouth are.
+Three small networks, each more accurate and more costly than the last: P-net slides over a pyramid of the
+photograph, R-net takes a second look at what it proposes, O-net says where eyes, nose and mouth are.
 Architecture, names of the weights and thresholds are those of facenet-pytorch, whose weights
 these are (MIT). Boxes count pixels from 1, as in the original.
 
@@ -190,7 +190,7 @@ class Mtcnn(Network):
         return _square(found[kept] + shift[kept] * sides.repeat(1, 2))
 
     def _refine(self, pixels: Tensor, boxes: Tensor) -> Tensor:
-        """Return the boxes ``[N, 4]`` that still look like a face from nearer."""
+        """Return the boxes ``[N, 4]`` that still look like a face at R-net's resolution."""
         boxes, crops = _crop(pixels, boxes, 24)
         batches = [self.rnet(batch) for batch in crops.split(_CROPS_AT_ONCE)]
         score, shift = (torch.cat(parts) for parts in zip(*batches, strict=True))
@@ -223,7 +223,7 @@ class Mtcnn(Network):
 
 
 def _suppress(boxes: Tensor, scores: Tensor, *, overlap: float, of_smaller: bool = False) -> Tensor:
-    """Return which boxes stay when each one rules out weaker ones that overlap it more than ``overlap``.
+    """Return the boxes left after each has ruled out weaker ones that overlap it by more than ``overlap``.
 
     Overlap is intersection over union, or over the smaller of the two.
     """

@@ -59,7 +59,7 @@ def _counts(state: Mapping[str, Tensor]) -> tuple[int, int]:
 def to_nvidia(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return rosinality's generator weights under NVIDIA's names, without ``mapping.w_avg``.
 
-    Snapshots from before the noise was stored get none: its strength is then of no effect.
+    Snapshots from before the noise was stored get none, so its strength has no effect.
 
     Raises:
         CheckpointError: If a tensor is missing, or one is left over: sizes are counted from names, and a

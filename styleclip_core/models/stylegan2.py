@@ -179,11 +179,11 @@ class MappingNetwork(nn.Module):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerChange:
-    """A change of one modulated convolution, another one for every image: of low rank R, and of the bias.
+    """A change of one modulated convolution that differs from image to image: of low rank R, plus the bias.
 
-    The weight of image b grows by ``sum over r of write[b, o, r] kernel[b, r] read[b, r, i]``, of which no
-    tensor is made: R features are read, filtered one by one, and written. Demodulation keeps
-    to the weight without the change, so that a change adds up and one of zeros is none, bit for bit.
+    The weight of image b grows by ``sum over r of write[b, o, r] kernel[b, r] read[b, r, i]``, which is
+    never made as a tensor: R features are read, filtered one by one, and written. Demodulation uses
+    the unchanged weight, so that changes add up, and a change of zeros is none, bit for bit.
 
     Attributes:
         read: ``[B, R, in]``.

@@ -1,8 +1,8 @@
-"""How a network of ours lies in a file: safetensors, and in their header a format and the network's sizes.
+"""How our networks are stored: as safetensors whose header names a format and the network's sizes.
 
-Every loader reads two kinds of file: the one that its own ``save_*`` writes, and checkpoints as somebody
-else published them. Which it is, is told from the content. What a file holds is refused in one line that
-names the file, the reason and the remedy.
+Every loader reads two kinds of file: the one that its own ``save_*`` writes, and checkpoints as others
+published them; the content tells which. Whatever does not fit is refused in one line that names the file,
+the reason and the remedy.
 """
 
 from __future__ import annotations
@@ -90,10 +90,10 @@ def save_network(
 
 @contextlib.contextmanager
 def refusing(what: str, remedy: str = "fetch it again") -> Iterator[None]:
-    """Turn whatever weights of another architecture cause into one line: the file, the reason, the remedy.
+    """Turn any failure to build a network from a file into one line: the file, the reason, the remedy.
 
     Raises:
-        CheckpointError: For every error inside that content which does not fit can cause.
+        CheckpointError: If the block raises anything that weights of another architecture can cause.
     """
     try:
         yield

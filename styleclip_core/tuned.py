@@ -149,10 +149,7 @@ class Tuning:
 
         # the same sizes under other weights would draw something, and nobody would see that it is wrong
         if header.get("generator") != generator.fingerprint:
-            raise LayoutMismatchError(
-                f"the tuning is of generator {header.get('generator')!r:.14}, not of "
-                f"{generator.fingerprint!r:.14}; invert the image with the generator that edits it"
-            )
+            raise _of_another(header.get("generator"), generator)
 
         rank = header.get("rank")
         if not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
@@ -191,10 +188,7 @@ class TunedGenerator:
         rows = []
         for tuning in tunings:
             if tuning and tuning.form != TuningForm.of(generator, tuning.form.rank):
-                raise LayoutMismatchError(
-                    f"the tuning is of generator {tuning.form.generator!r:.14}, not of "
-                    f"{generator.fingerprint!r:.14}; invert the image with the generator that edits it"
-                )
+                raise _of_another(tuning.form.generator, generator)
             rows.append(_widened(tuning, rank) if tuning else torch.zeros(form.size, dtype=torch.float16))
 
         numbers = torch.stack(rows) if rows else torch.zeros(0, form.size)
@@ -332,6 +326,13 @@ def _read(content: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not isinstance(header, dict):
         raise _damaged("its header is no object")
     return header, tensors
+
+
+def _of_another(found: object, generator: Generator) -> LayoutMismatchError:
+    return LayoutMismatchError(
+        f"the tuning is of generator {found!r:.14}, not of {generator.fingerprint!r:.14}; "
+        "invert the image with the generator that edits it"
+    )
 
 
 def _damaged(reason: str) -> CheckpointError:

@@ -20,6 +20,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -242,16 +243,8 @@ class Checkpoint:
         scripted = f"{self._folder}constants.pkl" in names
         span = self._entry("data.pkl")
         window = Window(self._stream, span.start, span.start + span.length)
-        content = Machine(window, self._budget, persistent=self._zip_storage, scripted=scripted).run()
+        content = Machine(window, self._budget, persistent=_named_storage, scripted=scripted).run()
         return ("torchscript" if scripted else "torch"), content
-
-    def _zip_storage(self, name: object) -> Storage:
-        if not isinstance(name, tuple) or len(name) < 5 or name[0] != "storage":
-            raise PickleRefused("a storage in it has no name")
-        dtype, key, numel = storage_type(name[1]), name[2], name[4]
-        if not isinstance(key, str) or not isinstance(numel, int) or numel < 0:
-            raise PickleRefused("a storage in it has no key")
-        return Storage(dtype, numel, key)
 
     def _entry(self, name: str) -> Span:
         """Return where an entry's bytes lie, after its checksum was found right."""
@@ -328,15 +321,11 @@ class Checkpoint:
         within = f"{len(self._places)}:{window.position}:"
 
         def storage(name: object) -> Storage:
-            if not isinstance(name, tuple) or len(name) < 5 or name[0] != "storage":
-                raise PickleRefused("a storage in it has no name")
-            dtype, key, numel = storage_type(name[1]), name[2], name[4]
-            if not isinstance(key, str) or not isinstance(numel, int) or numel < 0:
-                raise PickleRefused("a storage in it has no key")
-            if len(name) > 5 and name[5] is not None:
+            found = _named_storage(name)
+            if isinstance(name, tuple) and len(name) > 5 and name[5] is not None:
                 raise PickleRefused("a storage in it is a view of another, as before torch 0.4")
-            wanted[key] = (dtype, numel)
-            return Storage(dtype, numel, within + key)
+            wanted[found.key] = (found.dtype, found.numel)
+            return replace(found, key=within + found.key)
 
         content = Machine(window, budget, persistent=storage).run()
 
@@ -357,6 +346,18 @@ class Checkpoint:
         if wanted:
             raise PickleRefused("some of its storages are missing")
         return content
+
+
+def _named_storage(name: object) -> Storage:
+    """Return the storage that torch's persistent id ``("storage", type, key, device, numel)`` names."""
+    if not isinstance(name, tuple) or len(name) < 5 or name[0] != "storage":
+        raise PickleRefused("a storage in it has no name")
+
+    dtype, key, numel = storage_type(name[1]), name[2], name[4]
+    if not isinstance(key, str) or not isinstance(numel, int) or numel < 0:
+        raise PickleRefused("a storage in it has no key")
+
+    return Storage(dtype, numel, key)
 
 
 def _cut(held: bytes, span: Span, budget: Budget) -> bytes:

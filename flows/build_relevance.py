@@ -67,5 +67,6 @@ def build_relevance(
     else:
         styles, table, done = steps.table_for(run, sampling, relevance)
         result = RunResult(steps=done, styles=styles, table=table)
+
     steps.summarize_table(result)
     return result

@@ -97,7 +97,9 @@ def edit_images(
     prepared = editing.directions(run, variants, others, found, styles, instant)
     diagnosis = editing.diagnose(run, prepared)
     plans, summaries = editing.invert_and_edit(run, prepared, index, inversion)
+    # where strengths were chosen, inverting has been counted
     done += [counts(summary) for summary in summaries[1 if choices else 0 :]]
+
     return RunResult(
         steps=done,
         styles=styles,

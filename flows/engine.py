@@ -65,6 +65,7 @@ def task_runner() -> TaskRunner[PrefectFuture[Any]]:
 
 def _cluster() -> Cluster | None:
     context = FlowRunContext.get()
+    # a task may be called without a flow, from a notebook say
     runner = context.task_runner if context else None
     return runner if isinstance(runner, Cluster) else None
 

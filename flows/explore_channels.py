@@ -73,6 +73,7 @@ def explore_channels(
     """
     if bool(question.target) == bool(question.channel):
         raise SettingsError("give a target, or a channel, one of them")
+
     run = begin(models, execution, workspace)
     _, built, done = table_for(run, sampling, relevance, given=table)
 

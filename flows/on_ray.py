@@ -165,6 +165,7 @@ def _use_assigned_gpu() -> None:
     assigned = ray.get_runtime_context().get_accelerator_ids()["GPU"]
     if assigned and torch.cuda.is_available():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        # Ray counts the GPUs of the node, torch those that this process may see
         torch.cuda.set_device(visible.index(assigned[0]) if assigned[0] in visible else int(assigned[0]))
 
 

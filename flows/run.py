@@ -91,6 +91,7 @@ def begin(
 
     device = engine.pick_device(execution)
     models.share_cores(device)
+    # before networks are loaded, which takes longer
     probe_result_storage()
 
     chosen = networks if isinstance(networks, Networks) else Networks.of(networks)
@@ -103,6 +104,7 @@ def begin(
 def _check_places(sources: Sequence[str], out: str, workspace: str) -> None:
     for source in sources:
         for name, place in (("out", out), ("workspace", workspace)):
+            # the slash keeps apart places of which one's name begins with the other's
             if place and f"{place.rstrip('/')}/".startswith(f"{source.rstrip('/')}/"):
                 raise SettingsError(
                     f"{name} {place} lies inside the photographs {source}: the next run would edit its own "

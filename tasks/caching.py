@@ -48,6 +48,7 @@ class PerRun(CachePolicy):
     ) -> str | None:
         """Return ``<root run>/<task>/<hash of the inputs>``."""
         run = task_ctx.task_run.flow_run_id
+        # the root's id, as a subflow has another one each time it is tried
         root = _root_run(str(run)) if run else str(task_ctx.task_run.id)
         digest = INPUTS.compute_key(task_ctx, inputs, flow_parameters, **kwargs) or "no-inputs"
         return f"styleclip/{root}/{task_ctx.task.name}/{digest}"
@@ -73,6 +74,7 @@ def probe_result_storage() -> str:
 
     store = get_result_store()
     key = f"styleclip/probe/{runtime.task_run.id}"
+
     try:
         store.write("probe", key=key)
         found = store.read(key).result
@@ -81,6 +83,7 @@ def probe_result_storage() -> str:
             f"result storage {type(store.result_storage).__name__} does not work: {error}; "
             "check PREFECT_DEFAULT_RESULT_STORAGE_BLOCK, the bucket and its credentials"
         ) from error
+
     if found != "probe":
         raise ResultStorageError("result storage returned another record than was written; check its bucket")
     return "ok"

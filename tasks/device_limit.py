@@ -49,6 +49,7 @@ class _Holder:
                 self._slot = Future()
                 threading.Thread(target=self._hold, args=[self._slot], name="device-limit").start()
             slot = self._slot
+            # the holder may be about to give the slot back
             self._changed.notify_all()
 
         # outside of the lock: waiting for the server may take as long as another run computes

@@ -80,6 +80,7 @@ def find_table(run: Run, folder: str) -> TableRef:
         MissingObjectError: If one is missing.
     """
     relevance, statistics = (join(folder, f"{name}.parquet") for name in ("relevance", "statistics"))
+    # read for its check: a table of other networks is refused at once
     read_relevance(run, relevance)
     if not is_complete(statistics):  # a table that was measured says where its statistics lie
         statistics = read_provenance(relevance).inputs.get("statistics", statistics)
@@ -108,6 +109,7 @@ def check_table(table: TableRef) -> None:
         ChangedInputError: If it was.
     """
     ours = read_provenance(table.relevance).fingerprint  # of a table that this pipeline measured, its name
+
     if table.fingerprint not in (ours, _name_of(table.relevance, table.statistics)):
         raise ChangedInputError(
             f"{table.relevance} or its statistics have changed since this run began, and results are named "
@@ -118,6 +120,7 @@ def check_table(table: TableRef) -> None:
 @unit_of_work("check-edit", "check-{variant.label}")
 def check_edit(run: Run, variant: StepVariant) -> float:
     """Fail at once if CLIP cannot tell the prompts apart or a layer pattern matches nothing."""
+    # called for what it raises; the mask is needed much later
     editable_mask(run.generator.layout, variant.include, variant.exclude)
     return prompt_distance(run, variant)
 
@@ -125,11 +128,14 @@ def check_edit(run: Run, variant: StepVariant) -> float:
 @unit_of_work("style-direction", "direction-{variant.label}")
 def compute_direction(run: Run, variant: StepVariant, table: TableRef) -> PreparedStep:
     """Compute the style direction of one step, or find it done."""
+    # alpha scales a direction, so all strengths of an edit share one
     parameters = {k: v for k, v in variant.parameters().items() if k != "alpha"}
     recipe = direction_recipe(run, STEP, VERSION, parameters, {"relevance": table.fingerprint})
     uri = direction_uri(run, recipe)
+
     if not is_complete(uri):
         layout = run.generator.layout
+        # checked when it is read, not only when the run begins: the result is named after it
         check_table(table)
         text, std = text_vector(run, variant).cpu(), read_deviations(table.statistics, layout)
         found = style_direction(read_relevance(run, table.relevance), text, std, variant.selection())
@@ -142,8 +148,10 @@ def _warn_of_few(variant: StepVariant, layout: StyleLayout, found: StyleDirectio
     """Say in the log that an edit changes few channels, and which beta would change more."""
     if variant.beta is None or found.channels >= _FEW_CHANNELS:
         return
+
     beta = beta_for(layout, found.relevance, variant.selection(), _FEW_CHANNELS)
     if beta > 0:
+        # rounded down, so that the beta shown does reach as many
         get_run_logger().warning(
             "%s: only %d channels reach beta %g; at beta %.3f, %d do",
             variant.target, found.channels, variant.beta, math.floor(1000 * beta) / 1000, _FEW_CHANNELS,
@@ -174,6 +182,7 @@ def write_direction(run: Run, recipe: Recipe, variant: StepVariant, found: Style
         "delta": found.delta, "relevance": found.relevance, "text_direction": text_vector(run, variant),
     }  # fmt: skip
     table = pa.table({name: vector_column(each[None].cpu().numpy()) for name, each in columns.items()})
+
     made = recipe.made(
         "style-direction",
         alpha_unit=ALPHA_UNIT,
@@ -204,5 +213,6 @@ def read_direction(uri: str, fingerprint: str) -> tuple[torch.Tensor, torch.Tens
             f"{uri} is the style direction {found[:16]}, not {fingerprint[:16]}; delete it, and the next run "
             "makes it again"
         )
+
     table = read_table(uri, columns=["delta", "text_direction"])
     return tuple(torch.tensor(table[name][0].as_py()) for name in ("delta", "text_direction"))  # type: ignore[return-value]

@@ -193,6 +193,7 @@ def evaluate_shard(run: Run, planned: EvaluationPlan, shard: EditsShard) -> Shar
     edited = [row for row in read_table(shard.uri).to_pylist() if row["status"] == OK]
     images = [list(rows) for _, rows in groupby(edited, key=itemgetter("image_key"))]
 
+    # images as a whole, since an edit's agreement is measured against its weaker neighbour
     def todo(known: Outcomes) -> list[list[Row]]:
         return [
             rows for rows in images if any(known.get(log.item(row), {}).get("status") != OK for row in rows)
@@ -213,9 +214,11 @@ def _chunks(images: Sequence[list[Row]]) -> Iterator[list[list[Row]]]:
     chunk: list[list[Row]] = []
     for rows in images:
         chunk.append(rows)
+        # an image is one picture before its edits, and one after each
         if sum(len(each) + 1 for each in chunk) >= _PICTURES:
             yield chunk
             chunk = []
+
     if chunk:
         yield chunk
 
@@ -224,8 +227,10 @@ def _score(run: Run, planned: EvaluationPlan, panel: Panel, chunk: list[list[Row
     """Read the pictures of some images and score their edits; a picture that cannot be read is a row."""
     edited = [row for rows in chunk for row in rows]
     owners = [place for place, rows in enumerate(chunk) for _ in rows]
+
     after = _pictures([join(planned.index.out, row["output_key"]) for row in edited])
     before = _pictures([planned.before_uri(rows[0]["image_key"]) for rows in chunk])
+    # one generator drew them all, so any that can be read tells the size
     size = next((each.size for each in after if isinstance(each, Image.Image)), (0, 0))
 
     able = []
@@ -243,9 +248,11 @@ def _score(run: Run, planned: EvaluationPlan, panel: Panel, chunk: list[list[Row
     shown = sorted({owners[number] for number in able})
     unedited = torch.stack([fit(cast(Image.Image, before[owner]), height, width) for owner in shown])
     moved = torch.stack([fit(cast(Image.Image, after[number]), height, width) for number in able])
+
     places = [_place(edited[number], shown.index(owners[number])) for number in able]
     with computing(run.device):
         scores = panel.score(unedited, moved, places)
+
     for number, score in zip(able, scores, strict=True):
         yield _scored(edited[number]) | score | success()
 

@@ -56,6 +56,7 @@ def convert_weights(
     with tempfile.TemporaryDirectory() as folder:
         aside = Path(folder) / target.rsplit("/", 1)[-1]
         done = convert(path, aside, kind=kind, encoder_kind=encoder_kind)
+
         # the description first: weights that are there have one
         write_bytes_atomic(target.rsplit(".", 1)[0] + ".json", aside.with_suffix(".json").read_bytes())
         write_bytes_atomic(target, aside.read_bytes())
@@ -77,6 +78,7 @@ def import_relevance(fs3: str, out: str, generator: Generator, clip_hash: str, *
         )
 
     uri = join(out, "relevance.parquet")
+    # the published file does not say over how many samples it was measured
     made = _imported("relevance", fs3, path, generator, clip_hash, {"n": "not stored"})
     write_table(uri, relevance_table(table), made)
     return uri
@@ -124,6 +126,7 @@ def import_codes(w: str, out: str, generator: Generator, *, codes: int) -> tuple
                 kept.append(styles.flat().cpu().numpy()[: codes - first])
             yield styles
 
+    # going through the batches fills what is kept, too
     total = measure_statistics(batches())
     stored = np.concatenate(kept)
 
@@ -132,6 +135,7 @@ def import_codes(w: str, out: str, generator: Generator, *, codes: int) -> tuple
         "w": vector_column(np.array(rows[: len(stored)], np.float32)),
         "s": vector_column(stored),
     })  # fmt: skip
+
     places = join(out, "codes.parquet"), join(out, "statistics.parquet")
     write_table(places[0], table, _imported("style-samples", w, path, generator, "", {"codes": len(stored)}))
     made = _imported("style-statistics", w, path, generator, "", {"n": total.n})
@@ -217,6 +221,7 @@ def export_latents(latents: str, target: str, generator: Generator) -> int:
         done = table.filter(pc.equal(table["status"], OK))
         rows |= dict.fromkeys(table["image_key"].to_pylist())
         rows |= dict(zip(done["image_key"].to_pylist(), to_matrix(done, "w_plus"), strict=True))
+
     usable = {key: row for key, row in sorted(rows.items()) if row is not None}
     if not usable:
         raise SettingsError(f"{latents} holds no latent with status ok; there is nothing to export")
@@ -241,6 +246,7 @@ class _uploaded:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
+            # a file that was not written to its end goes nowhere
             if kind is None:
                 write_bytes_atomic(self._target, self._path.read_bytes())
         finally:
@@ -267,6 +273,7 @@ def _check_generator(uri: str, generator: Generator) -> None:
 def _imported(
     kind: str, uri: str, path: Path, generator: Generator, clip_hash: str, parameters: dict[str, str | int]
 ) -> Provenance:
+    # its hash goes into the name, so that another file of this name is another artifact
     source = {"file": file_sha256(path)}
     known = {"imported_from": uri.rsplit("/", 1)[-1], **parameters}
     inputs = source | {"generator": generator.fingerprint, "clip": clip_hash}

@@ -51,6 +51,7 @@ def explore_target(run: Run, prompt: StepVariant, count: int, table: TableRef) -
 
     std = read_deviations(table.statistics, generator.layout)
     strips = channel_strips(f"{prompt.neutral} -> {prompt.target}", ranked, std, generator)
+
     about = prompt.model_dump(include={"neutral", "target", "templates"})
     recipe = _recipe(run, table, {**about, "count": count})
     return _write(run, recipe, pa.Table.from_pylist(rows, schema=CHANNELS_SCHEMA), strips)

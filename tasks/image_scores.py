@@ -85,6 +85,7 @@ def plan_scores(run: Run, images: str, prompts: list[LabelPrompt], templates: st
     Raises:
         PromptError: If a prompt is empty or too long.
     """
+    # tried here: a prompt that CLIP cannot read must not come to light after hours of images
     for each in prompts:
         for prompt in filter(None, (each.prompt, each.negative)):
             target_embedding(run, prompt, templates)
@@ -123,6 +124,7 @@ def _score(run: Run, planned: ScorePlan, todo: Sequence[tuple[str, str]]) -> Ite
         else:
             batch.append((row, image))
 
+        # the last batch may be short, and an image that cannot be read may come last
         if batch and (len(batch) == _BATCH or number == len(todo)):
             with computing(run.device):
                 yield from _score_batch(run, planned, batch)
@@ -163,11 +165,13 @@ def _score_batch(run: Run, planned: ScorePlan, batch: list[tuple[Row, Tensor]]) 
 
 def _group(prompt: LabelPrompt) -> str:
     """Return with what a label shares a softmax: with its group, or with nothing."""
+    # the NUL keeps a label apart from a group of that name
     return f"\0{prompt.label}" if prompt.negative else prompt.group
 
 
 def _scores(prompts: Sequence[LabelPrompt], cosine: list[float], probability: list[float]) -> Row:
     """Return the columns of one image."""
+    # -1 is below any probability, so every group has a top label
     best: dict[str, tuple[float, str]] = {}
     for each, value in zip(prompts, probability, strict=True):
         if not each.negative and value > best.get(each.group, (-1.0, ""))[0]:
@@ -192,6 +196,8 @@ def gather_scores(run: Run, planned: ScorePlan, index: ImageIndex, labels: str) 
         (row for shard in index.shards for row in planned.log(shard).latest()),
         key=lambda row: str(row["image_key"]),
     )
+
+    # outcomes are part of the name: a Retry that mends images makes another table
     scored = {"index": index.fingerprint, "outcomes": _digest(rows)}
     given = {"labels": hashlib.sha256(read_bytes(labels)).hexdigest()} if labels else {}
     inputs = {**scored, **given, **planned.recipe.inputs}
@@ -204,6 +210,7 @@ def gather_scores(run: Run, planned: ScorePlan, index: ImageIndex, labels: str) 
         folder=folder, scores=join(folder, "scores.parquet"), rows=len(rows),
         failed=sum(row["status"] != OK for row in rows),
     )  # fmt: skip
+
     made = replace(planned.recipe.made("image-scores", scored), fingerprint=whole)
     write_table(found.scores, pa.Table.from_pylist(rows, schema=SCORES_SCHEMA), made)
     if not labels:
@@ -215,6 +222,7 @@ def gather_scores(run: Run, planned: ScorePlan, index: ImageIndex, labels: str) 
             f"{labels} names none of the images under {planned.images}, e.g. {rows[0]['image_key']}; its "
             "image_key must be relative to that prefix"
         )
+
     uri = join(folder, "accuracy.parquet")
     made = replace(planned.recipe.made("label-accuracy", inputs), fingerprint=whole)
     write_table(uri, pa.Table.from_pylist(lines, schema=ACCURACY_SCHEMA), made)
@@ -241,6 +249,7 @@ def accuracy(
             shown = torch.tensor([row["scores"][place]["probability"] for row, _ in mine])
             holds = torch.tensor([said for _, said in mine])
             calls = shown > 0.5 if each.negative else torch.tensor([_says(row, each) for row, _ in mine])
+
             right = (calls == holds).double().mean().item()
             auc = area_under_curve(shown, holds)
             group = "" if each.negative else each.group

@@ -75,6 +75,7 @@ def cut(objects: Iterable[ObjectInfo], target: int) -> Iterator[list[ObjectInfo]
     shard: list[ObjectInfo] = []
     for item in objects:
         shard.append(item)
+        # a key's own hash ends a shard, so an image that is added changes one shard only
         mark = int.from_bytes(hashlib.sha256(item.key.encode()).digest()[:8], "big") % target == 0
         if (mark and len(shard) * 4 >= target) or len(shard) >= 2 * target:
             yield shard
@@ -189,6 +190,7 @@ def _read_part(uri: str) -> pa.Table:
 
 def indexed_versions(uri: str) -> Iterator[tuple[str, str]]:
     """Yield key and version of every image of the index at ``uri``, a part of it at a time."""
+    # the index names a part once for every shard in it
     for name in sorted(set(read_table(uri, columns=["index"])["index"].to_pylist())):
         table = read_table(join(uri.rpartition("/")[0], name), columns=["key", "etag"])
         yield from zip(table["key"].to_pylist(), table["etag"].to_pylist(), strict=True)

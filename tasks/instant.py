@@ -47,6 +47,7 @@ def compute_instant_direction(
     parameters = step | settings.model_dump()
     recipe = direction_recipe(run, STEP, VERSION, parameters, {"styles": styles.fingerprint})
     uri = direction_uri(run, recipe)
+
     if not is_complete(uri):
         layout = run.generator.layout
         text = text_vector(run, variant)

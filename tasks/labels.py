@@ -117,16 +117,20 @@ def _truths(uri: str, row: Row, prompts: Sequence[LabelPrompt]) -> list[tuple[st
 
 
 def _text(value: Any) -> str:  # noqa: ANN401 - whatever a table holds
+    # NaN, which is not equal to itself, is an empty cell
     return "" if value is None or value != value else str(value).strip().lower()
 
 
 def _rows(uri: str) -> list[Row]:
     if uri.endswith(".parquet"):
         return [dict(row) for row in read_table(uri).to_pylist()]
+
     if uri.endswith(".csv"):
         try:
+            # spreadsheets write a byte order mark
             text = read_bytes(uri).decode("utf-8-sig")
             return [dict(row) for row in csv.DictReader(io.StringIO(text, newline=""), strict=True)]
         except (UnicodeDecodeError, csv.Error) as error:
             raise SettingsError(f"{uri} is no readable CSV file: {error}") from error
+
     raise SettingsError(f"{uri} is no table of labels by its name; give a .parquet or .csv file")

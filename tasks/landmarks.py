@@ -48,6 +48,7 @@ def read_landmarks(uri: str, digest: str) -> FaceTable:
     for place, key, landmarks, score in _entries(uri, read_expected(uri, digest)):
         if not isinstance(key, str) or not key:
             raise SettingsError(f"{uri}, {place}: the image key is {key!r}; give the key below the prefix")
+
         try:
             points = np.array(landmarks, dtype=np.float64)
             sure = 1.0 if score is None else float(score)

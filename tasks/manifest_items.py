@@ -152,6 +152,7 @@ def derive_variants(manifest: list[Row]) -> list[str]:
     """Return the variant of every row: the folder of its image, or one that its image lacks."""
     folders: dict[tuple[Any, ...], dict[str, None]] = defaultdict(dict)  # of rows with equal columns
     have: dict[str, set[str]] = defaultdict(set)
+
     for row in manifest:
         if row["status"] == OK:
             folder = row["output_key"].split("/")[1]
@@ -163,6 +164,8 @@ def derive_variants(manifest: list[Row]) -> list[str]:
         if row["status"] == OK:
             found.append(row["output_key"].split("/")[1])
             continue
+
+        # a failed row is of a variant with equal columns that its image does not have yet
         names = chain(folders[_columns(row)], _unnamed(row))
         found.append(next(name for name in names if name not in have[row["image_key"]]))
         have[row["image_key"]].add(found[-1])

@@ -63,7 +63,9 @@ def apply_step(
         return Applied(apply_mapper(network, generator, source, variant.strength or 0.0))
 
     delta = read_direction(step.uri, step.fingerprint)[0].to(run.device)
+
     layout = generator.layout
+    # a direction is of the editable channels; the others, toRGB's, stay as they are
     flat = torch.zeros(layout.num_channels, device=run.device)
     flat[layout.editable_index.to(run.device)] = (variant.alpha or 0.0) * delta
     return Applied(source.add(flat))

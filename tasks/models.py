@@ -117,6 +117,8 @@ def current(wanted: Wanted) -> Network:
         known = _loaded.get(wanted.key)
         if known and known.version != wanted.version():
             del _loaded[wanted.key]
+
+    # outside of the lock, which loading takes itself
     return load(wanted)
 
 
@@ -174,6 +176,8 @@ def local_weights(uri: str) -> Path:
         if not path.is_file():
             raise CheckpointError(f"no weights at {path}; give the path or URI of an existing file")
         return path
+
+    # its version is part of the name, so that a file that is replaced is copied anew
     digest = hashlib.sha256(f"{uri}\n{version(uri)}".encode()).hexdigest()[:32]
     path = cache_folder() / f"{digest}{Path(uri).suffix}"
     if not path.exists():

@@ -73,6 +73,8 @@ def _decide(run: Run, planned: RelevancePlan, nightly: Nightly, night: str) -> D
         return Decision(
             night=night, last_table="", first_sample=settings.first_sample, samples=settings.samples
         )
+
+    # of equally large tables always the same one, so that every machine decides alike
     last = max(tables, key=lambda table: (table.samples, table.fingerprint))
     samples = max(0, min(nightly.samples, nightly.most - last.samples))
     return Decision(night=night, last_table=last.uri, first_sample=last.last, samples=samples)
@@ -84,6 +86,7 @@ def _read(uri: str) -> Decision:
         decided = Decision.model_validate_json(read_bytes(uri))
     except ValidationError as error:
         raise ArtifactConflictError(f"{uri} is no decision about a night; {remedy}") from error
+
     if decided.last_table and not exists(decided.last_table):
         raise ArtifactConflictError(f"{uri} adds to {decided.last_table}, which has gone; {remedy}")
     return decided

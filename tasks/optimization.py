@@ -66,12 +66,15 @@ def prepare_optimization(run: Run, variant: StepVariant) -> PreparedStep:
             f"the edit towards {variant.target!r} weighs identity with {parameters['identity_weight']:g}, "
             "but there is no identity network; give --identity or set identity_weight to 0"
         )
+
+    # a missing encoder would otherwise show when the optimization has ended
     if variant.frames:
         check_encoder()
 
     inputs = {"clip": run.hashes.clip, "generator": run.hashes.generator}
     if weighted:
         inputs["identity"] = run.hashes.identity
+
     recipe = Recipe(STEP, VERSION, parameters, inputs)
     distance = prompt_distance(run, variant)
     return PreparedStep(variant=variant, uri="", fingerprint=recipe.fingerprint, text_norm=distance)
@@ -83,14 +86,17 @@ def optimize_batch(
     """Optimize a batch of latents towards one prompt."""
     if variant.optimization is None:
         raise SettingsError(f"the edit towards {variant.target!r} has no settings of an optimization")
+
     settings = variant.optimization.settings()
     text = target_embedding(run, variant.target, variant.templates)
     embed = published_embedding(run.clip) if variant.optimization.reference_compat else run.clip.embed_whole
+
     weighted = settings.mode == "edit" and settings.identity_weight > 0
     identity = run.identity.embed if run.identity and weighted else None
 
     trajectory: list[Row] = []
     frames: list[np.ndarray] = []
+    # rounded up, so that there are at most as many frames as wanted
     every = -(-settings.steps // max(1, variant.frames))
     with torch.enable_grad():  # whoever edits by other methods needs no gradients, and has them off
         states = optimize(
@@ -102,11 +108,13 @@ def optimize_batch(
             embed_identity=identity,
             offset=source.offset,
         )
+
         for state in states:
             trajectory += _terms(state, image_keys)
             if variant.frames and state.step % every == 0:
                 frames.append(_frame(generator, state.moved))
 
+    # state is the last one here; there is one, as a run has at least one step
     errors: dict[int, StyleCLIPError] = {
         place: RunawayError("the optimization diverged; lower learning_rate or raise l2_weight")
         for place, status in enumerate(state.status.tolist())
@@ -138,7 +146,9 @@ def latents_table(image_keys: list[str], latents: Tensor, variant: StepVariant) 
     name = "w_plus" if variant.optimization_parameters()["space"] == "w_plus" else "s"
     flat = latents.flatten(1).cpu()
     width = pa.list_(pa.float32(), flat.shape[1])
+    # sorted, as the bytes must not depend on which batch an image was in
     rows = sorted(zip(image_keys, flat.numpy(), strict=True), key=lambda row: row[0])
+
     return pa.table({
         "image_key": pa.array([key for key, _ in rows], pa.string()),
         name: pa.array([values for _, values in rows], width),

@@ -124,6 +124,7 @@ def _explanation(kind: type[StorageError], reason: str) -> str:
 
 def classify(error: Exception) -> type[StorageError]:
     """Return what kind of error a storage library has raised."""
+    # s3fs raises an OSError of its own; S3's answer, which says more, is its cause
     answer = error if isinstance(error, ClientError) else error.__cause__
     if isinstance(answer, ClientError):
         code = str(answer.response.get("Error", {}).get("Code", ""))
@@ -132,16 +133,20 @@ def classify(error: Exception) -> type[StorageError]:
             return CredentialsError
         if code in _PASSING_CODES or status >= 500 or status == 429:
             return StoreUnavailableError
+
     if isinstance(error, FileNotFoundError):
         return MissingObjectError
     if isinstance(error, PermissionError):
         return AccessDeniedError
     if isinstance(error, _CREDENTIALS_ERRORS):
         return CredentialsError
+    # a request that was never sent; botocore's other errors, below, are those of sending
     if isinstance(error, ParamValidationError):
         return StorageError
     if isinstance(error, (BotoCoreError, ResponseParserError, aiohttp.ClientError, TimeoutError)):
         return StoreUnavailableError
+
+    # what is left are the disk's and the network's errors, told apart by number alone
     number = error.errno if isinstance(error, OSError) else None
     if number in _FULL:
         return StoreFullError
@@ -159,6 +164,7 @@ def patience() -> float:
         seconds = float(wanted) if wanted else _DEFAULT_PATIENCE_S
     except ValueError:
         seconds = math.nan
+
     if not 0 <= seconds < math.inf:
         raise StorageError(f"STYLECLIP_STORAGE_PATIENCE must be a number of seconds from 0, got {wanted!r}")
     return seconds
@@ -188,6 +194,7 @@ def patiently(place: str, uri: str, action: str, work: Callable[[], _T]) -> _T:
         return done
 
     def enough(state: RetryCallState) -> bool:
+        # counted from the store's first failure: the patience of many calls must not add up
         return max(state.seconds_since_start or 0.0, _watch.lasting(place)) >= patience()
 
     again = Retrying(
@@ -216,10 +223,13 @@ class _Watch:
             _logger.warning("%s does not answer (%s); asking again", place, error.__cause__)
 
     def answered(self, place: str) -> None:
+        # looked at without the lock, as every answer comes by here
         if place not in self._since:
             return
         with self._lock:
             first, _ = self._since.pop(place, (math.inf, 0.0))
+
+        # a hiccup is not worth a line in the log
         if time.monotonic() - first > 1.0:
             _logger.warning("%s answers again, after %.1f s", place, time.monotonic() - first)
 

@@ -61,6 +61,7 @@ class OutcomeLog:
     def latest(self) -> list[Row]:
         """Return one row per item, the last attempt's, in the order of the first."""
         rows: dict[tuple[Any, ...], Row] = {}
+        # a later row takes the place of an earlier one, so the order stays the first attempt's
         for uri in self.attempts():
             for row in read_table(uri).to_pylist():
                 rows[tuple(row[name] for name in self.key)] = row
@@ -80,6 +81,7 @@ class OutcomeLog:
         changed = [row for row in rows if _is_news(row, known.get(self.item(row)))]
         if not changed:
             return None
+
         uri = self.uri(len(self.attempts()))
         changed.sort(key=self.item)
         write_table(uri, pa.Table.from_pylist(changed, schema=schema), provenance)
@@ -96,4 +98,5 @@ def _is_news(row: Row, known: Row | None) -> bool:
         return True
     if known["status"] == OK:
         return False
+
     return any(known[name] != row[name] for name, _ in STATUS_FIELDS)

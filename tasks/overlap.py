@@ -42,6 +42,7 @@ def _number(variable: str, default: int) -> int:
     wanted = os.environ.get(variable, "")
     if not wanted:
         return default
+
     if not wanted.isdecimal() or int(wanted) < 1:
         raise SettingsError(f"{variable} must be a number from 1, got {wanted!r}")
     return int(wanted)

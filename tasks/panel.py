@@ -73,6 +73,7 @@ class Panel:
             torch.stack([target_embedding(self._run, each, self._templates) for each in side]).mean(dim=0)
             for side in zip(*prompts, strict=True)
         )
+
         steps = [
             text_vector(self._run, StepVariant(neutral=one, target=other, templates=self._templates))
             for one, other in prompts

@@ -129,6 +129,7 @@ def identify_faces(uri: str, photos: str) -> FaceTable:
     made = read_provenance(uri)
     if made.kind != "faces":
         raise SettingsError(f"{uri} is a table of {made.kind}, not of faces; give the one align-faces wrote")
+
     digest = hashlib.sha256(read_bytes(uri)).hexdigest()
     return FaceTable(uri=uri, digest=digest, photos=photos or str(made.parameters["photos"]))
 

@@ -70,6 +70,7 @@ def draw_strips(strips: Sequence[Strip], columns: Sequence[str], *, tile: int = 
         pen.multiline_text(
             (8, top + tile // 2), "\n".join(strip.lines), "black", small, anchor="lm", spacing=3
         )
+
         for group, images in enumerate(strip.images):
             for place, pixels in enumerate(to_uint8(images)):
                 left = margin + group * across + place * (tile + _GAP)
@@ -86,6 +87,7 @@ def _fitted(pixels: np.ndarray, tile: int) -> Image.Image:
     image = Image.fromarray(pixels, "RGB")
     scale = tile / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+
     square = Image.new("RGB", (tile, tile), "white")
     scaled = image.resize(size, Image.Resampling.LANCZOS)
     square.paste(scaled, ((tile - size[0]) // 2, (tile - size[1]) // 2))

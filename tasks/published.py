@@ -64,6 +64,7 @@ def trusted_sha256(record: Path) -> str | None:
     """
     if not record.exists():
         return None
+
     try:
         return str(json.loads(record.read_text())["sha256"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -83,6 +84,7 @@ class _Case:
 
     @property
     def expected(self) -> str | None:
+        # what the user says now outweighs the catalogue, and this an earlier consent
         return self.consent.accept_sha256 or self.model.sha256 or trusted_sha256(self.path.with_name(RECORD))
 
     @property
@@ -142,6 +144,7 @@ def _alone(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:
+            # tried first, so that waiting can be announced
             lock.acquire(timeout=0)
         except Timeout:
             waiting()
@@ -211,6 +214,8 @@ def _examine(case: _Case, file: Path) -> tuple[str, str]:
     # without a hash, what else is known of the file must do
     if case.model.size not in (None, size):
         return found, f"has {size:,} bytes, expected {case.model.size:,}"
+
+    # a login or an error page may come with status 200
     with file.open("rb") as stream:
         page = stream.read(512).lstrip().startswith(b"<")
     return found, "is a web page, not a model" if page else ""

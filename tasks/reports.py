@@ -67,6 +67,7 @@ def write_report(run: Run, plans: list[EditPlan], index: ImageIndex) -> ReportRe
     # attempts name the manifest; it says what they were made of instead, which is shorter
     inputs = {**recipe.inputs, **{plan.images: plan.fingerprint for plan in plans}}
     made = replace(recipe.made("edits-manifest", inputs), parameters=_made_of(run, plans, index))
+
     manifest, timings = join(folder, "manifest.parquet"), join(folder, "timings.parquet")
     if not is_complete(manifest):
         write_tables(manifest, MANIFEST_SCHEMA, _rows(plans, index), made)
@@ -115,11 +116,15 @@ def _made_of(run: Run, plans: list[EditPlan], index: ImageIndex) -> dict[str, ob
         }
         for plan in plans
     ]  # fmt: skip
+
+    # steps share directions, and each of these says which table it came from
     directions = {
         step.uri for plan in plans for step in plan.prepared.steps if step.variant.method == "global"
     }
     tables = {read_provenance(uri).inputs.get("relevance", "") for uri in directions}
+
     others = run.hashes.model_dump(include={"encoder", "identity", "perceptual"})
+
     return {
         "edits": edits,
         "photos": index.photos,
@@ -133,8 +138,10 @@ def _made_of(run: Run, plans: list[EditPlan], index: ImageIndex) -> dict[str, ob
 def contact_sheet(plans: list[EditPlan], done: Counter[str]) -> Image.Image:
     """Draw photographs in rows, of those with most edits done: the photograph, its inversion, its edits."""
     plans = plans[:_COLUMNS]
+    # rows with holes show little, so images with most edits come first
     most = max(done.values(), default=0)
     keys = sorted(key for key, count in done.items() if count == most)
+    # spread over the batch, whose first images may all be of one person
     keys = keys[:: max(1, len(keys) // _ROWS)][:_ROWS]
 
     titles = ["photograph", "inversion", *(_title(plan) for plan in plans)]

@@ -69,6 +69,7 @@ def plan(run: Run, sampling: Sampling) -> SampledStyles:
     # a label that there is not names no other artifact than the runs before labels did
     parameters = sampling.model_dump(exclude=None if sampling.label is not None else {"label"})
     recipe = Recipe(STEP, VERSION, parameters, {"generator": run.hashes.generator}, run.hashes.generator)
+
     folder = recipe.folder(run.workspace, "styles")
     return SampledStyles(
         codes=join(folder, "codes.parquet"),
@@ -124,6 +125,7 @@ def sample_shard(run: Run, planned: SampledStyles, shard: int) -> ShardResult:
     generator = run.generator
     with computing(run.device), torch.no_grad():
         statistics = measure_statistics(styles for _, _, styles in _batches(generator, sampling, ids))
+
     table = statistics_table(generator.layout, statistics)
     write_table(uri, table, planned.recipe.made("style-statistics-part"))
     return ShardResult(uri=uri, rows=len(ids))
@@ -133,7 +135,9 @@ def sample_shard(run: Run, planned: SampledStyles, shard: int) -> ShardResult:
 def merge_statistics(run: Run, planned: SampledStyles, parts: list[str]) -> ShardResult:
     """Merge the shards' statistics into one table, a row per style channel."""
     layout = run.generator.layout
+
     if not is_complete(planned.statistics):
+        # always in the order of the parts, so that sums round alike
         merged = reduce(ChannelStatistics.merge, (read_statistics(uri) for uri in parts))
         table = statistics_table(layout, merged)
         write_table(planned.statistics, table, planned.recipe.made("style-statistics"))
@@ -158,6 +162,7 @@ def statistics_table(layout: StyleLayout, statistics: ChannelStatistics) -> pa.T
 def read_statistics(uri: str) -> ChannelStatistics:
     """Read what ``statistics_table`` wrote."""
     table = read_table(uri, columns=["mean", "m2", "min", "max", "n"])
+    # copied, as Arrow's memory is read-only and torch knows no such tensors
     columns = {name: torch.from_numpy(table[name].to_numpy().copy()) for name in ("mean", "m2", "min", "max")}
     return ChannelStatistics(n=int(table["n"][0].as_py()), **columns)
 
@@ -176,6 +181,7 @@ def read_codes(uri: str, layout: StyleLayout, first: int, count: int) -> StyleCo
             f"{uri} holds {len(table)} style codes, {kept.sum()} of the {count} from {first} that are asked "
             "for; sample more codes"
         )
+
     return StyleCode.from_flat(layout, torch.from_numpy(to_matrix(table, "s")[kept].copy()))
 
 

@@ -58,8 +58,10 @@ class Judge:
             "clip_after": clip_similarity(after.clip, targets.mean(dim=0)),
             "directional": directional_similarity(before.clip, after.clip, F.normalize(wanted, dim=0)),
         }
+
         if before.identity is not None and after.identity is not None:
             scores["identity"] = (before.identity * after.identity).sum(dim=1)
         if self._perceptual and before.image is not None and after.image is not None:
+            # a generator may overshoot, and the distance is one of pictures
             scores["lpips"] = self._perceptual.distance(after.image.clamp(-1, 1), before.image.clamp(-1, 1))
         return scores

@@ -47,6 +47,8 @@ def compare_steps(run: Run, plans: list[EditPlan], index: ImageIndex) -> str:
     keys, latents, edited = _sources(plans, index)
     if not keys:
         return ""
+
+    # images are part of the name: more of them have every edit once failed ones are mended
     inputs = {str(number): plan.fingerprint for number, plan in enumerate(plans)}
     recipe = Recipe(STEP, VERSION, {"images": keys}, inputs, run.hashes.generator, run.hashes.clip)
     uri = join(recipe.folder(run.workspace, "diagnostics"), "correlations.parquet")
@@ -95,6 +97,8 @@ def _steps(run: Run, plan: EditPlan, rows: dict[str, Row], source: EditedLatents
     (step,) = plan.prepared.steps
     generator = run.generator
     before = source.codes(generator).flat()
+
+    # an optimization is not run again: where it ended is stored
     if step.variant.method == "optimization":
         moved = _optimized(run, rows, source)
     else:

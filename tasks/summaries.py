@@ -77,10 +77,13 @@ def _latest(first: str) -> list[Row]:
     """Return the latest row of every item of a shard, from its attempts."""
     rows: dict[tuple[object, ...], Row] = {}
     attempt = 0
+
     while is_complete(uri := first.replace(".attempt-000.", f".attempt-{attempt:03d}.")):
         for row in read_table(uri).to_pylist():
             rows[(row["image_key"], row.get("face_index"))] = row
         attempt += 1
+
+        # a name without a number is the only table there is, and would be read for ever
         if uri == first and ".attempt-000." not in first:
             break
     return list(rows.values())
@@ -90,6 +93,7 @@ def _step_table(steps: Sequence[Mapping[str, object]]) -> list[str]:
     names = ("shards", "computed", "rows", "failed", "seconds", "rate")
     titles = "| step | shards | computed now | rows | failed | seconds | images/s |"
     table = [titles, "|---|---:|---:|---:|---:|---:|---:|"]
+
     for step in steps:
         values = [step[name] for name in names]
         cells = [f"{value:.1f}" if isinstance(value, float) else str(value) for value in values]
@@ -99,9 +103,11 @@ def _step_table(steps: Sequence[Mapping[str, object]]) -> list[str]:
 
 def _problem_table(problems: Sequence[Row]) -> list[str]:
     table = ["| image | error | what it says |", "|---|---|---|"]
+
     for row in problems[:_SHOWN]:
         cells = (row["image_key"], row["error_type"] or row["status"], row["error"])
         table.append(f"| {' | '.join(_cell(cell) for cell in cells)} |")
+
     if len(problems) > _SHOWN:
         table += ["", f"The first {_SHOWN} of {len(problems)}; all are in the table above."]
     return table
@@ -114,4 +120,5 @@ def _cell(text: object) -> str:
 
 def _plain(text: str) -> str:
     shown = "".join(character if character.isprintable() else "?" for character in text)
+    # a backtick ends code, a bar ends a cell
     return shown.replace("`", "'").replace("|", "\\|")[:300]

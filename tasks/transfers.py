@@ -142,6 +142,7 @@ def _attempt(client: httpx.Client, url: str, part: Path, observe: Observer) -> P
 
     headers = {"Accept-Encoding": "identity"}  # bytes as they are: they are hashed
     if start and state is not None and state.url == url and state.validator:
+        # of a file that has changed meanwhile, If-Range brings the whole, not the rest
         headers |= {"Range": f"bytes={start}-", "If-Range": state.validator}
     else:  # without a validator the rest may belong to another version
         discard(part)
@@ -151,6 +152,7 @@ def _attempt(client: httpx.Client, url: str, part: Path, observe: Observer) -> P
             offset = _judge(response, url, part)
             return _receive(response, url, part, offset, observe)
     except httpx.TransportError as error:
+        # no number of tries helps a wrong address
         if isinstance(error, httpx.UnsupportedProtocol):
             raise
         raise _CutError(_reason(error)) from error
@@ -249,12 +251,14 @@ def _total(response: httpx.Response, offset: int) -> int | None:
     if response.status_code == 206:
         found = re.search(r"/(\d+)$", response.headers.get("Content-Range", ""))
         return int(found[1]) if found else None
+
     length = response.headers.get("Content-Length", "")
     return offset + int(length) if length.isdecimal() else None
 
 
 def _retry_after(response: httpx.Response) -> float:
     text = response.headers.get("Retry-After", "")
+    # a date, which is allowed as well, is passed over
     return min(float(text), _LONGEST_WAIT_S) if text.isdecimal() else 0.0
 
 

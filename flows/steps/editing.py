@@ -78,6 +78,7 @@ def directions(
             prepared[step] = engine.run(compute_direction, run, step, table)
         elif step.method == "global" and styles:
             prepared[step] = engine.run(compute_instant_direction, run, step, styles, instant)
+
     return [
         PreparedEdit(variant=variant, steps=[prepared[step] for step in variant.steps])
         for variant in variants
@@ -90,6 +91,7 @@ def diagnose(run: Run, prepared: list[PreparedEdit]) -> DiagnosisRef:
     create_markdown_artifact(
         diagnostics.markdown(found), key="prompts", description="what the prompts will do"
     )
+
     for line in diagnostics.warnings(found.correlations):
         get_run_logger().warning(line)
     return found
@@ -159,5 +161,6 @@ def train(run: Run, targets: list[str], settings: MapperTraining) -> list[Mapper
             f"identity_weight is {weight:g}, but there is no identity network; "
             "give --identity or set --identity-weight 0"
         )
+
     planned = [mappers.plan(run, target, settings) for target in targets]
     return [engine.run(mappers.train_mapper, run, each) for each in planned]

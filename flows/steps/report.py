@@ -46,5 +46,6 @@ def page(run: Run, manifest: str, evaluations: Sequence[str] = (), choices: Sequ
     made = gather("thumbnails", futures)
 
     size = sum(result.size for result in made.results)
+    # those beside the manifest are shown in any case, and each once
     chosen = list(dict.fromkeys([*find_evaluations(manifest), *evaluations]))
     return write_page(planned, size, chosen, list(choices))

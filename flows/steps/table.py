@@ -37,6 +37,7 @@ def table_for(
     """Style codes, then the relevance table on them; or the table that lies in the folder ``given``."""
     if given:
         return None, engine.run(find_table, run, given), []
+
     styles, sampled = sample(run, _enough(sampling_settings, settings))
     table, measured = measure(run, relevance.plan(run, styles, settings))
     return styles, table, [counts(sampled), counts(measured)]
@@ -68,6 +69,8 @@ def _derivatives(run: Run, planned: RelevancePlan) -> relevance.DerivativesRef |
     ranges = relevance.derivative_shards(planned.settings)
     if not ranges:
         return None
+
+    # one basis for all ranges: derivatives along different ones do not add up
     basis = engine.run(relevance.measure_basis, run, planned)
     futures = [relevance.measure_derivatives.submit(run, planned, basis, *each) for each in ranges]
     found = gather("derivatives", futures)
@@ -118,6 +121,7 @@ def summarize_table(result: RunResult) -> None:
     """Show in Prefect's UI what a build of a relevance table did."""
     if result.table is None:
         return
+
     made = read_provenance(result.table.relevance).parameters
     ranges = ", ".join(f"{first} to {last - 1}" for first, last in made["sample_ranges"])
     headline = f"relevance over {made['samples']} style codes a channel: {ranges}"

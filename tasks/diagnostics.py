@@ -251,21 +251,16 @@ def pair_rows(kind: str, names: Sequence[str], matrix: Tensor, *, own: bool = Fa
 
 def overview(found: DiagnosisRef) -> tuple[list[str], list[list[str]]]:
     """Return the prompts as a table for people: a header, and a line for each, with its channels by beta."""
-    rows = read_table(found.prompts).to_pylist()
-    betas = sorted({row["beta"] for row in rows if row["beta"] is not None})
-    # an edit that is no style direction has one row, without a beta
-    lines: dict[tuple[str, ...], dict[float | None, Row]] = {}
-    for row in rows:
-        lines.setdefault(tuple(row[name] for name in _NAMED), {})[row["beta"]] = row
+    table = read_table(found.prompts).to_pandas()
+    betas = sorted(table["beta"].dropna().unique())
 
-    header = ["neutral", "target", "‖Δt‖", *(f"beta {beta:g}" for beta in betas)]
-    return header, [
-        [
-            key[0], key[1], f"{next(iter(mine.values()))['text_norm']:.3f}",
-            *(str(mine[beta]["channels"]) if beta in mine else "" for beta in betas),
-        ]
-        for key, mine in lines.items()
-    ]  # fmt: skip
+    # an edit that is no style direction has one row, without a beta
+    lines = []
+    for (neutral, target, *_), mine in table.groupby(list(_NAMED), sort=False):
+        channels = mine.set_index("beta")["channels"]
+        counts = [f"{channels[beta]:.0f}" if beta in channels.index else "" for beta in betas]
+        lines.append([neutral, target, f"{mine['text_norm'].iloc[0]:.3f}", *counts])
+    return ["neutral", "target", "‖Δt‖", *(f"beta {beta:g}" for beta in betas)], lines
 
 
 def markdown(found: DiagnosisRef) -> str:

@@ -239,16 +239,19 @@ def _agreements(images: list[list[float | None]]) -> Iterator[tuple[str, str | N
 
 def overview(written: EvaluationRef) -> tuple[list[str], list[list[str]]]:
     """Return the summary as a table for people: a header, and a line for every edit."""
-    table = read_table(written.summary).to_pylist()
-    columns = [name for name in _SHOWN if any(row["metric"] == name for row in table)]
+    table = read_table(written.summary).to_pandas()
+    table["cell"] = [
+        _cell(*row) for row in table[["metric", "mean", "standard_error"]].itertuples(index=False)
+    ]
+    columns = [name for name in _SHOWN if name in set(table["metric"])]
 
-    lines = []
-    for mine in _grouped([row for row in table if row["variant"] and not row["attribute"]], "variant"):
-        values = {row["metric"]: row for row in mine}
-        cells = [_cell(values.get(name)) for name in columns]
-        counts = [str(max(row["n"] for row in mine)), str(mine[0]["failed"])]
-        lines.append([mine[0]["variant"].rsplit("_", 1)[0], *cells, *counts])  # without its hash
-    return ["edit", *columns, "n", "failed"], lines
+    # rows of a sweep have no variant, those of an attribute have a column of the file alone
+    edits = table[table["variant"].notna() & table["attribute"].isna()]
+    cells = edits.pivot(index="variant", columns="metric", values="cell").reindex(columns=columns).fillna("")
+    counts = edits.groupby("variant")[["n", "failed"]].max().astype(str)
+    lines = cells.join(counts).loc[edits["variant"].unique()]  # in the order of the file
+    names = [variant.rsplit("_", 1)[0] for variant in lines.index]  # without its hash
+    return ["edit", *lines.columns], [[name, *row] for name, row in zip(names, lines.to_numpy(), strict=True)]
 
 
 _SHOWN = (
@@ -257,12 +260,9 @@ _SHOWN = (
 )  # fmt: skip
 
 
-def _cell(row: Row | None) -> str:
-    if row is None:
-        return ""
-    error = row["standard_error"]
-    digits = 1 if row["metric"] == "psnr" else 3
-    return f"{row['mean']:.{digits}f}" + (f" ± {error:.{digits}f}" if error is not None else "")
+def _cell(metric: str, mean: float, error: float) -> str:
+    digits = 1 if metric == "psnr" else 3
+    return f"{mean:.{digits}f}" + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
 
 
 def markdown(written: EvaluationRef) -> str:

@@ -128,7 +128,7 @@ def gather_items(
 
 
 def anew(work: Task[..., ShardResult]) -> Task[..., ShardResult]:
-    """Return a task that is executed though a result of it is kept."""
+    """Return a task that is executed even if a result of it is kept."""
     return work.with_options(refresh_cache=True)
 
 
@@ -140,7 +140,7 @@ def is_retry() -> bool:
 def summarize(
     flow: str, headline: str, steps: list[StepCounts], places: dict[str, str], problems: Sequence[Row] = ()
 ) -> None:
-    """Show in Prefect's UI what a run did, where that lies, and what failed."""
+    """Show in Prefect's UI what a run did, where its results lie, and what failed."""
     publish_summary(flow, headline, [step.model_dump() for step in steps], places, problems)
 
 

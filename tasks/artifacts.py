@@ -111,7 +111,7 @@ class Recipe:
         return join(workspace, kind, self.fingerprint)
 
     def made(self, kind: str, inputs: Mapping[str, str] | None = None, /, **about: object) -> Provenance:
-        """Return what a table says of itself.
+        """Return what a table says about itself.
 
         Args:
             kind: What a row is about.
@@ -203,7 +203,7 @@ def write_table(uri: str, table: pa.Table, provenance: Provenance) -> None:
 
 
 def write_tables(uri: str, schema: pa.Schema, tables: Iterable[pa.Table], provenance: Provenance) -> None:
-    """Write many tables as one, once, with only some rows of it in memory; the bytes are ``write_table``'s.
+    """Write many tables as one, once, a few rows in memory at a time; the bytes are ``write_table``'s.
 
     Args:
         uri: Where to.
@@ -228,7 +228,7 @@ def write_tables(uri: str, schema: pa.Schema, tables: Iterable[pa.Table], proven
 
 
 def _row_groups(schema: pa.Schema, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Yield the rows of tables again, as many at a time as a row group holds."""
+    """Yield the rows of tables in portions of a row group."""
     waiting = schema.empty_table()
     for table in tables:
         waiting = pa.concat_tables([waiting, table])

@@ -29,7 +29,7 @@ class DeviceLimitError(StyleCLIPError):
 
 
 class _Holder:
-    """Holds a slot of a limit as long as somebody computes, in a thread of its own."""
+    """Holds a slot of a limit, in a thread of its own, for as long as somebody computes."""
 
     def __init__(self, limit: str) -> None:
         self._limit = limit

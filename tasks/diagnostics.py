@@ -126,7 +126,7 @@ def diagnose_prompts(run: Run, variants: list[StepVariant], table: TableRef) -> 
 
 @unit_of_work("diagnose-edits")
 def diagnose_edits(run: Run, edits: list[PreparedEdit]) -> DiagnosisRef:
-    """Write what the style directions of a batch say of it; they are there already, so this is cheap."""
+    """Write what the style directions of a batch say about it; they are there already, so this is cheap."""
     steps = {step.fingerprint: step for edit in edits for step in edit.steps}
     prepared = _first_of_each(list(steps.values()))
     betas = _betas([step.variant for step in prepared])
@@ -193,7 +193,7 @@ def _distinct(variants: list[StepVariant]) -> list[StepVariant]:
 
 
 def _delta(table: RelevanceTable, variant: StepVariant, text: Tensor, std: Tensor) -> Tensor:
-    """Return the style direction of a step, zeros where there is none; by another method, of all channels."""
+    """Return a step's style direction, zeros where there is none; over all channels for other methods."""
     selection = variant.selection() if variant.method == "global" else ChannelSelection(beta=0.0)
     try:
         return style_direction(table, text, std, selection).delta

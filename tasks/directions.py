@@ -177,7 +177,7 @@ def read_deviations(statistics: str, layout: StyleLayout) -> torch.Tensor:
 
 
 def write_direction(run: Run, recipe: Recipe, variant: StepVariant, found: StyleDirection) -> None:
-    """Store the style direction of a step with what it says of itself."""
+    """Store the style direction of a step, and facts about it."""
     columns = {
         "delta": found.delta, "relevance": found.relevance, "text_direction": text_vector(run, variant),
     }  # fmt: skip

@@ -234,7 +234,7 @@ def _finish(begun: _UnderWay, shard: ImageShard) -> list[Row]:
 
 
 def _timed(planned: EditPlan, sources: _Sources, batch: list[Row]) -> tuple[_Edited, float]:
-    """Edit a batch; return with it the seconds of computing that each image took."""
+    """Edit a batch, and return the seconds of computing per image with it."""
     with computing(sources.run.device) as elapsed:
         return _edit_batch(planned, sources, batch), elapsed() / len(batch)
 

@@ -210,7 +210,7 @@ def evaluate_shard(run: Run, planned: EvaluationPlan, shard: EditsShard) -> Shar
 
 
 def _chunks(images: Sequence[list[Row]]) -> Iterator[list[list[Row]]]:
-    """Yield images with all their edits, so many that the networks are busy."""
+    """Yield images with all their edits, enough of them at a time to keep the networks busy."""
     chunk: list[list[Row]] = []
     for rows in images:
         chunk.append(rows)

@@ -97,7 +97,7 @@ def _finite(value: float | None) -> float | None:
 
 @dataclass(frozen=True)
 class _About:
-    """What an edit is about, of the attributes."""
+    """The attributes that an edit is about, and those that it should leave alone."""
 
     match: Match | None
     others: list[int]

@@ -234,7 +234,7 @@ def export_latents(latents: str, target: str, generator: Generator) -> int:
 
 
 class _uploaded:
-    """A local path to write to, whose file then goes to ``target`` whole."""
+    """A local path to write to; the file then goes to ``target`` whole."""
 
     def __init__(self, target: str) -> None:
         self._target = target

@@ -168,7 +168,7 @@ def _finder(run: Run, planned: AlignmentPlan) -> _Finder:
     """Return what finds the faces of a photograph, the largest first.
 
     Raises:
-        ChangedInputError: If it is not what the faces are named after any more.
+        ChangedInputError: If it is no longer what the faces are named after.
     """
     source = planned.source
     if source.detector is not None:

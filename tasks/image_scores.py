@@ -164,7 +164,7 @@ def _score_batch(run: Run, planned: ScorePlan, batch: list[tuple[Row, Tensor]]) 
 
 
 def _group(prompt: LabelPrompt) -> str:
-    """Return with what a label shares a softmax: with its group, or with nothing."""
+    """Return what a label shares a softmax with: its group, or nothing."""
     # the NUL keeps a label apart from a group of that name
     return f"\0{prompt.label}" if prompt.negative else prompt.group
 
@@ -283,6 +283,6 @@ def _line(label: str | None, group: str, n: int, positives: int, right: float, a
 
 
 def _digest(rows: list[Row]) -> str:
-    """Return a name for which images have scores, and of what version."""
+    """Return a name for the outcomes of a run: which images have scores, and of which version."""
     content = repr([(row["image_key"], row["etag"], row["status"], row["error"]) for row in rows])
     return hashlib.sha256(content.encode()).hexdigest()[:24]

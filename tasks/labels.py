@@ -79,7 +79,7 @@ def load_truth(uri: str, prompts: Sequence[LabelPrompt]) -> dict[str, dict[str, 
     """Read a table of labels: what is known to hold, by image key and label.
 
     Raises:
-        SettingsError: If the file has another form, or no column that a prompt or a group is named as.
+        SettingsError: If the file has another form, or no column with the name of a prompt or a group.
         StorageError: If it cannot be read.
     """
     rows = _rows(uri)

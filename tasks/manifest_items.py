@@ -173,7 +173,7 @@ def derive_variants(manifest: list[Row]) -> list[str]:
 
 
 def _unnamed(row: Row) -> Iterator[str]:
-    """Yield names for variants of which no image is there to tell them."""
+    """Yield names for a variant that has no image to take its name from."""
     for number in count():
         content = repr((*_columns(row), *([number] if number else [])))
         yield f"{row['edit']}_{hashlib.sha256(content.encode()).hexdigest()[:8]}"

@@ -40,7 +40,7 @@ class Applied:
 
     Attributes:
         latents: Moved latents.
-        errors: Error of each image, by its place in the batch, whose latents are of no use.
+        errors: Error of each image whose latents are of no use, by its place in the batch.
         optimized: Latents and trajectory of an optimization.
     """
 

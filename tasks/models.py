@@ -36,7 +36,7 @@ _lock = threading.Lock()
 
 
 class ChangedWeightsError(ChangedInputError):
-    """Weights are not those any more that name what a run makes."""
+    """Weights are no longer those that name what a run makes."""
 
 
 class Network(Protocol):
@@ -112,7 +112,7 @@ def share_cores(device: str) -> None:
 
 
 def current(wanted: Wanted) -> Network:
-    """Return a network as its file is now, loaded anew if that was replaced since it was loaded."""
+    """Return a network as its file is now, loaded anew if the file has been replaced since."""
     with _lock:
         known = _loaded.get(wanted.key)
         if known and known.version != wanted.version():
@@ -123,7 +123,7 @@ def current(wanted: Wanted) -> Network:
 
 
 def load(wanted: Wanted) -> Network:
-    """Return a network, loaded once; it is what its user's results are named after, or there is an error.
+    """Return a network, loaded once; refuse one that its user's results are not named after.
 
     Raises:
         CheckpointError: If there is no such network.

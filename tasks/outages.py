@@ -207,7 +207,7 @@ def patiently(place: str, uri: str, action: str, work: Callable[[], _T]) -> _T:
 
 
 class _Watch:
-    """Since when each store has not answered."""
+    """How long each store has not answered."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -83,6 +83,7 @@ class OutcomeLog:
             return None
 
         uri = self.uri(len(self.attempts()))
+
         changed.sort(key=self.item)
         write_table(uri, pa.Table.from_pylist(changed, schema=schema), provenance)
         return uri

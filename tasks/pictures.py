@@ -47,6 +47,7 @@ def draw_strips(strips: Sequence[Strip], columns: Sequence[str], *, tile: int = 
     # the texts decide how wide the sheet is, so they are measured first
     font, small = ImageFont.load_default(size=14), ImageFont.load_default(size=12)
     margin = 16 + int(max(small.getlength(line) for strip in strips for line in strip.lines))
+    # a title stands above the first of the rows that share it
     titled = [number == 0 or strip.title != strips[number - 1].title for number, strip in enumerate(strips)]
     groups = len(strips[0].images)
     across = len(columns) * (tile + _GAP) + _GROUP_GAP

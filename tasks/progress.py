@@ -200,7 +200,7 @@ def _kept_with_failures(future: PrefectFuture[_R]) -> bool:
 
 
 def is_cached(future: PrefectFuture[_R]) -> bool:
-    """Return whether a task was not executed, its result being kept from an earlier try of the run."""
+    """Return whether a task was skipped because an earlier try of the run left its result."""
     return future.state.name == "Cached"
 
 

@@ -30,7 +30,7 @@ class HashMismatchError(DownloadError):
 
 
 class UntrustedFileError(DownloadError):
-    """A file has no published hash, and nobody said yet that it may be used."""
+    """A file has no published hash, and nobody has said yet that it may be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +205,7 @@ def _check_kept(case: _Case) -> None:
 
 
 def _examine(case: _Case, file: Path) -> tuple[str, str]:
-    """Return a file's hash, and what is wrong with it: nothing, mostly."""
+    """Return a file's hash, and what is wrong with it, if anything."""
     found, size, expected = file_sha256(file), file.stat().st_size, case.expected
     if expected is not None:
         same = found == expected
@@ -222,7 +222,7 @@ def _examine(case: _Case, file: Path) -> tuple[str, str]:
 
 
 def _decide(case: _Case, found: str, *, whole: bool) -> None:
-    """Ask for consent to a file that nobody trustworthy vouches for, and write consent down."""
+    """Ask for consent to a file that nobody trustworthy vouches for, and write down that it was given."""
     model, consent = case.model, case.consent
     if case.expected is None:
         case.tell(f"SHA-256 {found}")

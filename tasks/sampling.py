@@ -66,7 +66,7 @@ class SampledStyles(BaseModel):
 
 def plan(run: Run, sampling: Sampling) -> SampledStyles:
     """Return where the artifacts of these settings lie; nothing is computed."""
-    # a label that there is not names no other artifact than the runs before labels did
+    # without a label, artifacts keep the names they had before there were labels
     parameters = sampling.model_dump(exclude=None if sampling.label is not None else {"label"})
     recipe = Recipe(STEP, VERSION, parameters, {"generator": run.hashes.generator}, run.hashes.generator)
 

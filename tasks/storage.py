@@ -56,7 +56,7 @@ _CONTENT_TYPES = {
 
 
 class ChangedObjectError(StorageError):
-    """An object is not the version any more that was listed."""
+    """An object is no longer the version that was listed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,8 +188,8 @@ def _ask(uri: str, action: str, work: Callable[[fsspec.AbstractFileSystem, str],
 def is_outage(error: BaseException, prefix: str) -> bool:
     """Return whether what went wrong with an object under ``prefix`` is the fault of the whole store.
 
-    An error that may be the object's own (it is gone, it may not be read) is its own only if the prefix
-    can still be listed and is not empty, as it could be and was when the object was found.
+    An error that may be the object's own (it is gone, it may not be read) counts as such only while the
+    prefix can be listed and is not empty, as was the case when the object was found.
     """
     if isinstance(error, ChangedObjectError):
         return False
@@ -361,7 +361,7 @@ def _written_aside(uri: str) -> Iterator[Path]:
 def create_bytes(uri: str, data: bytes) -> bool:
     """Write an object where there is none; of several writers one succeeds.
 
-    An object store that knows no conditional PUT lets the last of those that write in the same instant win.
+    Where a store knows no conditional PUT, the last of those that write in the same instant wins.
 
     Returns:
         Whether this call made it. Where the store's answer was lost on the way, False may come from the
@@ -408,7 +408,7 @@ def _create_object(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> boo
 
 
 def _condition_failed(error: OSError) -> bool:
-    """Return whether S3 did not do something as a condition did not hold; s3fs has no error for that."""
+    """Return whether S3 refused because a condition did not hold; s3fs has no error for that."""
     answer = getattr(error.__cause__, "response", {})
     code = str(answer.get("Error", {}).get("Code", ""))
     return code in ("PreconditionFailed", "ConditionalRequestConflict", "412")
@@ -420,7 +420,7 @@ def _sync(stream: BinaryIO) -> None:
 
 
 def _content_type(uri: str) -> dict[str, str]:
-    """Return what an object store is told of an object; others than S3 guess by the name."""
+    """Return what S3 is told of an object's type; other stores guess it from the name."""
     known = _CONTENT_TYPES.get(uri.rpartition(".")[2].lower())
     return {"ContentType": known} if known and uri.startswith(("s3://", "s3a://")) else {}
 
@@ -667,7 +667,7 @@ def delete_stale_temporaries(prefix: str) -> int:
 
 
 def output_key(image_key: str, *, suffix: str) -> str:
-    """Map an object key of anyone's making to a relative path of ours.
+    """Map an object key, whoever chose it, to a relative path of ours.
 
     Plain keys stay readable (``faces/0001.png`` -> ``faces/0001.png``). Any other (``..``, absolute,
     upper case that another key may differ from only by case, odd Unicode, very long) goes to a flat

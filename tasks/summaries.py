@@ -32,7 +32,7 @@ def publish_summary(
         flow: Name of the flow, which names the artifact.
         headline: What the run did, one sentence.
         steps: Its steps, with shards, computed, rows, failed, seconds and rate of each.
-        places: URIs of what it wrote, by what that is.
+        places: URIs of what it wrote, by name.
         problems: Rows of the items that failed.
     """
     lines = [headline, "", *_step_table(steps), "", "## Where it lies", ""]
@@ -114,7 +114,7 @@ def _problem_table(problems: Sequence[Row]) -> list[str]:
 
 
 def _cell(text: object) -> str:
-    """Return text of anyone's making as one cell of a Markdown table: code, so that nothing in it is read."""
+    """Return any text as one cell of a Markdown table, as code, so that no markup in it counts."""
     return f"`{_plain(str(text))}`" if text else ""
 
 

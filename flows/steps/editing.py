@@ -49,7 +49,7 @@ def distinct_steps(variants: list[EditVariant]) -> list[StepVariant]:
 
 
 def needs(variants: list[EditVariant], source: RelevanceSource) -> bool:
-    """Return whether a step is a style direction whose relevance comes from there; nothing else needs it."""
+    """Return whether some step is a style direction whose relevance comes from ``source``."""
     return any(step.method == "global" and step.relevance == source for step in distinct_steps(variants))
 
 
@@ -72,6 +72,7 @@ def directions(
     instant: Instant,
 ) -> list[PreparedEdit]:
     """Prompts -> style directions; a prompt that names no direction stops the run here, at once."""
+    # table and styles are None only where no step asks for them, see needs()
     prepared = dict(others)
     for step in distinct_steps(variants):
         if step.method == "global" and step.relevance == "table" and table:
@@ -102,7 +103,7 @@ def choose(run: Run, edits: list[Edit], planned: ChoicePlan) -> tuple[list[Edit]
     chosen: dict[EditStep, ChosenStrength] = {}
 
     def bare(step: EditStep) -> EditStep:
-        """Return a step without what an edit adds to it, so that equal ones are chosen for once."""
+        """Return a step without what an edit adds to it: equal steps share one choice."""
         return EditStep(**{name: getattr(step, name) for name in EditStep.model_fields})
 
     for step in map(bare, automatic_steps(edits)):

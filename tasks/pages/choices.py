@@ -34,7 +34,7 @@ def read_choice(uri: str) -> Choice:
     """Read a choice.
 
     Raises:
-        DamagedArtifactError: If the table is none, or empty.
+        DamagedArtifactError: If it is no table of a choice, or is empty.
         StorageError: If it cannot be read.
     """
     made = read_provenance(uri)

@@ -109,7 +109,7 @@ class _Blocks:
         self._pending: list[Future[None]] = []
 
     def put(self, name: str, data: object) -> None:
-        """Take a block of data; at most some dozen of them wait to be written."""
+        """Take a block of data; only a few dozen wait to be written."""
         text = script_json(data)
         if not self._folder:
             self.kept.append((name, text))

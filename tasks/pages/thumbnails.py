@@ -224,7 +224,7 @@ def _is_done(row: Row | None, version: str) -> bool:
 
 
 def _measured(row: Row) -> Row:
-    """Return what is counted of a thumbnail, without its pixels."""
+    """Return what is counted about a thumbnail, without its pixels."""
     return {"status": row["status"], "size": len(row["webp"] or b"")}
 
 

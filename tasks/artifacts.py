@@ -3,6 +3,10 @@
 A fingerprint is a hash over a step's name and version, its parameters and the fingerprints of its
 inputs. It names the artifact's folder: same inputs, same place. What lies there is complete, and is
 never replaced by other content.
+
+Another processor rounds differently, and the same step then writes other bytes. So where a second writer
+comes to a table that is there, the first one stays, if both agree in all but their figures, and in those
+within what rounding can do; see ``docs/reproducibility.md``.
 """
 
 from __future__ import annotations
@@ -22,9 +26,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from prefect.logging import get_logger
 
 import styleclip_core
 from styleclip_core.errors import ArtifactConflictError, StyleCLIPError
+from tasks.distances import farthest
 from tasks.outages import explained
 from tasks.storage import (
     copy_from_local,
@@ -40,6 +46,9 @@ from tasks.storage import (
 
 _METADATA = b"styleclip.provenance"
 _ROW_GROUP = 16_384
+_ROUNDING = 1e-3  # of a column's size; plain forward passes differ by less between processors
+_NO_ROUNDING = 0.5  # of a column's size; no descent that began alike ends so far apart
+_log = get_logger("artifacts")
 
 
 class ChangedInputError(StyleCLIPError):
@@ -177,16 +186,17 @@ def is_complete(uri: str) -> bool:
     return exists(uri)
 
 
-def write_table(uri: str, table: pa.Table, provenance: Provenance) -> None:
+def write_table(uri: str, table: pa.Table, provenance: Provenance, *, decided: Sequence[str] = ()) -> None:
     """Write a table once.
 
     Args:
         uri: Where to.
         table: Typed columns, rows sorted by their key.
         provenance: What made it.
+        decided: Columns of whole numbers that an early stop decides, and another processor otherwise.
 
     Raises:
-        ArtifactConflictError: If other content lies there already.
+        ArtifactConflictError: If a table lies there that the same step on another processor cannot have made.
         StorageError: If it cannot be written.
     """
     buffer = io.BytesIO()
@@ -195,11 +205,11 @@ def write_table(uri: str, table: pa.Table, provenance: Provenance) -> None:
 
     data = buffer.getvalue()
 
-    # a retry writes the same bytes again; anything else is a conflict
+    # a retry on one machine writes the same bytes again
     if not exists(uri):
         write_bytes_atomic(uri, data)
-    elif read_bytes(uri) != data:
-        raise _conflict(uri, provenance)
+    elif (first := read_bytes(uri)) != data:
+        _keep_first(uri, io.BytesIO(first), buffer, decided)
 
 
 def write_tables(uri: str, schema: pa.Schema, tables: Iterable[pa.Table], provenance: Provenance) -> None:
@@ -212,7 +222,7 @@ def write_tables(uri: str, schema: pa.Schema, tables: Iterable[pa.Table], proven
         provenance: What made it.
 
     Raises:
-        ArtifactConflictError: If other content lies there already.
+        ArtifactConflictError: If a table lies there that the same step on another processor cannot have made.
         StorageError: If it cannot be written.
     """
     with tempfile.TemporaryDirectory(prefix="styleclip-table-") as folder:
@@ -223,8 +233,13 @@ def write_tables(uri: str, schema: pa.Schema, tables: Iterable[pa.Table], proven
 
         if not exists(uri):
             copy_from_local(path, uri)
-        elif not _same(uri, path, Path(folder)):
-            raise _conflict(uri, provenance)
+            return
+
+        first = local_path(uri) if is_local(uri) else Path(folder) / "first"
+        if not is_local(uri):
+            copy_to_local(uri, first)
+        if _digest(first) != _digest(path):
+            _keep_first(uri, first, path)
 
 
 def _row_groups(schema: pa.Schema, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -248,23 +263,29 @@ def _writer(where: Path | io.BytesIO, schema: pa.Schema, provenance: Provenance)
     )
 
 
-def _same(uri: str, path: Path, folder: Path) -> bool:
-    """Return whether an object has the content of a local file."""
-    other = local_path(uri) if is_local(uri) else folder / "other"
-    if not is_local(uri):
-        copy_to_local(uri, other)
-
+def _digest(path: Path) -> bytes:
     # hashed piece by piece: a manifest may be larger than memory
-    with path.open("rb") as ours, other.open("rb") as theirs:
-        mine = hashlib.file_digest(ours, "sha256").digest()
-        return mine == hashlib.file_digest(theirs, "sha256").digest()
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
-def _conflict(uri: str, provenance: Provenance) -> ArtifactConflictError:
-    return ArtifactConflictError(
-        f"{uri} exists with other content, though the same step with the same inputs made it "
-        f"({provenance.step} {provenance.version}); delete it if its code has changed, or raise the version"
-    )
+def _keep_first(
+    uri: str, first: Path | io.BytesIO, second: Path | io.BytesIO, decided: Sequence[str] = ()
+) -> None:
+    """Leave the first of two tables of one step where it is; the second may differ as processors do."""
+    with _readable(uri), pq.ParquetFile(first) as theirs, pq.ParquetFile(second) as ours:
+        name, distance = farthest(theirs, ours, decided)
+
+    if distance > _NO_ROUNDING:
+        raise ArtifactConflictError(
+            f"{uri} exists with other content in {name}, though the same step with the same inputs made it; "
+            "delete it if its code has changed, or raise the version"
+        )
+    if distance > _ROUNDING:
+        _log.warning(
+            "%s: %s differs by %.1e of its size from what is computed here, as on another processor or with "
+            "other batches; what is there is kept", uri, name, distance,
+        )  # fmt: skip
 
 
 def read_expected(uri: str, digest: str) -> bytes:

@@ -142,7 +142,7 @@ def measure_shard(
                 generator, clip.embed_whole, codes, layer=shard.layer, channels=channels,
                 mean=mean[shard.layer][0], std=std[shard.layer][0], settings=settings, expected=expected,
             )  # fmt: skip
-    write_table(uri, _part_table(measured), planned.made("relevance-part"))
+    write_table(uri, _part_table(measured), planned.made("relevance-part"), decided=["n"])
     return ShardResult(uri=uri, rows=rows)
 
 
@@ -208,7 +208,7 @@ def merge_relevance(run: Run, planned: RelevancePlan, parts: list[str]) -> Shard
     layout = run.generator.layout
     if not is_complete(planned.table):
         table = RelevanceTable.from_parts(layout, (_read_part(uri) for uri in parts))
-        write_table(planned.table, relevance_table(table), planned.made("relevance"))
+        write_table(planned.table, relevance_table(table), planned.made("relevance"), decided=["n"])
     return ShardResult(uri=planned.table, rows=layout.num_editable)
 
 
@@ -342,7 +342,7 @@ def refine_relevance(run: Run, last: TableRecord, added: RelevancePlan) -> Table
         }  # fmt: skip
         styles = added.styles
         inputs = {"styles": styles.fingerprint, "statistics": styles.statistics, **recipe.inputs}
-        write_table(uri, relevance_table(merged), recipe.made("relevance", inputs, **about))
+        write_table(uri, relevance_table(merged), recipe.made("relevance", inputs, **about), decided=["n"])
 
     return TableRecord(uri=uri, fingerprint=recipe.fingerprint, sample_ranges=ranges)
 

@@ -1,5 +1,8 @@
 """Artifacts: fingerprints, provenance, written once, never half."""
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -17,6 +20,7 @@ from tasks.artifacts import (
     to_matrix,
     vector_column,
     write_table,
+    write_tables,
 )
 
 PROVENANCE = Provenance("test", "f" * 32, "step", "1", {"beta": 0.15}, {"w": "abc"}, "gen", "clip", "0.1")
@@ -69,8 +73,68 @@ def test_the_same_content_gives_the_same_bytes_and_other_content_a_conflict(tmp_
         write_table(uri, _table(np.ones((2, 2))), PROVENANCE)
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
     write_table(first, _table(np.ones((2, 2))), PROVENANCE)
-    with pytest.raises(ArtifactConflictError, match=r"a.parquet exists with other content"):
+    with pytest.raises(ArtifactConflictError, match=r"a.parquet exists with other content in v"):
         write_table(first, _table(np.zeros((2, 2))), PROVENANCE)
+
+
+def _records(figure, text="ok", count=3, listed=(1.0, 2.0)):
+    return pa.table({
+        "key": ["a", "b"], "score": pa.array([figure, None], pa.float32()), "status": [text, "ok"],
+        "n": pa.array([count, 2], pa.int64()),
+        "steps": [[{"alpha": listed[0], "name": "x"}], [{"alpha": value, "name": "y"} for value in listed]],
+    })  # fmt: skip
+
+
+def _write_second(uri, table, provenance=PROVENANCE, *, streamed, decided=()):
+    if streamed:
+        write_tables(uri, table.schema, [table], provenance)
+    else:
+        write_table(uri, table, provenance, decided=decided)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_second_writer_that_rounds_otherwise_leaves_the_first_table(tmp_path, caplog, streamed):
+    uri = str(tmp_path / "t.parquet")
+    write_table(uri, _records(0.5), PROVENANCE)
+    before = (tmp_path / "t.parquet").read_bytes()
+    rounded = replace(PROVENANCE, parameters={"beta": 0.1500001})
+    _write_second(uri, _records(0.50001, listed=(1.00001, 2.0)), rounded, streamed=streamed)
+    assert not caplog.records
+    # root mean square of (0.02) over that of (0.5): 4 %, as a descent's results differ
+    _write_second(uri, _records(0.52), streamed=streamed)
+    assert re.search(r"t.parquet: score differs by 4.0e-02 of its size .* is kept", caplog.text)
+    assert (tmp_path / "t.parquet").read_bytes() == before
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    ("other", "where"),
+    [
+        ({"figure": 0.9}, "score"),
+        ({"figure": float("nan")}, "score"),
+        ({"figure": None}, "score"),
+        ({"text": "failed"}, "status"),
+        ({"count": 4}, "n"),
+        ({"listed": (1.0, 9.0)}, "steps.alpha"),
+        ({"listed": (1.0, 2.0, 3.0)}, "steps"),
+    ],
+)
+def test_a_second_writer_that_differs_in_kind_is_refused(tmp_path, streamed, other, where):
+    uri = str(tmp_path / "t.parquet")
+    write_table(uri, _records(0.5), PROVENANCE)
+    with pytest.raises(ArtifactConflictError, match=rf"other content in {where}, though"):
+        _write_second(uri, _records(**{"figure": 0.5, **other}), streamed=streamed)
+
+
+def test_what_made_a_table_must_agree_and_counts_only_where_no_stop_decides_them(tmp_path):
+    uri = str(tmp_path / "t.parquet")
+    write_table(uri, _records(0.5), PROVENANCE)
+    write_table(uri, _records(0.5, count=4), PROVENANCE, decided=["n"])
+    other = replace(PROVENANCE, parameters={"beta": 0.15, "layers": ["b4"]})
+    with pytest.raises(ArtifactConflictError, match="what made it"):
+        write_table(uri, _records(0.5), other)
+    with pytest.raises(ArtifactConflictError, match="its columns or its number of rows"):
+        write_table(uri, _records(0.5)[:1], PROVENANCE)
 
 
 @pytest.mark.parametrize("damage", [b"", b"text", None])

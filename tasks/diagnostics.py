@@ -257,7 +257,7 @@ def overview(found: DiagnosisRef) -> tuple[list[str], list[list[str]]]:
     # an edit that is no style direction has one row, without a beta
     lines = []
     for (neutral, target, *_), mine in table.groupby(list(_NAMED), sort=False):
-        channels = mine.set_index("beta")["channels"]
+        channels = mine.drop_duplicates("beta", keep="last").set_index("beta")["channels"]
         counts = [f"{channels[beta]:.0f}" if beta in channels.index else "" for beta in betas]
         lines.append([neutral, target, f"{mine['text_norm'].iloc[0]:.3f}", *counts])
     return ["neutral", "target", "‖Δt‖", *(f"beta {beta:g}" for beta in betas)], lines

@@ -32,7 +32,7 @@ from benchmarks.reference import reference_directions, table_seconds
 from benchmarks.report import Options, Section
 from styleclip_core.derivatives import embedding_basis, unit_derivatives
 from styleclip_core.relevance import ChannelDirections, RelevanceTable
-from tasks.settings import Relevance
+from tasks.settings import fast_relevance
 
 SLOW_CODES, SLOW = 8, 3
 BETAS = (0.08, BETA, 0.2)
@@ -64,7 +64,7 @@ def exact_scores(case: Case) -> dict[str, EditScores]:
 
 
 def _speed(case: Case, options: Options) -> tuple[RelevanceTable, Section]:
-    settings = Relevance(batch_size=32 if options.device == "cpu" else 256).fast()
+    settings = fast_relevance({"batch_size": 32 if options.device == "cpu" else 256})
     generator, codes, drawn = case.generator, case.sampled, [0]
 
     def derivatives() -> tuple[Tensor, Tensor]:
@@ -83,7 +83,7 @@ def _speed(case: Case, options: Options) -> tuple[RelevanceTable, Section]:
             seconds, found = clock(
                 options.device,
                 lambda: case.measure(
-                    layer.name, part, settings.settings(), None,  # noqa: B023
+                    layer.name, part, settings, None,  # noqa: B023
                     along[:, start + part.start : start + part.stop] @ basis,  # noqa: B023
                 ),
             )  # fmt: skip

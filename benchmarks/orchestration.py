@@ -33,7 +33,7 @@ def measure(options: Options) -> Iterator[Section]:
 
     def half(first: int) -> None:
         started = time.perf_counter()
-        parts.extend(loop(case, wanted[first::2], settings.settings()))
+        parts.extend(loop(case, wanted[first::2], settings))
         seconds.append(time.perf_counter() - started)
 
     started = time.perf_counter()

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from styleclip_cli.shared import chosen_models
+from styleclip_cli.options import chosen_models
 
 _Kind = Literal["generator", "encoder", "identity", "clip", "mapper", "perceptual"]
 Generator = Annotated[str, typer.Option(help="URI of the generator; the embedded model if not given")]

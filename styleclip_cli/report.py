@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from styleclip_cli.shared import Verbose, Workers, prepare, with_progress
+from styleclip_cli.options import OutWorkspace, Verbose, Workers, prepare, with_progress
 
 
 def report(
@@ -18,7 +18,7 @@ def report(
     choice: Annotated[
         list[str] | None, typer.Option(help="URI of a table of the alphas and betas tried for an edit")
     ] = None,
-    workspace: Annotated[str, typer.Option(help="Folder for artifacts [default: OUT/workspace]")] = "",
+    workspace: OutWorkspace = "",
     workers: Workers = 0,
     verbose: Verbose = False,
 ) -> None:
@@ -30,3 +30,8 @@ def report(
     place = str(local_path(manifest).absolute()) if is_local(manifest) else manifest
     page = with_progress(lambda: flow(place, evaluation or [], workspace, choice or []))
     typer.echo(f"report page    {page}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(report)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from pydantic import SecretStr
 
-from styleclip_cli.shared import Verbose, prepare
+from styleclip_cli.options import Verbose, prepare
 
 
 def setup_server(
@@ -21,7 +21,8 @@ def setup_server(
         ),
     ] = None,
     results: Annotated[
-        str, typer.Option(help="URI of the folder for task results, which Retry needs [default: Prefect's]")
+        str,
+        typer.Option(help="URI of the folder for task results, which Retry needs", show_default="Prefect's"),
     ] = "",
     notify_block: Annotated[
         str,
@@ -60,3 +61,9 @@ def server_metrics(verbose: Verbose = False) -> None:
     from flows.server_metrics import server_metrics as collect
 
     typer.echo(collect(), nl=False)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("setup-server")(setup_server)
+    app.command("server-metrics")(server_metrics)

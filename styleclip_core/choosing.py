@@ -19,9 +19,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from styleclip_core.batches import Batches
@@ -32,6 +33,7 @@ from styleclip_core.editing import (
     editable_mask,
 )
 from styleclip_core.errors import NoEffectError
+from styleclip_core.options import NamedIfChanged, Says, check
 from styleclip_core.prompts import TextDirection
 from styleclip_core.relevance import EmbedImages
 from styleclip_core.style_space import StyleCode, StyleLayout
@@ -49,29 +51,25 @@ _NEARLY = 0.9  # of the way to the most that can be reached, where the wanted ef
 class ChoosingSettings:
     """What is wanted, and how thoroughly it is sought.
 
-    Attributes:
-        effect: Wanted effect, a probability.
-        thresholds: Betas tried at first; two more follow around the best.
-        strengths: Alphas tried for a beta, at most.
-        first: Alpha to begin with.
-        strongest: Largest alpha, in deviations of the most relevant channel; the published notebook's sliders
-            end at 10, and far beyond it the generator draws what it has never learnt.
+    The published notebook's sliders end at an alpha of 10; far beyond it the generator draws what it has
+    never learnt.
     """
 
-    effect: float = 0.7
-    thresholds: int = 6
-    strengths: int = 6
-    first: float = 2.0
-    strongest: float = 10.0
+    effect: Annotated[
+        float, Gt(0), Lt(1),
+        Says("Wanted effect: CLIP's mean probability of the target against the neutral prompt"),
+    ] = 0.7  # fmt: skip
+    thresholds: Annotated[int, Ge(1), Says("Betas tried at first; two more follow around the best")] = 6
+    strengths: Annotated[int, Ge(2), Says("Alphas tried for a beta, at most")] = 6
+    first: Annotated[float, Gt(0), Says("Alpha to begin with"), NamedIfChanged()] = 2.0
+    strongest: Annotated[
+        float, Gt(0), Says("Largest alpha, in deviations of the most relevant channel"), NamedIfChanged()
+    ] = 10.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.effect < 1:
-            raise ValueError(f"effect is a probability between 0 and 1, got {self.effect}")
-        if self.thresholds < 1 or self.strengths < 2 or not 0 < self.first <= self.strongest:
-            raise ValueError(
-                f"thresholds must be from 1, strengths from 2 and first from above 0 to strongest, got "
-                f"{self.thresholds}, {self.strengths}, {self.first} and {self.strongest}"
-            )
+        check(self)
+        if self.first > self.strongest:
+            raise ValueError(f"first must be at most strongest, got {self.first} and {self.strongest}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,43 +12,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Gt
 from torch import Tensor
 
 from styleclip_core.descent import Progress, Status, cosine_fall, evaluate, only
 from styleclip_core.models.stylegan2 import Generator
+from styleclip_core.options import NamedIfChanged, Says, check
 
 PerceptualLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class RefinementSettings:
-    """How long and how hard to refine.
+    """How long and how hard to refine."""
 
-    Attributes:
-        steps: Gradient steps at most; 0 keeps the starting code, and nothing is drawn.
-        learning_rate: Adam's rate at its peak.
-        latent_weight: Pull towards the starting code, per squared unit of w.
-        perceptual_weight: Weight of the perceptual term, if one is given.
-        patience: Stop an image after this many steps without an improvement of 0.1 %.
-        chunk: Images drawn at once, always exactly so many; a short chunk is filled up. See ``descent``.
-    """
-
-    steps: int = 100
-    learning_rate: float = 0.05
-    latent_weight: float = 0.0005
-    perceptual_weight: float = 0.1
-    patience: int = 20
-    chunk: int = 4
+    steps: Annotated[int, Ge(0), Says("Refinement steps after the encoder; 0 for the encoder alone")] = 100
+    learning_rate: Annotated[float, Gt(0), Says("Adam's rate at its peak")] = 0.05
+    latent_weight: Annotated[float, Ge(0), Says("Pull towards the encoder's code, per squared unit of w")] = (
+        0.0005
+    )
+    perceptual_weight: Annotated[
+        float, Ge(0), Says("Weight of the perceptual term, where there is a network for it"), NamedIfChanged()
+    ] = 0.1
+    patience: Annotated[int, Ge(1), Says("Steps without a gain of 0.1 % before an image stops")] = 20
+    chunk: Annotated[
+        int, Ge(1), NamedIfChanged(),
+        Says("Images drawn at once, always exactly so many: a short chunk is filled up"),
+    ] = 4  # fmt: skip
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or min(self.patience, self.chunk) < 1 or not self.learning_rate > 0:
-            raise ValueError(
-                "steps must not be negative, patience and chunk must be at least 1 and learning_rate "
-                f"positive; got {self.steps}, {self.patience}, {self.chunk}, {self.learning_rate}"
-            )
+        check(self)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -24,11 +24,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import safetensors
 import safetensors.torch
 import torch
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from styleclip_core.descent import cosine_fall
@@ -36,6 +37,7 @@ from styleclip_core.editing import EditedLatents
 from styleclip_core.errors import ArtifactConflictError, CheckpointError, TrainingDivergedError
 from styleclip_core.models.mapper import PUBLISHED_STRENGTH, Kind, Mapper, MapperConfig
 from styleclip_core.models.stylegan2 import Generator
+from styleclip_core.options import NamedIfChanged, Says, check
 from styleclip_core.style_space import StyleCode
 from styleclip_core.tuned import AnyGenerator
 
@@ -50,53 +52,45 @@ _FIRST_ROW = {"coarse": 0, "medium": 4, "fine": 8}
 
 @dataclass(frozen=True, slots=True)
 class MapperTrainingSettings:
-    """What is trained, and how; weights, rate, batch and steps are the published ones.
+    """What is trained, and how; weights, rate, batch and steps are the published ones."""
 
-    Attributes:
-        kind: ``"levels"``, ``"single"``, ``"style"`` or ``"style-full"``; see ``models.mapper``.
-        levels: For ``"levels"``, those that move; the published code leaves out ``"fine"`` for prompts
-            that should keep colours.
-        steps: Optimizer steps, at most.
-        batch_size: Codes per step.
-        learning_rate: RAdam's rate. Weights are stored a hundredfold, so the effective one is a hundredth.
-        decay: Fraction of the steps, at the end, over which the rate falls to zero along a cosine; 0
-            keeps it constant, as published.
-        strength: What the mapper's output is multiplied by.
-        clip_weight: Weight of the CLIP term.
-        identity_weight: Weight of the identity term; without an identity network it must be 0.
-        l2_weight: Weight of the L2 term.
-        validate_every: Steps between validations.
-        patience: Validations without a better loss after which the training ends; None for never.
-        seed: Decides the first weights and the order of the codes.
-        precision: Of the networks under the loss, ``"bfloat16"`` for mixed precision on a GPU. The
-            mapper itself and the losses are float32.
-    """
-
-    kind: Kind = "levels"
-    levels: tuple[Level, ...] = LEVELS
-    steps: int = 50_000
-    batch_size: int = 2
-    learning_rate: float = 0.5
-    decay: float = 0.0
-    strength: float = PUBLISHED_STRENGTH
-    clip_weight: float = 1.0
-    identity_weight: float = 0.1
-    l2_weight: float = 0.8
-    validate_every: int = 2000
-    patience: int | None = None
-    seed: int = 0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    kind: Annotated[Kind, Says("Networks: one per level of W+, one for all rows, or one per style layer")] = (
+        "levels"
+    )
+    # the published code leaves out "fine" for prompts that should keep colours
+    levels: Annotated[tuple[Level, ...], Says("For levels: those that move, of coarse, medium, fine")] = (
+        LEVELS
+    )
+    steps: Annotated[int, Ge(1), Says("Optimizer steps, at most")] = 50_000
+    batch_size: Annotated[int, Ge(1), Says("Codes per step")] = 2
+    # weights are stored a hundredfold
+    learning_rate: Annotated[float, Gt(0), Says("RAdam's rate; the effective one is a hundredth")] = 0.5
+    decay: Annotated[
+        float,
+        Ge(0),
+        Le(1),
+        Says("Fraction of the steps over which the rate falls to 0 along a cosine; 0 for none"),
+    ] = 0.0
+    strength: Annotated[float, Gt(0), Says("What the mapper's output is multiplied by"), NamedIfChanged()] = (
+        PUBLISHED_STRENGTH
+    )
+    clip_weight: Annotated[float, Ge(0), Says("Weight of the CLIP term")] = 1.0
+    identity_weight: Annotated[
+        float, Ge(0), Says("Weight of the identity term; 0 needs no identity network")
+    ] = 0.1
+    l2_weight: Annotated[float, Ge(0), Says("Weight of the mean squared move")] = 0.8
+    validate_every: Annotated[int, Ge(1), Says("Steps between validations, which also store all")] = 2000
+    patience: Annotated[
+        int | None, Ge(1), Says("Validations without a gain before it ends; none for never")
+    ] = None
+    seed: Annotated[int, Ge(0), Says("Seed of first weights, order and sampled codes")] = 0
+    # of the networks under the loss; the mapper itself and the losses are float32
+    precision: Annotated[Literal["float32", "bfloat16"], Says("bfloat16 for mixed precision on a GPU")] = (
+        "float32"
+    )
 
     def __post_init__(self) -> None:
-        counts = (self.steps, self.batch_size, self.validate_every, self.patience or 1)
-        if min(counts) < 1 or not (self.learning_rate > 0 and self.strength > 0 and 0 <= self.decay <= 1):
-            raise ValueError(
-                "steps, batch_size, validate_every and patience are numbers from 1, learning_rate and "
-                f"strength are positive and decay is 0 to 1; got {counts}, {self.learning_rate}, "
-                f"{self.strength}, {self.decay}"
-            )
-        if min(self.clip_weight, self.identity_weight, self.l2_weight) < 0:
-            raise ValueError("clip_weight, identity_weight and l2_weight must not be negative")
+        check(self)
         if self.kind == "levels" and (not self.levels or not set(self.levels) <= set(LEVELS)):
             raise ValueError(f"levels must be some of {', '.join(LEVELS)}; got {self.levels}")
 

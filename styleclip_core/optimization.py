@@ -18,16 +18,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Gt
 from torch import Tensor
 
 from styleclip_core.descent import Progress, chunks, cosine_fall, evaluate, only
 from styleclip_core.editing import EditedLatents
 from styleclip_core.images import pad_square
 from styleclip_core.models.clip import ClipModel
+from styleclip_core.options import Says, check
 from styleclip_core.style_space import StyleCode
 from styleclip_core.tuned import AnyGenerator
 
@@ -40,48 +42,37 @@ Mode = Literal["edit", "free_generation"]
 class OptimizationSettings:
     """What is minimized, and how; the defaults are the published ones.
 
-    Attributes:
-        space: ``"w_plus"``, or ``"s"`` for the convolution channels of style space; toRGB stays.
-        mode: ``"edit"``, or ``"free_generation"`` for the CLIP term alone.
-        steps: Evaluations of the loss, at most; the published code takes 300, its notebook 40.
-        learning_rate: Adam's rate at its peak; it rises over 5 % of the steps and falls over 25 %.
-        epsilon: Adam's; with torch's 1e-8, as published, elements with next to no gradient move as far as
-            any other, along their rounding errors, which grow from step to step.
-        l2_weight: Pull towards the source, per squared unit of w or s, summed and not averaged.
-        identity_weight: Weight of the identity term; 0.005 in the published notebook.
-        patience: A pair ends after this many steps without an improvement of 0.1 %, with its best code.
-            None to do all steps and take the last code, as published.
-        chunk: Pairs whose images are drawn at once, always exactly so many: the last chunk is filled up. A
-            machine rounds differently for other sizes of a batch, and differences of 1e-7 grow to
-            1e-2 within 40 steps; with one size a result is the same, bit for bit, whatever its batch.
-            More fit a GPU; 1 is the published way, and as slow.
-        max_move: A pair whose code lies further from its source than this, as a root mean square over
-            its elements, has run away and ends.
+    The published code takes 300 steps, its notebook 40. With torch's epsilon of 1e-8, as published, elements
+    with next to no gradient move as far as any other, along their rounding errors, which grow from step to
+    step. A machine rounds differently for other sizes of a batch, and differences of 1e-7 grow to 1e-2
+    within 40 steps: with chunks of one size a result is the same, bit for bit, whatever its batch. More than
+    8 fit a GPU; 1 is the published way, and as slow.
     """
 
-    space: Space = "w_plus"
-    mode: Mode = "edit"
-    steps: int = 300
-    learning_rate: float = 0.1
-    epsilon: float = 1e-8
-    l2_weight: float = 0.008
-    identity_weight: float = 0.0
-    patience: int | None = None
-    chunk: int = 8
-    max_move: float = 20.0
+    space: Annotated[Space, Says("What moves: w_plus, or style space without toRGB")] = "w_plus"
+    mode: Annotated[Mode, Says("free_generation has the CLIP term alone")] = "edit"
+    steps: Annotated[int, Ge(1), Says("Evaluations of the loss, at most")] = 300
+    learning_rate: Annotated[
+        float, Gt(0), Says("Adam's rate at its peak; it rises over 5 % of the steps and falls over 25 %")
+    ] = 0.1
+    epsilon: Annotated[float, Gt(0), Says("Adam's; larger ones hold elements without a gradient still")] = (
+        1e-8
+    )
+    l2_weight: Annotated[float, Ge(0), Says("Pull to the source, per squared unit, summed")] = 0.008
+    identity_weight: Annotated[
+        float, Ge(0), Says("Weight of the identity term; 0.005 in the published notebook")
+    ] = 0.0
+    patience: Annotated[
+        int | None, Ge(1),
+        Says("Steps without a gain of 0.1 % before a pair ends with its best code; none for all steps"),
+    ] = None  # fmt: skip
+    chunk: Annotated[int, Ge(1), Says("Pairs drawn at once, always exactly so many")] = 8
+    max_move: Annotated[
+        float, Gt(0), Says("Root mean square distance from its source at which a pair has run away and ends")
+    ] = 20.0
 
     def __post_init__(self) -> None:
-        counts = (self.steps, self.chunk, 1 if self.patience is None else self.patience)
-        if min(counts) < 1 or not (self.learning_rate > 0 and self.epsilon > 0):
-            raise ValueError(
-                "steps, chunk and patience are numbers from 1, learning_rate and epsilon are positive; "
-                f"got {counts}, {self.learning_rate}, {self.epsilon}"
-            )
-        if not (self.l2_weight >= 0 and self.identity_weight >= 0 and self.max_move > 0):
-            raise ValueError(
-                "l2_weight and identity_weight must not be negative and max_move is positive; "
-                f"got {self.l2_weight}, {self.identity_weight}, {self.max_move}"
-            )
+        check(self)
 
 
 PRESETS: Mapping[str, OptimizationSettings] = MappingProxyType({

@@ -15,17 +15,19 @@ Shapes: P images, A of them still active, K numbers of a tuning, L rows of w_plu
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from styleclip_core.descent import Progress, Status, cosine_fall, evaluate, only
 from styleclip_core.inversion import PerceptualLoss, reconstruction_loss
 from styleclip_core.models.stylegan2 import Generator
+from styleclip_core.options import NamedIfChanged, Says, check
 from styleclip_core.sampling import sample_z
 from styleclip_core.tuned import MAX_RANK, Tuning, TuningForm, layer_changes, take_changes
 
@@ -34,50 +36,41 @@ _SPREAD_CODES = 256
 
 @dataclass(frozen=True, slots=True)
 class PivotalSettings:
-    """How long and how hard to tune.
+    """How long and how hard to tune."""
 
-    Attributes:
-        steps: Gradient steps at most; 0 leaves the generator as it is.
-        learning_rate: Adam's rate at its peak, in units of a tuning's numbers; see ``tuned``.
-        rank: Outer products per layer, 1 to 64; a tuning's size is nearly proportional to it.
-        perceptual_weight: Weight of the perceptual term, if one is given.
-        patience: An image ends after this many steps without an improvement of 0.1 %. The first steps at the
-            full rate may make a good reconstruction worse for a while.
-        locality_weight: Weight of the locality term; 0 for none, as in the published code, takes half the
-            time, and edits move less then.
-        locality_distance: How far from the pivot the generator is held, in mean distances of a random w from
-            the average w.
-        locality_codes: Random codes per image and step, Z.
-        seed: Of the first numbers and of the random codes.
-        chunk: Images drawn at once, always exactly so many; a short chunk is filled up.
-    """
+    # the first steps at the full rate may make a good reconstruction worse for a while: hence the patience
+    steps: Annotated[int, Ge(0), Says("Gradient steps at most; 0 leaves the generator as it is")] = 150
+    learning_rate: Annotated[
+        float, Gt(0), Says("Adam's rate at its peak, in units of a tuning's numbers")
+    ] = 0.1
+    rank: Annotated[
+        int, Ge(1), Le(MAX_RANK), Says("Outer products per layer; KB per image are nearly proportional")
+    ] = 3
+    perceptual_weight: Annotated[
+        float, Ge(0), Says("Weight of the perceptual term, where there is a network for it"), NamedIfChanged()
+    ] = 0.1
+    patience: Annotated[int, Ge(1), Says("Steps without a gain of 0.1 % before an image stops")] = 60
 
-    steps: int = 150
-    learning_rate: float = 0.1
-    rank: int = 3
-    perceptual_weight: float = 0.1
-    patience: int = 60
-    locality_weight: float = 0.1
-    locality_distance: float = 0.5
-    locality_codes: int = 1
-    seed: int = 0
-    chunk: int = 8
+    # without it, as in the published code, a step takes half the time, and edits move less
+    locality_weight: Annotated[
+        float,
+        Ge(0),
+        Says("Weight of what holds the generator still away from the latent; 0 for none"),
+    ] = 0.1
+    locality_distance: Annotated[
+        float, Gt(0), Says("How far away that is, in mean distances of a random w from the average w")
+    ] = 0.5
+    locality_codes: Annotated[int, Ge(1), Says("Random codes per image and step")] = 1
+    seed: Annotated[int, Ge(0), Says("Seed of the first numbers and of the random codes")] = 0
+    chunk: Annotated[
+        int,
+        Ge(1),
+        Says("Images drawn at once, always exactly so many: a short chunk is filled up"),
+        NamedIfChanged(),
+    ] = 8
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or min(self.patience, self.locality_codes, self.chunk) < 1 or self.seed < 0:
-            raise ValueError(
-                "steps and seed must not be negative, patience, locality_codes and chunk are numbers from 1; "
-                f"got {self.steps}, {self.seed}, {self.patience}, {self.locality_codes}, {self.chunk}"
-            )
-        if not 1 <= self.rank <= MAX_RANK:
-            raise ValueError(f"the rank of a tuning is a number from 1 to {MAX_RANK}, got {self.rank}")
-        weights = (self.perceptual_weight, self.locality_weight)
-        rates = (self.learning_rate, self.locality_distance)
-        if not (all(0 <= x < math.inf for x in weights) and all(0 < x < math.inf for x in rates)):
-            raise ValueError(
-                "perceptual_weight and locality_weight must not be negative, learning_rate and "
-                f"locality_distance are positive; got {weights}, {rates}"
-            )
+        check(self)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -18,16 +18,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Gt, MultipleOf
 from torch import Tensor
 
 from styleclip_core.batches import Batches, free_memory
 from styleclip_core.errors import ArtifactConflictError, LayoutMismatchError
 from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.moves import ChannelMoves, bytes_per_move
+from styleclip_core.options import ChangesNoResult, NamedWith, Says, check
 from styleclip_core.style_space import StyleCode, StyleLayout
 
 Centre = Literal["sample", "mean"]
@@ -39,39 +41,30 @@ _INVISIBLE = 1e-6  # a change of the unit embedding below this length has no dir
 
 @dataclass(frozen=True, slots=True)
 class RelevanceSettings:
-    """How a channel is moved.
+    """How a channel is moved: as in the paper; the published script's centre is the mean."""
 
-    Attributes:
-        strength: Size of the move in standard deviations of the channel (5 in the paper).
-        centre: ``"sample"`` moves around the code's own value (the paper), ``"mean"`` around the
-            channel's mean (the published script).
-        precision: Number format of the networks; statistics are float64 always. With float32, a GPU's
-            convolutions use TF32 where torch allows it, which it does unless told otherwise.
-        batch_size: Images synthesized at once, at most: fewer where a GPU's memory is too small, 16 with a
-            tolerance.
-        eight_bit: Round images to 8 bits before CLIP, as images that pass through PIL are.
-        tolerance: Leave out the remaining codes of a channel once the standard error of its direction,
-            divided by its length, is at most this: an angle in radians; 0 to use all codes.
-        minimum: Codes of every channel before the first such decision.
-    """
-
-    strength: float = 5.0
-    centre: Centre = "sample"
-    precision: Precision = "float32"
-    batch_size: int = 64
-    eight_bit: bool = False
-    tolerance: float = 0.0
-    minimum: int = 8
+    strength: Annotated[float, Gt(0), Says("Size of the move in standard deviations of the channel")] = 5.0
+    centre: Annotated[Centre, Says("Move around the code's own value (sample) or the mean")] = "sample"
+    # statistics are float64 always; with float32, a GPU's convolutions use TF32 where torch allows it
+    precision: Annotated[Precision, Says("Number format of the networks")] = "float32"
+    batch_size: Annotated[
+        int, Ge(2), MultipleOf(2), Says("Images synthesized at once, at most; fewer if memory is short"),
+        ChangesNoResult("moves do not see each other; only rounding may differ, with a tolerance no bit"),
+    ] = 32  # fmt: skip
+    eight_bit: Annotated[bool, Says("Round images to 8 bits before CLIP, as the published code does")] = False
+    tolerance: Annotated[
+        float, Ge(0),
+        Says(
+            "Fast mode: a channel gets no more codes once its direction has a standard error of at most this "
+            "angle, in radians; 0 for all codes"
+        ),
+    ] = 0.0  # fmt: skip
+    minimum: Annotated[
+        int, Ge(2), Says("Style codes of a channel before that is first decided"), NamedWith("tolerance")
+    ] = 8
 
     def __post_init__(self) -> None:
-        if not self.strength > 0:
-            raise ValueError(f"strength must be a positive number of deviations, got {self.strength}")
-        if not self.tolerance >= 0:
-            raise ValueError(f"tolerance is an angle in radians from 0, got {self.tolerance}")
-        if self.minimum < 2:
-            raise ValueError(f"minimum must be at least two codes, got {self.minimum}")
-        if self.batch_size < 2 or self.batch_size % 2:
-            raise ValueError(f"batch_size must be an even number from 2, got {self.batch_size}")
+        check(self)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

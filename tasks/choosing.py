@@ -139,13 +139,11 @@ def choose_strength(run: Run, step: EditStep, planned: ChoicePlan) -> ChosenStre
 
 
 def _recipe(run: Run, step: EditStep, planned: ChoicePlan, rows: list[Row]) -> Recipe:
-    wanted = planned.settings.settings(step.effect)
     parameters = {
         **step.model_dump(mode="json", include=_DECIDES),
+        **planned.settings.aiming_at(step.effect).parameters(),
         "weights": step.chosen_weights, "templates": step.templates or "styleclip-79",
         "instant": planned.instant.model_dump() if step.relevance == "instant" else None,
-        "effect": wanted.effect, "thresholds": wanted.thresholds, "strengths": wanted.strengths,
-        "images": planned.settings.images, "keep": planned.settings.keep,
     }  # fmt: skip
     hashes = run.hashes
     inputs = {"clip": hashes.clip, "generator": hashes.generator, **_inputs(step, planned, rows)}
@@ -245,7 +243,7 @@ def _choose(run: Run, step: EditStep, planned: ChoicePlan, rows: list[Row]) -> C
         0.0 if not fixed else beta, step.top_k, step.include, step.exclude, step.chosen_weights
     )
     alpha = step.alpha if isinstance(step.alpha, float) else None
-    settings = planned.settings.settings(step.effect)
+    settings = planned.settings.aiming_at(step.effect)
     return choose(
         measure, generator.layout, relevance, direct, settings, allowed=allowed, alpha=alpha, fixed=fixed
     )

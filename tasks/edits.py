@@ -17,8 +17,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from styleclip_core.editing import ChannelSelection, Weights
 from styleclip_core.models.mapper import PUBLISHED_STRENGTH
+from styleclip_core.options import parameters
 from tasks.settings import Optimization, Settings, SettingsError, TemplateSet, UriOrNone, describe
-from tasks.storage import read_bytes
 
 Method = Literal["global", "mapper", "optimization"]
 RelevanceSource = Literal["table", "instant"]
@@ -78,11 +78,8 @@ class StepVariant(Settings):
         """
         if self.optimization is None:
             raise SettingsError(f"the edit towards {self.target!r} is no optimization")
-        resolved = self.optimization.settings()
-        return {
-            **{name: getattr(resolved, name) for name in resolved.__dataclass_fields__},
-            "reference_compat": self.optimization.reference_compat,
-        }
+        resolved = parameters(self.optimization.settings())
+        return resolved | {"reference_compat": self.optimization.reference_compat}
 
     @property
     def name(self) -> str:
@@ -348,6 +345,8 @@ def load_edits(uri: str) -> list[Edit]:
     Raises:
         SettingsError: If it is no such list; the message names the entry and the field.
     """
+    from tasks.storage import read_bytes  # takes a second, and `styleclip --help` has no use for it
+
     try:
         content = yaml.safe_load(read_bytes(uri))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

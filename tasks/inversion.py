@@ -168,7 +168,7 @@ def _inverted(run: Run, planned: InversionPlan, batch: list[_Photo]) -> Iterator
 
     # encoder or average, refined, and where that is wanted the generator itself bent to the photograph
     start = _first_guess(run, planned, target)
-    *_, end = refine(generator, target, start, planned.settings.settings(), perceptual=distance)
+    *_, end = refine(generator, target, start, planned.settings, perceptual=distance)
     tunings = _tune(planned, generator, target, end.w_plus, distance)
     tuned = with_tunings(generator, tunings)
 
@@ -219,7 +219,7 @@ def _likeness(run: Run, image: Tensor, target: Tensor) -> dict[str, Tensor]:
 @torch.no_grad()
 def _first_guess(run: Run, planned: InversionPlan, target: Tensor) -> Tensor:
     if run.encoder:  # descent starts here, and would make much of how a batch is rounded
-        return in_chunks(target, run.encoder.encode, size=planned.settings.settings().chunk)
+        return in_chunks(target, run.encoder.encode, size=planned.settings.chunk)
     generator = run.generator
     return generator.mapping.w_avg.expand(len(target), generator.num_ws, -1).clone()
 
@@ -234,8 +234,7 @@ def _tune(
     """Return what makes the generator draw each photograph; None for all if that is not wanted."""
     if not planned.settings.pivotal:
         return [None] * len(target)
-    settings = planned.settings.pivotal.settings()
-    *_, end = tune(generator, target, w_plus, settings, perceptual=perceptual)
+    *_, end = tune(generator, target, w_plus, planned.settings.pivotal, perceptual=perceptual)
     return [end.tuning(index) for index in range(len(target))]
 
 

@@ -175,7 +175,7 @@ def _codes(generator: Generator, settings: Settings) -> Tensor:
     """Return the w_plus to train on: stored latents, or sampled ones."""
     if not settings.latents:
         ids = range(settings.codes)
-        z = torch.cat([sample_z(settings.seed, ids[i : i + 500], generator.config.z_dim)
+        z = torch.cat([sample_z(settings.settings().seed, ids[i : i + 500], generator.config.z_dim)
                        for i in range(0, len(ids), 500)])  # fmt: skip
         return generator.map(z.to(generator.device), truncation_psi=settings.truncation_psi)
     found: dict[str, np.ndarray] = {}

@@ -128,7 +128,7 @@ def measure_shard(
         for each in (statistics.mean, statistics.std)
     )
     codes = _codes(run, planned, *_range(planned.settings))
-    channels, settings = range(shard.first, shard.last), planned.settings.settings()
+    channels, settings = range(shard.first, shard.last), planned.settings
     expected = _expected(derivatives, layout, shard) if derivatives else None
 
     with computing(run.device):

@@ -1,16 +1,20 @@
 """Parameters of the flows: typed, documented, refused before a run starts if they are wrong.
 
-Each model becomes a form in Prefect's UI. Units and ranges are in the field descriptions.
+Each class becomes a form in Prefect's UI. What the core decides stands in the core's settings dataclasses,
+with default, bounds and sentence; here such a dataclass becomes a form as it is, and gets the fields that
+only a pipeline has.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import date, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from zoneinfo import ZoneInfo, available_timezones
 
+from annotated_types import Ge
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -19,22 +23,33 @@ from pydantic import (
     Field,
     ValidationError,
     WithJsonSchema,
+    create_model,
     model_validator,
 )
+from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
 
+from styleclip_core import mapper_training, optimization
 from styleclip_core.choosing import ChoosingSettings
 from styleclip_core.errors import StyleCLIPError
 from styleclip_core.inversion import RefinementSettings
-from styleclip_core.mapper_training import LEVELS, Level, MapperTrainingSettings
-from styleclip_core.mapper_training import PRESETS as MAPPER_PRESETS
-from styleclip_core.optimization import PRESETS, OptimizationSettings
+from styleclip_core.mapper_training import MapperTrainingSettings
+from styleclip_core.optimization import OptimizationSettings
+from styleclip_core.options import (
+    ChangesNoResult,
+    NamedIfChanged,
+    NamedWith,
+    Says,
+    annotated_fields,
+    parameters,
+)
 from styleclip_core.pivotal import PivotalSettings
 from styleclip_core.relevance import RelevanceSettings
 from styleclip_core.templates import TEMPLATE_SETS
-from styleclip_core.tuned import MAX_RANK
 
-PIVOTAL = PivotalSettings()
-CHOOSING = ChoosingSettings()
+_REFUSING = ConfigDict(extra="forbid", hide_input_in_errors=True)
+_T = TypeVar("_T")
+_Form = TypeVar("_Form", bound="Settings")
 
 
 class SettingsError(StyleCLIPError):
@@ -44,7 +59,43 @@ class SettingsError(StyleCLIPError):
 class Settings(BaseModel):
     """A form: a value, and nothing else in it than its fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, **_REFUSING)
+
+
+def fields_of(form: type) -> Mapping[str, FieldInfo]:
+    """Return the fields of a form, a model or a dataclass."""
+    found: Mapping[str, FieldInfo] = form.__pydantic_fields__  # type: ignore[attr-defined]
+    return found
+
+
+def _with_presets(core: type) -> Callable[[type[_Form]], type[_Form]]:
+    """Give a form the fields of a settings dataclass, each of them none where the preset decides."""
+
+    def extend(form: type[_Form]) -> type[_Form]:
+        theirs: dict[str, Any] = {
+            name: (Annotated[kind | None, *metadata], None)
+            for name, (kind, metadata) in annotated_fields(core).items()
+        }
+        made = create_model(
+            form.__name__, __base__=form, __module__=form.__module__, __doc__=form.__doc__, **theirs
+        )
+        return made
+
+    return extend
+
+
+def _resolved(form: Settings, preset: _T) -> _T:
+    """Return a preset with what the form says instead."""
+    said = {name: getattr(form, name) for name in annotated_fields(type(preset))}
+    return replace(preset, **{name: value for name, value in said.items() if value is not None})  # type: ignore[type-var]
+
+
+class _Naming:
+    """A settings dataclass of the core as a form, which names artifacts."""
+
+    def parameters(self) -> dict[str, Any]:
+        """Return what decides a result, by the marks of the fields."""
+        return parameters(self)
 
 
 # A URI with a user's name and password, or an S3 one with keys where its bucket should be.
@@ -133,8 +184,12 @@ class Comparison(Settings):
 class Execution(Settings):
     """How the work is run; none of it changes a result."""
 
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU if there is one")
-    shard_size: int = Field(16, ge=1, le=100_000, description="Images per shard, on average")
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], ChangesNoResult("another device only rounds differently")
+    ] = Field("auto", description="auto takes a GPU if there is one")
+    shard_size: Annotated[int, ChangesNoResult("images do not see each other")] = Field(
+        16, ge=1, le=100_000, description="Images per shard, on average"
+    )
 
 
 class Sampling(Settings):
@@ -152,76 +207,51 @@ class Sampling(Settings):
     codes: int = Field(100, ge=1, description="Codes stored for the relevance table")
 
 
-class Relevance(Settings):
+@dataclass(frozen=True, config=_REFUSING)
+class Relevance(RelevanceSettings, _Naming):
     """How the relevance table is measured."""
 
-    samples: int = Field(100, ge=1, description="Style codes per channel; the most that one gets")
-    first_sample: int = Field(0, ge=0, description="Number of the first style code")
-    strength: float = Field(5.0, gt=0, description="Size of the move in standard deviations of the channel")
-    centre: Literal["sample", "mean"] = Field(
-        "sample", description="Move around the code's own value or the mean"
-    )
-    precision: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="Number format of the networks"
-    )
-    eight_bit: bool = Field(
-        False, description="Round images to 8 bits before CLIP, as the published code does"
-    )
-    tolerance: float = Field(
-        0.0,
-        ge=0,
-        description="Fast mode: a channel gets no more codes once its direction has a standard error of at "
-        "most this angle, in radians; 0 for all codes",
-    )
-    minimum: int = Field(8, ge=2, description="Style codes of a channel before that is first decided")
-    derivatives: int = Field(
-        0,
-        ge=0,
-        description="Fast mode: directions of the embedding along which derivatives say what moves will "
-        "show, so that a tolerance needs fewer moves; 0 for none",
-    )
-    reference_compat: bool = Field(
-        False,
-        description="Measure as the published script does, with its slip; for comparison only",
-    )
-    batch_size: int = Field(
-        32, ge=2, multiple_of=2, description="Images synthesized at once, at most; fewer if memory is short"
-    )
-    channels_per_shard: int = Field(24, ge=1, description="Style channels measured by one task")
+    samples: Annotated[int, Ge(1), Says("Style codes per channel; the most that one gets")] = 100
+    first_sample: Annotated[int, Ge(0), Says("Number of the first style code")] = 0
+    derivatives: Annotated[
+        int, Ge(0), NamedWith("tolerance"),
+        Says(
+            "Fast mode: directions of the embedding along which derivatives say what moves will show, so "
+            "that a tolerance needs fewer moves; 0 for none"
+        ),
+    ] = 0  # fmt: skip
+    reference_compat: Annotated[
+        bool, Says("Measure as the published script does, with its slip; for comparison only")
+    ] = False
+    channels_per_shard: Annotated[
+        int, Ge(1), Says("Style channels measured by one task"),
+        ChangesNoResult("channels do not see each other; only rounding may differ, with a tolerance no bit"),
+    ] = 24  # fmt: skip
 
-    def settings(self) -> RelevanceSettings:
-        """Return what the core needs of this."""
-        return RelevanceSettings(
-            self.strength, self.centre, self.precision, self.batch_size, self.eight_bit, self.tolerance,
-            self.minimum,
-        )  # fmt: skip
-
-    def parameters(self) -> dict[str, float | str | bool]:
-        """Return what decides the numbers in a row, but for the style codes behind it."""
-        names = {"strength", "centre", "precision", "eight_bit", "tolerance", "reference_compat"}
-        names |= {"minimum", "derivatives"} if self.tolerance else set()
-        return self.model_dump(include=names)
-
-    def fast(self) -> Relevance:
-        """Return these settings in fast mode: what they leave open is as measured on the embedded world.
-
-        Raises:
-            ValidationError: If they say something that fast mode cannot do.
-        """
-        ours = {"derivatives": 64, "tolerance": 0.15, "minimum": 4}
-        return type(self).model_validate(ours | self.model_dump(exclude_unset=True))
-
-    @model_validator(mode="after")
-    def _check(self) -> Relevance:
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.derivatives and not self.tolerance:
             raise ValueError("derivatives save work only where a tolerance lets moves be left out; give one")
         if self.derivatives and self.centre == "mean":
             raise ValueError("derivatives are taken at the code's own values; use centre 'sample'")
-        others = ("centre", "precision", "eight_bit", "tolerance")
-        changed = [name for name in others if getattr(self, name) != type(self).model_fields[name].default]
+
+        decided = ("centre", "precision", "eight_bit", "tolerance")
+        changed = [name for name in decided if getattr(self, name) != fields_of(Relevance)[name].default]
         if self.reference_compat and changed:
             raise ValueError(f"reference_compat decides {', '.join(changed)} itself; leave it out")
-        return self
+
+    def parameters(self) -> dict[str, Any]:
+        """Return what decides the numbers in a row, but for the style codes behind it."""
+        return {k: v for k, v in super().parameters().items() if k not in ("samples", "first_sample")}
+
+
+def fast_relevance(said: Mapping[str, Any]) -> Relevance:
+    """Return settings in fast mode: what is not said is as measured on the embedded world.
+
+    Raises:
+        ValidationError: If something is said that fast mode cannot do.
+    """
+    return Relevance(**({"derivatives": 64, "tolerance": 0.15, "minimum": 4} | dict(said)))
 
 
 class Nightly(Settings):
@@ -257,109 +287,54 @@ class Instant(Settings):
     seed: int = Field(0, ge=0, description="Seed of the probes")
 
 
-class Choosing(Settings):
+@dataclass(frozen=True, config=_REFUSING)
+class Choosing(ChoosingSettings, _Naming):
     """How alpha and beta are chosen where an edit says auto."""
 
-    images: int = Field(
-        24, ge=1, description="Inverted photographs, or sampled codes, that the choice is made on; at most"
-    )
-    effect: float = Field(
-        CHOOSING.effect,
-        gt=0,
-        lt=1,
-        description="Wanted effect: CLIP's mean probability of the target against the neutral prompt",
-    )
-    thresholds: int = Field(
-        CHOOSING.thresholds, ge=1, description="Betas tried at first; two more follow around the best"
-    )
-    strengths: int = Field(CHOOSING.strengths, ge=2, description="Alphas tried for a beta, at most")
-    keep: tuple[str, ...] = Field(
-        (), description="Prompts of what should stay, e.g. face with a hat; none for all that CLIP sees"
-    )
-    batch_size: int = Field(32, ge=1, description="Images drawn at once, at most")
+    images: Annotated[
+        int, Ge(1),
+        Says("Inverted photographs, or sampled codes, that the choice is made on; at most"),
+    ] = 24  # fmt: skip
+    keep: Annotated[
+        tuple[str, ...],
+        Says("Prompts of what should stay, e.g. face with a hat; none for all that CLIP sees"),
+    ] = ()
+    batch_size: Annotated[
+        int, Ge(1), Says("Images drawn at once, at most"),
+        ChangesNoResult("images do not see each other; only rounding may differ"),
+    ] = 32  # fmt: skip
 
-    def settings(self, effect: float | None) -> ChoosingSettings:
-        """Return what the core needs of this, for an edit that may want another effect."""
-        return ChoosingSettings(effect or self.effect, self.thresholds, self.strengths)
+    def aiming_at(self, effect: float | None) -> Choosing:
+        """Return these settings for an edit that may want another effect."""
+        return replace(self, effect=effect) if effect else self
 
 
-class PivotalTuning(Settings):
+@dataclass(frozen=True, config=_REFUSING)
+class PivotalTuning(PivotalSettings):
     """How the generator is tuned to each photograph, once its latent is found (PTI)."""
 
-    steps: int = Field(PIVOTAL.steps, ge=1, description="Gradient steps at most")
-    learning_rate: float = Field(
-        PIVOTAL.learning_rate, gt=0, description="Adam's rate at its peak, in units of a tuning's numbers"
-    )
-    rank: int = Field(
-        PIVOTAL.rank,
-        ge=1,
-        le=MAX_RANK,
-        description="Outer products per layer; KB per image are nearly proportional",
-    )
-    patience: int = Field(
-        PIVOTAL.patience, ge=1, description="Steps without improvement before an image stops"
-    )
-    locality_weight: float = Field(
-        PIVOTAL.locality_weight,
-        ge=0,
-        description="Weight of what holds the generator still away from the latent; 0 for none",
-    )
-    locality_distance: float = Field(
-        PIVOTAL.locality_distance,
-        gt=0,
-        description="How far away that is, in mean distances of a random w from the average w",
-    )
-    locality_codes: int = Field(PIVOTAL.locality_codes, ge=1, description="Random codes per image and step")
-    seed: int = Field(PIVOTAL.seed, ge=0, description="Seed of the first numbers and of the random codes")
 
-    def settings(self) -> PivotalSettings:
-        """Return what the core needs of this."""
-        return PivotalSettings(**self.model_dump())
-
-
-class Inversion(Settings):
+@dataclass(frozen=True, config=_REFUSING)
+class Inversion(RefinementSettings, _Naming):
     """How photographs become latents."""
 
-    steps: int = Field(100, ge=0, description="Refinement steps after the encoder; 0 for the encoder alone")
-    learning_rate: float = Field(0.05, gt=0, description="Adam's rate at its peak")
-    latent_weight: float = Field(0.0005, ge=0, description="Pull towards the encoder's code")
-    patience: int = Field(20, ge=1, description="Steps without improvement before an image stops")
-    batch_size: int = Field(16, ge=1, description="Images refined at once")
-    pivotal: PivotalTuning | None = Field(
-        None, description="Tune the generator to each photograph, a few KB for each; none leaves it as it is"
-    )
-
-    def parameters(self) -> dict[str, Any]:
-        """Return what decides the latents; tuning only where there is some."""
-        left_out = {"batch_size"} if self.pivotal else {"batch_size", "pivotal"}
-        return self.model_dump(exclude=left_out)
-
-    def settings(self) -> RefinementSettings:
-        """Return what the core needs of this."""
-        return RefinementSettings(
-            steps=self.steps,
-            learning_rate=self.learning_rate,
-            latent_weight=self.latent_weight,
-            patience=self.patience,
-        )
+    batch_size: Annotated[
+        int, Ge(1), Says("Images refined at once"),
+        ChangesNoResult("every image is refined apart, in chunks of one size: bit for bit"),
+    ] = 16  # fmt: skip
+    pivotal: Annotated[
+        PivotalTuning | None, NamedIfChanged(),
+        Says("Tune the generator to each photograph, a few KB for each; none leaves it as it is"),
+    ] = None  # fmt: skip
 
 
+@_with_presets(OptimizationSettings)
 class Optimization(Settings):
     """How a latent is optimized; what is left out comes from the preset."""
 
     preset: Literal["published", "gentle"] = Field(
         "published", description="Named defaults: published, or gentle for small generators"
     )
-    space: Literal["w_plus", "s"] | None = Field(None, description="What moves: w_plus, or style space")
-    mode: Literal["edit", "free_generation"] | None = Field(
-        None, description="free_generation has the CLIP term alone"
-    )
-    steps: int | None = Field(None, ge=1, description="Evaluations of the loss, at most")
-    learning_rate: float | None = Field(None, gt=0, description="Adam's rate at its peak")
-    l2_weight: float | None = Field(None, ge=0, description="Pull to the source, per squared unit, summed")
-    identity_weight: float | None = Field(None, ge=0, description="Weight of the identity term")
-    patience: int | None = Field(None, ge=1, description="Steps without a gain of 0.1 % before a pair ends")
-    chunk: int | None = Field(None, ge=1, description="Pairs drawn at once, always exactly so many")
     reference_compat: bool = Field(
         False, description="Show CLIP what the published losses do: box-filtered pixels, not normalized"
     )
@@ -367,40 +342,15 @@ class Optimization(Settings):
 
     def settings(self) -> OptimizationSettings:
         """Return what the core needs of this."""
-        given = self.model_dump(exclude={"preset", "reference_compat", "frames"}, exclude_none=True)
-        return replace(PRESETS[self.preset], **given)
+        return _resolved(self, optimization.PRESETS[self.preset])
 
 
+@_with_presets(MapperTrainingSettings)
 class MapperTraining(Settings):
     """How a latent mapper is trained; what is left out comes from the preset."""
 
     preset: Literal["published", "small"] = Field(
         "published", description="Named defaults: published, or small for small generators"
-    )
-    kind: Literal["levels", "single", "style", "style-full"] | None = Field(
-        None, description="Networks: one per level of W+, one for all rows, or one per style layer"
-    )
-    levels: tuple[Level, ...] = Field(
-        LEVELS, description="For levels: those that move, of coarse, medium, fine"
-    )
-    steps: int | None = Field(None, ge=1, description="Optimizer steps, at most")
-    batch_size: int | None = Field(None, ge=1, description="Codes per step")
-    learning_rate: float | None = Field(
-        None, gt=0, description="RAdam's rate; the effective one is a hundredth"
-    )
-    decay: float | None = Field(
-        None, ge=0, le=1, description="Fraction of the steps over which the rate falls to 0"
-    )
-    clip_weight: float | None = Field(None, ge=0, description="Weight of the CLIP term")
-    identity_weight: float | None = Field(None, ge=0, description="Weight of the identity term")
-    l2_weight: float | None = Field(None, ge=0, description="Weight of the mean squared move")
-    validate_every: int | None = Field(
-        None, ge=1, description="Steps between validations, which also store all"
-    )
-    patience: int | None = Field(None, ge=1, description="Validations without a gain before it ends")
-    seed: int = Field(0, ge=0, description="Seed of first weights, order and sampled codes")
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="bfloat16 for mixed precision on a GPU"
     )
     templates: TemplateSet = Field("none", description="Prompt templates; the published training has none")
     latents: OptionalUri = Field(
@@ -412,14 +362,12 @@ class MapperTraining(Settings):
 
     def settings(self) -> MapperTrainingSettings:
         """Return what the core needs of this."""
-        ours = {"preset", "templates", "latents", "codes", "truncation_psi", "validation"}
-        return replace(MAPPER_PRESETS[self.preset], **self.model_dump(exclude=ours, exclude_none=True))
+        return _resolved(self, mapper_training.PRESETS[self.preset])
 
     def parameters(self) -> dict[str, Any]:
         """Return all that decides a mapper, with the preset filled in: equal settings, equal parameters."""
-        resolved = asdict(self.settings())
-        given = self.model_dump(mode="json", exclude={"preset"})
-        return {name: resolved.get(name) if value is None else value for name, value in given.items()}
+        theirs = annotated_fields(MapperTrainingSettings)
+        return parameters(self.settings()) | self.model_dump(exclude={"preset", *theirs})
 
 
 class FaceSource(Settings):

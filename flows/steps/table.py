@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from prefect import runtime
 from prefect.logging import get_run_logger
 
@@ -85,7 +87,7 @@ def refine(run: Run, sampling_settings: Sampling, settings: Relevance, add: int,
     # the new codes lie beside the old ones, and are measured as a table of their own
     first = before.last
     codes = engine.run(sampling.sample_more_codes, run, styles, first, first + add)
-    more = settings.model_copy(update={"first_sample": first, "samples": add})
+    more = replace(settings, first_sample=first, samples=add)
     planned = relevance.plan(run, styles.model_copy(update={"codes": codes.uri}), more)
     _, measured = measure(run, planned)
 

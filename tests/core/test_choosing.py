@@ -148,9 +148,18 @@ def test_proposals_close_in_on_the_wanted_effect():
     assert propose({0.0: 0.1, 2.0: 0.3, 5.0: 0.3}, 0.5) is None  # more does not help
 
 
-@pytest.mark.parametrize("given", [{"effect": 1.0}, {"thresholds": 0}, {"strengths": 1}, {"first": 0}])
-def test_settings_that_mean_nothing_are_refused(given):
-    with pytest.raises(ValueError, match=r"effect|thresholds"):
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"effect": 1.0}, r"effect must be less than 1, got 1\.0"),
+        ({"thresholds": 0}, "thresholds must be at least 1"),
+        ({"strengths": 1}, "strengths must be at least 2"),
+        ({"first": 0}, "first must be more than 0"),
+        ({"first": 11.0}, r"first must be at most strongest, got 11\.0 and 10\.0"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
         ChoosingSettings(**given)
 
 

@@ -85,7 +85,7 @@ def test_an_image_that_is_done_stops(generator, problem):
 
 
 def test_wrong_settings_and_targets_are_refused(generator):
-    with pytest.raises(ValueError, match="steps must not be negative"):
+    with pytest.raises(ValueError, match="steps must be at least 0, got -1"):
         RefinementSettings(steps=-1)
     with pytest.raises(ValueError, match=r"target must be \[1, 3, 16, 16\]"):
         next(refine(generator, torch.zeros(1, 3, 8, 8), torch.zeros(1, 6, 8), RefinementSettings()))

@@ -223,9 +223,9 @@ def test_a_trained_mapper_is_a_mapper_file(tmp_path, kind):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": 0}, "are numbers from 1"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"levels": ()}, "levels must be some of coarse, medium, fine"),
-        ({"l2_weight": -1}, "must not be negative"),
+        ({"l2_weight": -1}, "l2_weight must be at least 0, got -1"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(change, message):

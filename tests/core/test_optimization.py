@@ -231,9 +231,9 @@ def test_published_embedding_feeds_raw_pixels(clip_model):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": 0}, "steps, chunk and patience are numbers from 1"),
-        ({"learning_rate": 0.0}, "learning_rate and epsilon are positive"),
-        ({"l2_weight": -1.0}, "must not be negative"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"learning_rate": 0.0}, r"learning_rate must be more than 0, got 0\.0"),
+        ({"l2_weight": -1.0}, r"l2_weight must be at least 0, got -1\.0"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(change, message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 import s3fs
+from pydantic_core import to_jsonable_python
 
 from tasks.settings import Models, Relevance, Sampling
 from tests.faulty_proxy import (
@@ -200,20 +202,12 @@ def _table(folder: Path, environment: dict[str, str]) -> str:
     models = Models(generator=f"{folder}/networks/generator.safetensors", clip=f"{folder}/networks/clip.pt")
     sampling, relevance = Sampling(statistics=20, codes=2), Relevance(samples=2, channels_per_shard=8)
     code = (
-        "import sys; from flows.build_relevance import build_relevance as build\n"
-        "from tasks.settings import Models, Relevance, Sampling\n"
-        "done = build(Models.model_validate_json(sys.argv[1]), sys.argv[2],"
-        " Sampling.model_validate_json(sys.argv[3]), Relevance.model_validate_json(sys.argv[4]))\n"
-        "print(done.table.relevance)"
+        "import json, sys; from flows.build_relevance import build_relevance as build\n"
+        "print(build(*json.loads(sys.argv[1])).table.relevance)"
     )
-    values = (
-        models.model_dump_json(),
-        f"{folder}/table",
-        sampling.model_dump_json(),
-        relevance.model_dump_json(),
-    )
+    values = json.dumps(to_jsonable_python([models, f"{folder}/table", sampling, relevance]))
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, *values], env=environment, cwd=ROOT, check=True,
+        [sys.executable, "-W", "ignore", "-c", code, values], env=environment, cwd=ROOT, check=True,
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     return done.stdout.splitlines()[-1].rsplit("/", 1)[0]

@@ -74,7 +74,7 @@ def test_every_command_has_help_with_units(environment):
         (["invert", "--photos", "x", "--workspace", "y", "--generator", "no.safetensors"], "no weights at no.safetensors"),
         (["edit", "--photos", "x"], "Missing option"),
         (["report", "--manifest", "none.parquet"], "none.parquet: there is no such object"),
-        (["build-relevance", "--workspace", "y", "--precision", "int8"], "precision: Input should be 'float32'"),
+        (["build-relevance", "--workspace", "y", "--precision", "int8"], "Invalid value for '--precision'"),
         (["build-relevance", "--workspace", "y", "--fast", "--centre", "mean"], "use centre 'sample'"),
         (["build-relevance", "--workspace", "y", "--reference-compat", "--eight-bit"], "eight_bit itself"),
         (["invert", "--photos", "x", "--workspace", "y", "--pivotal-locality", "1"], "give --pivotal-steps too"),

@@ -1,5 +1,7 @@
 """Refinement: new samples merge into the last table exactly, once, and leave it as it was."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -111,7 +113,7 @@ def test_a_tolerance_measures_fewer_codes_and_is_a_table_of_its_own(models, tmp_
     assert few.n.min() >= 3
     assert read_provenance(fast.table.relevance).parameters["tolerance"] == 0.5
     # how the channels are dealt out changes no bit, where a channel ends included
-    dealt = settings.model_copy(update={"channels_per_shard": 3, "batch_size": 128})
+    dealt = replace(settings, channels_per_shard=3, batch_size=128)
     other = load(models, build_relevance(models, str(tmp_path / "other"), SAMPLING, dealt).table)
     assert torch.equal(other.n, few.n)
     assert torch.equal(other.direction, few.direction)

@@ -11,7 +11,7 @@ from styleclip_core.editing import select_channels
 from styleclip_core.style_space import StyleLayer, StyleLayout
 from tasks import directions
 from tasks.edits import Edit, StepVariant, all_variants, load_edits
-from tasks.settings import Models, Relevance, SettingsError, describe
+from tasks.settings import Models, SettingsError, describe, fast_relevance
 
 
 def test_one_edit_at_several_strengths_is_several_variants():
@@ -64,16 +64,16 @@ def test_errors_are_described_in_one_line():
 
 
 def test_fast_mode_keeps_what_is_said_and_refuses_what_it_cannot_do():
-    fast = Relevance(samples=7, tolerance=0.3, eight_bit=True).fast()
+    fast = fast_relevance({"samples": 7, "tolerance": 0.3, "eight_bit": True})
     assert (fast.samples, fast.tolerance, fast.minimum, fast.derivatives) == (7, 0.3, 4, 64)
-    assert fast.settings().eight_bit
-    assert Relevance().fast().tolerance == 0.15
+    assert fast.eight_bit
+    assert fast_relevance({}).tolerance == 0.15
     for wrong, message in (
         ({"centre": "mean"}, "derivatives are taken"),
         ({"reference_compat": True}, "itself"),
     ):
         with pytest.raises(ValidationError, match=message):
-            Relevance(**wrong).fast()
+            fast_relevance(wrong)
 
 
 def test_an_edit_of_few_channels_names_the_beta_that_has_more(monkeypatch, caplog):

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import data
-
-if TYPE_CHECKING:  # imported late, after prepare() has set what Prefect reads
-    from tasks.settings import Inversion, Models
+from styleclip_cli.generated import Shown
+from tasks.settings import Execution, Inversion, Models, Relevance, Sampling
 
 console = Console(stderr=True, highlight=False)
 _T = TypeVar("_T")
@@ -38,41 +37,26 @@ Perceptual = Annotated[
     str, typer.Option(help="URI of AlexNet's or VGG16's published weights, for LPIPS; not measured without")
 ]
 Workspace = Annotated[str, typer.Option(help="URI of the folder for intermediate artifacts")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the sampled codes")]
-Psi = Annotated[
-    float, typer.Option(min=0.01, max=1, help="Truncation: pull towards the average w, 1 for none")
-]
-Label = Annotated[int | None, typer.Option(min=0, help="Class of a conditional generator")]
-ShardSize = Annotated[int, typer.Option(min=1, help="Images per shard, on average")]
-Statistics = Annotated[int, typer.Option(min=2, help="Codes behind the statistics of style space")]
-Samples = Annotated[int, typer.Option(min=1, help="Style codes per channel of the relevance table")]
-Steps = Annotated[int, typer.Option(min=0, help="Refinement steps after the encoder")]
 Photos = Annotated[str, typer.Option(help="URI of the photographs' prefix; only read")]
 TableFolder = Annotated[
     str, typer.Option(help="Folder with relevance.parquet and statistics.parquet, instead of building it")
 ]
-PivotalSteps = Annotated[
-    int,
-    typer.Option(
-        min=0, help="Tune the generator to each photograph (PTI), steps at most; 0 leaves it as it is"
-    ),
-]
-PivotalLocality = Annotated[
-    float | None,
-    typer.Option(
-        min=0, help="With --pivotal-steps: weight that holds the generator elsewhere [default: 0.1]"
-    ),
-]
 Workers = Annotated[int, typer.Option(min=0, help="Shards at once; 0 for one per core, or one on a GPU")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's log")]
+OutWorkspace = Annotated[str, typer.Option(help="Folder for artifacts", show_default="OUT/workspace")]
+
+Shards = Annotated[Execution, Shown()]
+Codes = Annotated[Sampling, Shown(names={"truncation_psi": "psi"}, hidden=("codes",))]
+Table = Annotated[Relevance, Shown(only=("samples",))]
+_LOCALITY = {"pivotal.locality_weight": "pivotal-locality"}
+Inverting = Annotated[Inversion, Shown(names=_LOCALITY)]
+InvertingFirst = Annotated[Inversion, Shown(prefix="inversion-", names=_LOCALITY | {"steps": "steps"})]
 
 
 def chosen_models(
     generator: str, clip: str, encoder: str = "", identity: str = "", perceptual: str = ""
 ) -> Models:
     """Return the networks to use: the embedded ones where no generator is given."""
-    from tasks.settings import Models
-
     if not generator:
         return Models(
             generator=str(data.GENERATOR),
@@ -90,20 +74,9 @@ def chosen_models(
     )
 
 
-def inversion_settings(steps: int, pivotal_steps: int, pivotal_locality: float | None) -> Inversion:
-    """Return how photographs become latents.
-
-    Raises:
-        SettingsError: If a weight is given for a tuning that is not asked for.
-    """
-    from tasks.settings import Inversion, PivotalTuning, SettingsError
-
-    if not pivotal_steps and pivotal_locality is not None:
-        raise SettingsError("--pivotal-locality is part of a tuning; give --pivotal-steps too")
-    if not pivotal_steps:
-        return Inversion(steps=steps)
-    given = {} if pivotal_locality is None else {"locality_weight": pivotal_locality}
-    return Inversion(steps=steps, pivotal=PivotalTuning(steps=pivotal_steps, **given))
+def with_codes(sampling: Sampling, relevance: Relevance) -> Sampling:
+    """Return what to sample so that there is a style code for each sample of the table."""
+    return sampling.model_copy(update={"codes": relevance.samples})
 
 
 def prepare(workers: int, verbose: bool) -> None:

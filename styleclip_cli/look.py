@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich import table
 
 import data
-from styleclip_cli.shared import (
+from styleclip_cli.generated import Shown, with_options
+from styleclip_cli.options import (
     Clip,
+    Codes,
     Generator,
-    Psi,
-    Samples,
-    Seed,
-    ShardSize,
-    Statistics,
+    OutWorkspace,
+    Shards,
+    Table,
     TableFolder,
     Verbose,
     Workers,
@@ -23,8 +23,10 @@ from styleclip_cli.shared import (
     console,
     prepare,
     summarize,
+    with_codes,
     with_progress,
 )
+from tasks.settings import Comparison, Execution, Judges, Relevance, Sampling, SettingsError
 
 Templates = Annotated[str, typer.Option(help="Prompt templates: styleclip-79, imagenet-80 or none")]
 Attributes = Annotated[
@@ -37,16 +39,17 @@ Attributes = Annotated[
 
 
 WorkspaceOrTable = Annotated[
-    str, typer.Option(help="Folder for artifacts; a table that is not there is built in it [default: TABLE]")
+    str,
+    typer.Option(help="Folder for artifacts; a table that is not there is built in it", show_default="TABLE"),
 ]
 
 
 def print_table(header: list[str], lines: list[list[str]]) -> None:
     """Print a table to people; the last line of a command, on stdout, is for programs."""
-    table = Table(*header)
+    printed = table.Table(*header)
     for line in lines:
-        table.add_row(*line)
-    console.print(table)
+        printed.add_row(*line)
+    console.print(printed)
 
 
 def evaluate(
@@ -58,17 +61,15 @@ def evaluate(
         typer.Option(help="URI of AlexNet's or VGG16's published weights, for LPIPS; not measured without"),
     ] = "",
     attributes: Attributes = "",
-    templates: Templates = "styleclip-79",
-    compare_with: Annotated[
-        str, typer.Option(help="What edited images are compared with: inversion or photograph")
-    ] = "inversion",
+    comparison: Annotated[Comparison, Shown(names={"before": "compare-with"})] = Comparison(),
     out: Annotated[
-        str, typer.Option(help="What the manifest's output keys are relative to [default: found from it]")
+        str,
+        typer.Option(help="What the manifest's output keys are relative to", show_default="found from it"),
     ] = "",
     workspace: Annotated[
-        str, typer.Option(help="Workspace the edits were made with [default: OUT/workspace]")
+        str, typer.Option(help="Workspace the edits were made with", show_default="OUT/workspace")
     ] = "",
-    shard_size: ShardSize = 16,
+    execution: Shards = Execution(),
     workers: Workers = 0,
     verbose: Verbose = False,
 ) -> None:
@@ -81,13 +82,10 @@ def evaluate(
     from flows.evaluate import evaluate_edits as flow
     from tasks.attributes import load_attributes
     from tasks.evaluation_tables import overview
-    from tasks.settings import Comparison, Execution
 
     embedded = made_by_embedded(manifest)
     chosen = tuple(load_attributes(attributes or default_attributes(embedded)))
-    comparison = Comparison.model_validate({"before": compare_with, "templates": templates})
     judges = chosen_judges(clip, identity, perceptual, embedded)
-    execution = Execution(shard_size=shard_size)
     result = with_progress(lambda: flow(manifest, chosen, judges, comparison, out, workspace, execution))
     summarize(result)
     print_table(*overview(result.evaluation))
@@ -119,8 +117,8 @@ def score(
         str, typer.Option(help="CLIP name (ViT-B/32) or URI; 'embedded' for the embedded world's")
     ] = "ViT-B/32",
     templates: Templates = "styleclip-79",
-    workspace: Annotated[str, typer.Option(help="Folder for artifacts [default: OUT/workspace]")] = "",
-    shard_size: ShardSize = 256,
+    workspace: OutWorkspace = "",
+    execution: Shards = Execution(shard_size=256),
     workers: Workers = 0,
     verbose: Verbose = False,
 ) -> None:
@@ -128,13 +126,11 @@ def score(
     prepare(workers, verbose)
     from flows.score_images import score_images as flow
     from tasks.labels import LabelPrompt, load_prompts
-    from tasks.settings import Execution, SettingsError
 
     if bool(prompts) == bool(prompt):
         raise SettingsError("say what to look for: --prompts with a file, or --prompt, one of them")
     wanted = load_prompts(prompts) if prompts else [LabelPrompt(prompt=each) for each in prompt or ()]
     network = str(data.CLIP) if clip == "embedded" else clip
-    execution = Execution(shard_size=shard_size)
     result = with_progress(
         lambda: flow(images, wanted, out, network, labels, templates, workspace, execution)
     )
@@ -165,10 +161,8 @@ def prompts(
     table: TableFolder = "",
     generator: Generator = "",
     clip: Clip = "",
-    seed: Seed = 5,
-    psi: Psi = 0.7,
-    statistics: Statistics = 100_000,
-    samples: Samples = 100,
+    sampling: Codes = Sampling(),
+    relevance: Table = Relevance(),
     workers: Workers = 0,
     verbose: Verbose = False,
 ) -> None:
@@ -182,7 +176,7 @@ def prompts(
     result = with_progress(
         lambda: flow(
             chosen_models(generator, clip), wanted, workspace or _beside(table),
-            *_table_settings(seed, psi, statistics, samples), table=table,
+            with_codes(sampling, relevance), relevance, table=table,
         )
     )  # fmt: skip
     summarize(result)
@@ -211,10 +205,8 @@ def channels(
     table: TableFolder = "",
     generator: Generator = "",
     clip: Clip = "",
-    seed: Seed = 5,
-    psi: Psi = 0.7,
-    statistics: Statistics = 100_000,
-    samples: Samples = 100,
+    sampling: Codes = Sampling(),
+    relevance: Table = Relevance(),
     workers: Workers = 0,
     verbose: Verbose = False,
 ) -> None:
@@ -229,7 +221,7 @@ def channels(
     result = with_progress(
         lambda: flow(
             chosen_models(generator, clip), question, workspace or _beside(table), listed,
-            *_table_settings(seed, psi, statistics, samples), table=table,
+            with_codes(sampling, relevance), relevance, table=table,
         )
     )  # fmt: skip
     summarize(result)
@@ -256,20 +248,11 @@ def _print_exploration(uri: str) -> None:
 
 def _beside(table: str) -> str:
     """Return where to write if no workspace is given: beside the table."""
-    from tasks.settings import SettingsError
-
     if not table:
         raise SettingsError(
             "give --table with the folder of a relevance table, or --workspace to build one in"
         )
     return f"{table.rstrip('/')}/explorations"
-
-
-def _table_settings(seed: int, psi: float, statistics: int, samples: int) -> tuple[Any, Any]:
-    from tasks.settings import Relevance, Sampling
-
-    sampling = Sampling(seed=seed, truncation_psi=psi, statistics=statistics, codes=samples)
-    return sampling, Relevance(samples=samples)
 
 
 def made_by_embedded(manifest: str) -> bool:
@@ -289,8 +272,6 @@ def default_attributes(embedded: bool) -> str:
 
 def chosen_judges(clip: str, identity: str, perceptual: str, embedded: bool) -> Any:  # noqa: ANN401
     """Return the networks that evaluate: the embedded ones for edits of the embedded models."""
-    from tasks.settings import Judges
-
     return Judges(
         clip=clip or (str(data.CLIP) if embedded else "ViT-B/32"),
         identity=identity or (str(data.IDENTITY) if embedded else None),
@@ -300,7 +281,5 @@ def chosen_judges(clip: str, identity: str, perceptual: str, embedded: bool) -> 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command()(evaluate)
-    app.command()(score)
-    app.command()(prompts)
-    app.command()(channels)
+    for command in (evaluate, score, prompts, channels):
+        app.command()(with_options(command))

@@ -1,0 +1,208 @@
+"""The commands of editing: invert photographs, edit them, train mappers, and a demonstration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import data
+from styleclip_cli.choosing import numbers_or_auto
+from styleclip_cli.generated import Shown, with_options
+from styleclip_cli.options import (
+    Clip,
+    Codes,
+    Encoder,
+    Generator,
+    Identity,
+    Inverting,
+    InvertingFirst,
+    OutWorkspace,
+    Perceptual,
+    Photos,
+    Shards,
+    Table,
+    TableFolder,
+    Verbose,
+    Workers,
+    Workspace,
+    chosen_models,
+    console,
+    prepare,
+    summarize,
+    with_codes,
+    with_progress,
+)
+from tasks.edits import Edit, EditStep, load_edits
+from tasks.settings import (
+    Choosing,
+    Execution,
+    Instant,
+    Inversion,
+    MapperTraining,
+    Optimization,
+    Relevance,
+    Sampling,
+    SettingsError,
+)
+
+_DEMO_SAMPLES = 24
+
+Step = Annotated[
+    dict[str, Any],
+    Shown(
+        of=EditStep,
+        hidden=("target", "effect", "reason", "relevance", "optimization"),
+        defaults={"weights": "relevance; least-squares where --beta is auto", "beta": "0.15"},
+    ),
+]
+Optimizing = Annotated[
+    dict[str, Any],
+    Shown(of=Optimization, prefix="optimization-", names={"preset": "preset", "frames": "frames"}),
+]
+Training = Annotated[
+    dict[str, Any], Shown(of=MapperTraining, names={"levels": "level", "truncation_psi": "psi"})
+]
+
+
+def invert(
+    photos: Photos,
+    workspace: Workspace,
+    generator: Generator = "",
+    encoder: Encoder = "",
+    identity: Identity = "",
+    perceptual: Perceptual = "",
+    inversion: Inverting = Inversion(),
+    execution: Shards = Execution(),
+    workers: Workers = 0,
+    verbose: Verbose = False,
+) -> None:
+    """Find the latent of every photograph under a prefix."""
+    prepare(workers, verbose)
+    from flows.invert_images import invert_images as flow
+
+    chosen = chosen_models(generator, str(data.CLIP), encoder, identity, perceptual)
+    result = with_progress(lambda: flow(chosen, photos, workspace, inversion, execution))
+    summarize(result)
+    typer.echo(result.latents)
+
+
+def edit(
+    photos: Photos,
+    out: Annotated[str, typer.Option(help="URI of the prefix for the results")],
+    step: Step,
+    optimizing: Optimizing,
+    target: Annotated[str, typer.Option(help="What the images should become, e.g. 'grey hair'")] = "",
+    instant: Annotated[
+        bool, typer.Option("--instant", help="Relevance from gradients of this prompt, without any table")
+    ] = False,
+    edits: Annotated[str, typer.Option(help="URI of a YAML or JSON list of edits, instead of --target")] = "",
+    table: TableFolder = "",
+    generator: Generator = "",
+    clip: Clip = "",
+    encoder: Encoder = "",
+    identity: Identity = "",
+    perceptual: Perceptual = "",
+    workspace: OutWorkspace = "",
+    choosing: Annotated[Choosing, Shown(only=("effect",))] = Choosing(),
+    sampling: Codes = Sampling(),
+    relevance: Table = Relevance(),
+    inversion: InvertingFirst = Inversion(),
+    execution: Shards = Execution(),
+    workers: Workers = 0,
+    verbose: Verbose = False,
+) -> None:
+    """Edit every photograph under a prefix by text: the whole chain."""
+    prepare(workers, verbose)
+    from flows.edit_images import edit_images as flow
+
+    if bool(edits) == bool(target):
+        raise SettingsError("say what to edit: --target with a prompt, or --edits with a file, one of them")
+    wanted = load_edits(edits) if edits else [_edit(target, step, optimizing, instant)]
+    result = with_progress(
+        lambda: flow(
+            chosen_models(generator, clip, encoder, identity, perceptual), photos, out, wanted, workspace,
+            with_codes(sampling, relevance), relevance, inversion, execution, table, Instant(), choosing,
+        )
+    )  # fmt: skip
+    for choice in result.choices:
+        console.print(f"{choice.target}: {choice.summary}", markup=False, soft_wrap=True)
+    _finish(result)
+
+
+def _edit(target: str, step: dict[str, Any], optimizing: dict[str, Any], instant: bool) -> Edit:
+    """Return the one edit that the command line describes."""
+    numbers = {name: numbers_or_auto(name, step[name]) for name in ("alpha", "beta") if name in step}
+    others: dict[str, Any] = {"relevance": "instant"} if instant else {}
+    if step.get("mapper"):
+        others["method"] = "mapper"
+    if optimizing:
+        others["optimization"] = optimizing
+    return Edit.model_validate({"target": target, **step, **numbers, **others})
+
+
+def train_mapper(
+    workspace: Workspace,
+    target: Annotated[list[str], typer.Option(help="What images should become; may be repeated")],
+    training: Training,
+    generator: Generator = "",
+    clip: Clip = "",
+    identity: Identity = "",
+    workers: Workers = 0,
+    verbose: Verbose = False,
+) -> None:
+    """Train a latent mapper for each prompt; a run that was stopped goes on where it was."""
+    prepare(workers, verbose)
+    from flows.train_mapper import train_mapper as flow
+
+    # without a network for it the identity term can only be left out
+    weight = {} if identity else {"identity_weight": 0.0}
+    settings = MapperTraining.model_validate(weight | training)
+    for mapper in flow(chosen_models(generator, clip, "", identity), target, workspace, settings).mappers:
+        done = "found" if mapper.reused else "trained"
+        console.print(
+            f"{mapper.target}: {done}, {mapper.steps} steps, best validation loss {mapper.loss:.4f}"
+        )
+        typer.echo(mapper.best)
+
+
+def demo(
+    out: Annotated[str, typer.Option(help="Folder for the results")] = "demo",
+    workers: Workers = 0,
+    verbose: Verbose = False,
+) -> None:
+    """Edit the embedded photographs by text, with the embedded models."""
+    prepare(workers, verbose)
+    from flows.edit_images import edit_images as flow
+
+    place = str(Path(out).resolve()) if "://" not in out else out
+    console.print(f"editing {len(list(data.PHOTOGRAPHS.glob('*.png')))} photographs into {place}")
+    result = with_progress(
+        lambda: flow(
+            chosen_models("", "", ""),
+            str(data.PHOTOGRAPHS),
+            place,
+            load_edits(str(data.EDITS)),
+            "",
+            Sampling(truncation_psi=1.0, statistics=20_000, codes=_DEMO_SAMPLES),
+            Relevance(samples=_DEMO_SAMPLES),
+            Inversion(),
+        )
+    )
+    _finish(result)
+
+
+def _finish(result: Any) -> None:  # noqa: ANN401
+    summarize(result)
+    report = result.report
+    console.print(f"{report.rows} edits, {report.failed} of them failed or skipped (see the manifest)")
+    typer.echo(f"manifest       {report.manifest}")
+    typer.echo(f"contact sheet  {report.contact_sheet}")
+    typer.echo(f"report page    {report.page}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (invert, edit, train_mapper, demo):
+        app.command(command.__name__.replace("_", "-"))(with_options(command))

@@ -1,0 +1,96 @@
+"""The commands of the relevance table: sample style codes, measure channels."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+import data
+from styleclip_cli.generated import Shown, with_options
+from styleclip_cli.options import (
+    Clip,
+    Codes,
+    Generator,
+    Verbose,
+    Workers,
+    Workspace,
+    chosen_models,
+    prepare,
+    summarize,
+    with_codes,
+    with_progress,
+)
+from tasks.settings import Execution, Relevance, Sampling, SettingsError, fast_relevance
+
+Measuring = Annotated[
+    dict[str, Any],
+    Shown(
+        of=Relevance,
+        hidden=("first_sample",),
+        defaults={
+            "tolerance": "0.0, or 0.15 with --fast", "minimum": "8, or 4 with --fast",
+            "derivatives": "0, or 64 with --fast",
+        },
+    ),
+]  # fmt: skip
+
+
+def sample_styles(
+    workspace: Workspace,
+    generator: Generator = "",
+    sampling: Annotated[Sampling, Shown(names={"truncation_psi": "psi"})] = Sampling(),
+    workers: Workers = 0,
+    verbose: Verbose = False,
+) -> None:
+    """Sample style codes and the statistics of style space."""
+    prepare(workers, verbose)
+    from flows.sample_styles import sample_styles as flow
+
+    chosen = chosen_models(generator, str(data.CLIP), "")
+    result = with_progress(lambda: flow(chosen, workspace, sampling))
+    summarize(result)
+    if result.styles:
+        typer.echo(result.styles.statistics)
+
+
+def build_relevance(
+    workspace: Workspace,
+    measuring: Measuring,
+    generator: Generator = "",
+    clip: Clip = "",
+    fast: Annotated[
+        bool,
+        typer.Option("--fast", help="Derivatives for all codes, corrected by moves until that is certain"),
+    ] = False,
+    add_samples: Annotated[
+        int, typer.Option(min=0, help="Merge this many new codes into the last table; the rest as it was")
+    ] = 0,
+    last_table: Annotated[
+        str, typer.Option(help="URI of the table to add to", show_default="the workspace's largest one")
+    ] = "",
+    sampling: Codes = Sampling(),
+    execution: Annotated[Execution, Shown(only=("device",))] = Execution(),
+    workers: Workers = 0,
+    verbose: Verbose = False,
+) -> None:
+    """Measure the CLIP direction of every style channel: the paper's preprocessing."""
+    prepare(workers, verbose)
+    from flows.build_relevance import build_relevance as flow
+
+    if last_table and not add_samples:
+        raise SettingsError("--last-table says what to add to; give --add-samples too")
+    relevance = fast_relevance(measuring) if fast else Relevance(**measuring)
+    chosen, codes = chosen_models(generator, clip, ""), with_codes(sampling, relevance)
+    result = with_progress(
+        lambda: flow(chosen, workspace, codes, relevance, execution, add_samples, last_table)
+    )
+    summarize(result)
+    if result.table:
+        typer.echo(result.table.relevance)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("sample-styles")(with_options(sample_styles))
+    app.command("build-relevance")(with_options(build_relevance))

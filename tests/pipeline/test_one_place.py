@@ -35,7 +35,7 @@ from styleclip_core.relevance import RelevanceSettings, measure_channels
 from styleclip_core.sampling import sample_styles
 from tasks import faces, inversion, mappers, relevance, sampling
 from tasks.edits import Edit
-from tasks.identity import ModelHashes
+from tasks.run import ModelHashes, Run
 from tasks.settings import (
     Alignment,
     Choosing,
@@ -53,7 +53,7 @@ from tasks.settings import (
 
 ROOT = Path(__file__).parents[2]
 HASHES = ModelHashes(generator="g", clip="c", encoder="e", identity="i", perceptual="p")
-MODELS = Models(generator="g")
+RUN = Run(hashes=HASHES, workspace="ws", out="out")
 CORE = [
     ChoosingSettings, MapperTrainingSettings, OptimizationSettings, PivotalSettings, RefinementSettings,
     RelevanceSettings,
@@ -64,7 +64,7 @@ CORE = [
 
 
 def _inverted(**settings):
-    return inversion.plan("photos", "ws", MODELS, HASHES, Inversion(**settings)).fingerprint
+    return inversion.plan(RUN, "photos", Inversion(**settings)).recipe.fingerprint
 
 
 def _tuned(**settings):
@@ -72,12 +72,11 @@ def _tuned(**settings):
 
 
 def _sampled(**settings):
-    return sampling.plan("g", Sampling(**settings), "ws").fingerprint
+    return sampling.plan(RUN, Sampling(**settings)).recipe.fingerprint
 
 
 def _measured(**settings):
-    styles = sampling.plan("g", Sampling(), "ws")
-    return relevance.plan("ws", MODELS, HASHES, styles, Relevance(**settings)).fingerprint
+    return relevance.plan(RUN, sampling.plan(RUN, Sampling()), Relevance(**settings)).recipe.fingerprint
 
 
 def _fast(**settings):
@@ -85,7 +84,7 @@ def _fast(**settings):
 
 
 def _trained(**settings):
-    return mappers.plan("hat", "ws", MODELS, HASHES, MapperTraining(**settings)).fingerprint
+    return mappers.plan(RUN, "hat", MapperTraining(**settings)).recipe.fingerprint
 
 
 def _optimized(**settings):
@@ -98,7 +97,9 @@ def _chosen(**settings):
 
 
 def _aligned(**settings):
-    return str(faces._parameters("photos", "out", FaceSource(landmarks="l"), Alignment(**settings)))
+    return faces.plan(
+        RUN, "photos", FaceSource(landmarks="l"), "hash", Alignment(**settings)
+    ).recipe.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -143,14 +144,14 @@ def _other(name, info, value):
     kinds = [each for each in get_args(info.annotation) if each is not type(None)] or [info.annotation]
     special = {
         "tolerance": 0.2, "truncation_psi": 0.5, "templates": "imagenet-80", "pivotal": {"steps": 3},
-        "levels": ("coarse",), "keep": ("hat",), "landmarks": "l", "latents": "l", "min_score": 0.5,
+        "levels": ("coarse",), "keep": ("hat",), "effect": 0.5, "latents": "l",
         "preset": {"published": "gentle"}.get(value),
     }  # fmt: skip
     if special.get(name):
         return special[name]
     words = [each for each in kinds if get_origin(each) is Literal] or [info.annotation]
     if get_origin(words[0]) is Literal:
-        return next(each for each in get_args(words[0]) if each != value)
+        return [each for each in get_args(words[0]) if each != value][-1]  # none is the first, or a preset's
     if isinstance(value, bool):
         return not value
     if value is None:

@@ -320,7 +320,7 @@ class Inversion(RefinementSettings, _Naming):
 
     batch_size: Annotated[
         int, Ge(1), Says("Images refined at once"),
-        ChangesNoResult("every image is refined apart, in chunks of one size: bit for bit"),
+        ChangesNoResult("every image is refined apart, in chunks of one size; only rounding may differ"),
     ] = 16  # fmt: skip
     pivotal: Annotated[
         PivotalTuning | None, NamedIfChanged(),

@@ -38,6 +38,7 @@ def numbers_or_auto(name: str, given: tuple[str, ...]) -> tuple[float, ...] | st
     """
     if given == ("auto",):
         return "auto"
+
     try:
         return tuple(float(each) for each in given)
     except ValueError as error:
@@ -73,6 +74,7 @@ def choose(
 
     if out == edits:
         raise SettingsError(f"--out {out} is the file that --edits reads; give another place")
+
     wanted = load_edits(edits)
     if everything:
         wanted = replace_steps(wanted, _opened)
@@ -82,10 +84,12 @@ def choose(
             with_codes(sampling, relevance), relevance, inversion, execution, table, choosing=choosing,
         )
     )  # fmt: skip
+
     summarize(result)
     for choice in result.choices:
         console.print(f"{choice.target}: {choice.summary}", markup=False, soft_wrap=True)
         console.print(f"  every pair tried: {choice.uri}", markup=False, soft_wrap=True)
+
     write_bytes_atomic(out, dump_edits(result.edits))
     typer.echo(out)
 

@@ -84,6 +84,7 @@ def invert(
 
     chosen = chosen_models(generator, str(data.CLIP), encoder, identity, perceptual)
     result = with_progress(lambda: flow(chosen, photos, workspace, inversion, execution))
+
     summarize(result)
     typer.echo(result.latents)
 
@@ -119,6 +120,7 @@ def edit(
 
     if bool(edits) == bool(target):
         raise SettingsError("say what to edit: --target with a prompt, or --edits with a file, one of them")
+
     wanted = load_edits(edits) if edits else [_edit(target, step, optimizing, instant)]
     result = with_progress(
         lambda: flow(
@@ -126,6 +128,7 @@ def edit(
             with_codes(sampling, relevance), relevance, inversion, execution, table, Instant(), choosing,
         )
     )  # fmt: skip
+
     for choice in result.choices:
         console.print(f"{choice.target}: {choice.summary}", markup=False, soft_wrap=True)
     _finish(result)
@@ -135,6 +138,8 @@ def _edit(target: str, step: dict[str, Any], optimizing: dict[str, Any], instant
     """Return the one edit that the command line describes."""
     numbers = {name: numbers_or_auto(name, step[name]) for name in ("alpha", "beta") if name in step}
     others: dict[str, Any] = {"relevance": "instant"} if instant else {}
+
+    # the method follows from what is given, so that nobody has to name it twice
     if step.get("mapper"):
         others["method"] = "mapper"
     if optimizing:
@@ -159,6 +164,7 @@ def train_mapper(
     # without a network for it the identity term can only be left out
     weight = {} if identity else {"identity_weight": 0.0}
     settings = MapperTraining.model_validate(weight | training)
+
     for mapper in flow(chosen_models(generator, clip, "", identity), target, workspace, settings).mappers:
         done = "found" if mapper.reused else "trained"
         console.print(

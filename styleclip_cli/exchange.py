@@ -32,6 +32,7 @@ def convert(
     from tasks.exchange import convert_weights
 
     done = convert_weights(source, target, kind=kind, encoder_kind=encoder_kind)
+
     sizes = ", ".join(f"{name} {value}" for name, value in done.description.items())
     typer.echo(f"{done.kind}: {sizes}", err=True)
     typer.echo(target)
@@ -59,6 +60,7 @@ def import_(
 
     chosen = chosen_models(generator, clip)
     network = run_here(Networks(generator=chosen.generator)).generator
+
     if relevance:
         embedder = run_here(Networks(clip=chosen.clip)).clip
         width = embedder.embedding_dim
@@ -91,7 +93,10 @@ def export(
 
     chosen = chosen_models(generator, clip)
     network = run_here(Networks(generator=chosen.generator)).generator
+
+    # a folder is one of latents; all other artifacts are single tables
     kind = read_provenance(source).kind if source.endswith(".parquet") else "latents"
+
     if kind == "relevance":
         run = run_here(Networks(generator=chosen.generator, clip=chosen.clip))
         exchange.export_relevance(run, source, target, published_layers=published_layers, half=half)
@@ -101,6 +106,7 @@ def export(
         exchange.export_latents(source, target, network)
     else:
         raise ValueError(f"{source} is a {kind}, which the published code has no file for")
+
     typer.echo(target)
 
 

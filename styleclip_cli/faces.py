@@ -41,17 +41,20 @@ def align(
     prepare(workers, verbose)
     from flows.align_faces import align_faces as flow
 
+    # the embedded detector is for those who say nothing of where faces come from
     embedded = (
         {} if source.get("landmarks") or source.get("detector") else {"detector": str(data.FACE_DETECTOR)}
     )
     chosen = FaceSource.model_validate(source | embedded)
     result = with_progress(lambda: flow(chosen, photos, out, workspace, alignment, execution))
+
     summarize(result)
     found = result.faces
     console.print(
         f"{found.aligned} faces in {found.photographs} photographs, {found.without} photographs without a "
         f"face, {found.skipped} faces too small, {found.failed} failed (see the table)"
     )
+
     typer.echo(f"table  {found.table}")
     typer.echo(f"faces  {found.faces}")
 
@@ -72,12 +75,14 @@ def paste(
     from flows.paste_faces import paste_faces as flow
 
     result = with_progress(lambda: flow(faces, edited, out, photos, workspace, pasting, execution))
+
     summarize(result)
     pasted = result.pasted
     console.print(
         f"{pasted.pasted} photographs, {pasted.skipped} skipped (nobody in them, or a face that was not "
         f"aligned), {pasted.failed} failed (see the table)"
     )
+
     typer.echo(f"table        {pasted.table}")
     typer.echo(f"photographs  {pasted.photographs}")
 

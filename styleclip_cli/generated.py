@@ -75,6 +75,7 @@ class ShownField:
             show_default=self.default_text or True,
             rich_help_panel=panel,
         )
+
         kind: Any = Annotated[self.kind, option]
         name = "__".join([owner, *self.path])
         return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=self.default, annotation=kind)
@@ -85,6 +86,7 @@ def shown_fields(form: type, shown: Shown, base: object = None) -> Iterator[Show
     for name, info in fields_of(form).items():
         if name in shown.hidden or (shown.only and name not in shown.only):
             continue
+
         nested = _nested(info)
         if nested is None:
             option = shown.names.get(name, f"{shown.prefix}{name}".replace("_", "-"))
@@ -112,6 +114,7 @@ def _shown_field(
         values = default if isinstance(default, tuple) else (default,)
         text = text or ", ".join(str(each) for each in values if each is not None)
         default = None
+
     return ShownField(path, option, kind, default, text, tuple(info.metadata), sentence(info))
 
 
@@ -130,6 +133,7 @@ def _kind(annotation: Any) -> Any:  # noqa: ANN401
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _kind(arguments[0])
+
     if origin in (Union, UnionType):
         kinds = [_kind(each) for each in arguments if each is not NoneType]
         return kinds[0] | None if len(kinds) == 1 else list[str] | None
@@ -141,26 +145,31 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     hints = get_type_hints(command, include_extras=True)
     forms: dict[str, _Form] = {}
     parameters = [inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
+
     for name, parameter in inspect.signature(command).parameters.items():
         shown = next((each for each in get_args(hints[name]) if isinstance(each, Shown)), None)
         if shown is None:
             kept = parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
             parameters.append(kept)
             continue
+
         forms[name] = _Form(name, shown, shown.of or get_args(hints[name])[0], parameter.default)
         parameters += forms[name].parameters()
 
     @functools.wraps(command)
     def run(**values: Any) -> None:  # noqa: ANN401 - typer hands over options by name
         context = values.pop("context")
+        # only what was typed: a default that is passed on could not be told from a choice
         said = {
             name: values.pop(name)
             for name in list(values)
             if "__" in name and context.get_parameter_source(name).name != "DEFAULT"
         }
+
         others = {name: value for name, value in values.items() if "__" not in name}
         command(**others, **{name: form.value(said) for name, form in forms.items()})
 
+    # typer reads both of these, and of a wrapped function it would find the command's own
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {each.name: each.annotation for each in parameters}
     return run
@@ -195,6 +204,7 @@ class _Form:
             given = said.get("__".join([self.name, *each.path]))
             if given is None:
                 continue
+
             value = tuple(given) if isinstance(given, list) else given
             if not each.switch:
                 found[each.path[0]] = value
@@ -204,6 +214,7 @@ class _Form:
                 found[each.path[0]][each.path[1]] = value
             else:
                 raise SettingsError(f"--{each.name} says how; give --{each.switch} too, which says whether")
+
         if self.shown.of:
             return found
         try:

@@ -83,10 +83,13 @@ def evaluate(
     from tasks.attributes import load_attributes
     from tasks.evaluation_tables import overview
 
+    # told by who made the edits, as a manifest may be judged without their networks at hand
     embedded = made_by_embedded(manifest)
     chosen = tuple(load_attributes(attributes or default_attributes(embedded)))
+
     judges = chosen_judges(clip, identity, perceptual, embedded)
     result = with_progress(lambda: flow(manifest, chosen, judges, comparison, out, workspace, execution))
+
     summarize(result)
     print_table(*overview(result.evaluation))
     typer.echo(f"evaluation  {result.evaluation.evaluation}")
@@ -129,15 +132,18 @@ def score(
 
     if bool(prompts) == bool(prompt):
         raise SettingsError("say what to look for: --prompts with a file, or --prompt, one of them")
+
     wanted = load_prompts(prompts) if prompts else [LabelPrompt(prompt=each) for each in prompt or ()]
     network = str(data.CLIP) if clip == "embedded" else clip
     result = with_progress(
         lambda: flow(images, wanted, out, network, labels, templates, workspace, execution)
     )
+
     summarize(result)
     if result.scores.accuracy:
         _print_accuracy(result.scores.accuracy)
         typer.echo(f"accuracy  {result.scores.accuracy}")
+
     typer.echo(f"scores    {result.scores.scores}")
 
 
@@ -179,11 +185,13 @@ def prompts(
             with_codes(sampling, relevance), relevance, table=table,
         )
     )  # fmt: skip
+
     summarize(result)
     found = result.diagnosis
     print_table(*diagnostics.overview(found))
     for line in diagnostics.warnings(found.correlations):
         console.print(f"nearly the same: {line}", markup=False, soft_wrap=True)
+
     typer.echo(f"prompts       {found.prompts}")
     typer.echo(f"channels      {found.channels}")
     typer.echo(f"correlations  {found.correlations}")
@@ -217,6 +225,7 @@ def channels(
     from tasks.attributes import load_attributes
 
     question = Question(target=target, neutral=neutral, count=count, channel=channel, templates=templates)
+
     listed = tuple(load_attributes(attributes or default_attributes(not generator)))
     result = with_progress(
         lambda: flow(
@@ -224,6 +233,7 @@ def channels(
             with_codes(sampling, relevance), relevance, table=table,
         )
     )  # fmt: skip
+
     summarize(result)
     _print_exploration(result.found.table)
     typer.echo(f"table    {result.found.table}")
@@ -234,6 +244,7 @@ def _print_exploration(uri: str) -> None:
     from tasks.artifacts import read_table
 
     rows = read_table(uri).to_pylist()
+    # the table is one of prompts near a channel, or of channels near a prompt
     if "attribute" in rows[0]:
         header = ["attribute", "positive", "negative", "cosine"]
         lines = [
@@ -243,6 +254,7 @@ def _print_exploration(uri: str) -> None:
         header = ["channel", "relevance", "consistency", "standard error"]
         names = ("relevance", "consistency", "standard_error")
         lines = [[row["name"], *(f"{row[name]:+.3f}" for name in names)] for row in rows]
+
     print_table(header, lines)
 
 

@@ -33,7 +33,9 @@ def list_models(
     """List the published models, one a line."""
     if kind and kind not in KINDS:
         raise ValueError(f"--kind {kind!r} is none of {', '.join(KINDS)}")
+
     shown = [model for model in catalog().values() if kind in ("", model.kind)]
+
     rows = [("name", "kind", "px", "SHA-256", "use", "description")]
     rows += [
         (
@@ -46,6 +48,7 @@ def list_models(
         )
         for model in shown
     ]
+
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         typer.echo("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
@@ -59,6 +62,7 @@ def show(name: Name) -> None:
 
     model = find_model(name)
     path = model_path(model, cache_folder() / "models")
+
     lines = {
         "name": model.name,
         "kind": model.kind,
@@ -77,6 +81,7 @@ def show(name: Name) -> None:
         "notes": model.notes,
         "place": f"{path}{'' if path.exists() else '  (not fetched)'}",
     }
+
     for label, text in lines.items():
         if text:
             typer.echo(f"{label:<12} {text}")
@@ -99,7 +104,9 @@ def fetch(
     model = find_model(name)
     consent = Consent(accept_sha256.lower() or None, trust)
     console.print(f"{model.name}: {model.description}")
+    # said before the download, as it may forbid what the model is wanted for
     console.print(f"licence: {_license(model)}")
+
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         bar = progress.add_task(model.file, total=None, visible=False)
@@ -110,6 +117,7 @@ def fetch(
         path = fetch_model(
             model, cache_folder() / "models", consent, observe=observe, tell=progress.console.print
         )
+
     typer.echo(path)
 
 

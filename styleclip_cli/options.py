@@ -83,6 +83,7 @@ def prepare(workers: int, verbose: bool) -> None:
     """Set what Prefect and torch read when they are imported."""
     if workers:
         os.environ["STYLECLIP_WORKERS"] = str(workers)
+    # what the user has set stays
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO" if verbose else "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")

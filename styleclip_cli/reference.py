@@ -45,6 +45,7 @@ def reference() -> str:
 def _form_lines() -> Iterator[str]:
     for form in _FORMS:
         yield f"### {form.__name__}\n\n{_first_line(form)}\n"
+
         yield from _header("field")
         for name, info in fields_of(form).items():
             bounds = [describe_bound(each) for each in info.metadata]
@@ -58,8 +59,10 @@ def _command_lines() -> Iterator[str]:
     for command in app.registered_commands:
         if command.callback is None:
             continue
+
         name = command.name or command.callback.__name__.rstrip("_").replace("_", "-")
         yield f"### styleclip {name}\n\n{_first_line(command.callback)}\n"
+
         yield from _header("option")
         for parameter in inspect.signature(command.callback, eval_str=True).parameters.values():
             said = [
@@ -67,6 +70,7 @@ def _command_lines() -> Iterator[str]:
                 for each in get_args(parameter.annotation)[1:]
                 if isinstance(each, typer.models.OptionInfo)
             ]
+
             if said:
                 yield _option_row(parameter.name, parameter.default, said[0])
         yield ""
@@ -78,6 +82,7 @@ def _option_row(name: str, default: Any, said: typer.models.OptionInfo) -> str: 
         f"at least {said.min}" if said.min is not None else "",
         f"at most {said.max}" if said.max is not None else "",
     ]
+
     shown = said.show_default if isinstance(said.show_default, str) else default
     return _row(
         " ".join(flags) or f"--{name.replace('_', '-')}",

@@ -51,6 +51,7 @@ def setup_server(
         notification_block=notify_block,
         silence=silence,
     )
+
     for line in set_up(wanted):
         typer.echo(line)
 

@@ -49,6 +49,7 @@ def sample_styles(
 
     chosen = chosen_models(generator, str(data.CLIP), "")
     result = with_progress(lambda: flow(chosen, workspace, sampling))
+
     summarize(result)
     if result.styles:
         typer.echo(result.styles.statistics)
@@ -80,11 +81,13 @@ def build_relevance(
 
     if last_table and not add_samples:
         raise SettingsError("--last-table says what to add to; give --add-samples too")
+
     relevance = fast_relevance(measuring) if fast else Relevance(**measuring)
     chosen, codes = chosen_models(generator, clip, ""), with_codes(sampling, relevance)
     result = with_progress(
         lambda: flow(chosen, workspace, codes, relevance, execution, add_samples, last_table)
     )
+
     summarize(result)
     if result.table:
         typer.echo(result.table.relevance)

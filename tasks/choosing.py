@@ -102,6 +102,7 @@ class ChosenStrength(BaseModel):
         found: dict[str, object] = {
             "alpha": self.alpha, "weights": self.weights, "reason": self.reason, "effect": None,
         }  # fmt: skip
+        # a step that counts its channels has no beta to set
         return step.model_copy(update=found | ({} if step.top_k else {"beta": self.beta}))
 
 
@@ -121,6 +122,7 @@ def choose_strength(run: Run, step: EditStep, planned: ChoicePlan) -> ChosenStre
     if not is_complete(uri):
         with computing(run.device):
             found = _choose(run, step, planned, rows)
+
         made = recipe.made(
             "choice",
             chosen_alpha=found.alpha,
@@ -145,6 +147,7 @@ def _recipe(run: Run, step: EditStep, planned: ChoicePlan, rows: list[Row]) -> R
         "weights": step.chosen_weights, "templates": step.templates or "styleclip-79",
         "instant": planned.instant.model_dump() if step.relevance == "instant" else None,
     }  # fmt: skip
+
     hashes = run.hashes
     inputs = {"clip": hashes.clip, "generator": hashes.generator, **_inputs(step, planned, rows)}
     return Recipe(STEP, VERSION, parameters, inputs, hashes.generator, hashes.clip)
@@ -191,6 +194,7 @@ def _inputs(step: EditStep, planned: ChoicePlan, rows: list[Row]) -> dict[str, s
     if planned.styles:
         inputs["styles"] = planned.styles.fingerprint
     if planned.inversion:
+        # an image may be replaced under its key, so its content counts
         seen = repr([(row["image_key"], row["content_hash"]) for row in rows])
         inputs["latents"] = planned.inversion.fingerprint
         inputs["photographs"] = hashlib.sha256(seen.encode()).hexdigest()
@@ -201,6 +205,7 @@ def _validation_rows(planned: ChoicePlan) -> list[Row]:
     """Return the latents to choose on: those of the first photographs in the order of their keys' hashes."""
     if planned.inversion is None:
         return []
+
     log = planned.inversion.log
     rows = [row for shard in planned.shards for row in log(shard).latest() if row["status"] == OK]
     if not rows:
@@ -208,6 +213,8 @@ def _validation_rows(planned: ChoicePlan) -> list[Row]:
             f"none of the photographs under {planned.inversion.photos} has a latent, so there is nothing to "
             "choose alpha and beta on; give photographs that can be inverted, or numbers instead of auto"
         )
+
+    # by hash, so that the choice is made on a mixture, not on the first folder
     rows.sort(key=lambda row: hashlib.sha256(row["image_key"].encode()).digest())
     return rows[: planned.settings.images]
 
@@ -217,6 +224,7 @@ def _choose(run: Run, step: EditStep, planned: ChoicePlan, rows: list[Row]) -> C
     text = text_direction(
         clip, neutral=step.neutral, target=step.target, templates=step.templates or "styleclip-79"
     )
+
     generator, codes = _images(run, planned, rows)
     relevance, direct = _channels(run, step, planned, text.direction)
 
@@ -226,6 +234,7 @@ def _choose(run: Run, step: EditStep, planned: ChoicePlan, rows: list[Row]) -> C
         for each in planned.settings.keep
         if each != step.target
     ]
+
     measure = measure_on(
         generator,
         clip.embed_whole,
@@ -239,6 +248,7 @@ def _choose(run: Run, step: EditStep, planned: ChoicePlan, rows: list[Row]) -> C
     # numbers that the step gives are kept; only what says auto is chosen
     fixed = step.beta != "auto"
     beta = None if step.top_k else (step.beta if isinstance(step.beta, float) else 0.15)
+    # 0 leaves every channel open, where the threshold is to be chosen
     allowed = ChannelSelection(
         0.0 if not fixed else beta, step.top_k, step.include, step.exclude, step.chosen_weights
     )
@@ -253,6 +263,7 @@ def _channels(run: Run, step: EditStep, planned: ChoicePlan, text: Tensor) -> tu
     """Return the relevance of every channel, ``[N]``, and what makes a style direction of a selection."""
     layout = run.generator.layout
     std = read_deviations(planned.statistics, layout)
+
     if step.relevance == "table" and planned.table:
         check_table(planned.table)
         table = read_relevance(run, planned.table.relevance)
@@ -276,5 +287,6 @@ def _images(run: Run, planned: ChoicePlan, rows: list[Row]) -> tuple[AnyGenerato
 
     if planned.styles is None:
         raise NothingToChooseOnError("there are neither photographs nor sampled codes to choose on")
+
     codes = read_codes(planned.styles.codes, generator.layout, 0, planned.settings.images)
     return generator, codes.to(run.device)

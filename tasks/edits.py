@@ -60,6 +60,7 @@ class StepVariant(Settings):
         if self.method == "global":
             foreign = {"method", "relevance", "weights", "reason", *_FOREIGN["global"]}
             return self.model_dump(exclude=foreign) | self._special
+
         shared = self.model_dump(include={"neutral", "target", "templates", "method"})
         if self.method == "mapper":
             return shared | {"strength": self.strength}
@@ -78,6 +79,7 @@ class StepVariant(Settings):
         """
         if self.optimization is None:
             raise SettingsError(f"the edit towards {self.target!r} is no optimization")
+
         resolved = parameters(self.optimization.settings())
         return resolved | {"reference_compat": self.optimization.reference_compat}
 
@@ -114,6 +116,7 @@ class StepVariant(Settings):
     @property
     def _special(self) -> dict[str, str]:
         """Return the settings that are not as in the paper, by name; others leave names and hashes alone."""
+        # left out where they are as in the paper, so that older names and hashes stay
         settings = self.model_dump(include={"relevance", "weights"})
         return {k: v for k, v in settings.items() if v != StepVariant.model_fields[k].default}
 
@@ -200,20 +203,25 @@ class EditStep(Settings):
     def _check_step(self) -> EditStep:
         if self.top_k is not None and self.beta is not None:
             raise ValueError("give beta or top_k, one of them")
+
         if self.alpha == () or self.beta == () or not _as_tuple(self.strength):
             raise ValueError("alpha, beta and strength must hold at least one value")
+        # made for its check: a threshold beyond 0 to 1 is refused with the core's own words
         for beta in _as_tuple(self.beta) if self.beta not in (None, "auto") else ():
             ChannelSelection(beta, None)
+
         if self.effect is not None and not self.automatic and self.method == "global":
             raise ValueError("effect is what alpha: auto or beta: auto aims at; make one of them auto")
         if self.weights == "least-squares" and self.relevance == "instant":
             raise ValueError("least-squares weights need the table's rows; instant relevance has none")
         if self.automatic and any(isinstance(each, tuple) for each in (self.alpha, self.beta)):
             raise ValueError("beside auto, give one alpha or beta and no list of them")
+
         fields = EditStep.model_fields  # a form sends every field, most of them as they were
         given = [name for name in _FOREIGN[self.method] if getattr(self, name) != fields[name].default]
         if given:
             raise ValueError(f"method {self.method} has no {given[0]}; leave it out")
+
         if self.method == "mapper" and self.mapper is None:
             raise ValueError("method mapper needs the URI of a mapper")
         return self
@@ -239,16 +247,19 @@ class EditStep(Settings):
             raise SettingsError(
                 f"alpha or beta towards {self.target!r} is auto; choose them first (`styleclip choose`)"
             )
+
         shared: dict[str, Any] = {
             "neutral": self.neutral, "target": self.target, "method": self.method,
             "templates": self.templates or ("styleclip-79" if self.method == "global" else "none"),
         }  # fmt: skip
+
         if self.method == "mapper":
             return [
                 StepVariant(**shared, mapper=self.mapper, strength=each) for each in _as_tuple(self.strength)
             ]
         if self.method == "optimization":
             return [StepVariant(**shared, optimization=self.optimization or Optimization())]
+
         default = (0.15,) if self.top_k is None else (None,)
         betas = default if self.beta is None else _as_tuple(self.beta)
         channels = {
@@ -309,6 +320,7 @@ def replace_steps(edits: list[Edit], replace: Callable[[EditStep], EditStep]) ->
     found = []
     for edit in edits:
         first = replace(edit)
+        # the fields of a step alone: what replaces it has no name and no further steps
         changed = {name: getattr(first, name) for name in EditStep.model_fields}
         found.append(edit.model_copy(update={**changed, "then": tuple(replace(each) for each in edit.then)}))
     return found
@@ -351,15 +363,19 @@ def load_edits(uri: str) -> list[Edit]:
         content = yaml.safe_load(read_bytes(uri))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{uri} is neither YAML nor JSON: {' '.join(str(error).split())}") from error
+
     entries = content.get("edits") if isinstance(content, dict) else content
     if not isinstance(entries, list):
         raise SettingsError(f"{uri} must hold a list of edits, or a mapping with the list under 'edits'")
+
     edits = []
     for number, entry in enumerate(entries, start=1):
         try:
             edits.append(Edit.model_validate(entry))
         except ValidationError as error:
             raise SettingsError(f"{uri}, edit {number}: {describe(error)}") from error
+
+    # for its check: that two edits share a folder is best said of the file
     all_variants(replace_steps(edits, stand_in))
     return edits
 
@@ -370,6 +386,7 @@ def dump_edits(edits: list[Edit]) -> bytes:
     def plain(value: object) -> object:
         if isinstance(value, dict):
             return {name: plain(each) for name, each in value.items()}
+        # YAML has no tuples
         return [plain(each) for each in value] if isinstance(value, (list, tuple)) else value
 
     entries = [plain(edit.model_dump(mode="json", exclude_defaults=True)) for edit in edits]

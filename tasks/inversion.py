@@ -220,7 +220,9 @@ def _likeness(run: Run, image: Tensor, target: Tensor) -> dict[str, Tensor]:
 def _first_guess(run: Run, planned: InversionPlan, target: Tensor) -> Tensor:
     if run.encoder:  # descent starts here, and would make much of how a batch is rounded
         return in_chunks(target, run.encoder.encode, size=planned.settings.chunk)
+
     generator = run.generator
+    # cloned, as all rows of what is expanded are one
     return generator.mapping.w_avg.expand(len(target), generator.num_ws, -1).clone()
 
 
@@ -234,6 +236,7 @@ def _tune(
     """Return what makes the generator draw each photograph; None for all if that is not wanted."""
     if not planned.settings.pivotal:
         return [None] * len(target)
+
     *_, end = tune(generator, target, w_plus, planned.settings.pivotal, perceptual=perceptual)
     return [end.tuning(index) for index in range(len(target))]
 
@@ -253,6 +256,7 @@ def read_tuning(planned: InversionPlan, generator: Generator, row: Row) -> Tunin
     """
     if not row.get("tuning"):
         return None
+
     uri = join(planned.folder, planned.tuning_key(row["image_key"]))
     content = read_bytes(uri)
     try:

@@ -101,18 +101,21 @@ def train_mapper(run: Run, planned: MapperPlan) -> MapperRef:
     best, last, curve = (
         join(planned.folder, name) for name in ("best.safetensors", "last.safetensors", "curve.parquet")
     )
+
     done = is_complete(curve)
     if not done:
         training = _training(run, planned)
         if exists(planned.state):
             training.restore(read_bytes(planned.state))
             get_run_logger().info("%s: resumed at step %d", planned.target, training.step)
+
         with computing(run.device):
             _train(planned, training)
 
         # the curve is written last: where it lies, the networks do too
         for uri, mapper in ((best, training.best), (last, training.mapper)):
             write_bytes_atomic(uri, _mapper_bytes(mapper))
+
         inputs = {**planned.recipe.inputs, "identity": run.hashes.identity}
         made = planned.recipe.made("mapper", inputs, strength_unit=STRENGTH_UNIT)
         write_table(curve, _curve_table(training.curve), made)
@@ -137,9 +140,12 @@ def _train(planned: MapperPlan, training: MapperTraining) -> None:
     artifact: UUID = create_progress_artifact(  # type: ignore[assignment]
         progress=100.0 * training.step / total, key="train-mapper", description=planned.target
     )
+
     for state in training.run():
         if state.validation is None:
             continue
+
+        # with every validation, so that a run that is stopped loses the steps since then only
         write_bytes_atomic(planned.state, training.to_bytes())
         get_run_logger().info(
             "%s: step %d of %d, validation loss %.4f (CLIP %.4f, identity %.4f, L2 %.4f), best %.4f",
@@ -178,10 +184,12 @@ def _codes(generator: Generator, settings: Settings) -> Tensor:
         z = torch.cat([sample_z(settings.settings().seed, ids[i : i + 500], generator.config.z_dim)
                        for i in range(0, len(ids), 500)])  # fmt: skip
         return generator.map(z.to(generator.device), truncation_psi=settings.truncation_psi)
+
     found: dict[str, np.ndarray] = {}
     for item in list_objects(settings.latents, (".parquet",)):
         if ".attempt-" not in item.key:
             continue
+
         uri = join(settings.latents, item.key)
         made = read_provenance(uri)
         if made.generator != generator.fingerprint:
@@ -189,14 +197,19 @@ def _codes(generator: Generator, settings: Settings) -> Tensor:
                 f"{uri} was made with generator {made.generator[:16]}, this run uses "
                 f"{generator.fingerprint[:16]}; give latents of this generator"
             )
+
         rows = read_table(uri, columns=["image_key", "w_plus", "status"])
         rows = rows.filter(pc.equal(rows["status"], OK))
         if len(rows):
+            # attempts come in their order, so the last latent of an image is the one that stays
             found |= dict(zip(rows["image_key"].to_pylist(), to_matrix(rows, "w_plus"), strict=True))
+
     if not found:
         raise SettingsError(
             f"no latents under {settings.latents}; give the folder that `styleclip invert` names"
         )
+
+    # by key, so that what is kept for validation does not depend on shards
     flat = np.stack([found[key] for key in sorted(found)])
     return torch.from_numpy(flat).view(len(flat), generator.num_ws, -1).to(generator.device)
 
@@ -233,7 +246,9 @@ def _show_curve(planned: MapperPlan, curve: list[tuple[float, ...]]) -> None:
         points = [place(row) for row in curve if row[1] == validation]
         if len(points) > 1:
             pen.line(points, fill=colour, width=2)
+
     pen.text((margin, 0), f"loss {high:.3f} (top) to {low:.3f}, {last:.0f} steps", fill="black")
+
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     picture = base64.b64encode(buffer.getvalue()).decode()
@@ -257,6 +272,7 @@ def prepare_mapper(run: Run, variant: StepVariant) -> PreparedStep:
         run.generator,
     )
 
+    # tried out, as no setting says which channels a network changes
     with torch.no_grad():
         probe = EditedLatents(_probe(generator))
         moved = apply_mapper(network, generator, probe, 1.0).codes(generator)  # raises if of another one

@@ -89,6 +89,7 @@ class RelevancePlan(BaseModel):
 def plan(run: Run, styles: SampledStyles, settings: Relevance) -> RelevancePlan:
     """Return where the table of these settings lies; nothing is computed."""
     parameters = {"samples": settings.samples, "first_sample": settings.first_sample, **settings.parameters()}
+
     hashes = run.hashes
     inputs = {"generator": hashes.generator, "clip": hashes.clip, "styles": styles.fingerprint}
     recipe = Recipe(STEP, VERSION, parameters, inputs, hashes.generator, hashes.clip)
@@ -104,6 +105,7 @@ def shards(layout: StyleLayout, settings: Relevance) -> list[ChannelShard]:
         for layer in (published_layers(layout) if settings.reference_compat else layout.editable)
         for first in range(0, layer.channels, size)
     ]
+
     return [
         ChannelShard(number=number, total=len(ranges), layer=layer, first=first, last=last)
         for number, (layer, first, last) in enumerate(ranges)
@@ -115,6 +117,7 @@ def measure_shard(
     run: Run, planned: RelevancePlan, shard: ChannelShard, derivatives: DerivativesRef | None
 ) -> ShardResult:
     """Measure the CLIP directions of one shard of channels, with what derivatives expect of them."""
+    # another size cuts other parts, so it is part of their name
     name = f"{planned.settings.channels_per_shard}-{part_name(shard.number, shard.total)}"
     uri, rows = join(planned.folder, "parts", name), shard.last - shard.first
     if is_complete(uri):
@@ -142,6 +145,7 @@ def measure_shard(
                 generator, clip.embed_whole, codes, layer=shard.layer, channels=channels,
                 mean=mean[shard.layer][0], std=std[shard.layer][0], settings=settings, expected=expected,
             )  # fmt: skip
+
     write_table(uri, _part_table(measured), planned.made("relevance-part"), decided=["n"])
     return ShardResult(uri=uri, rows=rows)
 
@@ -159,6 +163,7 @@ def measure_basis(run: Run, planned: RelevancePlan) -> str:
         codes = _codes(run, planned, *_range(planned.settings))
         with computing(run.device):
             basis = embedding_basis(run.generator, run.clip.embed_whole, codes, planned.settings.derivatives)
+
         table = pa.table({"direction": vector_column(basis.numpy())})
         write_table(uri, table, planned.made("embedding-basis"))
     return uri
@@ -192,8 +197,11 @@ def measure_derivatives(run: Run, planned: RelevancePlan, basis: str, first: int
 def _expected(derivatives: DerivativesRef, layout: StyleLayout, shard: ChannelShard) -> torch.Tensor:
     """Return the unit derivatives by the channels of a shard, ``[B, C, D]``."""
     basis = torch.from_numpy(to_matrix(read_table(derivatives.basis), "direction").copy())
+
+    # derivatives lie flat, by channel and then by direction of the basis
     start = layout.editable_slices[shard.layer].start
     part = slice((start + shard.first) * len(basis), (start + shard.last) * len(basis))
+
     rows = [
         torch.from_numpy(to_matrix(read_table(uri), "derivatives")[:, part].copy())
         for uri in derivatives.parts
@@ -206,6 +214,7 @@ def _expected(derivatives: DerivativesRef, layout: StyleLayout, shard: ChannelSh
 def merge_relevance(run: Run, planned: RelevancePlan, parts: list[str]) -> ShardResult:
     """Merge the shards into the relevance table."""
     layout = run.generator.layout
+
     if not is_complete(planned.table):
         table = RelevanceTable.from_parts(layout, (_read_part(uri) for uri in parts))
         write_table(planned.table, relevance_table(table), planned.made("relevance"), decided=["n"])
@@ -247,12 +256,15 @@ def find_last_table(run: Run, planned: RelevancePlan, given: str) -> TableRecord
                 f"{given} cannot be added to: {difference}; repeat the settings it was built with"
             )
         return _record(given, made)
+
     found = known_tables(run, planned)
     if not found:
         raise ArtifactConflictError(
             f"{join(run.workspace, 'relevance')} holds no table of these networks and settings to add to; "
             "build one first"
         )
+
+    # of equally large tables always the same one, so that every machine adds to it
     return max(found, key=lambda record: (record.samples, record.fingerprint))
 
 
@@ -272,6 +284,7 @@ def _tables(folder: str) -> list[str]:
         keys = [entry.key for entry in list_objects(folder, (".parquet",))]
     except MissingObjectError:
         return []
+    # parts of a table lie a folder deeper
     return [join(folder, key) for key in keys if key.count("/") == 1 and key.endswith("/relevance.parquet")]
 
 
@@ -285,8 +298,11 @@ def _difference(made: Provenance, planned: RelevancePlan) -> str:
         **made.parameters, "kind": made.kind, "styles": made.inputs.get("styles"),
         "generator": made.generator, "CLIP": made.clip,
     }  # fmt: skip
+
+    # another version of the step measures something else
     if made.step in (STEP, REFINE_STEP) and made.version != VERSION:
         return f"version of the step is {made.version}, not {VERSION}"
+
     return ", ".join(
         f"{name} is {theirs.get(name)}, not {value}"
         for name, value in wanted.items()

@@ -416,5 +416,6 @@ def describe(error: ValidationError) -> str:
     problems = []
     for item in error.errors(include_url=False):
         field = ".".join(str(part) for part in item["loc"]) or "settings"
+        # pydantic says before our own complaints that they are some
         problems.append(f"{field}: {item['msg'].removeprefix('Value error, ')}")
     return "; ".join(problems)

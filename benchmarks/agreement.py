@@ -108,7 +108,7 @@ class EditScores:
 @torch.no_grad()
 def edit_scores(case: Case, relevances_of: Callable[[Tensor], Tensor]) -> EditScores:
     """Score the edits of ``data/edits.yaml``, channels by relevance, texts ``[P, D]`` -> ``[P, N]``."""
-    from tasks.edits import load_edits
+    from tasks.settings.edits import load_edits
 
     strengths = {edit.target: edit.variants()[0].steps[0] for edit in load_edits(str(data.EDITS))}
     regressor = load_regressor(data.REGRESSOR)

@@ -18,11 +18,11 @@ import pyarrow as pa
 from PIL import Image, ImageDraw
 
 from tasks.artifacts import Recipe, artifact_uri, write_table
-from tasks.directions import ALPHA_UNIT
-from tasks.editing import MANIFEST_SCHEMA, TIMING_SCHEMA
-from tasks.edits import Edit, EditVariant, all_variants
-from tasks.images import write_index
-from tasks.outcomes import OK
+from tasks.artifacts.outcomes import OK
+from tasks.directions.style_directions import ALPHA_UNIT
+from tasks.editing.schemas import MANIFEST_SCHEMA, TIMING_SCHEMA
+from tasks.photographs.images import write_index
+from tasks.settings.edits import Edit, EditVariant, all_variants
 from tasks.storage import ObjectInfo, is_local, join, local_path, output_key, write_bytes_atomic
 
 _HAIR = ("#3b2a20", "#c9a35a", "#7d3320", "#8b8d92", "#1d1b1c", "#b8693a")

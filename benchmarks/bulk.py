@@ -207,7 +207,9 @@ def _flow(keys: list[str], steps: int) -> tuple[float, float, float]:
     from flows import run as runs
     from flows.steps import editing as edits
     from flows.steps import photographs, report
-    from tasks import editing, inversion, overlap
+    from tasks.editing import shards as editing
+    from tasks.photographs import inversion
+    from tasks.running import overlap
     from tasks.settings import Execution, Inversion, Models
 
     busy: list[float] = []
@@ -257,9 +259,9 @@ def _prepared(target: str, delta: Tensor, place: str):  # type: ignore[no-untype
     import pyarrow as pa
 
     from tasks.artifacts import Provenance, vector_column, write_table
-    from tasks.directions import PreparedStep
-    from tasks.edits import Edit
-    from tasks.methods import PreparedEdit
+    from tasks.directions.style_directions import PreparedStep
+    from tasks.editing.methods import PreparedEdit
+    from tasks.settings.edits import Edit
 
     edit = Edit(target=target, alpha=ALPHA, top_k=TOP_K, templates="none").variants()[0]
     uri = f"{place}/directions/{edit.name}.parquet"
@@ -275,7 +277,9 @@ def _prepared(target: str, delta: Tensor, place: str):  # type: ignore[no-untype
 @contextlib.contextmanager
 def _delayed(seconds: float) -> Iterator[None]:
     """Make every read and every write of an image take so much longer."""
-    from tasks import editing, inversion, storage
+    from tasks import storage
+    from tasks.editing import shards as editing
+    from tasks.photographs import inversion
 
     if not seconds:
         yield

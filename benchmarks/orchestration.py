@@ -74,8 +74,8 @@ def _flow(case: Case, settings: object, options: Options) -> tuple[float, Releva
 
     import data
     from flows.build_relevance import build_relevance
-    from tasks.relevance import read_relevance
-    from tasks.run import run_here
+    from tasks.directions.relevance import read_relevance
+    from tasks.running.run import run_here
     from tasks.settings import Execution, Models, Relevance, Sampling
 
     if not isinstance(settings, Relevance):

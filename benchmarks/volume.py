@@ -25,7 +25,7 @@ from PIL import Image
 from rich.console import Console
 
 from benchmarks.report import Section, hardware
-from tasks.images import SUFFIXES, read_shard, write_index
+from tasks.photographs.images import SUFFIXES, read_shard, write_index
 from tasks.storage import sorted_objects
 
 if TYPE_CHECKING:

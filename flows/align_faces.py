@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict
 from flows import engine
 from flows.run import StepCounts, begin, counts, gather_items, is_retry, summarize, task_runner
 from flows.steps import photographs
-from tasks import faces
-from tasks.run import Networks
+from tasks.photographs import faces
+from tasks.reports.summaries import failed_items
+from tasks.running.run import Networks
 from tasks.settings import Alignment, Execution, FaceSource, OptionalUri, Uri
-from tasks.summaries import failed_items
 
 
 class AlignResult(BaseModel):

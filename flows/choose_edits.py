@@ -11,8 +11,7 @@ from prefect import flow
 from flows.run import RunResult, StepCounts, begin, counts, task_runner
 from flows.steps import editing, photographs
 from flows.steps.table import sample, table_for
-from tasks.choosing import ChoicePlan
-from tasks.edits import Edit, all_variants, automatic_steps, replace_steps, stand_in
+from tasks.directions.choosing import ChoicePlan
 from tasks.settings import (
     Choosing,
     Execution,
@@ -24,6 +23,7 @@ from tasks.settings import (
     Sampling,
     Uri,
 )
+from tasks.settings.edits import Edit, all_variants, automatic_steps, replace_steps, stand_in
 
 
 @flow(name="choose-edits", task_runner=task_runner(), persist_result=True)

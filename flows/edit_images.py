@@ -17,8 +17,7 @@ from flows.run import RunResult, StepCounts, begin, counts, task_runner
 from flows.steps import editing, photographs
 from flows.steps.report import report
 from flows.steps.table import sample, table_for
-from tasks.choosing import ChoicePlan, ChosenStrength
-from tasks.edits import Edit, all_variants, automatic_steps, replace_steps, stand_in
+from tasks.directions.choosing import ChoicePlan, ChosenStrength
 from tasks.settings import (
     Choosing,
     Execution,
@@ -30,6 +29,7 @@ from tasks.settings import (
     Sampling,
     Uri,
 )
+from tasks.settings.edits import Edit, all_variants, automatic_steps, replace_steps, stand_in
 
 
 @flow(name="edit-images", task_runner=task_runner(), persist_result=True)

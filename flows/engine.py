@@ -21,8 +21,8 @@ from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from tasks import models
-from tasks.overlap import shards_at_once
+from tasks.running import networks as models
+from tasks.running.overlap import shards_at_once
 from tasks.settings import Execution, SettingsError
 
 _P = ParamSpec("_P")

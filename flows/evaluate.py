@@ -12,11 +12,11 @@ from pydantic import BaseModel, ConfigDict
 
 from flows import engine
 from flows.run import StepCounts, begin, counts, gather_items, task_runner
-from tasks.attributes import FACES, AttributePrompts, load_attributes
-from tasks.evaluation import EvaluationRef, evaluate_shard, plan_evaluation
-from tasks.evaluation_tables import gather_evaluation, markdown
-from tasks.manifest_items import find_inversions, index_edits, place_of
-from tasks.pages.links import parent
+from tasks.evaluation.attributes import FACES, AttributePrompts, load_attributes
+from tasks.evaluation.manifest import find_inversions, index_edits, place_of
+from tasks.evaluation.shards import EvaluationRef, evaluate_shard, plan_evaluation
+from tasks.evaluation.tables import gather_evaluation, markdown
+from tasks.reports.page.links import parent
 from tasks.settings import Comparison, Execution, Judges, OptionalUri, SettingsError, Uri
 
 

@@ -12,9 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from flows import engine
 from flows.run import StepCounts, begin, task_runner
 from flows.steps.table import table_for
-from tasks.attributes import FACES, AttributePrompts, load_attributes
-from tasks.edits import StepVariant
-from tasks.exploration import ExplorationRef, explore_channel, explore_target
+from tasks.evaluation.attributes import FACES, AttributePrompts, load_attributes
+from tasks.inspection.channels import ExplorationRef, explore_channel, explore_target
 from tasks.settings import (
     Execution,
     Models,
@@ -26,6 +25,7 @@ from tasks.settings import (
     TemplateSet,
     Uri,
 )
+from tasks.settings.edits import StepVariant
 
 
 class Question(Settings):

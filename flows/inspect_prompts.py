@@ -15,10 +15,10 @@ from flows import engine
 from flows.run import StepCounts, begin, task_runner
 from flows.steps.editing import check_edits, distinct_steps
 from flows.steps.table import table_for
-from tasks import diagnostics
-from tasks.diagnostics import DiagnosisRef
-from tasks.edits import Edit, all_variants
+from tasks.inspection import prompts as diagnostics
+from tasks.inspection.prompts import DiagnosisRef
 from tasks.settings import Execution, Models, OptionalUri, Relevance, Sampling, Uri
+from tasks.settings.edits import Edit, all_variants
 
 
 class InspectionResult(BaseModel):

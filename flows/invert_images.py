@@ -9,9 +9,9 @@ from prefect import flow
 
 from flows.run import RunResult, begin, counts, summarize, task_runner
 from flows.steps import photographs
-from tasks.run import Networks
+from tasks.reports.summaries import failed_items
+from tasks.running.run import Networks
 from tasks.settings import Execution, Inversion, Models, Uri
-from tasks.summaries import failed_items
 
 
 @flow(name="invert-images", task_runner=task_runner(), persist_result=True)

@@ -35,7 +35,7 @@ from prefect.settings import get_current_settings
 from prefect_ray.context import remote_options
 from prefect_ray.task_runners import PrefectRayFuture, RayTaskRunner
 
-from tasks.run import Run
+from tasks.running.run import Run
 from tasks.settings import Execution, SettingsError
 
 _R = TypeVar("_R")

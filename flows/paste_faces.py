@@ -10,10 +10,10 @@ from prefect import flow
 from pydantic import BaseModel, ConfigDict
 
 from flows.run import StepCounts, begin, counts, gather_items, is_retry, summarize, task_runner
-from tasks import pasting
-from tasks.run import Networks
+from tasks.photographs import pasting
+from tasks.reports.summaries import failed_items
+from tasks.running.run import Networks
 from tasks.settings import Execution, OptionalUri, Pasting, Uri
-from tasks.summaries import failed_items
 
 
 class PasteResult(BaseModel):

@@ -11,8 +11,8 @@ from prefect.artifacts import create_link_artifact
 
 from flows.run import begin, task_runner
 from flows.steps import report
-from tasks.pages.links import parent, public_url
-from tasks.run import Networks
+from tasks.reports.page.links import parent, public_url
+from tasks.running.run import Networks
 from tasks.settings import Execution, OptionalUri, Uri
 
 

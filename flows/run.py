@@ -15,21 +15,21 @@ from pydantic import BaseModel, ConfigDict
 
 from flows import engine
 from flows.engine import task_runner as task_runner  # flows take it from here
-from tasks import models
-from tasks.caching import probe_result_storage
-from tasks.choosing import ChosenStrength
-from tasks.diagnostics import DiagnosisRef
-from tasks.directions import TableRef
-from tasks.edits import Edit
-from tasks.mappers import MapperRef
-from tasks.outcomes import Row
-from tasks.progress import ShardResult, StepSummary, gather
-from tasks.reports import ReportRef
-from tasks.run import Networks, Run, identify_models
-from tasks.sampling import SampledStyles
+from tasks.artifacts.outcomes import Row
+from tasks.directions.choosing import ChosenStrength
+from tasks.directions.sampling import SampledStyles
+from tasks.directions.style_directions import TableRef
+from tasks.editing.mappers import MapperRef
+from tasks.inspection.prompts import DiagnosisRef
+from tasks.reports.batch import ReportRef
+from tasks.reports.summaries import publish_summary
+from tasks.running import networks as models
+from tasks.running.caching import probe_result_storage
+from tasks.running.progress import ShardResult, StepSummary, gather
+from tasks.running.run import Networks, Run, identify_models
 from tasks.settings import Execution, Judges, Models, SettingsError
+from tasks.settings.edits import Edit
 from tasks.storage import delete_stale_temporaries
-from tasks.summaries import publish_summary
 
 
 class StepCounts(BaseModel):

@@ -10,7 +10,7 @@ from prefect import flow
 
 from flows.run import RunResult, begin, counts, summarize, task_runner
 from flows.steps.table import sample
-from tasks.run import Networks
+from tasks.running.run import Networks
 from tasks.settings import Execution, Models, Sampling, Uri
 
 

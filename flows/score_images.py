@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict
 from flows import engine
 from flows.run import StepCounts, begin, counts, gather_items, task_runner
 from flows.steps import photographs
-from tasks.image_scores import ScoresRef, gather_scores, plan_scores, score_shard
-from tasks.labels import LabelPrompt, load_truth
-from tasks.run import Networks
+from tasks.evaluation.image_scores import ScoresRef, gather_scores, plan_scores, score_shard
+from tasks.evaluation.labels import LabelPrompt, load_truth
+from tasks.running.run import Networks
 from tasks.settings import Execution, OptionalUri, TemplateSet, Uri
 
 

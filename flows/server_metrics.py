@@ -23,7 +23,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 _PAGE = 200
-_STEP = {  # columns of the summary of a step, see tasks.progress
+_STEP = {  # columns of the summary of a step, see tasks.running.progress
     "rows": ("styleclip_step_rows", "Items of the step's last run"),
     "failed items": ("styleclip_step_failed_items", "Items of the step's last run that failed"),
     "seconds": ("styleclip_step_seconds", "Seconds that the step's last run took"),

@@ -26,8 +26,8 @@ from styleclip_cli.options import (
     with_codes,
     with_progress,
 )
-from tasks.edits import EditStep, dump_edits, load_edits, replace_steps
 from tasks.settings import Choosing, Execution, Inversion, Relevance, Sampling, SettingsError
+from tasks.settings.edits import EditStep, dump_edits, load_edits, replace_steps
 
 
 def numbers_or_auto(name: str, given: tuple[str, ...]) -> tuple[float, ...] | str:

@@ -34,7 +34,6 @@ from styleclip_cli.options import (
     with_codes,
     with_progress,
 )
-from tasks.edits import Edit, EditStep, load_edits
 from tasks.settings import (
     Choosing,
     Execution,
@@ -46,6 +45,7 @@ from tasks.settings import (
     Sampling,
     SettingsError,
 )
+from tasks.settings.edits import Edit, EditStep, load_edits
 
 _DEMO_SAMPLES = 24
 

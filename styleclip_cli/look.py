@@ -80,8 +80,8 @@ def evaluate(
     """
     prepare(workers, verbose)
     from flows.evaluate import evaluate_edits as flow
-    from tasks.attributes import load_attributes
-    from tasks.evaluation_tables import overview
+    from tasks.evaluation.attributes import load_attributes
+    from tasks.evaluation.tables import overview
 
     # told by who made the edits, as a manifest may be judged without their networks at hand
     embedded = made_by_embedded(manifest)
@@ -128,7 +128,7 @@ def score(
     """Score every image under a prefix with every prompt, by CLIP alone (zero-shot)."""
     prepare(workers, verbose)
     from flows.score_images import score_images as flow
-    from tasks.labels import LabelPrompt, load_prompts
+    from tasks.evaluation.labels import LabelPrompt, load_prompts
 
     if bool(prompts) == bool(prompt):
         raise SettingsError("say what to look for: --prompts with a file, or --prompt, one of them")
@@ -175,8 +175,8 @@ def prompts(
     """Say what the prompts of an edit file will do: channels, pictures, pairs that nearly coincide."""
     prepare(workers, verbose)
     from flows.inspect_prompts import inspect_prompts as flow
-    from tasks import diagnostics
-    from tasks.edits import load_edits
+    from tasks.inspection import prompts as diagnostics
+    from tasks.settings.edits import load_edits
 
     wanted = load_edits(edits)
     result = with_progress(
@@ -222,7 +222,7 @@ def channels(
     prepare(workers, verbose)
     from flows.explore_channels import Question
     from flows.explore_channels import explore_channels as flow
-    from tasks.attributes import load_attributes
+    from tasks.evaluation.attributes import load_attributes
 
     question = Question(target=target, neutral=neutral, count=count, channel=channel, templates=templates)
 
@@ -277,7 +277,7 @@ def made_by_embedded(manifest: str) -> bool:
 
 def default_attributes(embedded: bool) -> str:
     """Return the list of attributes to use where none is given."""
-    from tasks.attributes import FACES
+    from tasks.evaluation.attributes import FACES
 
     return str(data.ATTRIBUTES) if embedded else FACES
 

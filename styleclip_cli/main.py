@@ -32,7 +32,7 @@ def run() -> None:
     try:
         app()
     except (StyleCLIPError, ValidationError, ValueError) as error:
-        from tasks.progress import ShardsFailedError
+        from tasks.running.progress import ShardsFailedError
         from tasks.settings import describe
 
         text = describe(error) if isinstance(error, ValidationError) else " ".join(str(error).split())

@@ -57,8 +57,8 @@ def list_models(
 @app.command()
 def show(name: Name) -> None:
     """Show what is known of a published model, and where it lies or would lie."""
-    from tasks.models import cache_folder
-    from tasks.published import model_path
+    from tasks.exchange.catalogue import model_path
+    from tasks.running.networks import cache_folder
 
     model = find_model(name)
     path = model_path(model, cache_folder() / "models")
@@ -98,8 +98,8 @@ def fetch(
     ] = False,
 ) -> None:
     """Download a published model into the cache, continuing what was cut, and check its SHA-256."""
-    from tasks.models import cache_folder
-    from tasks.published import Consent, fetch_model
+    from tasks.exchange.catalogue import Consent, fetch_model
+    from tasks.running.networks import cache_folder
 
     model = find_model(name)
     consent = Consent(accept_sha256.lower() or None, trust)

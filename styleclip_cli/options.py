@@ -91,7 +91,7 @@ def prepare(workers: int, verbose: bool) -> None:
 
 def with_progress(work: Callable[[], _T]) -> _T:
     """Run a flow with one progress bar per step."""
-    from tasks.progress import observe
+    from tasks.running.progress import observe
 
     columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TextColumn("shards"))
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:

@@ -16,8 +16,8 @@ from pydantic_core import PydanticUndefined
 from styleclip_cli.generated import sentence
 from styleclip_cli.main import app
 from styleclip_core.options import ChangesNoResult, describe_bound
-from tasks import edits, settings
-from tasks.settings import fields_of
+from tasks import settings
+from tasks.settings import edits, fields_of
 
 PLACE = Path(__file__).parents[1] / "docs" / "options.md"
 _FORMS = (

@@ -451,9 +451,9 @@ def main() -> None:
     report_models(console, generator, clip, regressor)
     report_identity(console, load_identity(settings.weights / "identity.safetensors"), generator)
 
-    from tasks.relevance import read_relevance
-    from tasks.run import Networks, run_here
-    from tasks.sampling import read_statistics
+    from tasks.directions.relevance import read_relevance
+    from tasks.directions.sampling import read_statistics
+    from tasks.running.run import Networks, run_here
 
     table_uri, statistics_uri, invert = _pipeline(
         settings.build, settings.weights, settings.samples, settings.steps

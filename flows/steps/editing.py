@@ -11,11 +11,25 @@ from prefect.logging import get_run_logger
 
 from flows import engine
 from flows.run import anew, is_retry
-from tasks import diagnostics, editing, inversion, mappers, step_similarity
-from tasks.choosing import ChoicePlan, ChosenStrength, choose_strength
-from tasks.diagnostics import DiagnosisRef
-from tasks.directions import PreparedStep, TableRef, check_edit, compute_direction
-from tasks.edits import (
+from tasks.directions.choosing import ChoicePlan, ChosenStrength, choose_strength
+from tasks.directions.instant import compute_instant_direction
+from tasks.directions.sampling import SampledStyles
+from tasks.directions.style_directions import PreparedStep, TableRef, check_edit, compute_direction
+from tasks.editing import mappers
+from tasks.editing import shards as editing
+from tasks.editing.mappers import MapperRef, prepare_mapper
+from tasks.editing.methods import PreparedEdit
+from tasks.editing.optimization import prepare_optimization
+from tasks.inspection import prompts as diagnostics
+from tasks.inspection import step_similarity
+from tasks.inspection.prompts import DiagnosisRef
+from tasks.photographs import inversion
+from tasks.photographs.images import ImageIndex
+from tasks.running.overlap import shards_at_once
+from tasks.running.progress import ShardResult, StepSummary, gather_chain
+from tasks.running.run import Run
+from tasks.settings import Instant, Inversion, MapperTraining, SettingsError
+from tasks.settings.edits import (
     Edit,
     EditStep,
     EditVariant,
@@ -24,16 +38,6 @@ from tasks.edits import (
     automatic_steps,
     replace_steps,
 )
-from tasks.images import ImageIndex
-from tasks.instant import compute_instant_direction
-from tasks.mappers import MapperRef, prepare_mapper
-from tasks.methods import PreparedEdit
-from tasks.optimization import prepare_optimization
-from tasks.overlap import shards_at_once
-from tasks.progress import ShardResult, StepSummary, gather_chain
-from tasks.run import Run
-from tasks.sampling import SampledStyles
-from tasks.settings import Instant, Inversion, MapperTraining, SettingsError
 
 
 def check_edits(run: Run, variants: list[EditVariant]) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from flows.run import gather_items
-from tasks import images, inversion
-from tasks.images import ImageIndex
-from tasks.inversion import InversionPlan
-from tasks.progress import ShardResult, StepSummary
-from tasks.run import Run
+from tasks.photographs import images, inversion
+from tasks.photographs.images import ImageIndex
+from tasks.photographs.inversion import InversionPlan
+from tasks.running.progress import ShardResult, StepSummary
+from tasks.running.run import Run
 from tasks.settings import Execution, Inversion
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flows.run import StepCounts, is_retry, summarize
-from tasks import reports
-from tasks.editing import EditPlan
-from tasks.images import ImageIndex
-from tasks.pages import thumbnails
-from tasks.pages.evaluations import find_evaluations
-from tasks.pages.page import write_page
-from tasks.progress import gather
-from tasks.reports import ReportRef
-from tasks.run import Run
-from tasks.summaries import publish_batch
+from tasks.editing.shards import EditPlan
+from tasks.photographs.images import ImageIndex
+from tasks.reports import batch as reports
+from tasks.reports.batch import ReportRef
+from tasks.reports.page import thumbnails
+from tasks.reports.page.evaluations import find_evaluations
+from tasks.reports.page.page import write_page
+from tasks.reports.summaries import publish_batch
+from tasks.running.progress import gather
+from tasks.running.run import Run
 
 
 def report(

@@ -9,13 +9,13 @@ from prefect.logging import get_run_logger
 
 from flows import engine
 from flows.run import RunResult, StepCounts, counts, summarize
-from tasks import nights, relevance, sampling
 from tasks.artifacts import read_provenance
-from tasks.directions import TableRef, find_table
-from tasks.progress import ShardResult, StepSummary, gather
-from tasks.relevance import RelevancePlan
-from tasks.run import Run
-from tasks.sampling import SampledStyles
+from tasks.directions import nights, refining, relevance, sampling
+from tasks.directions.relevance import RelevancePlan
+from tasks.directions.sampling import SampledStyles
+from tasks.directions.style_directions import TableRef, find_table
+from tasks.running.progress import ShardResult, StepSummary, gather
+from tasks.running.run import Run
 from tasks.settings import Nightly, Relevance, Sampling
 
 
@@ -82,7 +82,7 @@ def _derivatives(run: Run, planned: RelevancePlan) -> relevance.DerivativesRef |
 def refine(run: Run, sampling_settings: Sampling, settings: Relevance, add: int, last: str) -> RunResult:
     """The last relevance table and ``add`` new samples -> the table over all of them."""
     styles, sampled = sample(run, _enough(sampling_settings, settings))
-    before = relevance.find_last_table(run, relevance.plan(run, styles, settings), last)
+    before = refining.find_last_table(run, relevance.plan(run, styles, settings), last)
 
     # the new codes lie beside the old ones, and are measured as a table of their own
     first = before.last
@@ -91,7 +91,7 @@ def refine(run: Run, sampling_settings: Sampling, settings: Relevance, add: int,
     planned = relevance.plan(run, styles.model_copy(update={"codes": codes.uri}), more)
     _, measured = measure(run, planned)
 
-    after = engine.run(relevance.refine_relevance, run, before, planned)
+    after = engine.run(refining.refine_relevance, run, before, planned)
     get_run_logger().info("%s samples: %d", after.uri, after.samples)
     table = TableRef(relevance=after.uri, statistics=styles.statistics, fingerprint=after.fingerprint)
     return RunResult(steps=[counts(sampled), counts(measured)], styles=styles, table=table)
@@ -114,7 +114,7 @@ def refine_nightly(run: Run, sampling_settings: Sampling, settings: Relevance, n
         return refine(run, sampling_settings, settings, decided.samples, decided.last_table)
 
     log.info("night %s: %s has samples enough, nothing to add", night, decided.last_table)
-    last = relevance.find_last_table(run, base, decided.last_table)
+    last = refining.find_last_table(run, base, decided.last_table)
     table = TableRef(relevance=last.uri, statistics=styles.statistics, fingerprint=last.fingerprint)
     return RunResult(styles=styles, table=table)
 

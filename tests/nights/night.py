@@ -13,11 +13,12 @@ import torch
 
 from flows.edit_images import edit_images
 from styleclip_core.models.stylegan2 import Generator
-from tasks import editing, storage, temporaries
+from tasks.editing import shards as editing
+from tasks.storage import listing, temporaries
 
 FOLDER = Path(os.environ["NIGHT_FOLDER"])
 (FOLDER / "pid").write_text(str(os.getpid()))
-storage._PAGE = 20
+listing._PAGE = 20
 
 _write, _known, _synthesize = editing.write_bytes_atomic, editing._known, Generator.synthesize
 _days = itertools.cycle((0.0, 2.0, -2.0))

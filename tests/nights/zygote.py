@@ -16,13 +16,15 @@ import numpy as np
 import pyarrow as pa
 import s3fs  # noqa: F401 - so that no fork has to
 
-from tasks import editing, images, inversion, reports
 from tasks.artifacts import Provenance, vector_column, write_table
-from tasks.directions import PreparedStep
-from tasks.edits import Edit
-from tasks.methods import PreparedEdit
-from tasks.run import Run, run_here
+from tasks.directions.style_directions import PreparedStep
+from tasks.editing import shards as editing
+from tasks.editing.methods import PreparedEdit
+from tasks.photographs import images, inversion
+from tasks.reports import batch as reports
+from tasks.running.run import Run, run_here
 from tasks.settings import Inversion, Models
+from tasks.settings.edits import Edit
 from tests.nights import night  # noqa: F401 - it slows the writes down
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from running import LAYER
 
 from flows.build_relevance import build_relevance
-from tasks import relevance
+from tasks.directions import relevance
 
 _measure = relevance.measure_channels
 

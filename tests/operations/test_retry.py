@@ -239,7 +239,7 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 import faulty
 from faulty import build_relevance
 from running import LAYER
-from tasks import relevance
+from tasks.directions import relevance
 
 _counted = relevance.measure_channels
 

@@ -30,13 +30,13 @@ from flows.edit_images import edit_images
 from flows.run import task_runner
 from styleclip_core.errors import ArtifactConflictError
 from styleclip_core.models.stylegan2 import Generator
-from tasks import editing, images, outages, storage, temporaries
-from tasks import inversion as inversion_task
 from tasks.artifacts import Provenance, write_table, write_tables
-from tasks.edits import Edit
-from tasks.outages import CredentialsError, StoreFullError, StoreUnavailableError, patience
-from tasks.progress import ShardsFailedError
+from tasks.editing import shards as editing
+from tasks.photographs import images
+from tasks.photographs import inversion as inversion_task
+from tasks.running.progress import ShardsFailedError
 from tasks.settings import Execution, Inversion, Models, Relevance, Sampling
+from tasks.settings.edits import Edit
 from tasks.storage import (
     ObjectInfo,
     StorageError,
@@ -45,9 +45,13 @@ from tasks.storage import (
     exists,
     is_outage,
     list_objects,
+    listing,
+    outages,
     read_bytes,
+    temporaries,
     write_bytes_atomic,
 )
+from tasks.storage.outages import CredentialsError, StoreFullError, StoreUnavailableError, patience
 from tests.faulty_proxy import (
     Answer,
     CutAnswer,
@@ -198,7 +202,7 @@ def test_a_refused_object_is_its_own_fault_and_a_refused_prefix_is_not(store):
 
 
 def test_a_listing_that_grows_while_it_is_read_has_every_old_object_once(store, monkeypatch):
-    monkeypatch.setattr(storage, "_PAGE", 10)
+    monkeypatch.setattr(listing, "_PAGE", 10)
     old = [f"{number:03d}" for number in range(0, 100, 2)]
     for name in old:
         write_bytes_atomic(f"{PLACE}/{name}", b".")
@@ -467,12 +471,12 @@ def test_no_result_depends_on_the_order_of_clocks(local, tmp_path, monkeypatch):
 
 
 def test_a_listing_longer_than_what_is_sorted_at_once_is_sorted_and_gone_through_twice(tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "_RUN", 7)
+    monkeypatch.setattr(listing, "_RUN", 7)
     keys = [f"{folder}/{number}.png" for folder in ("b", "a/c", "a", "a-b") for number in range(12)]
     for key in keys:
         (tmp_path / key).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / key).write_bytes(b".")
-    with storage.sorted_objects(str(tmp_path), (".png",)) as found:
+    with listing.sorted_objects(str(tmp_path), (".png",)) as found:
         first, second = [item.key for item in found], [item.key for item in found]
     assert first == sorted(keys) == second
 

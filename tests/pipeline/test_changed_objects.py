@@ -15,9 +15,10 @@ from flows.invert_images import invert_images
 from flows.paste_faces import paste_faces
 from flows.score_images import score_images
 from styleclip_core.images import decode_image
-from tasks import faces, image_scores, inversion, pasting
-from tasks.images import ImageShard, read_shard
-from tasks.labels import LabelPrompt
+from tasks.evaluation import image_scores
+from tasks.evaluation.labels import LabelPrompt
+from tasks.photographs import faces, inversion, pasting
+from tasks.photographs.images import ImageShard, read_shard
 from tasks.settings import Alignment, Execution, FaceSource, Inversion, Models
 from tasks.storage import join, list_objects, read_bytes, version, write_bytes_atomic
 from tests.pipeline.test_faces import ONE, photograph

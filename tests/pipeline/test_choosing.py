@@ -10,8 +10,9 @@ import data
 from flows.choose_edits import choose_edits
 from flows.edit_images import edit_images
 from tasks.artifacts import read_provenance, read_table
-from tasks.choosing import ChosenStrength
-from tasks.edits import (
+from tasks.directions.choosing import ChosenStrength
+from tasks.settings import Choosing, Instant, Inversion, Models, Relevance, Sampling, SettingsError
+from tasks.settings.edits import (
     Edit,
     EditStep,
     all_variants,
@@ -21,7 +22,6 @@ from tasks.edits import (
     replace_steps,
     stand_in,
 )
-from tasks.settings import Choosing, Instant, Inversion, Models, Relevance, Sampling, SettingsError
 
 SAMPLING, RELEVANCE = Sampling(statistics=40, codes=6), Relevance(samples=4)
 # two prompts of a CLIP that was never trained: the effect is near one half whatever is done

@@ -13,9 +13,9 @@ from flows import engine
 from flows import run as runs
 from flows.build_relevance import build_relevance
 from flows.explore_channels import Question
-from tasks.edits import Edit
 from tasks.settings import Execution, FaceSource, Models, Relevance, Sampling
-from tasks.temporaries import PREFIX
+from tasks.settings.edits import Edit
+from tasks.storage.temporaries import PREFIX
 
 ROOT = Path(__file__).parents[2]
 DEPLOYED = sorted(
@@ -57,7 +57,8 @@ def test_what_a_killed_build_left_aside_is_gone_after_the_next(network_files, tm
     aside = tmp_path / "relevance" / "parts"
     aside.mkdir(parents=True)
     program = (
-        f"from tasks.temporaries import temporary_name; open({str(aside)!r} + '/' + temporary_name(), 'w')"
+        "from tasks.storage.temporaries import temporary_name; "
+        f"open({str(aside)!r} + '/' + temporary_name(), 'w')"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
     assert any(path.name.startswith(PREFIX) for path in aside.iterdir())

@@ -16,15 +16,15 @@ from styleclip_core.errors import ArtifactConflictError
 from styleclip_core.images import decode_image, fit, psnr
 from styleclip_core.models.identity import CompactIdentity, IdentityConfig, save_identity
 from styleclip_core.prompts import embed_prompt
-from tasks import evaluation
 from tasks.artifacts import read_provenance
-from tasks.attributes import FACES, AttributePrompts, load_attributes
-from tasks.edits import Edit
-from tasks.manifest_items import derive_variants, find_inversions, index_edits, items, place_of
-from tasks.outcomes import OK
-from tasks.pages.evaluations import find_evaluations
-from tasks.run import Run
+from tasks.artifacts.outcomes import OK
+from tasks.evaluation import shards as evaluation
+from tasks.evaluation.attributes import FACES, AttributePrompts, load_attributes
+from tasks.evaluation.manifest import derive_variants, find_inversions, index_edits, items, place_of
+from tasks.reports.page.evaluations import find_evaluations
+from tasks.running.run import Run
 from tasks.settings import Comparison, Execution, Judges, Models, SettingsError
+from tasks.settings.edits import Edit
 from tasks.storage import MissingObjectError, StorageError, read_bytes
 from tests.pipeline.test_flows import encoded, files_of, portrait, run
 

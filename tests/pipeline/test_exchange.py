@@ -22,12 +22,12 @@ from styleclip_core.models.identity import IdentityNetwork
 from styleclip_core.models.mapper import Mapper, MapperConfig
 from styleclip_core.models.psp import PspConfig, PspEncoder
 from styleclip_core.models.stylegan2 import Generator, GeneratorConfig
-from tasks import models
 from tasks.artifacts import read_provenance, read_table, to_matrix
-from tasks.edits import Edit
-from tasks.progress import ShardsFailedError
-from tasks.sampling import read_statistics
+from tasks.directions.sampling import read_statistics
+from tasks.running import networks as models
+from tasks.running.progress import ShardsFailedError
 from tasks.settings import Execution, Inversion, Models, Relevance, Sampling
+from tasks.settings.edits import Edit
 
 
 @pytest.fixture

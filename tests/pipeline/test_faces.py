@@ -24,15 +24,15 @@ from flows.edit_images import edit_images
 from flows.paste_faces import paste_faces
 from styleclip_core.faces import FaceQuad, quad_from_landmarks
 from styleclip_core.images import decode_image
-from tasks import faces as faces_task
-from tasks import images, models
-from tasks import pasting as pasting_task
 from tasks.artifacts import ChangedInputError, DamagedArtifactError, read_provenance
-from tasks.edits import Edit
-from tasks.faces import face_key
-from tasks.landmarks import read_landmarks
-from tasks.progress import ShardsFailedError
-from tasks.run import Run
+from tasks.photographs import faces as faces_task
+from tasks.photographs import images
+from tasks.photographs import pasting as pasting_task
+from tasks.photographs.faces import face_key
+from tasks.photographs.landmarks import read_landmarks
+from tasks.running import networks as models
+from tasks.running.progress import ShardsFailedError
+from tasks.running.run import Run
 from tasks.settings import (
     Alignment,
     Execution,
@@ -44,6 +44,7 @@ from tasks.settings import (
     Sampling,
     SettingsError,
 )
+from tasks.settings.edits import Edit
 from tasks.storage import AccessDeniedError, MissingObjectError, output_key, read_bytes, write_bytes_atomic
 from tests.pipeline import test_command_line as command_line
 from tests.pipeline.test_flows import encoded, files_of, portrait

@@ -18,14 +18,14 @@ from flows.edit_images import edit_images
 from styleclip_core import load_clip, load_generator
 from styleclip_core.errors import ArtifactConflictError, LayoutMismatchError, PromptError
 from styleclip_core.images import decode_image, from_uint8
-from tasks import inversion as inversion_task
 from tasks.artifacts import read_provenance
-from tasks.edits import Edit
-from tasks.images import NoImagesError
-from tasks.progress import ShardsFailedError
-from tasks.relevance import read_relevance
-from tasks.run import ModelHashes, Networks, Run
+from tasks.directions.relevance import read_relevance
+from tasks.photographs import inversion as inversion_task
+from tasks.photographs.images import NoImagesError
+from tasks.running.progress import ShardsFailedError
+from tasks.running.run import ModelHashes, Networks, Run
 from tasks.settings import Execution, Inversion, Models, Relevance, Sampling, SettingsError
+from tasks.settings.edits import Edit
 from tasks.storage import AccessDeniedError, list_objects, read_bytes, write_bytes_atomic
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from flows.edit_images import edit_images
-from tasks.edits import Edit
 from tasks.settings import Execution, Inversion, Models, Relevance, Sampling
+from tasks.settings.edits import Edit
 from tasks.storage import list_objects, read_bytes, write_bytes_atomic
 from tests.pipeline.test_flows import encoded, portrait
 

@@ -17,9 +17,9 @@ from styleclip_core import load_clip
 from styleclip_core.images import decode_image, from_uint8
 from styleclip_core.metrics import area_under_curve
 from styleclip_core.prompts import embed_prompt
-from tasks.image_scores import accuracy
-from tasks.labels import LabelPrompt, load_prompts, load_truth
-from tasks.outcomes import OK
+from tasks.artifacts.outcomes import OK
+from tasks.evaluation.image_scores import accuracy
+from tasks.evaluation.labels import LabelPrompt, load_prompts, load_truth
 from tasks.settings import Execution, SettingsError
 from tests.pipeline.test_flows import files_of
 

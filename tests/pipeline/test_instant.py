@@ -11,12 +11,12 @@ from styleclip_core.errors import ArtifactConflictError, NoRelevantChannelError
 from styleclip_core.instant import instant_relevance
 from styleclip_core.prompts import text_direction
 from tasks.artifacts import read_provenance
-from tasks.directions import read_deviations, read_direction
-from tasks.edits import StepVariant
-from tasks.instant import compute_instant_direction
-from tasks.run import run_here
-from tasks.sampling import read_codes
+from tasks.directions.instant import compute_instant_direction
+from tasks.directions.sampling import read_codes
+from tasks.directions.style_directions import read_deviations, read_direction
+from tasks.running.run import run_here
 from tasks.settings import Instant, Models, Sampling
+from tasks.settings.edits import StepVariant
 from tasks.storage import read_bytes
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

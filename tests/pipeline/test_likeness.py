@@ -13,11 +13,11 @@ from flows.invert_images import invert_images
 from styleclip_core import load_generator, load_identity, load_perceptual
 from styleclip_core.images import decode_image, fit
 from styleclip_core.models.identity import CompactIdentity, IdentityConfig, save_identity
-from tasks import inversion
 from tasks.artifacts import fingerprint
-from tasks.edits import Edit
-from tasks.run import ModelHashes, Networks, Run
+from tasks.photographs import inversion
+from tasks.running.run import ModelHashes, Networks, Run
 from tasks.settings import Inversion, Models
+from tasks.settings.edits import Edit
 from tests.pipeline.test_flows import manifest_of, run
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

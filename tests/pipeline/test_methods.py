@@ -23,10 +23,10 @@ from styleclip_core.metrics import clip_similarity
 from styleclip_core.models.identity import IdentityNetwork, save_identity
 from styleclip_core.models.mapper import save_mapper
 from styleclip_core.style_space import StyleCode
-from tasks import optimization as optimization_task
 from tasks.artifacts import read_provenance
-from tasks.edits import Edit, load_edits
-from tasks.run import run_here
+from tasks.editing import optimization as optimization_task
+from tasks.running.run import run_here
+from tasks.running.texts import target_embedding
 from tasks.settings import (
     Execution,
     Instant,
@@ -36,8 +36,8 @@ from tasks.settings import (
     Optimization,
     SettingsError,
 )
+from tasks.settings.edits import Edit, load_edits
 from tasks.storage import read_bytes
-from tasks.texts import target_embedding
 from tests.pipeline.test_flows import encoded, files_of, manifest_of, portrait, run
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

@@ -7,9 +7,9 @@ import pytest
 
 from flows.build_relevance import build_relevance
 from styleclip_core.errors import ArtifactConflictError
-from tasks import relevance as relevance_task
 from tasks.artifacts import read_provenance
-from tasks.nights import decide_night
+from tasks.directions import relevance as relevance_task
+from tasks.directions.nights import decide_night
 from tasks.settings import Models, Nightly, Relevance, Sampling, SettingsError
 from tasks.storage import create_bytes, join, list_objects, read_bytes
 

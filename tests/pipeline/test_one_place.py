@@ -33,9 +33,10 @@ from styleclip_core.pivotal import PivotalSettings
 from styleclip_core.prompts import text_direction
 from styleclip_core.relevance import RelevanceSettings, measure_channels
 from styleclip_core.sampling import sample_styles
-from tasks import faces, inversion, mappers, relevance, sampling
-from tasks.edits import Edit
-from tasks.run import ModelHashes, Run
+from tasks.directions import relevance, sampling
+from tasks.editing import mappers
+from tasks.photographs import faces, inversion
+from tasks.running.run import ModelHashes, Run
 from tasks.settings import (
     Alignment,
     Choosing,
@@ -50,6 +51,7 @@ from tasks.settings import (
     Sampling,
     fields_of,
 )
+from tasks.settings.edits import Edit
 
 ROOT = Path(__file__).parents[2]
 HASHES = ModelHashes(generator="g", clip="c", encoder="e", identity="i", perceptual="p")

@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from tasks import overlap
-from tasks.overlap import Writes, compute_slots, computing, io_threads, read_ahead, shards_at_once
+from tasks.running import overlap
+from tasks.running.overlap import Writes, compute_slots, computing, io_threads, read_ahead, shards_at_once
 from tasks.settings import SettingsError
 
 

@@ -21,16 +21,16 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from benchmarks.batches import draw, make_batch
 from flows.report_batch import report_batch
 from tasks.artifacts import DamagedArtifactError, Provenance, read_provenance, read_table, write_table
-from tasks.edits import Edit
-from tasks.outcomes import OK
-from tasks.pages import charts, thumbnails
-from tasks.pages.batch import SCORES, read_batch, sweeps
-from tasks.pages.evaluations import add_evaluations, find_evaluations
-from tasks.pages.links import below, parent, public_url, relative_link, safe_name
-from tasks.pages.page import ALONE, LEAF, build_page, script_json
-from tasks.pages.thumbnails import leaves, plan_page, thumbnail_chunk
-from tasks.run import Run
+from tasks.artifacts.outcomes import OK
+from tasks.reports.page import charts, thumbnails
+from tasks.reports.page.batch import SCORES, read_batch, sweeps
+from tasks.reports.page.evaluations import add_evaluations, find_evaluations
+from tasks.reports.page.links import below, parent, public_url, relative_link, safe_name
+from tasks.reports.page.page import ALONE, LEAF, build_page, script_json
+from tasks.reports.page.thumbnails import leaves, plan_page, thumbnail_chunk
+from tasks.running.run import Run
 from tasks.settings import SettingsError
+from tasks.settings.edits import Edit
 from tasks.storage import output_key, write_bytes_atomic
 
 HOSTILE = [

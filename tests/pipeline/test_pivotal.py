@@ -15,11 +15,11 @@ from styleclip_core.errors import CheckpointError
 from styleclip_core.images import decode_image, fit, from_uint8, psnr
 from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.tuned import TunedGenerator
-from tasks import inversion as inversion_task
-from tasks.edits import Edit
-from tasks.inversion import plan, read_tuning, with_tunings
-from tasks.run import ModelHashes, Run, run_here
+from tasks.photographs import inversion as inversion_task
+from tasks.photographs.inversion import plan, read_tuning, with_tunings
+from tasks.running.run import ModelHashes, Run, run_here
 from tasks.settings import Execution, Inversion, Models, Optimization, PivotalTuning
+from tasks.settings.edits import Edit
 from tasks.storage import StorageError, output_key, read_bytes
 from tests.pipeline.test_flows import encoded, files_of, manifest_of, portrait, run
 

@@ -15,11 +15,11 @@ from flows.inspect_prompts import inspect_prompts
 from styleclip_core import load_clip, load_generator
 from styleclip_core.errors import LayoutMismatchError
 from styleclip_core.prompts import text_direction
-from tasks.attributes import AttributePrompts
-from tasks.diagnostics import BETAS, markdown, warnings
-from tasks.edits import Edit
-from tasks.pictures import Strip, draw_strips
+from tasks.evaluation.attributes import AttributePrompts
+from tasks.inspection.pictures import Strip, draw_strips
+from tasks.inspection.prompts import BETAS, markdown, warnings
 from tasks.settings import Models, Optimization, Relevance, Sampling, SettingsError
+from tasks.settings.edits import Edit
 from tasks.storage import read_bytes
 from tests.pipeline.test_flows import encoded, files_of, portrait, run
 

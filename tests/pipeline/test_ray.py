@@ -29,8 +29,8 @@ from pydantic_core import to_jsonable_python
 from flows import engine
 from flows.build_relevance import build_relevance
 from styleclip_core.errors import PromptError
-from tasks import relevance
-from tasks.run import Run
+from tasks.directions import relevance
+from tasks.running.run import Run
 from tasks.settings import Execution, Models, Relevance, Sampling, SettingsError
 from tests.pipeline.test_retry import press_retry
 from tests.ray_cluster import ROOT, Cluster, ray_cluster

@@ -8,11 +8,12 @@ from torch.testing import assert_close
 
 from flows.build_relevance import build_relevance
 from styleclip_core.errors import ArtifactConflictError
-from tasks import relevance as relevance_task
 from tasks.artifacts import read_provenance
-from tasks.directions import find_table
-from tasks.relevance import TableRecord, check_disjoint, find_last_table, read_relevance, refine_relevance
-from tasks.run import run_here
+from tasks.directions import relevance as relevance_task
+from tasks.directions.refining import TableRecord, check_disjoint, find_last_table, refine_relevance
+from tasks.directions.relevance import read_relevance
+from tasks.directions.style_directions import find_table
+from tasks.running.run import run_here
 from tasks.settings import Models, Relevance, Sampling
 from tasks.storage import read_bytes
 

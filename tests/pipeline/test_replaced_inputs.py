@@ -13,12 +13,17 @@ from styleclip_core import load_generator
 from styleclip_core.mapper_training import MapperTrainingSettings, new_mapper
 from styleclip_core.models.identity import CompactIdentity, IdentityConfig, save_identity
 from styleclip_core.models.mapper import save_mapper
-from tasks import directions, editing, images, inversion, mappers, models, relevance, sampling
 from tasks.artifacts import ChangedInputError
-from tasks.edits import EditVariant, StepVariant
-from tasks.methods import PreparedEdit
-from tasks.run import Networks, run_here
+from tasks.directions import relevance, sampling
+from tasks.directions import style_directions as directions
+from tasks.editing import mappers
+from tasks.editing import shards as editing
+from tasks.editing.methods import PreparedEdit
+from tasks.photographs import images, inversion
+from tasks.running import networks as models
+from tasks.running.run import Networks, run_here
 from tasks.settings import Inversion, MapperTraining, Relevance, Sampling
+from tasks.settings.edits import EditVariant, StepVariant
 from tests.small_networks import write_small_networks
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

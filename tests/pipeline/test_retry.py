@@ -7,11 +7,11 @@ from prefect.flow_engine import run_flow
 from prefect.states import State, StateType
 
 from flows.edit_images import edit_images
-from tasks import editing as editing_task
-from tasks import inversion as inversion_task
-from tasks.caching import ResultStorageError, probe_result_storage
-from tasks.edits import Edit
+from tasks.editing import shards as editing_task
+from tasks.photographs import inversion as inversion_task
+from tasks.running.caching import ResultStorageError, probe_result_storage
 from tasks.settings import Execution, Inversion, Models, Relevance, Sampling
+from tasks.settings.edits import Edit
 from tasks.storage import AccessDeniedError
 from tests.pipeline.test_flows import encoded, portrait
 

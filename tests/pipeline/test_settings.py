@@ -9,9 +9,9 @@ from pydantic import ValidationError
 
 from styleclip_core.editing import select_channels
 from styleclip_core.style_space import StyleLayer, StyleLayout
-from tasks import directions
-from tasks.edits import Edit, StepVariant, all_variants, load_edits
+from tasks.directions import style_directions as directions
 from tasks.settings import Models, SettingsError, describe, fast_relevance
+from tasks.settings.edits import Edit, StepVariant, all_variants, load_edits
 
 
 def test_one_edit_at_several_strengths_is_several_variants():

@@ -14,7 +14,6 @@ from tasks.storage import (
     ChangedObjectError,
     MissingObjectError,
     StorageError,
-    _options,
     delete_stale_temporaries,
     exists,
     filesystem,
@@ -27,7 +26,8 @@ from tasks.storage import (
     version,
     write_bytes_atomic,
 )
-from tasks.temporaries import temporary_name
+from tasks.storage.filesystems import _options
+from tasks.storage.temporaries import temporary_name
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -104,7 +104,7 @@ def test_a_file_that_is_overwritten_while_it_is_read_is_not_taken(tmp_path, monk
         seen.append(found)
         return found
 
-    monkeypatch.setattr("tasks.storage.os.fstat", overwritten_after_the_first_look)
+    monkeypatch.setattr("tasks.storage.objects.os.fstat", overwritten_after_the_first_look)
     with pytest.raises(ChangedObjectError, match="has changed since it was listed"):
         read_version(str(path), listed.etag)
     assert len(seen) >= 2
@@ -163,7 +163,8 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 
 def test_leftovers_of_dead_writers_are_deleted_and_of_living_ones_kept(tmp_path):
     code = (
-        f"from tasks.temporaries import temporary_name; open({str(tmp_path)!r} + '/' + temporary_name(), 'w')"
+        "from tasks.storage.temporaries import temporary_name; "
+        f"open({str(tmp_path)!r} + '/' + temporary_name(), 'w')"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
     living, foreign, old = (

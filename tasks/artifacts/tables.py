@@ -1,0 +1,277 @@
+"""Parquet tables that say what made them, written once and whole, and read with their checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from prefect.logging import get_logger
+
+from styleclip_core.errors import ArtifactConflictError, StyleCLIPError
+from tasks.artifacts.distances import farthest
+from tasks.artifacts.recipe import ChangedInputError, Provenance
+from tasks.storage import (
+    copy_from_local,
+    copy_to_local,
+    exists,
+    is_local,
+    local_path,
+    open_binary,
+    read_bytes,
+    write_bytes_atomic,
+)
+from tasks.storage.outages import explained
+
+_METADATA = b"styleclip.provenance"
+_ROW_GROUP = 16_384
+_ROUNDING = 1e-3  # of a column's size; plain forward passes differ by less between processors
+_NO_ROUNDING = 0.5  # of a column's size; no descent that began alike ends so far apart
+_log = get_logger("artifacts")
+
+
+class DamagedArtifactError(StyleCLIPError):
+    """A file is no artifact of this project, or its bytes are damaged."""
+
+
+def is_complete(uri: str) -> bool:
+    """Return whether an artifact is there; it is complete or absent."""
+    return exists(uri)
+
+
+def write_table(uri: str, table: pa.Table, provenance: Provenance, *, decided: Sequence[str] = ()) -> None:
+    """Write a table once.
+
+    Args:
+        uri: Where to.
+        table: Typed columns, rows sorted by their key.
+        provenance: What made it.
+        decided: Columns of whole numbers that an early stop decides, and another processor otherwise.
+
+    Raises:
+        ArtifactConflictError: If a table lies there that the same step on another processor cannot have made.
+        StorageError: If it cannot be written.
+    """
+    buffer = io.BytesIO()
+    with _writer(buffer, table.schema, provenance) as writer:
+        writer.write_table(table, row_group_size=_ROW_GROUP)
+
+    data = buffer.getvalue()
+
+    # a retry on one machine writes the same bytes again
+    if not exists(uri):
+        write_bytes_atomic(uri, data)
+    elif (first := read_bytes(uri)) != data:
+        _keep_first(uri, io.BytesIO(first), buffer, decided)
+
+
+def write_tables(uri: str, schema: pa.Schema, tables: Iterable[pa.Table], provenance: Provenance) -> None:
+    """Write many tables as one, once, a few rows in memory at a time; the bytes are ``write_table``'s.
+
+    Args:
+        uri: Where to.
+        schema: Columns of every table.
+        tables: Rows, in their order.
+        provenance: What made it.
+
+    Raises:
+        ArtifactConflictError: If a table lies there that the same step on another processor cannot have made.
+        StorageError: If it cannot be written.
+    """
+    with tempfile.TemporaryDirectory(prefix="styleclip-table-") as folder:
+        path = Path(folder) / "table.parquet"
+        with explained(str(path), "write"), _writer(path, schema, provenance) as writer:
+            for group in _row_groups(schema, tables):
+                writer.write_table(group, row_group_size=_ROW_GROUP)
+
+        if not exists(uri):
+            copy_from_local(path, uri)
+            return
+
+        first = local_path(uri) if is_local(uri) else Path(folder) / "first"
+        if not is_local(uri):
+            copy_to_local(uri, first)
+        if _digest(first) != _digest(path):
+            _keep_first(uri, first, path)
+
+
+def _row_groups(schema: pa.Schema, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Yield the rows of tables in portions of a row group."""
+    waiting = schema.empty_table()
+    for table in tables:
+        waiting = pa.concat_tables([waiting, table])
+        # cut where write_table cuts, so that the bytes are the same
+        while len(waiting) >= _ROW_GROUP:
+            yield waiting.slice(0, _ROW_GROUP).combine_chunks()
+            waiting = waiting.slice(_ROW_GROUP)
+
+    if len(waiting):
+        yield waiting.combine_chunks()
+
+
+def _writer(where: Path | io.BytesIO, schema: pa.Schema, provenance: Provenance) -> pq.ParquetWriter:
+    metadata = {_METADATA: json.dumps(asdict(provenance), sort_keys=True).encode()}
+    return pq.ParquetWriter(
+        where, schema.with_metadata(metadata), compression="zstd", write_page_checksum=True
+    )
+
+
+def _digest(path: Path) -> bytes:
+    # hashed piece by piece: a manifest may be larger than memory
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
+
+
+def _keep_first(
+    uri: str, first: Path | io.BytesIO, second: Path | io.BytesIO, decided: Sequence[str] = ()
+) -> None:
+    """Leave the first of two tables of one step where it is; the second may differ as processors do."""
+    with _readable(uri), pq.ParquetFile(first) as theirs, pq.ParquetFile(second) as ours:
+        name, distance = farthest(theirs, ours, decided)
+
+    if distance > _NO_ROUNDING:
+        raise ArtifactConflictError(
+            f"{uri} exists with other content in {name}, though the same step with the same inputs made it; "
+            "delete it if its code has changed, or raise the version"
+        )
+    if distance > _ROUNDING:
+        _log.warning(
+            "%s: %s differs by %.1e of its size from what is computed here, as on another processor or with "
+            "other batches; what is there is kept", uri, name, distance,
+        )  # fmt: skip
+
+
+def read_expected(uri: str, digest: str) -> bytes:
+    """Return the content of an object that results are named after.
+
+    Args:
+        uri: Where it lies.
+        digest: Its SHA-256 when the run began.
+
+    Raises:
+        ChangedInputError: If it has been replaced since.
+        StorageError: If it cannot be read.
+    """
+    content = read_bytes(uri)
+    # of the bytes that are used: between a look and a read it could change
+    found = hashlib.sha256(content).hexdigest()
+    if found != digest:
+        raise ChangedInputError(
+            f"{uri} has changed since this run began: it is {found[:16]}, results are named after "
+            f"{digest[:16]}; put the old file back and retry, or start a new run"
+        )
+    return content
+
+
+def read_table(uri: str, columns: Sequence[str] | None = None, *, content: bytes | None = None) -> pa.Table:
+    """Read a table, or some of its columns.
+
+    Args:
+        uri: Where it lies.
+        columns: Names of the columns; all if not given.
+        content: Its bytes, if they have been read already.
+
+    Raises:
+        DamagedArtifactError: If the file is truncated, damaged, or lacks a column.
+        StorageError: If it cannot be read.
+    """
+    with _readable(uri):
+        file = _parquet(uri, content)
+        missing = sorted(set(columns or ()) - set(file.schema_arrow.names))
+        if missing:
+            raise DamagedArtifactError(
+                f"{uri} has no column {', '.join(missing)}, only {', '.join(file.schema_arrow.names)}; "
+                "give a table of the kind that this step reads"
+            )
+
+        # provenance belongs to the file; what is made of the table has its own
+        return file.read(columns=list(columns) if columns else None).replace_schema_metadata(None)
+
+
+def iter_batches(uri: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Yield some columns of a table, a row group at a time, so that memory does not grow with the table.
+
+    Raises:
+        DamagedArtifactError: If the file is truncated, damaged, or lacks a column.
+        StorageError: If it cannot be read.
+    """
+    with _readable(uri), open_binary(uri) as stream:
+        file = pq.ParquetFile(stream, page_checksum_verification=True)
+        missing = sorted(set(columns) - set(file.schema_arrow.names))
+        if missing:
+            raise DamagedArtifactError(f"{uri} has no column {', '.join(missing)}; give a table of that kind")
+
+        yield from file.iter_batches(_ROW_GROUP, columns=list(columns))
+
+
+def column_names(uri: str) -> list[str]:
+    """Return the names of a table's columns.
+
+    Raises:
+        DamagedArtifactError: If the file is truncated or damaged.
+        StorageError: If it cannot be read.
+    """
+    with _readable(uri), open_binary(uri) as stream:
+        return list(pq.read_schema(stream).names)
+
+
+def read_provenance(uri: str) -> Provenance:
+    """Read what made a table.
+
+    Raises:
+        DamagedArtifactError: If the file is no artifact of this project.
+    """
+    with _readable(uri):
+        metadata = _parquet(uri).schema_arrow.metadata or {}
+    try:
+        return Provenance(**json.loads(metadata[_METADATA]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedArtifactError(
+            f"{uri} does not say what made it ({error}); give a table that this project wrote"
+        ) from error
+
+
+def _parquet(uri: str, content: bytes | None = None) -> pq.ParquetFile:
+    known = read_bytes(uri) if content is None else content
+    return pq.ParquetFile(io.BytesIO(known), page_checksum_verification=True)
+
+
+@contextmanager
+def _readable(uri: str) -> Iterator[None]:
+    """Turn what pyarrow raises on damaged bytes, which is many things, into one error."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as error:
+        # pyarrow's messages run over many lines
+        reason = " ".join(str(error).split())[:200]
+        raise DamagedArtifactError(
+            f"{uri} is no readable Parquet file ({reason}); delete it, and the next run makes it again"
+        ) from error
+
+
+def count(table: pa.Table, column: str, value: str) -> int:
+    """Return how many rows of a table have a value."""
+    # the sum over an empty table is null
+    return pc.sum(pc.equal(table[column], value)).as_py() or 0
+
+
+def vector_column(matrix: np.ndarray) -> pa.FixedSizeListArray:
+    """Return rows ``[n, d]`` as a column of d-vectors of float32."""
+    flat = np.ascontiguousarray(matrix, dtype=np.float32).reshape(-1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat), matrix.shape[1])
+
+
+def to_matrix(table: pa.Table, name: str) -> np.ndarray:
+    """Return a column of vectors as ``[n, d]`` float32; it must have no nulls."""
+    column = table[name].combine_chunks()
+    width = column.type.list_size
+    return np.asarray(column.flatten().to_numpy(), dtype=np.float32).reshape(len(table), width)

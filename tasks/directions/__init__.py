@@ -1,0 +1,1 @@
+"""From seeds to a relevance table, and from prompts to style directions."""

@@ -1,0 +1,277 @@
+"""The relevance table, measured in shards of channels and merged."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from styleclip_core.derivatives import embedding_basis, unit_derivatives
+from styleclip_core.errors import ArtifactConflictError
+from styleclip_core.reference_compat import measure_as_published, published_layers
+from styleclip_core.relevance import ChannelDirections, RelevanceTable, measure_channels
+from styleclip_core.style_space import StyleCode, StyleLayout
+from tasks.artifacts import (
+    Provenance,
+    Recipe,
+    is_complete,
+    part_name,
+    read_provenance,
+    read_table,
+    to_matrix,
+    vector_column,
+    write_table,
+)
+from tasks.directions.sampling import SampledStyles, read_codes, read_statistics
+from tasks.running.caching import unit_of_work
+from tasks.running.overlap import computing
+from tasks.running.progress import ShardResult
+from tasks.running.run import Run
+from tasks.settings import Relevance
+from tasks.storage import join
+
+STEP, VERSION = "build-relevance", "2"
+_DERIVATIVE_SHARD = 16  # style codes
+
+
+class ChannelShard(BaseModel):
+    """Some channels of one layer, the unit of work."""
+
+    model_config = ConfigDict(frozen=True)
+
+    number: int
+    total: int
+    layer: str
+    first: int
+    last: int
+
+
+class DerivativesRef(BaseModel):
+    """Where the derivatives of a fast table lie."""
+
+    model_config = ConfigDict(frozen=True)
+
+    basis: str
+    parts: list[str]
+
+
+class RelevancePlan(BaseModel):
+    """Everything a shard needs to know beside the run, and where its table will lie."""
+
+    model_config = ConfigDict(frozen=True)
+
+    folder: str
+    recipe: Recipe
+    styles: SampledStyles
+    settings: Relevance
+
+    @property
+    def fingerprint(self) -> str:
+        """Return the name of the table."""
+        return self.recipe.fingerprint
+
+    @property
+    def table(self) -> str:
+        """Return where the table lies."""
+        return join(self.folder, "relevance.parquet")
+
+    def made(self, kind: str) -> Provenance:
+        """Return what the metadata of the table and its parts says."""
+        styles, (first, last) = self.styles, sample_range(self.settings)
+        inputs = {"styles": styles.fingerprint, "statistics": styles.statistics, "codes": styles.codes}
+        return self.recipe.made(kind, inputs, sample_ranges=[[first, last]])
+
+
+def plan(run: Run, styles: SampledStyles, settings: Relevance) -> RelevancePlan:
+    """Return where the table of these settings lies; nothing is computed."""
+    parameters = {"samples": settings.samples, "first_sample": settings.first_sample, **settings.parameters()}
+
+    hashes = run.hashes
+    inputs = {"generator": hashes.generator, "clip": hashes.clip, "styles": styles.fingerprint}
+    recipe = Recipe(STEP, VERSION, parameters, inputs, hashes.generator, hashes.clip)
+    folder = recipe.folder(run.workspace, "relevance")
+    return RelevancePlan(folder=folder, recipe=recipe, styles=styles, settings=settings)
+
+
+def shards(layout: StyleLayout, settings: Relevance) -> list[ChannelShard]:
+    """Cut the editable channels into shards that never cross a layer."""
+    size = settings.channels_per_shard
+    ranges = [
+        (layer.name, first, min(first + size, layer.channels))
+        for layer in (published_layers(layout) if settings.reference_compat else layout.editable)
+        for first in range(0, layer.channels, size)
+    ]
+
+    return [
+        ChannelShard(number=number, total=len(ranges), layer=layer, first=first, last=last)
+        for number, (layer, first, last) in enumerate(ranges)
+    ]
+
+
+@unit_of_work("measure-channels", "measure-{shard.layer}-{shard.first}-{shard.last}")
+def measure_shard(
+    run: Run, planned: RelevancePlan, shard: ChannelShard, derivatives: DerivativesRef | None
+) -> ShardResult:
+    """Measure the CLIP directions of one shard of channels, with what derivatives expect of them."""
+    # another size cuts other parts, so it is part of their name
+    name = f"{planned.settings.channels_per_shard}-{part_name(shard.number, shard.total)}"
+    uri, rows = join(planned.folder, "parts", name), shard.last - shard.first
+    if is_complete(uri):
+        return ShardResult(uri=uri, rows=rows, reused=True)
+
+    # everything is read before a place on the device is taken
+    generator, clip, layout = run.generator, run.clip, run.generator.layout
+    statistics = read_statistics(planned.styles.statistics)
+    mean, std = (
+        StyleCode.from_flat(layout, each[None].float()).to(run.device)
+        for each in (statistics.mean, statistics.std)
+    )
+    codes = _codes(run, planned, *sample_range(planned.settings))
+    channels, settings = range(shard.first, shard.last), planned.settings
+    expected = _expected(derivatives, layout, shard) if derivatives else None
+
+    with computing(run.device):
+        if planned.settings.reference_compat:
+            measured = measure_as_published(
+                generator, clip.embed_whole, codes, layer=shard.layer, channels=channels, mean=mean, std=std,
+                settings=settings,
+            )  # fmt: skip
+        else:
+            measured = measure_channels(
+                generator, clip.embed_whole, codes, layer=shard.layer, channels=channels,
+                mean=mean[shard.layer][0], std=std[shard.layer][0], settings=settings, expected=expected,
+            )  # fmt: skip
+
+    write_table(uri, _part_table(measured), planned.made("relevance-part"), decided=["n"])
+    return ShardResult(uri=uri, rows=rows)
+
+
+def _codes(run: Run, planned: RelevancePlan, first: int, last: int) -> StyleCode:
+    layout = run.generator.layout
+    return read_codes(planned.styles.codes, layout, first, last - first).to(run.device)
+
+
+@unit_of_work("embedding-basis")
+def measure_basis(run: Run, planned: RelevancePlan) -> str:
+    """Find the directions in the embedding that derivatives are taken along."""
+    uri = join(planned.folder, "parts", "basis.parquet")
+    if not is_complete(uri):
+        codes = _codes(run, planned, *sample_range(planned.settings))
+        with computing(run.device):
+            basis = embedding_basis(run.generator, run.clip.embed_whole, codes, planned.settings.derivatives)
+
+        table = pa.table({"direction": vector_column(basis.numpy())})
+        write_table(uri, table, planned.made("embedding-basis"))
+    return uri
+
+
+def derivative_shards(settings: Relevance) -> list[tuple[int, int]]:
+    """Cut the style codes into ranges whose derivatives one task takes; none without derivatives."""
+    first, last = sample_range(settings)
+    starts = range(first, last, _DERIVATIVE_SHARD) if settings.derivatives else ()
+    return [(begin, min(begin + _DERIVATIVE_SHARD, last)) for begin in starts]
+
+
+@unit_of_work("measure-derivatives", "derivatives-{first}-{last}")
+def measure_derivatives(run: Run, planned: RelevancePlan, basis: str, first: int, last: int) -> ShardResult:
+    """Take the derivatives of CLIP's embedding by all channels at some style codes."""
+    uri = join(planned.folder, "parts", f"derivatives-{first:06d}-{last:06d}.parquet")
+    if is_complete(uri):
+        return ShardResult(uri=uri, rows=last - first, reused=True)
+
+    codes = _codes(run, planned, first, last)
+    along = torch.from_numpy(to_matrix(read_table(basis), "direction").copy())
+    with computing(run.device):
+        found = torch.cat(list(unit_derivatives(run.generator, run.clip.embed_whole, codes, along)))
+
+    ids = pa.array(range(first, last), pa.int64())
+    table = pa.table({"sample_id": ids, "derivatives": vector_column(found.flatten(1).numpy())})
+    write_table(uri, table, planned.made("relevance-derivatives"))
+    return ShardResult(uri=uri, rows=last - first)
+
+
+def _expected(derivatives: DerivativesRef, layout: StyleLayout, shard: ChannelShard) -> torch.Tensor:
+    """Return the unit derivatives by the channels of a shard, ``[B, C, D]``."""
+    basis = torch.from_numpy(to_matrix(read_table(derivatives.basis), "direction").copy())
+
+    # derivatives lie flat, by channel and then by direction of the basis
+    start = layout.editable_slices[shard.layer].start
+    part = slice((start + shard.first) * len(basis), (start + shard.last) * len(basis))
+
+    rows = [
+        torch.from_numpy(to_matrix(read_table(uri), "derivatives")[:, part].copy())
+        for uri in derivatives.parts
+    ]
+    along: torch.Tensor = torch.cat(rows).unflatten(1, (-1, len(basis)))
+    return along @ basis
+
+
+@unit_of_work("merge-relevance")
+def merge_relevance(run: Run, planned: RelevancePlan, parts: list[str]) -> ShardResult:
+    """Merge the shards into the relevance table."""
+    layout = run.generator.layout
+
+    if not is_complete(planned.table):
+        table = RelevanceTable.from_parts(layout, (_read_part(uri) for uri in parts))
+        write_table(planned.table, relevance_table(table), planned.made("relevance"), decided=["n"])
+    return ShardResult(uri=planned.table, rows=layout.num_editable)
+
+
+def sample_range(settings: Relevance) -> tuple[int, int]:
+    """Return the numbers of the first style code that is measured, and of the first after all that are."""
+    return settings.first_sample, settings.first_sample + settings.samples
+
+
+def relevance_table(table: RelevanceTable) -> pa.Table:
+    """Return the table as Parquet columns: a row per editable style channel, by flat index."""
+    layers = table.layout.editable
+    return pa.table({
+        "layer": [layer.name for layer in layers for _ in range(layer.channels)],
+        "channel": pa.array([c for layer in layers for c in range(layer.channels)], pa.int32()),
+        "flat_index": pa.array(range(table.layout.num_editable), pa.int32()),
+        "n": table.n.numpy(),
+        "direction": vector_column(table.direction.numpy()),
+        "consistency": table.consistency.numpy(),
+        "standard_error": table.standard_error.numpy(),
+    })  # fmt: skip
+
+
+def read_relevance(run: Run, uri: str) -> RelevanceTable:
+    """Read a table, refusing one that was built with other networks.
+
+    Raises:
+        ArtifactConflictError: If generator or CLIP differ; the message names both.
+    """
+    made, hashes = read_provenance(uri), run.hashes
+    for what, theirs, ours in (
+        ("generator", made.generator, hashes.generator),
+        ("CLIP", made.clip, hashes.clip),
+    ):
+        if theirs != ours:
+            raise ArtifactConflictError(
+                f"{uri} was built with {what} {theirs[:16]}, this run uses {what} {ours[:16]}; "
+                "build a table for these networks or use those"
+            )
+
+    table = read_table(uri, columns=["n", "direction"])
+    n = torch.from_numpy(table["n"].to_numpy().copy())
+    return RelevanceTable(run.generator.layout, n, torch.from_numpy(to_matrix(table, "direction").copy()))
+
+
+def _part_table(measured: ChannelDirections) -> pa.Table:
+    return pa.table({
+        "layer": [measured.layer] * len(measured.channels),
+        "channel": measured.channels.to(torch.int32).numpy(),
+        "n": measured.n.numpy(),
+        "direction": vector_column(measured.direction.numpy()),
+    })  # fmt: skip
+
+
+def _read_part(uri: str) -> ChannelDirections:
+    table = read_table(uri)
+    return ChannelDirections(
+        layer=table["layer"][0].as_py(),
+        channels=torch.from_numpy(table["channel"].to_numpy().astype("int64")),
+        n=torch.from_numpy(table["n"].to_numpy().copy()),
+        direction=torch.from_numpy(to_matrix(table, "direction").copy()),
+    )

@@ -1,0 +1,218 @@
+"""Text prompts -> style directions, one small artifact for each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+
+import pyarrow as pa
+import torch
+from prefect.logging import get_run_logger
+from pydantic import BaseModel, ConfigDict
+
+from styleclip_core.editing import StyleDirection, beta_for, editable_mask, style_direction
+from styleclip_core.errors import ArtifactConflictError
+from styleclip_core.style_space import StyleLayout
+from tasks.artifacts import (
+    ChangedInputError,
+    Recipe,
+    fingerprint,
+    is_complete,
+    read_provenance,
+    read_table,
+    vector_column,
+    write_table,
+)
+from tasks.directions.relevance import read_relevance
+from tasks.directions.sampling import read_statistics
+from tasks.running.caching import unit_of_work
+from tasks.running.run import Run
+from tasks.running.texts import prompt_distance, text_vector
+from tasks.settings.edits import StepVariant
+from tasks.storage import join
+
+STEP, VERSION = "style-direction", "1"
+_FEW_CHANNELS = 10
+ALPHA_UNIT = "standard deviations of the most relevant channel"
+
+
+class PreparedStep(BaseModel):
+    """What a step of an edit needs: a style direction or a mapper, and what it says of itself.
+
+    Attributes:
+        variant: The step.
+        uri: Where direction or mapper lies; empty for an optimization, which needs neither.
+        fingerprint: Names what decides the step, beside the latents.
+        content: Content hash of a mapper's weights.
+        channels: Style channels that change, of a style direction or a mapper.
+        layers: Layers they lie in.
+        text_norm: Distance of the two prompts in CLIP space.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    variant: StepVariant
+    uri: str
+    fingerprint: str
+    content: str = ""
+    channels: int | None = None
+    layers: list[str] = []
+    text_norm: float
+
+
+class TableRef(BaseModel):
+    """A relevance table with the statistics it goes with."""
+
+    model_config = ConfigDict(frozen=True)
+
+    relevance: str
+    statistics: str
+    fingerprint: str
+
+
+@unit_of_work("find-table")
+def find_table(run: Run, folder: str) -> TableRef:
+    """Return the relevance table in a folder and its statistics, beside it or where it says they are.
+
+    Raises:
+        ArtifactConflictError: If they were made with other networks.
+        MissingObjectError: If one is missing.
+    """
+    relevance, statistics = (join(folder, f"{name}.parquet") for name in ("relevance", "statistics"))
+    # read for its check: a table of other networks is refused at once
+    read_relevance(run, relevance)
+    if not is_complete(statistics):  # a table that was measured says where its statistics lie
+        statistics = read_provenance(relevance).inputs.get("statistics", statistics)
+
+    made = read_provenance(statistics)
+    if made.generator != run.hashes.generator:
+        raise ArtifactConflictError(
+            f"{statistics} was made with generator {made.generator[:16]}, this run uses "
+            f"{run.hashes.generator[:16]}; give the statistics of this generator"
+        )
+
+    return TableRef(relevance=relevance, statistics=statistics, fingerprint=_name_of(relevance, statistics))
+
+
+def _name_of(relevance: str, statistics: str) -> str:
+    """Return the name of a table that somebody gives, from what its files say made them."""
+    uris = {"relevance": relevance, "statistics": statistics}
+    inputs = {name: read_provenance(uri).fingerprint for name, uri in uris.items()}
+    return fingerprint("table", VERSION, {}, inputs)
+
+
+def check_table(table: TableRef) -> None:
+    """Refuse a table that was replaced since the run began: results are named after the one that was there.
+
+    Raises:
+        ChangedInputError: If it was.
+    """
+    ours = read_provenance(table.relevance).fingerprint  # of a table that this pipeline measured, its name
+
+    if table.fingerprint not in (ours, _name_of(table.relevance, table.statistics)):
+        raise ChangedInputError(
+            f"{table.relevance} or its statistics have changed since this run began, and results are named "
+            f"after {table.fingerprint[:16]}; put the old files back and retry, or start a new run"
+        )
+
+
+@unit_of_work("check-edit", "check-{variant.label}")
+def check_edit(run: Run, variant: StepVariant) -> float:
+    """Fail at once if CLIP cannot tell the prompts apart or a layer pattern matches nothing."""
+    # called for what it raises; the mask is needed much later
+    editable_mask(run.generator.layout, variant.include, variant.exclude)
+    return prompt_distance(run, variant)
+
+
+@unit_of_work("style-direction", "direction-{variant.label}")
+def compute_direction(run: Run, variant: StepVariant, table: TableRef) -> PreparedStep:
+    """Compute the style direction of one step, or find it done."""
+    # alpha scales a direction, so all strengths of an edit share one
+    parameters = {k: v for k, v in variant.parameters().items() if k != "alpha"}
+    recipe = direction_recipe(run, STEP, VERSION, parameters, {"relevance": table.fingerprint})
+    uri = direction_uri(run, recipe)
+
+    if not is_complete(uri):
+        layout = run.generator.layout
+        # checked when it is read, not only when the run begins: the result is named after it
+        check_table(table)
+        text, std = text_vector(run, variant).cpu(), read_deviations(table.statistics, layout)
+        found = style_direction(read_relevance(run, table.relevance), text, std, variant.selection())
+        _warn_of_few(variant, layout, found)
+        write_direction(run, recipe, variant, found)
+    return prepared(variant, uri)
+
+
+def _warn_of_few(variant: StepVariant, layout: StyleLayout, found: StyleDirection) -> None:
+    """Say in the log that an edit changes few channels, and which beta would change more."""
+    if variant.beta is None or found.channels >= _FEW_CHANNELS:
+        return
+
+    beta = beta_for(layout, found.relevance, variant.selection(), _FEW_CHANNELS)
+    if beta > 0:
+        # rounded down, so that the beta shown does reach as many
+        get_run_logger().warning(
+            "%s: only %d channels reach beta %g; at beta %.3f, %d do",
+            variant.target, found.channels, variant.beta, math.floor(1000 * beta) / 1000, _FEW_CHANNELS,
+        )  # fmt: skip
+
+
+def direction_recipe(
+    run: Run, step: str, version: str, parameters: Mapping[str, object], inputs: Mapping[str, str]
+) -> Recipe:
+    """Return what decides a style direction: settings and relevance, beside the networks of the run."""
+    networks = {"clip": run.hashes.clip, "generator": run.hashes.generator}
+    return Recipe(step, version, parameters, {**inputs, **networks}, run.hashes.generator, run.hashes.clip)
+
+
+def direction_uri(run: Run, recipe: Recipe) -> str:
+    """Return where a style direction lies."""
+    return join(recipe.folder(run.workspace, "directions"), "direction.parquet")
+
+
+def read_deviations(statistics: str, layout: StyleLayout) -> torch.Tensor:
+    """Return the standard deviation of every editable style channel, ``[N]`` float32."""
+    return read_statistics(statistics).std[layout.editable_index].float()
+
+
+def write_direction(run: Run, recipe: Recipe, variant: StepVariant, found: StyleDirection) -> None:
+    """Store the style direction of a step, and facts about it."""
+    columns = {
+        "delta": found.delta, "relevance": found.relevance, "text_direction": text_vector(run, variant),
+    }  # fmt: skip
+    table = pa.table({name: vector_column(each[None].cpu().numpy()) for name, each in columns.items()})
+
+    made = recipe.made(
+        "style-direction",
+        alpha_unit=ALPHA_UNIT,
+        channels=found.channels,
+        layers=list(found.layers),
+        text_norm=prompt_distance(run, variant),
+    )
+    write_table(direction_uri(run, recipe), table, made)
+
+
+def prepared(variant: StepVariant, uri: str) -> PreparedStep:
+    """Return a step whose style direction is stored."""
+    made = read_provenance(uri)
+    about = {name: made.parameters[name] for name in ("channels", "layers", "text_norm")}
+    return PreparedStep(variant=variant, uri=uri, fingerprint=made.fingerprint, **about)
+
+
+@lru_cache(maxsize=256)
+def read_direction(uri: str, fingerprint: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ``delta`` ``[N]`` and the text direction ``[D]`` of a stored direction.
+
+    Raises:
+        ChangedInputError: If another direction lies there than the one of that fingerprint.
+    """
+    found = read_provenance(uri).fingerprint
+    if found != fingerprint:
+        raise ChangedInputError(
+            f"{uri} is the style direction {found[:16]}, not {fingerprint[:16]}; delete it, and the next run "
+            "makes it again"
+        )
+
+    table = read_table(uri, columns=["delta", "text_direction"])
+    return tuple(torch.tensor(table[name][0].as_py()) for name in ("delta", "text_direction"))  # type: ignore[return-value]

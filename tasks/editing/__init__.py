@@ -1,0 +1,1 @@
+"""The three methods, and the shards of latents that they are applied to."""

@@ -1,0 +1,307 @@
+"""Latent mappers: trained for a prompt in storable strides, and applied as an edit."""
+
+from __future__ import annotations
+
+import base64
+import io
+import tempfile
+from pathlib import Path
+from typing import cast
+from uuid import UUID
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from PIL import Image, ImageDraw
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.logging import get_run_logger
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from styleclip_core.editing import EditedLatents
+from styleclip_core.mapper_training import CURVE_COLUMNS, MapperTraining, apply_mapper
+from styleclip_core.models.mapper import Mapper, save_mapper
+from styleclip_core.models.stylegan2 import Generator
+from styleclip_core.sampling import sample_z
+from tasks.artifacts import (
+    Recipe,
+    fingerprint,
+    is_complete,
+    read_provenance,
+    read_table,
+    to_matrix,
+    write_table,
+)
+from tasks.artifacts.outcomes import OK
+from tasks.directions.style_directions import PreparedStep
+from tasks.running import networks as models
+from tasks.running.caching import unit_of_work
+from tasks.running.networks import Wanted
+from tasks.running.overlap import computing
+from tasks.running.run import Run
+from tasks.running.texts import prompt_distance, target_embedding
+from tasks.settings import MapperTraining as Settings
+from tasks.settings import SettingsError
+from tasks.settings.edits import StepVariant
+from tasks.storage import exists, join, list_objects, read_bytes, write_bytes_atomic
+
+STEP, VERSION = "train-mapper", "1"
+STRENGTH_UNIT = "times the mapper's output, in units of the latent"
+_APPLY, _APPLY_VERSION = "apply-mapper", "1"
+
+
+class MapperPlan(BaseModel):
+    """One training: what decides it and where its files lie."""
+
+    model_config = ConfigDict(frozen=True)
+
+    target: str
+    folder: str
+    recipe: Recipe
+    settings: Settings
+
+    @property
+    def state(self) -> str:
+        """Return where the training is stored between strides."""
+        return join(self.folder, "training.safetensors")
+
+
+class MapperRef(BaseModel):
+    """A trained mapper."""
+
+    model_config = ConfigDict(frozen=True)
+
+    target: str
+    best: str
+    last: str
+    curve: str
+    fingerprint: str
+    steps: int
+    loss: float
+    reused: bool
+
+
+def plan(run: Run, target: str, settings: Settings) -> MapperPlan:
+    """Return where the mapper of a prompt and these settings lies; nothing is computed."""
+    hashes = run.hashes
+    inputs = {"generator": hashes.generator, "clip": hashes.clip}
+    if settings.settings().identity_weight > 0:
+        inputs["identity"] = hashes.identity
+
+    parameters = {"target": target, **settings.parameters()}
+    recipe = Recipe(STEP, VERSION, parameters, inputs, hashes.generator, hashes.clip)
+    folder = recipe.folder(run.workspace, "mappers")
+    return MapperPlan(target=target, folder=folder, recipe=recipe, settings=settings)
+
+
+@unit_of_work("train-mapper", "train-{planned.target}")
+def train_mapper(run: Run, planned: MapperPlan) -> MapperRef:
+    """Train the mapper of one prompt, from where an earlier run was stopped if there was one."""
+    best, last, curve = (
+        join(planned.folder, name) for name in ("best.safetensors", "last.safetensors", "curve.parquet")
+    )
+
+    done = is_complete(curve)
+    if not done:
+        training = _training(run, planned)
+        if exists(planned.state):
+            training.restore(read_bytes(planned.state))
+            get_run_logger().info("%s: resumed at step %d", planned.target, training.step)
+
+        with computing(run.device):
+            _train(planned, training)
+
+        # the curve is written last: where it lies, the networks do too
+        for uri, mapper in ((best, training.best), (last, training.mapper)):
+            write_bytes_atomic(uri, _mapper_bytes(mapper))
+
+        inputs = {**planned.recipe.inputs, "identity": run.hashes.identity}
+        made = planned.recipe.made("mapper", inputs, strength_unit=STRENGTH_UNIT)
+        write_table(curve, _curve_table(training.curve), made)
+        _show_curve(planned, training.curve)
+
+    rows = read_table(curve)
+    losses = rows.filter(rows["validation"])["loss"]
+    return MapperRef(
+        target=planned.target,
+        best=best,
+        last=last,
+        curve=curve,
+        fingerprint=planned.recipe.fingerprint,
+        steps=pc.max(rows["step"]).as_py(),
+        loss=pc.min(losses).as_py(),
+        reused=done,
+    )
+
+
+def _train(planned: MapperPlan, training: MapperTraining) -> None:
+    total = planned.settings.settings().steps
+    artifact: UUID = create_progress_artifact(  # type: ignore[assignment]
+        progress=100.0 * training.step / total, key="train-mapper", description=planned.target
+    )
+
+    for state in training.run():
+        if state.validation is None:
+            continue
+
+        # with every validation, so that a run that is stopped loses the steps since then only
+        write_bytes_atomic(planned.state, training.to_bytes())
+        get_run_logger().info(
+            "%s: step %d of %d, validation loss %.4f (CLIP %.4f, identity %.4f, L2 %.4f), best %.4f",
+            planned.target, state.step, total, state.validation.total, state.validation.clip,
+            state.validation.identity, state.validation.l2, state.best,
+        )  # fmt: skip
+        update_progress_artifact(artifact, progress=100.0 * state.step / total)
+
+
+def _training(run: Run, planned: MapperPlan) -> MapperTraining:
+    settings = planned.settings
+    codes = _codes(run.generator, settings)
+    if settings.validation >= len(codes):
+        raise SettingsError(
+            f"there are {len(codes)} codes, {settings.validation} of them for validation; none is left to "
+            "train on: give more latents or a smaller validation"
+        )
+
+    weighted = settings.settings().identity_weight > 0
+    return MapperTraining(
+        run.generator,
+        run.clip.embed_whole,
+        target_embedding(run, planned.target, settings.templates),
+        codes[: -settings.validation],
+        codes[-settings.validation :],
+        settings.settings(),
+        embed_identity=run.identity.embed if run.identity and weighted else None,
+    )
+
+
+@torch.no_grad()
+def _codes(generator: Generator, settings: Settings) -> Tensor:
+    """Return the w_plus to train on: stored latents, or sampled ones."""
+    if not settings.latents:
+        ids = range(settings.codes)
+        z = torch.cat([sample_z(settings.settings().seed, ids[i : i + 500], generator.config.z_dim)
+                       for i in range(0, len(ids), 500)])  # fmt: skip
+        return generator.map(z.to(generator.device), truncation_psi=settings.truncation_psi)
+
+    found: dict[str, np.ndarray] = {}
+    for item in list_objects(settings.latents, (".parquet",)):
+        if ".attempt-" not in item.key:
+            continue
+
+        uri = join(settings.latents, item.key)
+        made = read_provenance(uri)
+        if made.generator != generator.fingerprint:
+            raise SettingsError(
+                f"{uri} was made with generator {made.generator[:16]}, this run uses "
+                f"{generator.fingerprint[:16]}; give latents of this generator"
+            )
+
+        rows = read_table(uri, columns=["image_key", "w_plus", "status"])
+        rows = rows.filter(pc.equal(rows["status"], OK))
+        if len(rows):
+            # attempts come in their order, so the last latent of an image is the one that stays
+            found |= dict(zip(rows["image_key"].to_pylist(), to_matrix(rows, "w_plus"), strict=True))
+
+    if not found:
+        raise SettingsError(
+            f"no latents under {settings.latents}; give the folder that `styleclip invert` names"
+        )
+
+    # by key, so that what is kept for validation does not depend on shards
+    flat = np.stack([found[key] for key in sorted(found)])
+    return torch.from_numpy(flat).view(len(flat), generator.num_ws, -1).to(generator.device)
+
+
+def _mapper_bytes(mapper: Mapper) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "mapper.safetensors"
+        save_mapper(mapper, path)
+        return path.read_bytes()
+
+
+def _curve_table(curve: list[tuple[float, ...]]) -> pa.Table:
+    columns = dict(zip(CURVE_COLUMNS, zip(*curve, strict=True), strict=True))
+    return pa.table({
+        "step": pa.array([int(step) for step in columns["step"]], pa.int64()),
+        "validation": pa.array([bool(flag) for flag in columns["validation"]]),
+        **{name: pa.array(columns[name], pa.float64()) for name in CURVE_COLUMNS[2:]},
+    })  # fmt: skip
+
+
+def _show_curve(planned: MapperPlan, curve: list[tuple[float, ...]]) -> None:
+    """Draw the loss of training and validation into Prefect's UI."""
+    width, height, margin = 640, 240, 12
+    sheet = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(sheet)
+    low, high = min(row[5] for row in curve), max(row[5] for row in curve)
+    last = max(row[0] for row in curve)
+
+    def place(row: tuple[float, ...]) -> tuple[float, float]:
+        down = (high - row[5]) / max(high - low, 1e-9)
+        return margin + (width - 2 * margin) * row[0] / last, margin + (height - 2 * margin) * down
+
+    for validation, colour in ((0.0, "#9bb"), (1.0, "#c30")):
+        points = [place(row) for row in curve if row[1] == validation]
+        if len(points) > 1:
+            pen.line(points, fill=colour, width=2)
+
+    pen.text((margin, 0), f"loss {high:.3f} (top) to {low:.3f}, {last:.0f} steps", fill="black")
+
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    picture = base64.b64encode(buffer.getvalue()).decode()
+    create_markdown_artifact(
+        f"{planned.target}: training (grey) and validation (red)\n\n![loss](data:image/png;base64,{picture})",
+        key="train-mapper-loss",
+        description=f"loss of the mapper {planned.target}",
+    )
+
+
+# ---- applying ------------------------------------------------------------------------------------------
+
+
+@unit_of_work("prepare-mapper", "prepare-{variant.label}")
+def prepare_mapper(run: Run, variant: StepVariant) -> PreparedStep:
+    """Load the mapper once, so that a wrong one fails here, and name it by its content."""
+    if variant.mapper is None:
+        raise SettingsError(f"the edit towards {variant.target!r} names no mapper")
+    network, generator = (
+        cast(Mapper, models.current(Wanted("mapper", variant.mapper, run.device))),
+        run.generator,
+    )
+
+    # tried out, as no setting says which channels a network changes
+    with torch.no_grad():
+        probe = EditedLatents(_probe(generator))
+        moved = apply_mapper(network, generator, probe, 1.0).codes(generator)  # raises if of another one
+        before = probe.codes(generator)
+    changed = {name: int((moved[name] != before[name]).any(dim=0).sum()) for name in before}
+
+    inputs = {"mapper": network.fingerprint, "generator": run.hashes.generator, "clip": run.hashes.clip}
+    return PreparedStep(
+        variant=variant,
+        uri=variant.mapper,
+        fingerprint=fingerprint(_APPLY, _APPLY_VERSION, {"strength": variant.strength}, inputs),
+        content=network.fingerprint,
+        channels=sum(changed.values()),
+        layers=[name for name, channels in changed.items() if channels],
+        text_norm=prompt_distance(run, variant),
+    )
+
+
+def prepared_mapper(run: Run, step: PreparedStep) -> Mapper:
+    """Return the mapper of a step.
+
+    Raises:
+        ChangedWeightsError: If it is not the one any more that the step was prepared with.
+    """
+    return cast(Mapper, models.load(Wanted("mapper", step.uri, run.device, step.content)))
+
+
+def _probe(generator: Generator) -> Tensor:
+    """Return a few w_plus, the same ones always, to see what a mapper changes at all."""
+    draw = torch.Generator().manual_seed(0)
+    shape = (4, generator.num_ws, generator.config.w_dim)
+    return torch.randn(shape, generator=draw).to(generator.device)

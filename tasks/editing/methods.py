@@ -1,0 +1,78 @@
+"""The three methods behind one function: latents and a prepared step in, moved latents out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from styleclip_core.editing import EditedLatents
+from styleclip_core.errors import StyleCLIPError
+from styleclip_core.mapper_training import apply_mapper
+from styleclip_core.tuned import AnyGenerator
+from tasks.artifacts import fingerprint
+from tasks.directions.style_directions import ALPHA_UNIT, PreparedStep, read_direction
+from tasks.editing.mappers import STRENGTH_UNIT, prepared_mapper
+from tasks.editing.optimization import Optimized, optimize_batch
+from tasks.running.run import Run
+from tasks.settings.edits import EditVariant, StepVariant
+
+
+class PreparedEdit(BaseModel):
+    """An edit and what its steps need."""
+
+    model_config = ConfigDict(frozen=True)
+
+    variant: EditVariant
+    steps: list[PreparedStep]
+
+    @property
+    def fingerprint(self) -> str:
+        """Return the name of what decides the edit, beside the latents and the settings."""
+        inputs = {str(number): step.fingerprint for number, step in enumerate(self.steps)}
+        return inputs["0"] if len(inputs) == 1 else fingerprint("edit-sequence", "1", {}, inputs)
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What a step made of a batch.
+
+    Attributes:
+        latents: Moved latents.
+        errors: Error of each image whose latents are of no use, by its place in the batch.
+        optimized: Latents and trajectory of an optimization.
+    """
+
+    latents: EditedLatents
+    errors: dict[int, StyleCLIPError] = field(default_factory=dict)
+    optimized: Optimized | None = None
+
+
+def apply_step(
+    run: Run, step: PreparedStep, source: EditedLatents, image_keys: list[str], generator: AnyGenerator
+) -> Applied:
+    """Apply one step to a batch of latents; ``generator`` draws them, and may be tuned to each."""
+    variant = step.variant
+    if variant.method == "optimization":
+        optimized = optimize_batch(run, variant, generator, source, image_keys)
+        return Applied(optimized.moved, optimized.errors, optimized)
+
+    if variant.method == "mapper":
+        network = prepared_mapper(run, step)
+        return Applied(apply_mapper(network, generator, source, variant.strength or 0.0))
+
+    delta = read_direction(step.uri, step.fingerprint)[0].to(run.device)
+
+    layout = generator.layout
+    # a direction is of the editable channels; the others, toRGB's, stay as they are
+    flat = torch.zeros(layout.num_channels, device=run.device)
+    flat[layout.editable_index.to(run.device)] = (variant.alpha or 0.0) * delta
+    return Applied(source.add(flat))
+
+
+def units(variant: StepVariant) -> dict[str, str]:
+    """Return the unit of a step's strength."""
+    if variant.method == "global":
+        return {"alpha_unit": ALPHA_UNIT}
+    return {"strength_unit": STRENGTH_UNIT} if variant.method == "mapper" else {}

@@ -1,0 +1,67 @@
+"""What a batch of images looks like to the networks that judge edits, and the scores that follow.
+
+Shapes: B images, D width of the CLIP embedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from styleclip_core.metrics import clip_similarity, directional_similarity
+from tasks.running.run import Run
+from tasks.running.texts import target_embedding, text_vector
+from tasks.settings.edits import StepVariant
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """A batch of images as the judges see it.
+
+    Attributes:
+        clip: Unit CLIP embeddings, ``[B, D]``.
+        identity: Unit identity embeddings, ``[B, E]``, if there is a network.
+        image: The images themselves, ``[B, 3, H, V]``, if there is a perceptual network to compare them.
+    """
+
+    clip: Tensor
+    identity: Tensor | None
+    image: Tensor | None
+
+
+class Judge:
+    """The networks that score edits."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._clip, self._identity, self._perceptual = run.clip, run.identity, run.perceptual
+
+    def see(self, image: Tensor) -> Seen:
+        """Embed images ``[B, 3, H, V]`` in -1..1."""
+        identity = self._identity.embed(image) if self._identity else None
+        return Seen(self._clip.embed_whole(image), identity, image if self._perceptual else None)
+
+    def score(self, steps: tuple[StepVariant, ...], before: Seen, after: Seen) -> dict[str, Tensor]:
+        """Return the scores of an edit of these steps, ``[B]`` each.
+
+        Over several steps, CLIP similarity is the mean over their targets, and the text direction is the one
+        that all steps together point in.
+        """
+        run = self._run
+        targets = torch.stack([target_embedding(run, step.target, step.templates) for step in steps])
+        wanted = torch.stack([text_vector(run, step) for step in steps]).sum(dim=0)
+        scores = {
+            "clip_before": clip_similarity(before.clip, targets.mean(dim=0)),
+            "clip_after": clip_similarity(after.clip, targets.mean(dim=0)),
+            "directional": directional_similarity(before.clip, after.clip, F.normalize(wanted, dim=0)),
+        }
+
+        if before.identity is not None and after.identity is not None:
+            scores["identity"] = (before.identity * after.identity).sum(dim=1)
+        if self._perceptual and before.image is not None and after.image is not None:
+            # a generator may overshoot, and the distance is one of pictures
+            scores["lpips"] = self._perceptual.distance(after.image.clamp(-1, 1), before.image.clamp(-1, 1))
+        return scores

@@ -1,0 +1,73 @@
+"""Unedited images of a shard, drawn and looked at once for all of its edits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from styleclip_core.editing import EditedLatents
+from styleclip_core.errors import StyleCLIPError
+from styleclip_core.tuned import AnyGenerator, Tuning
+from tasks.artifacts.outcomes import Row
+from tasks.editing.scoring import Judge, Seen
+from tasks.photographs.inversion import InversionPlan, read_tuning, with_tunings
+from tasks.running.overlap import read_ahead
+from tasks.running.run import Run
+from tasks.storage import is_outage
+
+_BATCH = 32  # tunings read ahead
+
+
+@dataclass(frozen=True)
+class Source:
+    """A batch before its edits: what draws it, where it is, what it looks like."""
+
+    generator: AnyGenerator
+    latents: EditedLatents
+    seen: Seen
+
+
+class Sources:
+    """Generators, latents and embeddings of unedited batches, kept for the next edit of the same shard.
+
+    Attributes:
+        broken: Why an image's own generator cannot be had, by image.
+    """
+
+    def __init__(self, run: Run, inversion: InversionPlan, latents: dict[str, Row]) -> None:
+        self.run, self.generator, self.judge = run, run.generator, Judge(run)
+        self._kept: dict[tuple[str, ...], Source] = {}
+        self._tunings: dict[str, Tuning] = {}
+        self.broken: dict[str, StyleCLIPError] = {}
+        self._read_tunings(inversion, [row for row in latents.values() if row.get("tuning")])
+
+    def _read_tunings(self, inversion: InversionPlan, rows: list[Row]) -> None:
+        def read(row: Row) -> tuple[str, Tuning | None, StyleCLIPError | None]:
+            try:
+                return row["image_key"], read_tuning(inversion, self.generator, row), None
+            except StyleCLIPError as error:
+                if is_outage(error, inversion.folder):
+                    raise
+                # returned, since one broken generator must not end the reading of others
+                return row["image_key"], None, error
+
+        for key, tuning, error in read_ahead(rows, read, ahead=_BATCH):
+            if tuning:
+                self._tunings[key] = tuning
+            if error:
+                self.broken[key] = error
+
+    def get(self, rows: list[Row]) -> Source:
+        """Return the source of a batch of latents."""
+        keys = tuple(row["image_key"] for row in rows)
+        # edits of a shard mostly ask for the same batches, one after the other
+        if keys not in self._kept:
+            flat = np.asarray([row["w_plus"] for row in rows], dtype=np.float32)
+            w_plus = torch.from_numpy(flat).view(len(rows), self.generator.num_ws, -1).to(self.run.device)
+
+            generator = with_tunings(self.generator, [self._tunings.get(key) for key in keys])
+            image = generator.synthesize(generator.styles(w_plus))
+            self._kept[keys] = Source(generator, EditedLatents(w_plus), self.judge.see(image))
+        return self._kept[keys]

@@ -1,0 +1,291 @@
+"""Scores of the edits that a manifest lists, by networks that need not be those that made them.
+
+Both tables lie beside the manifest, in ``<batch>/evaluations/<16 hex digits>/``, one folder for every set
+of judges and attributes. ``evaluation.parquet`` has a row for every row of
+the manifest (``EVALUATION_SCHEMA``), ``summary.parquet`` a row for every edit and metric
+(``SUMMARY_SCHEMA``). Rows of both name their edit by ``variant``, the folder of its images below
+``images/`` (the second part of a manifest's ``output_key``).
+
+Columns of ``evaluation.parquet``; null where there is no network for it, or the row's status is not ok:
+
+====================  ==========  =======================================================================
+clip_before, _after   -1..1       cosine to the target prompt, before and after the edit
+directional           -1..1       cosine of the change of the embedding to the text direction
+agreement             -1..1       the same of the step from the next weaker strength of a sweep
+target_before,        0..1        zero-shot probability of the target prompt against the neutral one
+target_after
+identity              -1..1       cosine of the identity embeddings before and after
+psnr                  dB          edited against unedited image; infinite where nothing changed
+ssim                  -1..1       their structural similarity
+l1                    0..1        their mean absolute difference, pixels in 0..1
+lpips                 0..         their perceptual distance
+target_attribute      name        attribute whose text direction is nearest; null if none is near
+target_move           deviations  move of that attribute's logit towards what the edit wants
+others_move           deviations  mean absolute move of the logits of the attributes of other groups
+worst_attribute,      name,       the one of those that moved most, and its move with its sign
+worst_move            deviations
+attributes            list        every attribute: zero-shot probability before and after, change of its
+                                  logit in standard deviations over the unedited images of the batch
+status, error_type,               as in the manifest: failed rows are carried along
+error
+====================  ==========  =======================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
+from typing import cast
+
+import pyarrow as pa
+import torch
+from PIL import Image
+from pydantic import BaseModel, ConfigDict
+
+from styleclip_core.errors import ImageSizeError, StyleCLIPError
+from styleclip_core.images import decode_image, fit
+from tasks.artifacts import Recipe, read_table
+from tasks.artifacts.outcomes import OK, STATUS_FIELDS, OutcomeLog, Row, failure, success
+from tasks.evaluation.attributes import AttributePrompts
+from tasks.evaluation.manifest import EDIT_FIELDS, EditsIndex, EditsShard
+from tasks.evaluation.panel import Panel, Place
+from tasks.running.caching import unit_of_work
+from tasks.running.overlap import computing, read_ahead
+from tasks.running.progress import ShardResult
+from tasks.running.run import Run
+from tasks.running.shards import Outcomes, finish_shard
+from tasks.running.texts import text_vector
+from tasks.settings import Comparison
+from tasks.settings.edits import StepVariant
+from tasks.storage import join, output_key, read_bytes
+
+STEP, VERSION = "evaluate-edits", "1"
+JUDGES = ("clip", "identity", "perceptual")  # networks of a run that take part
+_PICTURES = 32  # that the networks see at once
+METRICS = (
+    "clip_before", "clip_after", "directional", "agreement", "target_before", "target_after", "identity",
+    "psnr", "ssim", "l1", "lpips",
+)  # fmt: skip
+ATTRIBUTE_TYPE = pa.struct([
+    ("attribute", pa.string()), ("before", pa.float32()), ("after", pa.float32()), ("change", pa.float32()),
+])  # fmt: skip
+EVALUATION_SCHEMA = pa.schema([
+    ("image_key", pa.string()), *EDIT_FIELDS, ("output_key", pa.string()),
+    *[(name, pa.float32()) for name in METRICS],
+    ("target_attribute", pa.string()), ("target_move", pa.float32()), ("others_move", pa.float32()),
+    ("worst_attribute", pa.string()), ("worst_move", pa.float32()), ("attributes", pa.list_(ATTRIBUTE_TYPE)),
+    *STATUS_FIELDS,
+])  # fmt: skip
+SUMMARY_SCHEMA = pa.schema([
+    *EDIT_FIELDS, ("metric", pa.string()), ("attribute", pa.string()), ("unit", pa.string()),
+    ("mean", pa.float64()), ("standard_error", pa.float64()), ("n", pa.int64()), ("failed", pa.int64()),
+])  # fmt: skip
+SCORED_SCHEMA = pa.schema([  # what a shard knows: deviations need all of them
+    ("image_key", pa.string()), ("variant", pa.string()), *[(name, pa.float32()) for name in METRICS],
+    ("logits_before", pa.list_(pa.float32())), ("logits_after", pa.list_(pa.float32())), *STATUS_FIELDS,
+])  # fmt: skip
+
+
+class EvaluationPlan(BaseModel):
+    """What a manifest is judged by, and where its scores will lie.
+
+    Attributes:
+        index: The manifest.
+        comparison: What its images are compared with, and how prompts are embedded.
+        attributes: What images are scored for, beside the edit's own prompts.
+        before: Folder of the unedited images.
+        recipe: Of the scores of a row; one that another manifest has too is scored once.
+        folder: Where those lie, a log for each shard.
+        whole: Recipe of the two tables.
+        result: Where those lie, beside the manifest.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    index: EditsIndex
+    comparison: Comparison
+    attributes: tuple[AttributePrompts, ...]
+    before: str
+    recipe: Recipe
+    folder: str
+    whole: Recipe
+    result: str
+
+    def log(self, shard: EditsShard) -> OutcomeLog:
+        """Return the attempts at a shard."""
+        return OutcomeLog(self.folder, shard.digest, ("image_key", "variant"))
+
+    def before_uri(self, image_key: str) -> str:
+        """Return where an image lies as it was before any edit; an inversion has a name of ours."""
+        drawn = self.comparison.before == "inversion"
+        return join(self.before, output_key(image_key, suffix=".png") if drawn else image_key)
+
+
+class EvaluationRef(BaseModel):
+    """Where the tables of an evaluation lie."""
+
+    model_config = ConfigDict(frozen=True)
+
+    folder: str
+    evaluation: str
+    summary: str
+    rows: int = 0
+    failed: int = 0
+
+
+def reference(folder: str) -> EvaluationRef:
+    """Return where the tables of an evaluation lie in its folder."""
+    tables = {name: join(folder, f"{name}.parquet") for name in ("evaluation", "summary")}
+    return EvaluationRef(folder=folder, **tables)
+
+
+@unit_of_work("plan-evaluation")
+def plan_evaluation(
+    run: Run, index: EditsIndex, comparison: Comparison, attributes: list[AttributePrompts], before: str
+) -> EvaluationPlan:
+    """Return where the scores of a manifest lie; attributes that CLIP cannot tell apart end it here.
+
+    Args:
+        run: Its networks are the judges, ``out`` is the folder of the manifest.
+        index: The manifest.
+        comparison: What images are compared with.
+        attributes: What they are scored for.
+        before: Folder of the unedited images.
+
+    Raises:
+        PromptError: If CLIP cannot tell an attribute's two prompts apart, or cannot read one.
+    """
+    for each in attributes:
+        text_vector(
+            run, StepVariant(neutral=each.negative, target=each.positive, templates=comparison.templates)
+        )
+
+    parameters = {
+        "out": index.out, "unedited": before, **comparison.model_dump(),
+        "attributes": [each.model_dump() for each in attributes],
+    }  # fmt: skip
+    judges = {name: hash_ for name in JUDGES if (hash_ := getattr(run.hashes, name))}
+    recipe = Recipe(STEP, VERSION, parameters, judges, clip=run.hashes.clip)
+
+    # scores of a row do not depend on what else its manifest lists; deviations, in the tables, do
+    whole = replace(recipe, inputs={**judges, "manifest": index.fingerprint})
+    return EvaluationPlan(
+        index=index,
+        comparison=comparison,
+        attributes=tuple(attributes),
+        before=before,
+        recipe=recipe,
+        folder=recipe.folder(run.workspace, "evaluations"),
+        whole=whole,
+        result=join(run.out, "evaluations", whole.fingerprint[:16]),
+    )
+
+
+@unit_of_work("evaluate-shard", "evaluate-shard-{shard.number}")
+def evaluate_shard(run: Run, planned: EvaluationPlan, shard: EditsShard) -> ShardResult:
+    """Score the edited images of one shard; an image with an edit that has no score yet is done as a whole.
+
+    Rows whose edit failed have nothing to score; they are carried along when the tables are gathered.
+    """
+    log = planned.log(shard)
+    edited = [row for row in read_table(shard.uri).to_pylist() if row["status"] == OK]
+    images = [list(rows) for _, rows in groupby(edited, key=itemgetter("image_key"))]
+
+    # images as a whole, since an edit's agreement is measured against its weaker neighbour
+    def todo(known: Outcomes) -> list[list[Row]]:
+        return [
+            rows for rows in images if any(known.get(log.item(row), {}).get("status") != OK for row in rows)
+        ]
+
+    def score(missing: Sequence[list[Row]]) -> Iterator[Row]:
+        panel = Panel(run, planned.comparison.templates, planned.attributes)
+        for chunk in _chunks(missing):
+            yield from _score(run, planned, panel, chunk)
+
+    done = finish_shard(log, todo, score, planned.recipe.made("edit-scores", {}), lambda: SCORED_SCHEMA)
+    unedited = shard.rows - len(edited)
+    return done.model_copy(update={"rows": shard.rows, "failed": done.failed + unedited})
+
+
+def _chunks(images: Sequence[list[Row]]) -> Iterator[list[list[Row]]]:
+    """Yield images with all their edits, enough of them at a time to keep the networks busy."""
+    chunk: list[list[Row]] = []
+    for rows in images:
+        chunk.append(rows)
+        # an image is one picture before its edits, and one after each
+        if sum(len(each) + 1 for each in chunk) >= _PICTURES:
+            yield chunk
+            chunk = []
+
+    if chunk:
+        yield chunk
+
+
+def _score(run: Run, planned: EvaluationPlan, panel: Panel, chunk: list[list[Row]]) -> Iterator[Row]:
+    """Read the pictures of some images and score their edits; a picture that cannot be read is a row."""
+    edited = [row for rows in chunk for row in rows]
+    owners = [place for place, rows in enumerate(chunk) for _ in rows]
+
+    after = _pictures([join(planned.index.out, row["output_key"]) for row in edited])
+    before = _pictures([planned.before_uri(rows[0]["image_key"]) for rows in chunk])
+    # one generator drew them all, so any that can be read tells the size
+    size = next((each.size for each in after if isinstance(each, Image.Image)), (0, 0))
+
+    able = []
+    for number, row in enumerate(edited):
+        try:
+            _check(after[number], before[owners[number]], size)
+            able.append(number)
+        except (StyleCLIPError, OSError) as error:
+            yield _scored(row) | failure(error)
+    if not able:
+        return
+
+    # unedited images whose edits are all broken are not shown to the networks
+    height, width = size[1], size[0]
+    shown = sorted({owners[number] for number in able})
+    unedited = torch.stack([fit(cast(Image.Image, before[owner]), height, width) for owner in shown])
+    moved = torch.stack([fit(cast(Image.Image, after[number]), height, width) for number in able])
+
+    places = [_place(edited[number], shown.index(owners[number])) for number in able]
+    with computing(run.device):
+        scores = panel.score(unedited, moved, places)
+
+    for number, score in zip(able, scores, strict=True):
+        yield _scored(edited[number]) | score | success()
+
+
+def _pictures(uris: list[str]) -> list[Image.Image | Exception]:
+    return list(read_ahead(uris, _read, ahead=_PICTURES))
+
+
+def _read(uri: str) -> Image.Image | Exception:
+    """Read and decode a picture, or return why that cannot be."""
+    try:
+        return decode_image(read_bytes(uri))
+    except (StyleCLIPError, OSError) as error:
+        return error
+
+
+def _check(after: Image.Image | Exception, before: Image.Image | Exception, size: tuple[int, int]) -> None:
+    """Raise what is wrong with an edited image, or with the image before it."""
+    for each in (after, before):
+        if isinstance(each, Exception):
+            raise each
+
+    if isinstance(after, Image.Image) and after.size != size:
+        raise ImageSizeError(
+            f"the edited image is {after.width} x {after.height} pixels, others of its batch are {size[0]} x "
+            f"{size[1]}; evaluate edits of one generator at a time"
+        )
+
+
+def _place(row: Row, owner: int) -> Place:
+    prompts = tuple((each["neutral"], each["target"]) for each in row["prompts"])
+    return Place(owner, prompts, row["sweep"], row["position"])
+
+
+def _scored(row: Row) -> Row:
+    return dict.fromkeys(SCORED_SCHEMA.names) | {"image_key": row["image_key"], "variant": row["variant"]}

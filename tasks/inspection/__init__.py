@@ -1,0 +1,1 @@
+"""What prompts and channels will do, looked at before and beside a batch."""

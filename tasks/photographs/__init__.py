@@ -1,0 +1,1 @@
+"""From a prefix of photographs to latents, and from faces back into photographs."""

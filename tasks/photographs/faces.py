@@ -1,0 +1,292 @@
+"""Photographs -> aligned faces, a shard of photographs at a time, and the table that says whose is whose.
+
+A photograph has a row for each of its faces; one without a face, or one that cannot be read, has a
+single row that says so. A face keeps its number and its name whatever happens to the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import cast
+
+import pyarrow as pa
+from PIL import Image
+from pydantic import BaseModel, ConfigDict
+
+from styleclip_core.errors import FaceError, NoFaceError, StyleCLIPError
+from styleclip_core.faces import Face, align_face, quad_from_landmarks
+from styleclip_core.images import decode_image, encode_photograph
+from styleclip_core.models.mtcnn import Mtcnn
+from tasks.artifacts import (
+    Recipe,
+    count,
+    fingerprint,
+    is_complete,
+    read_expected,
+    read_table,
+    write_tables,
+)
+from tasks.artifacts.outcomes import FAILED, OK, SKIPPED, STATUS_FIELDS, OutcomeLog, Row, failure, success
+from tasks.photographs.images import ImageIndex, ImageShard, read_shard
+from tasks.photographs.landmarks import read_landmarks
+from tasks.running import networks as models
+from tasks.running.caching import unit_of_work
+from tasks.running.overlap import computing
+from tasks.running.progress import ShardResult
+from tasks.running.run import Run
+from tasks.running.shards import Outcomes, finish_shard
+from tasks.settings import Alignment, FaceSource
+from tasks.storage import (
+    StorageError,
+    is_outage,
+    join,
+    output_key,
+    read_bytes,
+    read_version,
+    write_bytes_atomic,
+)
+
+STEP, VERSION = "align-faces", "1"
+
+FACES_SCHEMA = pa.schema([
+    ("image_key", pa.string()), ("face_index", pa.int32()), *STATUS_FIELDS, ("score", pa.float32()),
+    ("landmarks", pa.list_(pa.float64())), ("quad", pa.list_(pa.float64(), 8)), ("padded", pa.bool_()),
+    ("output_key", pa.string()), ("etag", pa.string()), ("content_hash", pa.string()),
+    ("width", pa.int32()), ("height", pa.int32()),
+])  # fmt: skip
+
+
+class SmallFaceError(FaceError):
+    """A face is so small that it is left as it is."""
+
+
+class AlignmentPlan(BaseModel):
+    """Everything a shard needs to know, and where its rows and its faces will lie."""
+
+    model_config = ConfigDict(frozen=True)
+
+    photos: str
+    out: str
+    folder: str
+    recipe: Recipe
+    source: FaceSource
+    source_hash: str
+    settings: Alignment
+
+    @property
+    def faces(self) -> str:
+        """Return the prefix of the aligned faces; nothing else lies under it."""
+        return join(self.out, f"faces_{self.recipe.fingerprint[:8]}")
+
+    def log(self, shard: ImageShard) -> OutcomeLog:
+        """Return the attempts at a shard."""
+        return OutcomeLog(self.folder, shard.digest, ("image_key", "face_index"))
+
+
+class FacesRef(BaseModel):
+    """Where the aligned faces of a batch lie, and how many there are.
+
+    Attributes:
+        table: URI of the table of faces.
+        faces: Prefix of the aligned faces.
+        photographs: Photographs there were.
+        aligned: Faces that were aligned.
+        without: Photographs without any face.
+        skipped: Faces that were too small.
+        failed: Rows with an error: of a photograph that cannot be read, or of one face.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    table: str
+    faces: str
+    photographs: int
+    aligned: int
+    without: int
+    skipped: int
+    failed: int
+
+
+def plan(run: Run, photos: str, source: FaceSource, source_hash: str, settings: Alignment) -> AlignmentPlan:
+    """Return where the faces of these settings lie; nothing is computed."""
+    found = {"found_by": "landmarks"} if source.landmarks else {"min_score": source.min_score}
+    parameters = {"photos": photos, "out": run.out, **found, **settings.model_dump()}
+    recipe = Recipe(STEP, VERSION, parameters, {"source": source_hash})
+
+    return AlignmentPlan(
+        photos=photos, out=run.out, folder=recipe.folder(run.workspace, "faces"), recipe=recipe,
+        source=source, source_hash=source_hash, settings=settings,
+    )  # fmt: skip
+
+
+def face_key(image_key: str, face_index: int) -> str:
+    """Return the key of an aligned face, e.g. ``p1.jpg.face0.png``; no two faces share one."""
+    return output_key(f"{image_key}.face{face_index}.png", suffix=".png")
+
+
+@unit_of_work("identify-face-source")
+def identify_source(run: Run, source: FaceSource) -> str:
+    """Return the hash of what finds the faces: the detector's weights, or the table of landmarks."""
+    if source.detector is not None:
+        wanted = models.Wanted("detector", source.detector, run.device, min_score=source.min_score)
+        return models.current(wanted).fingerprint
+
+    digest = hashlib.sha256(read_bytes(str(source.landmarks))).hexdigest()
+    read_landmarks(str(source.landmarks), digest)  # a table of another form must stop the run here
+    return digest
+
+
+@unit_of_work("align-shard", "align-shard-{shard.number}")
+def align_shard(run: Run, planned: AlignmentPlan, shard: ImageShard) -> ShardResult:
+    """Align the faces of the photographs of one shard that are not done yet."""
+
+    def to_do(known: Outcomes) -> list[tuple[str, str]]:
+        states = defaultdict(set)
+        for row in known.values():
+            states[row["image_key"]].add(row["status"])
+
+        # nobody in a photograph is an answer, and stays one
+        return [(key, etag) for key, etag in read_shard(shard) if not states[key] or FAILED in states[key]]
+
+    def align(photographs: Iterable[tuple[str, str]]) -> Iterable[Row]:
+        # loaded before the first photograph: that the source was replaced is no photograph's fault
+        find = _finder(run, planned)
+        for key, etag in photographs:
+            yield from _align_photograph(planned, find, key, etag)
+
+    made = planned.recipe.made("faces")
+    return finish_shard(planned.log(shard), to_do, align, made, lambda: FACES_SCHEMA, failing={FAILED})
+
+
+_Finder = Callable[[str, Image.Image], list[Face]]
+
+
+def _finder(run: Run, planned: AlignmentPlan) -> _Finder:
+    """Return what finds the faces of a photograph, the largest first.
+
+    Raises:
+        ChangedInputError: If it is no longer what the faces are named after.
+    """
+    source = planned.source
+    if source.detector is not None:
+        expected, score = planned.source_hash, source.min_score
+        wanted = models.Wanted("detector", source.detector, run.device, expected, min_score=score)
+        detector = cast(Mtcnn, models.load(wanted))
+
+        def detect(key: str, image: Image.Image) -> list[Face]:
+            with computing(run.device):
+                return detector.detect(image)
+
+        return detect
+
+    table = read_landmarks(str(source.landmarks), planned.source_hash)
+    return lambda key, image: sorted(table.get(key, []), key=_size, reverse=True)
+
+
+def _align_photograph(planned: AlignmentPlan, find: _Finder, key: str, etag: str) -> list[Row]:
+    row = dict.fromkeys(FACES_SCHEMA.names) | {"image_key": key, "face_index": 0, "etag": etag}
+    try:
+        data = read_version(join(planned.photos, key), etag)
+        row["content_hash"] = hashlib.sha256(data).hexdigest()
+        image = decode_image(data)
+        row |= {"width": image.width, "height": image.height}
+        faces = find(key, image)[: planned.settings.max_faces]
+        if not faces:
+            raise NoFaceError(_nobody(planned, key))
+    except NoFaceError as error:
+        return [row | failure(error, status=SKIPPED)]
+    except (StyleCLIPError, OSError) as error:
+        if is_outage(error, planned.photos):
+            raise
+        return [row | failure(error)]
+
+    # a face is numbered here, by its place among all, and keeps that number if others cannot be aligned
+    return [_align(planned, row | {"face_index": index}, image, face) for index, face in enumerate(faces)]
+
+
+def _nobody(planned: AlignmentPlan, key: str) -> str:
+    source = planned.source
+    if source.landmarks:
+        return f"{source.landmarks} has no face of {key}; its keys must be relative to {planned.photos}"
+    return (
+        f"no face with a score above {source.min_score:g} in {key}; lower min_score, or give its "
+        "landmarks in a table"
+    )
+
+
+def _size(face: Face) -> float:
+    try:
+        return quad_from_landmarks(face.landmarks).size
+    except FaceError:
+        return 0.0  # last; the error is raised again, and written down, where the face is aligned
+
+
+def _check_size(face: Face, min_size: int) -> None:
+    size = quad_from_landmarks(face.landmarks).size
+    if size < min_size:
+        raise SmallFaceError(
+            f"the face is {size:.0f} pixels wide, smaller than {min_size}; lower min_size to edit it"
+        )
+
+
+def _align(planned: AlignmentPlan, row: Row, image: Image.Image, face: Face) -> Row:
+    row |= {"score": face.score, "landmarks": face.landmarks.ravel().tolist()}
+    settings = planned.settings
+
+    try:
+        _check_size(face, settings.min_size)
+        aligned = align_face(
+            image, face.landmarks, output_size=settings.output_size, transform_size=settings.transform_size
+        )
+        key = face_key(row["image_key"], row["face_index"])
+        write_bytes_atomic(join(planned.faces, key), encode_photograph(aligned.image, colours_of=image))
+    except SmallFaceError as error:
+        return row | failure(error, status=SKIPPED)
+    except StorageError:  # of what is written, no photograph is to blame
+        raise
+    except (StyleCLIPError, OSError) as error:
+        return row | failure(error)
+
+    return row | {"quad": aligned.quad.to_list(), "padded": aligned.padded, "output_key": key} | success()
+
+
+@unit_of_work("write-faces")
+def write_faces(planned: AlignmentPlan, index: ImageIndex) -> FacesRef:
+    """Gather the rows of all shards into the table of faces."""
+    # a table is named after the attempts in it, so that one more of them makes another table
+    attempts = [uri for shard in index.shards for uri in planned.log(shard).attempts()]
+    name = fingerprint(STEP, VERSION, {"attempts": attempts}, {"index": index.fingerprint})[:16]
+    uri = join(planned.out, "batches", name, "faces.parquet")
+    if not is_complete(uri):
+        tables = (planned.log(shard).table(FACES_SCHEMA) for shard in index.shards)
+        write_tables(uri, FACES_SCHEMA, tables, planned.recipe.made("faces"))
+
+    found = read_table(uri, columns=["status", "error_type"])
+    counts = {status: count(found, "status", status) for status in (OK, SKIPPED, FAILED)}
+    nobody = count(found, "error_type", NoFaceError.__name__)
+    return FacesRef(
+        table=uri, faces=planned.faces, photographs=index.rows, aligned=counts[OK], without=nobody,
+        skipped=counts[SKIPPED] - nobody, failed=counts[FAILED],
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=2)  # of a process that works on many shards of one table
+def read_faces(uri: str, digest: str) -> dict[str, list[Row]]:
+    """Return the rows of a table of faces by image key.
+
+    Args:
+        uri: Where the table lies.
+        digest: Its SHA-256 when it was looked at.
+
+    Raises:
+        ChangedInputError: If it has been replaced since.
+        DamagedArtifactError: If it is no such table.
+    """
+    content = read_expected(uri, digest)
+    by_image: dict[str, list[Row]] = defaultdict(list)
+    for row in read_table(uri, columns=FACES_SCHEMA.names, content=content).to_pylist():
+        by_image[row["image_key"]].append(row)
+    return dict(by_image)

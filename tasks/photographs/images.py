@@ -1,0 +1,196 @@
+"""The image data set in a bucket: list it, cut it into shards, read one image of it.
+
+Shards are cut by content: a shard ends after a key whose hash falls on the mark. So an image that
+is added or removed changes its own shard and leaves all others, and their finished work, as they
+are.
+
+The index lies in parts of some thousand rows, so that a shard's own rows can be read alone and no list
+of all images is ever in memory; ``index.parquet`` beside them says which shard is where.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+
+import pyarrow as pa
+from prefect.logging import get_run_logger
+from pydantic import BaseModel, ConfigDict
+
+from styleclip_core.errors import StyleCLIPError
+from tasks.artifacts import Provenance, Recipe, is_complete, read_table, write_table
+from tasks.running.caching import unit_of_work
+from tasks.running.run import Run
+from tasks.storage import ObjectInfo, join, sorted_objects
+
+STEP, VERSION = "index-images", "2"
+_PART_ROWS = 8192
+_MANY_SHARDS = 2000  # task runs of one step that a Prefect server still follows
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+class NoImagesError(StyleCLIPError):
+    """A prefix holds no image."""
+
+
+class ImageShard(BaseModel):
+    """Some images of an index.
+
+    Attributes:
+        index: URI of the part of the index that has its rows.
+        number: Its place among the shards.
+        digest: Name of its keys and versions.
+        first: Its first row in the part.
+        rows: How many images it has.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    index: str
+    number: int
+    digest: str
+    first: int
+    rows: int
+
+
+class ImageIndex(BaseModel):
+    """The images under a prefix, as they were listed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    photos: str
+    uri: str
+    fingerprint: str
+    shards: list[ImageShard]
+
+    @property
+    def rows(self) -> int:
+        """Return the number of images."""
+        return sum(shard.rows for shard in self.shards)
+
+
+def cut(objects: Iterable[ObjectInfo], target: int) -> Iterator[list[ObjectInfo]]:
+    """Cut sorted objects into shards of about ``target``, twice that at most."""
+    shard: list[ObjectInfo] = []
+    for item in objects:
+        shard.append(item)
+        # a key's own hash ends a shard, so an image that is added changes one shard only
+        mark = int.from_bytes(hashlib.sha256(item.key.encode()).digest()[:8], "big") % target == 0
+        if (mark and len(shard) * 4 >= target) or len(shard) >= 2 * target:
+            yield shard
+            shard = []
+
+    if shard:
+        yield shard
+
+
+def digest(objects: Iterable[ObjectInfo]) -> str:
+    """Return a name for a list of objects: same keys and versions, same name."""
+    found = hashlib.sha256()
+    for number, item in enumerate(objects):
+        found.update((("\n" if number else "") + f"{item.key}\0{item.etag}").encode())
+    return found.hexdigest()[:24]
+
+
+@unit_of_work("index-images")
+def index_images(run: Run, photos: str, shard_size: int) -> ImageIndex:
+    """List the images under a prefix and cut them into shards; the listing itself is an artifact."""
+    with sorted_objects(photos, suffixes=SUFFIXES) as objects:
+        if next(iter(objects), None) is None:
+            raise NoImagesError(
+                f"no image under {photos} (looked for {', '.join(SUFFIXES)}); check the prefix"
+            )
+        index = write_index(objects, photos, run.workspace, shard_size)
+
+    if len(index.shards) > _MANY_SHARDS:
+        get_run_logger().warning(
+            "%d shards are more task runs than a Prefect server follows well; set shard_size to %d or more",
+            len(index.shards), index.rows // _MANY_SHARDS,
+        )  # fmt: skip
+    return index
+
+
+def write_index(objects: Iterable[ObjectInfo], photos: str, workspace: str, shard_size: int) -> ImageIndex:
+    """Cut objects into shards and write them down; the same ones, the same place.
+
+    Args:
+        objects: Sorted by key; gone through twice.
+        photos: Prefix of the keys.
+        workspace: Where the index goes.
+        shard_size: Objects of a shard, on average.
+    """
+    parameters = {"photos": photos, "shard_size": shard_size}
+    recipe = Recipe(STEP, VERSION, parameters, {"listing": digest(objects)})
+    folder = recipe.folder(workspace, "index")
+    uri = join(folder, "index.parquet")
+
+    # the parts go first: where index.parquet is, all of them are
+    if not is_complete(uri):
+        made = recipe.made("image-index")
+        table = pa.Table.from_pylist(list(_write_parts(objects, folder, shard_size, made)), _SHARDS)
+        write_table(uri, table, made)
+
+    shards = [
+        ImageShard(**{**row, "index": join(folder, row["index"])}) for row in read_table(uri).to_pylist()
+    ]
+    return ImageIndex(photos=photos, uri=uri, fingerprint=recipe.fingerprint, shards=shards)
+
+
+_SHARDS = pa.schema([
+    ("number", pa.int64()), ("digest", pa.string()), ("index", pa.string()), ("first", pa.int64()),
+    ("rows", pa.int64()),
+])  # fmt: skip
+_OBJECTS = pa.schema([
+    ("key", pa.string()), ("etag", pa.string()), ("size", pa.int64()), ("shard", pa.string()),
+])  # fmt: skip
+
+
+def _write_parts(
+    objects: Iterable[ObjectInfo], folder: str, shard_size: int, provenance: Provenance
+) -> Iterator[dict[str, object]]:
+    """Write the rows of shards, some shards to a part; yields where each shard is."""
+    rows: list[dict[str, object]] = []
+    part = 0
+    for number, shard in enumerate(cut(objects, shard_size)):
+        # a shard lies in one part, so that reading it is reading one file
+        if rows and len(rows) + len(shard) > _PART_ROWS:
+            _write_part(folder, part, rows, provenance)
+            part, rows = part + 1, []
+
+        name = digest(shard)
+        yield {
+            "number": number, "digest": name, "index": _part_name(part), "first": len(rows),
+            "rows": len(shard),
+        }  # fmt: skip
+        rows += [{"key": each.key, "etag": each.etag, "size": each.size, "shard": name} for each in shard]
+
+    if rows:
+        _write_part(folder, part, rows, provenance)
+
+
+def _part_name(part: int) -> str:
+    return f"part-{part:05d}.parquet"
+
+
+def _write_part(folder: str, part: int, rows: list[dict[str, object]], provenance: Provenance) -> None:
+    write_table(join(folder, _part_name(part)), pa.Table.from_pylist(rows, _OBJECTS), provenance)
+
+
+def read_shard(shard: ImageShard) -> list[tuple[str, str]]:
+    """Return key and etag of every image of a shard."""
+    table = _read_part(shard.index).slice(shard.first, shard.rows)
+    return list(zip(table["key"].to_pylist(), table["etag"].to_pylist(), strict=True))
+
+
+@lru_cache(maxsize=4)  # shards that follow each other lie in one part, which never changes
+def _read_part(uri: str) -> pa.Table:
+    return read_table(uri, columns=["key", "etag"])
+
+
+def indexed_versions(uri: str) -> Iterator[tuple[str, str]]:
+    """Yield key and version of every image of the index at ``uri``, a part of it at a time."""
+    # the index names a part once for every shard in it
+    for name in sorted(set(read_table(uri, columns=["index"])["index"].to_pylist())):
+        table = read_table(join(uri.rpartition("/")[0], name), columns=["key", "etag"])
+        yield from zip(table["key"].to_pylist(), table["etag"].to_pylist(), strict=True)

@@ -1,0 +1,288 @@
+"""Photographs -> latents, a shard of images at a time; a broken image is a row with its error."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+
+import pyarrow as pa
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from styleclip_core.batches import Batches
+from styleclip_core.descent import in_chunks
+from styleclip_core.errors import CheckpointError, LayoutMismatchError, StyleCLIPError
+from styleclip_core.images import decode_image, encode_png, fit, psnr
+from styleclip_core.inversion import PerceptualLoss, refine
+from styleclip_core.models.stylegan2 import Generator
+from styleclip_core.pivotal import tune
+from styleclip_core.tuned import AnyGenerator, TunedGenerator, Tuning
+from tasks.artifacts import Recipe
+from tasks.artifacts.outcomes import OK, STATUS_FIELDS, OutcomeLog, Row, failure, success
+from tasks.photographs.images import ImageShard, read_shard
+from tasks.running.caching import unit_of_work
+from tasks.running.overlap import Writes, computing, read_ahead
+from tasks.running.progress import ShardResult
+from tasks.running.run import Run
+from tasks.running.shards import finish_shard, without_result
+from tasks.settings import Inversion
+from tasks.storage import is_outage, join, output_key, read_bytes, read_version, write_bytes_atomic
+
+STEP, VERSION = "invert-images", "2"
+
+
+class DivergedError(StyleCLIPError):
+    """An inversion ended in numbers that are not finite."""
+
+
+class InversionPlan(BaseModel):
+    """Everything a shard needs to know beside the run, and where its latents will lie."""
+
+    model_config = ConfigDict(frozen=True)
+
+    photos: str
+    folder: str
+    recipe: Recipe
+    settings: Inversion
+
+    @property
+    def fingerprint(self) -> str:
+        """Return the name of the latents."""
+        return self.recipe.fingerprint
+
+    def log(self, shard: ImageShard) -> OutcomeLog:
+        """Return the attempts at a shard."""
+        return OutcomeLog(self.folder, shard.digest, ("image_key",))
+
+    def reconstruction_uri(self, image_key: str) -> str:
+        """Return where the generator's version of a photograph lies."""
+        return join(self.folder, "reconstructions", output_key(image_key, suffix=".png"))
+
+    def tuning_key(self, image_key: str) -> str:
+        """Return where the tuning of a photograph's generator lies, relative to the folder."""
+        return f"tunings/{output_key(image_key, suffix='.safetensors')}"
+
+
+def plan(run: Run, photos: str, settings: Inversion) -> InversionPlan:
+    """Return where the latents of these settings lie; nothing is computed."""
+    hashes = run.hashes
+    inputs = {"generator": hashes.generator, "encoder": hashes.encoder}
+
+    # networks that only some runs have count only there, so that latents of the others keep their names
+    others = {"identity": hashes.identity, "perceptual": hashes.perceptual}
+    inputs |= {name: hash_ for name, hash_ in others.items() if hash_}
+
+    parameters = {"photos": photos, **settings.parameters()}
+    recipe = Recipe(STEP, VERSION, parameters, inputs, hashes.generator)
+    return InversionPlan(
+        photos=photos, folder=recipe.folder(run.workspace, "latents"), recipe=recipe, settings=settings
+    )
+
+
+@unit_of_work("invert-shard", "invert-shard-{shard.number}")
+def invert_shard(run: Run, planned: InversionPlan, shard: ImageShard) -> ShardResult:
+    """Invert the images of one shard that have no latent yet."""
+
+    def schema() -> pa.Schema:
+        return latents_schema(run.generator.num_ws * run.generator.config.w_dim)
+
+    return finish_shard(
+        planned.log(shard),
+        without_result(read_shard(shard)),
+        partial(_invert, run, planned),
+        planned.recipe.made("latents"),
+        schema,
+    )
+
+
+@dataclass(frozen=True)
+class _Photo:
+    key: str
+    etag: str
+    content_hash: str
+    image: Tensor
+
+
+def _invert(run: Run, planned: InversionPlan, todo: Sequence[tuple[str, str]]) -> list[Row]:
+    """Invert photographs in batches; the next ones are read, and the last ones written, meanwhile."""
+    size, count = run.generator.image_size, planned.settings.batch_size
+    writes, batches = Writes[None](2 * count), Batches(count)
+    pending: list[tuple[Row, Future[None] | None]] = []
+    batch: list[_Photo] = []
+
+    found = read_ahead(todo, partial(_read, planned, size), ahead=2 * count)
+    for number, photo in enumerate(found, start=1):
+        if isinstance(photo, _Photo):
+            batch.append(photo)
+        else:
+            pending.append((photo, None))
+
+        # a broken last photograph must not leave a begun batch behind
+        if batch and (len(batch) == count or number == len(todo)):
+            for _, inverted in batches.run(batch, partial(_invert_batch, run, planned)):
+                for row, image, tuning in inverted:
+                    write = partial(_write_files, planned, row["image_key"], image, tuning)
+                    pending.append((row, writes.submit(write) if row["status"] == OK else None))
+            batch = []
+
+    # a row says ok only once its files are there
+    for _, written in pending:
+        if written:
+            written.result()
+    return [row for row, _ in pending]
+
+
+def _read(planned: InversionPlan, size: tuple[int, int], item: tuple[str, str]) -> _Photo | Row:
+    """Read and decode a photograph, or return the row of one that cannot be."""
+    key, etag = item
+    try:
+        data = read_version(join(planned.photos, key), etag)
+        image = fit(decode_image(data), *size)
+    except (StyleCLIPError, OSError) as error:
+        if is_outage(error, planned.photos):
+            raise
+        return {**_empty_row(key, etag), **failure(error)}
+    return _Photo(key, etag, hashlib.sha256(data).hexdigest(), image)
+
+
+def _write_files(planned: InversionPlan, image_key: str, image: Tensor, tuning: bytes) -> None:
+    if tuning:
+        write_bytes_atomic(join(planned.folder, planned.tuning_key(image_key)), tuning)
+    write_bytes_atomic(planned.reconstruction_uri(image_key), encode_png(image))
+
+
+def _invert_batch(run: Run, planned: InversionPlan, batch: list[_Photo]) -> list[tuple[Row, Tensor, bytes]]:
+    """Return row, generator's version and stored tuning of each photograph."""
+    with computing(run.device):
+        return list(_inverted(run, planned, batch))
+
+
+def _inverted(run: Run, planned: InversionPlan, batch: list[_Photo]) -> Iterator[tuple[Row, Tensor, bytes]]:
+    generator, perceptual = run.generator, run.perceptual
+    distance = perceptual.distance if perceptual else None
+    target = torch.stack([photo.image for photo in batch]).to(run.device)
+
+    # encoder or average, refined, and where that is wanted the generator itself bent to the photograph
+    start = _first_guess(run, planned, target)
+    *_, end = refine(generator, target, start, planned.settings, perceptual=distance)
+    tunings = _tune(planned, generator, target, end.w_plus, distance)
+    tuned = with_tunings(generator, tunings)
+
+    with torch.no_grad():
+        image = tuned.synthesize(tuned.styles(end.w_plus))
+        quality = psnr(image, target)
+        scores = {
+            "mse": (image.clamp(-1, 1) - target).square().mean(dim=(1, 2, 3)),
+            "psnr": quality,
+            **_likeness(run, image.clamp(-1, 1), target),
+        }
+
+    rows = []
+    contents = [tuning.to_bytes() if tuning else b"" for tuning in tunings]
+    for index, photo in enumerate(batch):
+        row = {**_empty_row(photo.key, photo.etag), "content_hash": photo.content_hash}
+
+        # what is not finite is this image's own failure; its neighbours are none the worse
+        if not (end.w_plus[index].isfinite().all() and quality[index].isfinite()):
+            rows.append(row | failure(DivergedError("the latent is not finite; lower the learning rate")))
+            continue
+        if planned.settings.pivotal and not contents[index]:
+            message = "the tuning of the generator is not finite; lower the learning rate of pivotal"
+            rows.append(row | failure(DivergedError(message)))
+            continue
+
+        if contents[index]:
+            row |= {"tuning": planned.tuning_key(photo.key), "tuning_bytes": len(contents[index])}
+        row |= {
+            "w_plus": end.w_plus[index].flatten().cpu().numpy(),
+            "method": _method(run, planned),
+            **{name: score[index].item() for name, score in scores.items()},
+        }
+        rows.append(row | success())
+    return zip(rows, image.cpu(), contents, strict=True)
+
+
+def _likeness(run: Run, image: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """Return LPIPS and identity similarity of inversions, ``[B]`` each, where there are networks for them."""
+    scores = {}
+    if run.perceptual:
+        scores["lpips"] = run.perceptual.distance(image, target)
+    if run.identity:
+        scores["identity"] = (run.identity.embed(image) * run.identity.embed(target)).sum(dim=1)
+    return scores
+
+
+@torch.no_grad()
+def _first_guess(run: Run, planned: InversionPlan, target: Tensor) -> Tensor:
+    if run.encoder:  # descent starts here, and would make much of how a batch is rounded
+        return in_chunks(target, run.encoder.encode, size=planned.settings.chunk)
+
+    generator = run.generator
+    # cloned, as all rows of what is expanded are one
+    return generator.mapping.w_avg.expand(len(target), generator.num_ws, -1).clone()
+
+
+def _tune(
+    planned: InversionPlan,
+    generator: Generator,
+    target: Tensor,
+    w_plus: Tensor,
+    perceptual: PerceptualLoss | None,
+) -> list[Tuning | None]:
+    """Return what makes the generator draw each photograph; None for all if that is not wanted."""
+    if not planned.settings.pivotal:
+        return [None] * len(target)
+
+    *_, end = tune(generator, target, w_plus, planned.settings.pivotal, perceptual=perceptual)
+    return [end.tuning(index) for index in range(len(target))]
+
+
+def with_tunings(generator: Generator, tunings: list[Tuning | None]) -> AnyGenerator:
+    """Return the generator that draws image b with tuning b, or the plain one if there are none."""
+    return TunedGenerator(generator, tunings) if any(tunings) else generator
+
+
+def read_tuning(planned: InversionPlan, generator: Generator, row: Row) -> Tuning | None:
+    """Return the tuning that a row of latents names, or None if it names none.
+
+    Raises:
+        CheckpointError: If its file is damaged; the message names it.
+        LayoutMismatchError: If it is of another generator.
+        StorageError: If its file is missing or cannot be read.
+    """
+    if not row.get("tuning"):
+        return None
+
+    uri = join(planned.folder, planned.tuning_key(row["image_key"]))
+    content = read_bytes(uri)
+    try:
+        return Tuning.from_bytes(content, generator)
+    except (CheckpointError, LayoutMismatchError) as error:
+        raise type(error)(f"{uri}: {error}") from error
+
+
+def _method(run: Run, planned: InversionPlan) -> str:
+    steps, pivotal = planned.settings.steps, planned.settings.pivotal
+    parts = ["encoder" if run.models.encoder else "average"]
+    parts += [str(steps)] if steps else []
+    return "+".join([*parts, f"pivotal-{pivotal.steps}"] if pivotal else parts)
+
+
+def _empty_row(key: str, etag: str) -> Row:
+    return {"image_key": key, "etag": etag} | dict.fromkeys(
+        ("content_hash", "w_plus", "mse", "psnr", "lpips", "identity", "method", "tuning", "tuning_bytes")
+    )
+
+
+def latents_schema(width: int, *, tunings: bool = True) -> pa.Schema:
+    """Return the columns of latents: a row per image; those of tunings are left out where there are none."""
+    named = [("tuning", pa.string()), ("tuning_bytes", pa.int64())] if tunings else []
+    return pa.schema([
+        ("image_key", pa.string()), ("etag", pa.string()), ("content_hash", pa.string()),
+        ("w_plus", pa.list_(pa.float32(), width)), ("mse", pa.float32()), ("psnr", pa.float32()),
+        ("lpips", pa.float32()), ("identity", pa.float32()), ("method", pa.string()), *named, *STATUS_FIELDS,
+    ])  # fmt: skip

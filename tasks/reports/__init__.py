@@ -1,0 +1,1 @@
+"""What a batch leaves for people: manifest, contact sheet, page, summaries."""

@@ -1,0 +1,216 @@
+"""What a batch of edits leaves: manifest, timings, contact sheet, and artifacts in Prefect's UI.
+
+Its page is made of the manifest by ``tasks.reports.page``.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from pydantic import BaseModel, ConfigDict
+
+from styleclip_core.errors import ArtifactConflictError, StyleCLIPError
+from styleclip_core.images import decode_image
+from tasks.artifacts import (
+    Recipe,
+    is_complete,
+    iter_batches,
+    read_provenance,
+    read_table,
+    write_tables,
+)
+from tasks.artifacts.outcomes import OK, Row
+from tasks.directions.style_directions import ALPHA_UNIT
+from tasks.editing.schemas import MANIFEST_SCHEMA, TIMING_SCHEMA
+from tasks.editing.shards import EditPlan
+from tasks.photographs.images import ImageIndex
+from tasks.running.caching import unit_of_work
+from tasks.running.run import Run
+from tasks.storage import join, read_bytes, write_bytes_atomic
+from tasks.storage.outages import StoreError
+
+STEP, VERSION = "report", "4"
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+_ROWS, _COLUMNS, _TILE, _MARGIN, _HEADER = 8, 12, 128, 4, 40
+
+
+class ReportRef(BaseModel):
+    """Where the results of a batch lie."""
+
+    model_config = ConfigDict(frozen=True)
+
+    folder: str
+    manifest: str
+    timings: str
+    contact_sheet: str
+    page: str
+    rows: int
+    failed: int
+
+
+@unit_of_work("write-report")
+def write_report(run: Run, plans: list[EditPlan], index: ImageIndex) -> ReportRef:
+    """Gather the rows of all edits into a manifest and draw the contact sheet."""
+    attempts = [uri for plan in plans for shard in index.shards for uri in plan.log(shard).attempts()]
+    recipe = Recipe(
+        STEP, VERSION, {"attempts": attempts}, {"index": index.fingerprint},
+        run.hashes.generator, run.hashes.clip,
+    )  # fmt: skip
+    folder = join(run.out, "batches", recipe.fingerprint[:16])
+
+    # attempts name the manifest; it says what they were made of instead, which is shorter
+    inputs = {**recipe.inputs, **{plan.images: plan.fingerprint for plan in plans}}
+    made = replace(recipe.made("edits-manifest", inputs), parameters=_made_of(run, plans, index))
+
+    manifest, timings = join(folder, "manifest.parquet"), join(folder, "timings.parquet")
+    if not is_complete(manifest):
+        write_tables(manifest, MANIFEST_SCHEMA, _rows(plans, index), made)
+    if not is_complete(timings):
+        with suppress(ArtifactConflictError):  # a run beside this one was first, with other times
+            write_tables(timings, TIMING_SCHEMA, _timings(attempts), made)
+
+    rows, failed, complete = _counted(manifest)
+    written = ReportRef(
+        folder=folder,
+        manifest=manifest,
+        timings=timings,
+        contact_sheet=join(folder, "contact-sheet.png"),
+        page=join(folder, "index.html"),
+        rows=rows,
+        failed=failed,
+    )
+    write_bytes_atomic(written.contact_sheet, _png(contact_sheet(plans, complete)))
+    return written
+
+
+def broken_items(manifest: str) -> list[Row]:
+    """Return key and error of every image that some edit failed on, each kind of error once."""
+    found: dict[tuple[str, str], Row] = {}
+    for part in iter_batches(manifest, ["image_key", "status", "error_type", "error"]):
+        for row in part.filter(pc.not_equal(part["status"], OK)).to_pylist():
+            found[row["image_key"], row["error_type"]] = row
+    return list(found.values())
+
+
+def _counted(manifest: str) -> tuple[int, int, Counter[str]]:
+    """Return rows, those that failed, and how many edits of each image are done."""
+    rows, done = 0, Counter[str]()
+    for part in iter_batches(manifest, ["image_key", "status"]):
+        rows += part.num_rows
+        done.update(part.filter(pc.equal(part["status"], OK))["image_key"].to_pylist())
+    return rows, rows - done.total(), done
+
+
+def _made_of(run: Run, plans: list[EditPlan], index: ImageIndex) -> dict[str, object]:
+    """Return the edits, where photographs and latents lie, and what networks and tables are behind them."""
+    edits = [
+        {
+            **plan.prepared.variant.parameters(), "method": plan.prepared.variant.method,
+            "variant": plan.variant,
+        }
+        for plan in plans
+    ]  # fmt: skip
+
+    # steps share directions, and each of these says which table it came from
+    directions = {
+        step.uri for plan in plans for step in plan.prepared.steps if step.variant.method == "global"
+    }
+    tables = {read_provenance(uri).inputs.get("relevance", "") for uri in directions}
+
+    others = run.hashes.model_dump(include={"encoder", "identity", "perceptual"})
+
+    return {
+        "edits": edits,
+        "photos": index.photos,
+        "alpha_unit": ALPHA_UNIT,
+        "latents": plans[0].inversion.folder,
+        "models": {name: hash_ for name, hash_ in others.items() if hash_},
+        "tables": sorted(filter(None, tables)),
+    }
+
+
+def contact_sheet(plans: list[EditPlan], done: Counter[str]) -> Image.Image:
+    """Draw photographs in rows, of those with most edits done: the photograph, its inversion, its edits."""
+    plans = plans[:_COLUMNS]
+    # rows with holes show little, so images with most edits come first
+    most = max(done.values(), default=0)
+    keys = sorted(key for key, count in done.items() if count == most)
+    # spread over the batch, whose first images may all be of one person
+    keys = keys[:: max(1, len(keys) // _ROWS)][:_ROWS]
+
+    titles = ["photograph", "inversion", *(_title(plan) for plan in plans)]
+    step = _TILE + _MARGIN
+    sheet = Image.new("RGB", (len(titles) * step + _MARGIN, _HEADER + len(keys) * step + _MARGIN), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
+    for column, title in enumerate(titles):
+        lines = [_cut(line, font) for line in title.split("\n")]
+        pen.multiline_text((_MARGIN + column * step, 5), "\n".join(lines), fill="black", font=font, spacing=2)
+
+    for row, key in enumerate(keys):
+        inversion = plans[0].inversion
+        uris = [join(inversion.photos, key), inversion.reconstruction_uri(key)]
+        uris += [join(plan.out, plan.output_key(key)) for plan in plans]
+        for column, uri in enumerate(uris):
+            place = (_MARGIN + column * step, _HEADER + row * step)
+            _tile(sheet, uri, place, whole=column > 0)
+    return sheet
+
+
+def _tile(sheet: Image.Image, uri: str, place: tuple[int, int], *, whole: bool) -> None:
+    """Draw a generated image whole, of a photograph the middle, which is what its inversion sees."""
+    try:
+        image = decode_image(read_bytes(uri))
+    except StoreError:
+        raise
+    except StyleCLIPError as error:  # a picture that has gone since is drawn as its error
+        ImageDraw.Draw(sheet).text(place, type(error).__name__, fill="red")
+        return
+
+    size, method = (_TILE, _TILE), Image.Resampling.LANCZOS
+    tile = ImageOps.pad(image, size, method, color="white") if whole else ImageOps.fit(image, size, method)
+    sheet.paste(tile, place)
+
+
+def _title(plan: EditPlan) -> str:
+    variant = plan.prepared.variant
+    return f"{variant.name}\n{variant.summary}"
+
+
+def _cut(line: str, font: Font) -> str:
+    """Return as much of a line as fits over a tile."""
+    if font.getlength(line) <= _TILE:
+        return line
+    while line and font.getlength(f"{line}...") > _TILE:
+        line = line[:-1]
+    return f"{line}..."
+
+
+def _rows(plans: list[EditPlan], index: ImageIndex) -> Iterator[pa.Table]:
+    """Yield the rows of all edits, a shard at a time."""
+    for plan in plans:
+        variant = pa.scalar(plan.variant, pa.string())
+        for shard in index.shards:
+            table = plan.log(shard).table(MANIFEST_SCHEMA)
+            place = table.column_names.index("variant")
+
+            # attempts that were written before there was the column do not say it
+            yield table.set_column(place, "variant", pa.repeat(variant, len(table)))
+
+
+def _timings(attempts: list[str]) -> Iterator[pa.Table]:
+    for uri in (uri.replace(".attempt-", ".timings-") for uri in attempts):
+        if is_complete(uri):
+            yield read_table(uri)
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,335 @@
+"""A batch as its page shows it, read from the manifest a piece at a time.
+
+Only keys and scores are held, some bytes per image and edit; pixels never are.
+
+Shapes: E edits, N images.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tasks.artifacts import DamagedArtifactError, Provenance, read_provenance
+from tasks.artifacts.outcomes import OK
+from tasks.evaluation.manifest import iter_rows
+from tasks.reports.page.links import parent, safe_name
+
+_STATUS = {OK: 0, "failed": 1, "skipped": 2}
+ABSENT = 3
+MAX_PROBLEMS = 500
+_READ = (
+    "image_key", "clip_before", "clip_after", "directional", "identity", "lpips", "channels", "status",
+    "error_type", "error",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Score:
+    """A figure that every image has under every edit.
+
+    Attributes:
+        name: Its column.
+        title: Its name for a person.
+        meaning: What it says, in a sentence.
+        high_is_better: Which end is the good one.
+    """
+
+    name: str
+    title: str
+    meaning: str
+    high_is_better: bool = True
+
+
+SCORES = (
+    Score("directional", "Directional", "CLIP: cosine of the image's move and the prompts' difference"),
+    Score("clip_gain", "CLIP gain", "CLIP similarity to the target, after less before"),
+    Score("identity", "Identity", "Cosine of the identity embeddings before and after"),
+    Score("lpips", "LPIPS", "Perceptual distance to the image before", high_is_better=False),
+)
+
+
+@dataclass(frozen=True)
+class BatchEdit:
+    """An edit of a batch with all choices made.
+
+    Attributes:
+        name: Name in the edit file.
+        neutral: Neutral prompts of its steps.
+        target: Target prompts of its steps.
+        method: Methods of its steps.
+        summary: Main settings for a person.
+        strength: Alpha or the mapper's strength, if it has one step.
+        threshold: Beta, or the number of channels where those were counted, if it has one step.
+        counted: Whether the threshold is a number of channels.
+        record: What the manifest says of it: settings of all steps.
+    """
+
+    name: str
+    neutral: str
+    target: str
+    method: str
+    summary: str
+    strength: float | None
+    threshold: float | None
+    counted: bool
+    record: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> BatchEdit:
+        """Return the edit that a record of the manifest's provenance describes."""
+        steps: list[dict[str, Any]] = record["steps"]
+        one = steps[0] if len(steps) == 1 else {}
+        strength = one.get("alpha") if one.get("alpha") is not None else one.get("strength")
+        counted = one.get("beta") is None and one.get("top_k") is not None
+
+        # figures of several steps cannot stand on one axis, so only their names are joined
+        return cls(
+            name=record["name"],
+            neutral="; ".join(dict.fromkeys(step["neutral"] for step in steps)),
+            target="; ".join(step["target"] for step in steps),
+            method=record.get("method", "global"),
+            summary="; ".join(_summary(step) for step in steps),
+            strength=strength,
+            threshold=one.get("top_k") if counted else one.get("beta"),
+            counted=counted,
+            record=record,
+        )
+
+
+def _summary(step: Mapping[str, Any]) -> str:
+    if step.get("strength") is not None:
+        return f"mapper x {step['strength']:g}"
+    if step.get("alpha") is None:
+        return f"{step['steps']} steps" if step.get("steps") else step.get("method", "")
+    choice = f"β {step['beta']:g}" if step.get("beta") is not None else f"top {step.get('top_k')}"
+    return f"α {step['alpha']:g}, {choice}" + (", instant" if step.get("relevance") == "instant" else "")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why an image has no edit; one for all edits that ended alike."""
+
+    image_key: str
+    status: str
+    error_type: str
+    error: str
+    edits: int
+
+
+@dataclass
+class Batch:
+    """The rows of a manifest, by image and edit.
+
+    Attributes:
+        manifest: Its URI.
+        made: What made it.
+        keys: Keys of all images, sorted.
+        edits: The edits, in the order of the edit file.
+        variants: What names each in tables and folders.
+        status: ``[E, N]`` uint8, 0 where the edit is done.
+        values: Scores by column, ``[E, N]`` float32 each, NaN where there is none.
+        channels: Style channels that each edit changes, where that is one number.
+        problems: Why images have no edit, the first ``MAX_PROBLEMS``.
+        problem_counts: Rows that are not done, by error.
+    """
+
+    manifest: str
+    made: Provenance
+    keys: list[str]
+    edits: list[BatchEdit]
+    variants: list[str]
+    status: np.ndarray
+    values: dict[str, np.ndarray]
+    channels: list[int | None]
+    problems: list[Problem] = field(default_factory=list)
+    problem_counts: Counter[str] = field(default_factory=Counter)
+    extra: list[Score] = field(default_factory=list)
+
+    @property
+    def out(self) -> str:
+        """Return the prefix that holds batches and images."""
+        return parent(self.manifest, 3)
+
+    @property
+    def folders(self) -> list[str]:
+        """Return where each edit's images lie, relative to ``out``; empty if it has none."""
+        shown = (self.status == 0).any(axis=1)
+        return [
+            f"images/{name}" if any_ and safe_name(name) else ""
+            for name, any_ in zip(self.variants, shown, strict=True)
+        ]
+
+    @property
+    def scores(self) -> list[Score]:
+        """Return the scores that at least one image has."""
+        return [each for each in (*SCORES, *self.extra) if np.isfinite(self.values[each.name]).any()]
+
+    def done(self) -> int:
+        """Return how many rows are done."""
+        return int((self.status == 0).sum())
+
+    def mean(self, edit: int, score: str) -> tuple[float, float]:
+        """Return mean and standard error of an edit's score; NaN where there is none."""
+        values = self.values[score][edit]
+        values = values[np.isfinite(values)].astype(np.float64)
+        if not len(values):
+            return float("nan"), float("nan")
+
+        error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
+        return float(values.mean()), float(error)
+
+
+def read_batch(manifest: str) -> Batch:
+    """Read the manifest of a batch; its rows may be in any order.
+
+    Raises:
+        DamagedArtifactError: If it is no manifest, or has two rows of an image under one edit.
+        StorageError: If it cannot be read.
+    """
+    made = read_provenance(manifest)
+    if made.kind != "edits-manifest":
+        raise DamagedArtifactError(
+            f"{manifest} is a table of kind {made.kind!r}, not the manifest of a batch; give the "
+            "manifest.parquet of a folder under OUT/batches"
+        )
+
+    edits = [BatchEdit.of(record) for record in made.parameters["edits"]]
+
+    # rows may be in any order, so images and edits are counted before scores are filled in
+    listed, seen = set[str](), dict[str, None]()
+    for part in iter_rows(manifest, ["image_key"]):
+        listed.update(_texts(part, "image_key"))
+        seen.update(dict.fromkeys(_texts(part, "variant")))
+
+    # metadata written before there was a column of variants does not name them, but rows went edit by edit
+    named = [edit.record["variant"] for edit in edits if "variant" in edit.record]
+    shape = (len(edits), len(listed))
+    batch = Batch(
+        manifest=manifest, made=made, keys=sorted(listed), edits=edits,
+        variants=named or [*seen, *[""] * len(edits)][: len(edits)],
+        status=np.full(shape, ABSENT, np.uint8),
+        values={each.name: np.full(shape, np.nan, np.float32) for each in SCORES},
+        channels=[None] * len(edits),
+    )  # fmt: skip
+
+    _fill(batch)
+    return batch
+
+
+def _fill(batch: Batch) -> None:
+    images = {key: number for number, key in enumerate(batch.keys)}
+    edits = {name: number for number, name in enumerate(batch.variants)}
+    problems: dict[tuple[str, str], Problem] = {}
+
+    for part in iter_rows(batch.manifest, _READ):
+        image = np.array([images[key] for key in _texts(part, "image_key")], np.int64)
+        edit = np.array([edits.get(name, -1) for name in _texts(part, "variant")], np.int64)
+
+        # a second row would hide the first one, and its outcome
+        _, first = np.unique(edit * len(images) + image, return_index=True)
+        twice = (edit < 0) | (batch.status[edit, image] != ABSENT)
+        twice[np.setdiff1d(np.arange(len(edit)), first)] = True
+        if twice.any():
+            key = batch.keys[image[twice.argmax()]]
+            raise DamagedArtifactError(
+                f"{batch.manifest} has more rows of the image {key!a} than its {len(batch.edits)} edits; "
+                "write it again"
+            )
+
+        _fill_values(batch, part, edit, image)
+        _collect_problems(batch, part, problems)
+
+    batch.problems = list(problems.values())
+
+
+def _fill_values(batch: Batch, part: pa.RecordBatch, edit: np.ndarray, image: np.ndarray) -> None:
+    batch.status[edit, image] = [_STATUS.get(each, 1) for each in _texts(part, "status")]
+    for name in ("directional", "identity", "lpips"):
+        batch.values[name][edit, image] = _floats(part, name)
+    batch.values["clip_gain"][edit, image] = _floats(part, "clip_after") - _floats(part, "clip_before")
+
+    # rows that failed may not say them, and of all others they are the same
+    for number, channels in zip(edit, part["channels"].to_pylist(), strict=True):
+        if channels is not None:
+            batch.channels[number] = channels
+
+
+def _collect_problems(batch: Batch, part: pa.RecordBatch, found: dict[tuple[str, str], Problem]) -> None:
+    for row, status in enumerate(_texts(part, "status")):
+        if status == OK:
+            continue
+
+        key, kind, text = (part[name][row].as_py() or "" for name in ("image_key", "error_type", "error"))
+        batch.problem_counts[kind] += 1
+
+        # an image that every edit failed on is one problem
+        known = found.get((key, kind))
+        if known or len(found) < MAX_PROBLEMS:
+            found[key, kind] = Problem(key, status, kind, text, known.edits + 1 if known else 1)
+
+
+def _texts(part: pa.RecordBatch, name: str) -> list[str]:
+    texts: list[str] = part[name].to_pylist()
+    return texts
+
+
+def _floats(part: pa.RecordBatch, name: str) -> np.ndarray:
+    return np.asarray(part[name].to_numpy(zero_copy_only=False), np.float32)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Variants of one edit over strengths and thresholds, as a table of edit numbers.
+
+    Attributes:
+        name: Name of the edit.
+        target: What it aims at.
+        axis: What a column is: ``α`` or ``strength``.
+        by: What a row is: ``β``, ``channels``, or empty if there is one row.
+        strengths: Columns.
+        thresholds: Rows.
+        cells: Numbers of edits, row by row; -1 where there is none.
+    """
+
+    name: str
+    target: str
+    axis: str
+    by: str
+    strengths: list[float]
+    thresholds: list[float | None]
+    cells: list[list[int]]
+
+
+def sweeps(edits: Sequence[BatchEdit]) -> Iterator[Sweep]:
+    """Yield the edits that were done at several strengths or thresholds."""
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for number, edit in enumerate(edits):
+        if edit.strength is not None:
+            key = (edit.name, edit.neutral, edit.target, edit.method, edit.counted)
+            groups.setdefault(key, []).append(number)
+
+    for members in groups.values():
+        if len(members) > 1:
+            yield _sweep([edits[number] for number in members], members)
+
+
+def _sweep(edits: Sequence[BatchEdit], numbers: Sequence[int]) -> Sweep:
+    first = edits[0]
+    strengths = sorted({edit.strength for edit in edits if edit.strength is not None})
+    # None does not compare with numbers; it goes first
+    thresholds = sorted({edit.threshold for edit in edits}, key=lambda value: (value is not None, value or 0))
+    cells = [[-1] * len(strengths) for _ in thresholds]
+
+    for edit, number in zip(edits, numbers, strict=True):
+        if edit.strength is not None:
+            cells[thresholds.index(edit.threshold)][strengths.index(edit.strength)] = number
+
+    by = "" if thresholds == [None] else "channels" if first.counted else "β"
+    axis = "strength" if first.method == "mapper" else "α"
+    return Sweep(first.name, first.target, axis, by, strengths, thresholds, cells)

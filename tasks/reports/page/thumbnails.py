@@ -1,0 +1,304 @@
+"""Thumbnails of a batch, made in chunks of images and kept: a later page makes only what is new or failed.
+
+manifest -> chunks of keys -> thumbnails of photographs, inversions and every edit
+
+Chunks are cut by content, as the shards of an index are, so an image that is added costs its own chunk.
+The thumbnails of one folder of images lie in a log of outcomes per chunk: an image that cannot be read is a
+row with its error, which the next run tries again.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image, ImageOps
+from pydantic import BaseModel, ConfigDict
+
+from styleclip_core.errors import StyleCLIPError
+from styleclip_core.images import decode_image
+from tasks.artifacts import Provenance, Recipe, artifact_uri, is_complete, read_table, write_table
+from tasks.artifacts.outcomes import OK, STATUS_FIELDS, OutcomeLog, Row, failure, success
+from tasks.photographs.images import cut, digest, indexed_versions
+from tasks.reports.page.batch import Batch, read_batch
+from tasks.running.caching import unit_of_work
+from tasks.running.overlap import read_ahead
+from tasks.running.progress import ShardResult
+from tasks.running.run import Run
+from tasks.storage import ObjectInfo, join, output_key, read_bytes
+
+STEP, VERSION = "thumbnails", "1"
+SIDE = 160
+_CHUNK, _AHEAD, _QUALITY = 256, 16, 80
+_SCHEMA = pa.schema([
+    ("image_key", pa.string()), ("source", pa.string()), ("webp", pa.binary()), *STATUS_FIELDS,
+])  # fmt: skip
+
+
+class Column(BaseModel):
+    """A folder of images that all have a thumbnail.
+
+    Attributes:
+        prefix: URI of the folder.
+        recipe: Of the thumbnails.
+        folder: Where those lie.
+        named_as: Whether images lie under their photographs' own keys, or under the names made of them.
+        fills: Whether an image is cropped to the shape of the generator's, as its inversion sees it.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    prefix: str
+    recipe: Recipe
+    folder: str
+    named_as: str
+    fills: bool = False
+
+    def uri(self, image_key: str) -> str:
+        """Return where an image lies."""
+        own = self.named_as == "photograph"
+        return join(self.prefix, image_key if own else output_key(image_key, suffix=".png"))
+
+    def log(self, digest_: str) -> OutcomeLog:
+        """Return the thumbnails of a chunk."""
+        return OutcomeLog(self.folder, digest_, ("image_key",))
+
+
+class PageChunk(BaseModel):
+    """Some images of a batch, in the order of their keys."""
+
+    model_config = ConfigDict(frozen=True)
+
+    number: int
+    digest: str
+    uri: str
+    rows: int
+
+
+class PageSource(BaseModel):
+    """What the page of a batch is made of.
+
+    Attributes:
+        manifest: URI of the batch's manifest.
+        fingerprint: That of the manifest.
+        photographs: The unedited images as they are.
+        inversions: The generator's version of them, if it is known where they lie.
+        edits: Their edited versions; nothing for an edit that made no image.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    manifest: str
+    fingerprint: str
+    photographs: Column
+    inversions: Column | None
+    edits: list[Column | None]
+
+    @property
+    def columns(self) -> list[Column | None]:
+        """Return all folders of images, in the order of the page."""
+        return [self.photographs, self.inversions, *self.edits]
+
+
+class PagePlan(BaseModel):
+    """The chunks that the thumbnails of a batch are made in."""
+
+    model_config = ConfigDict(frozen=True)
+
+    source: PageSource
+    chunks: list[PageChunk]
+
+
+class ThumbnailResult(ShardResult):
+    """What a chunk of thumbnails has come to.
+
+    Attributes:
+        size: Bytes of its thumbnails.
+    """
+
+    size: int = 0
+
+
+@unit_of_work("plan-page")
+def plan_page(run: Run, manifest: str) -> PagePlan:
+    """Cut the images of a batch into chunks, and say where its thumbnails lie.
+
+    Raises:
+        DamagedArtifactError: If ``manifest`` is not that of a batch.
+    """
+    batch, workspace = read_batch(manifest), run.workspace
+    photos, latents = batch.made.parameters["photos"], batch.made.parameters.get("latents", "")
+    source = PageSource(
+        manifest=manifest,
+        fingerprint=batch.made.fingerprint,
+        photographs=_column(photos, workspace, "photograph", fills=True),
+        inversions=_column(join(latents, "reconstructions"), workspace) if latents else None,
+        edits=[_column(join(batch.out, name), workspace) if name else None for name in batch.folders],
+    )
+
+    return PagePlan(source=source, chunks=_write_chunks(batch, workspace))
+
+
+def _write_chunks(batch: Batch, workspace: str) -> list[PageChunk]:
+    """Write down which images a chunk has, the version of each, and the edits that are done."""
+    versions = _versions(batch.made, workspace)
+    inputs = {"manifest": batch.made.fingerprint}
+    recipe = Recipe("page-chunks", VERSION, {"indexed": bool(versions)}, inputs)
+    folder, chunks, first = recipe.folder(workspace, "pages"), list[PageChunk](), 0
+
+    # cut by keys alone, so that a photograph that is replaced stays in its chunk
+    for number, part in enumerate(cut((ObjectInfo(key, "", 0) for key in batch.keys), _CHUNK)):
+        keys = [item.key for item in part]
+        done = batch.status[:, first : first + len(keys)] == 0
+        uri = join(folder, f"chunk-{number:05d}.parquet")
+
+        # without an index, thumbnails of photographs are those of this manifest alone
+        table = pa.table({
+            "image_key": keys, "source": [versions.get(key, recipe.fingerprint) for key in keys],
+            "done": [row.tobytes() for row in np.ascontiguousarray(done.T)],
+        })  # fmt: skip
+        write_table(uri, table, _made("page-chunk", recipe))
+        chunks.append(PageChunk(number=number, digest=digest(part), uri=uri, rows=len(keys)))
+        first += len(keys)
+    return chunks
+
+
+def _column(prefix: str, workspace: str, named_as: str = "edit", *, fills: bool = False) -> Column:
+    recipe = Recipe(STEP, VERSION, {"prefix": prefix, "side": SIDE}, {})
+    folder = recipe.folder(workspace, "thumbnails")
+    return Column(prefix=prefix, recipe=recipe, folder=folder, named_as=named_as, fills=fills)
+
+
+def _versions(made: Provenance, workspace: str) -> dict[str, str]:
+    """Return the version of every photograph as it was indexed, if the index is still there."""
+    uri = join(artifact_uri(workspace, "index", made.inputs.get("index", "none")), "index.parquet")
+    return dict(indexed_versions(uri)) if is_complete(uri) else {}
+
+
+def _made(kind: str, recipe: Recipe) -> Provenance:
+    return replace(recipe.made(kind, {}), step=STEP, parameters={"side": SIDE})
+
+
+@unit_of_work("thumbnail-chunk", "thumbnails-{chunk.number}")
+def thumbnail_chunk(source: PageSource, chunk: PageChunk) -> ThumbnailResult:
+    """Make the thumbnails of one chunk that are not there yet."""
+    started = time.monotonic()
+    table = read_table(chunk.uri, columns=["image_key", "source", "done"])
+    listed = list(zip(*(table[name].to_pylist() for name in table.column_names), strict=True))
+    shown = {key: version for key, version, done in listed if any(done)}
+    shape = _shape_of(source, shown)
+
+    made, kept = 0, list[Row]()
+    for number, column in enumerate(source.columns):
+        if column is None:
+            continue
+
+        # photographs and inversions come before the edits, under negative numbers
+        edit = number - len(source.columns) + len(source.edits)
+        wanted = shown if edit < 0 else {key: version for key, version, done in listed if done[edit]}
+
+        log = column.log(chunk.digest)
+        known = {row["image_key"]: row for row in log.latest()}
+        todo = [item for item in wanted.items() if not _is_done(known.get(item[0]), item[1])]
+        new = list(read_ahead(todo, partial(_thumbnail, column, shape), ahead=_AHEAD))
+        log.append(new, _SCHEMA, _made("thumbnails", column.recipe))
+        known |= {row["image_key"]: row for row in new}
+
+        # pixels are let go of here: a chunk has hundreds of images of dozens of edits
+        made += sum(row["status"] == OK for row in new)
+        kept += [_measured(known[key]) for key in wanted]
+
+    return ThumbnailResult(
+        uri=chunk.uri, rows=len(kept), failed=sum(row["status"] != OK for row in kept), reused=not made,
+        size=sum(row["size"] for row in kept), seconds=time.monotonic() - started,
+    )  # fmt: skip
+
+
+def _is_done(row: Row | None, version: str) -> bool:
+    return row is not None and row["status"] == OK and row["source"] == version
+
+
+def _measured(row: Row) -> Row:
+    """Return what is counted about a thumbnail, without its pixels."""
+    return {"status": row["status"], "size": len(row["webp"] or b"")}
+
+
+def _shape_of(source: PageSource, shown: dict[str, str]) -> tuple[int, int] | None:
+    """Return width and height of the generator's images, by the first that can be read."""
+    generated = source.inversions or next((column for column in source.edits if column), None)
+    for key in shown if generated else ():
+        # a picture that cannot be read is the error of its row; the next one has the same shape
+        try:
+            return decode_image(read_bytes(generated.uri(key)), min_side=1).size  # type: ignore[union-attr]
+        except StyleCLIPError:
+            continue
+    return None
+
+
+def _thumbnail(column: Column, shape: tuple[int, int] | None, item: tuple[str, str]) -> Row:
+    key, version = item
+    row: Row = {"image_key": key, "source": version, "webp": None}
+    try:
+        image = decode_image(read_bytes(column.uri(key)), min_side=1)
+    except StyleCLIPError as error:
+        return row | failure(error)
+    return row | {"webp": encode_thumbnail(image, shape if column.fills else None)} | success()
+
+
+def encode_thumbnail(image: Image.Image, shape: tuple[int, int] | None = None) -> bytes:
+    """Return a WebP of at most ``SIDE`` pixels a side, never larger than the image.
+
+    Args:
+        image: An RGB image.
+        shape: Width and height whose proportions it is cropped to around its centre; none keeps them.
+    """
+    if shape:
+        scale = min(1.0, SIDE / max(shape))
+        size = (max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale)))
+        image = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+    else:
+        # thumbnail() works in place, and the caller's image is not ours
+        image = image.copy()
+        image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=_QUALITY, method=4)
+    return buffer.getvalue()
+
+
+def leaves(plan: PagePlan, size: int) -> Iterator[tuple[int, int, list[bytes]]]:
+    """Yield thumbnails in the order of the keys, ``size`` of one column at a time.
+
+    Yields:
+        Number of the column, number of the leaf within it, and the thumbnails; empty where one is missing.
+    """
+    columns = plan.source.columns
+    waiting: list[list[bytes]] = [[] for _ in columns]
+    numbers = [0] * len(columns)
+
+    # chunks are cut by content, leaves by number, so what is left of a chunk waits for the next one
+    for chunk in plan.chunks:
+        keys = read_table(chunk.uri, columns=["image_key"])["image_key"].to_pylist()
+        for place, found in enumerate(read_ahead(columns, partial(_stored, chunk, keys), ahead=4)):
+            waiting[place] += found
+            while len(waiting[place]) >= size:
+                yield place, numbers[place], waiting[place][:size]
+                waiting[place] = waiting[place][size:]
+                numbers[place] += 1
+
+    for place, rest in enumerate(waiting):
+        if rest:
+            yield place, numbers[place], rest
+
+
+def _stored(chunk: PageChunk, keys: Sequence[str], column: Column | None) -> list[bytes]:
+    if column is None:
+        return []
+
+    found = {row["image_key"]: row["webp"] for row in column.log(chunk.digest).latest()}
+    return [found.get(key) or b"" for key in keys]

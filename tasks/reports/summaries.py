@@ -1,0 +1,124 @@
+"""What a run shows in Prefect's UI when it ends: what it did, how fast, where it lies, and what failed."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Mapping, Sequence
+
+from PIL import Image
+from prefect.artifacts import create_image_artifact, create_link_artifact, create_markdown_artifact
+
+from tasks.artifacts import is_complete, read_table
+from tasks.artifacts.outcomes import OK, Row
+from tasks.reports.page.links import public_url
+from tasks.running.progress import ShardResult
+from tasks.storage import read_bytes
+
+_SHOWN = 20  # failed items
+_SHEET = 900  # pixels, the longer side of the contact sheet
+
+
+def publish_summary(
+    flow: str,
+    headline: str,
+    steps: Sequence[Mapping[str, object]],
+    places: Mapping[str, str],
+    problems: Sequence[Row] = (),
+) -> None:
+    """Show one page about a run.
+
+    Args:
+        flow: Name of the flow, which names the artifact.
+        headline: What the run did, one sentence.
+        steps: Its steps, with shards, computed, rows, failed, seconds and rate of each.
+        places: URIs of what it wrote, by name.
+        problems: Rows of the items that failed.
+    """
+    lines = [headline, "", *_step_table(steps), "", "## Where it lies", ""]
+    lines += [f"- {name}: [`{_plain(uri)}`](<{public_url(uri)}>)" for name, uri in places.items() if uri]
+
+    if problems:
+        lines += ["", f"## What failed: {len(problems)}", "", *_problem_table(problems)]
+
+    create_markdown_artifact("\n".join(lines), key=f"{flow}-report", description=headline)
+
+
+def publish_batch(page: str, contact_sheet: str) -> None:
+    """Show the contact sheet of a batch of edits as an image, and link its page."""
+    sheet = Image.open(io.BytesIO(read_bytes(contact_sheet)))
+    sheet.thumbnail((_SHEET, _SHEET))
+    small = io.BytesIO()
+    sheet.convert("RGB").save(small, "JPEG", quality=80)
+
+    # the picture itself goes into the artifact: a browser may not read the bucket
+    picture = base64.b64encode(small.getvalue()).decode()
+    create_image_artifact(
+        f"data:image/jpeg;base64,{picture}", key="edit-images-contact-sheet", description=contact_sheet
+    )
+    create_link_artifact(
+        public_url(page),
+        link_text="report page",
+        key="edit-images-page",
+        description=f"before and after, scores and failures: {page}",
+    )
+
+
+def failed_items(results: Iterable[ShardResult]) -> list[Row]:
+    """Return the latest rows of the items that failed in some shards, whose results name first attempts."""
+    rows: list[Row] = []
+    for result in results:
+        if result.failed:
+            rows += [row for row in _latest(result.uri) if row["status"] != OK]
+    return rows
+
+
+def _latest(first: str) -> list[Row]:
+    """Return the latest row of every item of a shard, from its attempts."""
+    rows: dict[tuple[object, ...], Row] = {}
+    attempt = 0
+
+    while is_complete(uri := first.replace(".attempt-000.", f".attempt-{attempt:03d}.")):
+        for row in read_table(uri).to_pylist():
+            rows[(row["image_key"], row.get("face_index"))] = row
+        attempt += 1
+
+        # a name without a number is the only table there is, and would be read for ever
+        if uri == first and ".attempt-000." not in first:
+            break
+    return list(rows.values())
+
+
+def _step_table(steps: Sequence[Mapping[str, object]]) -> list[str]:
+    names = ("shards", "computed", "rows", "failed", "seconds", "rate")
+    titles = "| step | shards | computed now | rows | failed | seconds | images/s |"
+    table = [titles, "|---|---:|---:|---:|---:|---:|---:|"]
+
+    for step in steps:
+        values = [step[name] for name in names]
+        cells = [f"{value:.1f}" if isinstance(value, float) else str(value) for value in values]
+        table.append(f"| {step['step']} | {' | '.join(cells)} |")
+    return table
+
+
+def _problem_table(problems: Sequence[Row]) -> list[str]:
+    table = ["| image | error | what it says |", "|---|---|---|"]
+
+    for row in problems[:_SHOWN]:
+        cells = (row["image_key"], row["error_type"] or row["status"], row["error"])
+        table.append(f"| {' | '.join(_cell(cell) for cell in cells)} |")
+
+    if len(problems) > _SHOWN:
+        table += ["", f"The first {_SHOWN} of {len(problems)}; all are in the table above."]
+    return table
+
+
+def _cell(text: object) -> str:
+    """Return any text as one cell of a Markdown table, as code, so that no markup in it counts."""
+    return f"`{_plain(str(text))}`" if text else ""
+
+
+def _plain(text: str) -> str:
+    shown = "".join(character if character.isprintable() else "?" for character in text)
+    # a backtick ends code, a bar ends a cell
+    return shown.replace("`", "'").replace("|", "\\|")[:300]

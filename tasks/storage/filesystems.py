@@ -1,0 +1,144 @@
+"""Which file system a URI names, with whose credentials, and how it is asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+
+from tasks.storage.outages import CredentialsError, StorageError, explained, patiently
+
+_HOLDS_KEYS = re.compile(r"(?!arn:)[^@]*[:@]")  # no bucket has such a name
+_T = TypeVar("_T")
+
+
+def is_local(uri: str) -> bool:
+    """Return whether a URI is a path on this machine."""
+    return "://" not in uri or uri.startswith("file://")
+
+
+def local_path(uri: str) -> Path:
+    """Return the path of a local URI."""
+    return Path(uri.removeprefix("file://")).expanduser()
+
+
+def join(prefix: str, *parts: str) -> str:
+    """Return ``prefix`` followed by relative parts.
+
+    The parts are kept as they are: on an object store, ``/a`` and ``a`` are different keys.
+    """
+    return "/".join([prefix.rstrip("/"), *parts])
+
+
+def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Return the file system of a URI and the path on it.
+
+    Raises:
+        StorageError: If the URI holds credentials, or there is no such kind of storage.
+    """
+    _refuse_unsafe(uri)
+    protocol = "file" if is_local(uri) else uri.split("://", 1)[0]
+    path = str(local_path(uri)) if protocol == "file" else uri
+
+    options = _options(uri)
+    s3 = protocol in ("s3", "s3a")
+    if s3:  # whoever calls is patient, so that botocore need not be
+        once = {"retries": {"mode": "standard", "total_max_attempts": 1}}
+        options = {"use_listings_cache": False, "config_kwargs": once, **options}
+
+    try:
+        fs = fsspec.filesystem(protocol, **options)
+        # s3fs tries again on its own, beside botocore
+        if s3:
+            fs.retries = 2
+        return fs, path
+    except (ImportError, ValueError) as error:
+        raise StorageError(
+            f"cannot use {uri}: {error}; give a local path, an s3:// URI or install what it needs"
+        ) from error
+
+
+def _refuse_unsafe(uri: str) -> None:
+    """Refuse what would leak a secret into logs and results, or be read as something else."""
+    if is_local(uri):
+        return
+    protocol, _, rest = uri.partition("://")
+
+    account = rest.split("/", 1)[0]
+    s3 = protocol in ("s3", "s3a")
+
+    # the message does not name the URI: it would repeat the secret
+    if (":" in account.partition("@")[0] and "@" in account) or (s3 and _HOLDS_KEYS.match(account)):
+        raise StorageError(
+            f"a {protocol}:// URI holds credentials; give them in the environment, e.g. "
+            "AWS_ACCESS_KEY_ID or AWS_PROFILE, never in a URI"
+        )
+
+    if s3 and "?versionId=" in rest:
+        raise StorageError(f"cannot use {uri}: s3fs reads '?versionId=' as a version; rename the object")
+
+
+def _options(uri: str) -> dict[str, Any]:
+    config = os.environ.get("STYLECLIP_STORAGE_OPTIONS")
+    if not config:
+        return {}
+
+    # the time of change goes with the path, so that an edited file is read anew
+    prefixes = _read_options(config, Path(config).stat().st_mtime_ns if Path(config).exists() else 0)
+    matching = [prefix for prefix in prefixes if _covers(prefix, uri)]
+    return dict(prefixes[max(matching, key=len)]) if matching else {}
+
+
+def _covers(prefix: str, uri: str) -> bool:
+    """Return whether a URI is a prefix or lies under it, counted in whole folders."""
+    return f"{uri.rstrip('/')}/".startswith(prefix if prefix.endswith("/") else f"{prefix}/")
+
+
+@lru_cache(maxsize=8)
+def _read_options(path: str, _changed: int) -> dict[str, dict[str, Any]]:
+    try:
+        options = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise StorageError(
+            f"STYLECLIP_STORAGE_OPTIONS names {path}, which is no readable JSON file: {error}"
+        ) from error
+
+    if not isinstance(options, dict) or not all(isinstance(value, dict) for value in options.values()):
+        raise StorageError(f"{path} must map URI prefixes to fsspec options")
+    return options
+
+
+def ask(uri: str, action: str, work: Callable[[fsspec.AbstractFileSystem, str], _T]) -> _T:
+    """Do ``work`` with the file system of a URI, patiently where it is a remote one."""
+    if is_local(uri):
+        with explained(uri, action):
+            return work(*filesystem(uri))
+
+    # waited for by bucket: another store may answer meanwhile
+    protocol, _, rest = uri.partition("://")
+    try:
+        return patiently(f"{protocol}://{rest.split('/', 1)[0]}", uri, action, lambda: work(*filesystem(uri)))
+    except CredentialsError:
+        fsspec.get_filesystem_class(protocol).clear_instance_cache()  # who asks again reads them anew
+        raise
+
+
+def file_etag(found: os.stat_result) -> str:
+    """Return the version of a local file, as listings have it."""
+    return f"{found.st_size}-{found.st_mtime}"
+
+
+def etag_of(info: dict[str, Any]) -> str:
+    """Return the version of an object, of what a file system tells of it."""
+    if info.get("ETag"):
+        return str(info["ETag"]).strip('"')
+
+    # kinds of storage name the time differently; with the size it stands for a version
+    stamp = info.get("mtime") or info.get("LastModified") or info.get("created") or ""
+    return f"{info['size']}-{stamp}"

@@ -1,0 +1,244 @@
+"""What lies under a prefix: listed once, sorted in flat memory; and whether a store is at fault."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from heapq import merge
+from itertools import groupby, islice
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from tasks.storage import temporaries
+from tasks.storage.filesystems import ask, etag_of, file_etag, filesystem, is_local, local_path
+from tasks.storage.outages import ChangedObjectError, StorageError, StoreError, explained
+
+_PAGE, _RUN = 1000, 20_000  # objects of a listing that are asked for, and that are sorted, at once
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """An object under a prefix.
+
+    Attributes:
+        key: Its path relative to the prefix, with ``/``.
+        etag: Names its version; for local files made of size and modification time.
+        size: Bytes.
+    """
+
+    key: str
+    etag: str
+    size: int
+
+
+def is_outage(error: BaseException, prefix: str) -> bool:
+    """Return whether what went wrong with an object under ``prefix`` is the fault of the whole store.
+
+    An error that may be the object's own (it is gone, it may not be read) counts as such only while the
+    prefix can be listed and is not empty, as was the case when the object was found.
+    """
+    if isinstance(error, ChangedObjectError):
+        return False
+    if not isinstance(error, StorageError) or isinstance(error, StoreError):
+        return isinstance(error, StoreError)
+
+    try:
+        return next(_pages(prefix, first=True), None) is None
+    except StorageError:
+        return True
+
+
+def list_objects(prefix: str, suffixes: tuple[str, ...] = ()) -> Iterator[ObjectInfo]:
+    """Yield the objects under a prefix, sorted by key; see ``sorted_objects``."""
+    with sorted_objects(prefix, suffixes) as found:
+        yield from found
+
+
+@contextmanager
+def sorted_objects(prefix: str, suffixes: tuple[str, ...] = ()) -> Iterator[Iterable[ObjectInfo]]:
+    """List a prefix once and give its objects, sorted by key, to be gone through any number of times.
+
+    However many there are, a page of them is in memory: the others lie in a temporary folder. A key that
+    is listed twice, as it can be while objects are written, counts once, as it was seen last.
+
+    Args:
+        prefix: URI of a folder.
+        suffixes: Lower-case endings to keep; all if empty.
+
+    Raises:
+        StorageError: If the prefix cannot be listed, or a name is not UTF-8.
+    """
+    with tempfile.TemporaryDirectory(prefix="styleclip-listing-") as folder:
+        yield _Sorted(_kept(prefix, suffixes), Path(folder))
+
+
+class _Sorted(Iterable[ObjectInfo]):
+    """Objects in the order of their keys: an external merge sort."""
+
+    def __init__(self, objects: Iterable[ObjectInfo], folder: Path) -> None:
+        self._runs: list[Callable[[], Iterator[ObjectInfo]]] = []
+        for number, run in enumerate(_batched(objects, _RUN)):
+            ordered = sorted(run, key=attrgetter("key"))
+
+            # a run that is not full is the whole listing, and never touches the disk
+            if number == 0 and len(run) < _RUN:
+                self._runs.append(partial(iter, ordered))
+            else:
+                self._runs.append(partial(_read_run, _write_run(folder / str(number), ordered)))
+
+    def __iter__(self) -> Iterator[ObjectInfo]:
+        in_order = merge(*(run() for run in self._runs), key=attrgetter("key"))
+
+        # merging is stable and takes earlier runs first, so the last one was seen last
+        for _, same in groupby(in_order, key=attrgetter("key")):
+            *_, last = same
+            yield last
+
+
+def _batched(objects: Iterable[ObjectInfo], size: int) -> Iterator[list[ObjectInfo]]:
+    rest = iter(objects)
+    while batch := list(islice(rest, size)):
+        yield batch
+
+
+def _write_run(path: Path, objects: list[ObjectInfo]) -> Path:
+    with explained(str(path), "write"), path.open("w") as stream:
+        stream.writelines(json.dumps([item.key, item.etag, item.size]) + "\n" for item in objects)
+    return path
+
+
+def _read_run(path: Path) -> Iterator[ObjectInfo]:
+    with path.open() as stream:
+        for line in stream:
+            yield ObjectInfo(*json.loads(line))
+
+
+def _kept(prefix: str, suffixes: tuple[str, ...]) -> Iterator[ObjectInfo]:
+    for page in _pages(prefix):
+        for item in page:
+            name = item.key.rsplit("/", 1)[-1]
+            # the mark of the folder itself, or what a writer has not finished
+            if not item.key or name.startswith(temporaries.PREFIX):
+                continue
+            if suffixes and not item.key.lower().endswith(suffixes):
+                continue
+
+            # Parquet holds no other text, so such a key would fail much later
+            if not _is_utf8(item.key):
+                raise StorageError(
+                    f"cannot list {prefix}: the name {item.key!a} is not UTF-8; rename the file"
+                )
+            yield item
+
+
+def _pages(prefix: str, *, first: bool = False) -> Iterator[list[ObjectInfo]]:
+    """Yield what lies under a prefix, in no order, a page at a time; of the first, one object is enough."""
+    if is_local(prefix):
+        yield from _batched(_local_files(prefix), 1 if first else _PAGE)
+    elif prefix.startswith(("s3://", "s3a://")):
+        yield from _s3_pages(prefix, 1 if first else _PAGE)
+    else:
+        yield from _found(prefix)
+
+
+def _local_files(prefix: str) -> Iterator[ObjectInfo]:
+    """Yield the files under a folder; a folder that goes away meanwhile holds none."""
+    root = local_path(prefix)
+    with explained(prefix, "list"):
+        if not root.is_dir():
+            raise FileNotFoundError(prefix)
+
+        # not os.walk, which passes over a folder that cannot be read without a word
+        waiting = [(os.fspath(root), "")]
+        while waiting:
+            folder, above = waiting.pop()
+            # a folder found on the way may go; the prefix itself must be there
+            with suppress(*([FileNotFoundError] if above else [])), os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append((entry.path, f"{above}{entry.name}/"))
+                    elif (found := _stat(entry)) and not stat.S_ISDIR(found.st_mode):
+                        yield ObjectInfo(above + entry.name, file_etag(found), found.st_size)
+
+
+def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
+    """Return what is known of a file, or of a link that leads nowhere; None if it has gone meanwhile."""
+    for followed in (True, False):
+        with suppress(FileNotFoundError):
+            return entry.stat(follow_symlinks=followed)
+    return None
+
+
+def _s3_pages(prefix: str, size: int) -> Iterator[list[ObjectInfo]]:
+    fs, path = filesystem(prefix)
+    bucket, key, _ = fs.split_path(path.rstrip("/"))
+    # the slash keeps out longer names that begin alike
+    below = f"{key}/" if key else ""
+    wanted = {"Bucket": bucket, "Prefix": below, "MaxKeys": size}
+
+    while True:
+        page = ask(prefix, "list", partial(_s3_page, wanted))
+        found = [
+            ObjectInfo(item["Key"][len(below) :], etag_of(item), int(item["Size"] or 0))
+            for item in page.get("Contents", [])
+            if not item["Key"].endswith("/")  # the mark of a folder
+        ]
+
+        if found:
+            yield found
+        if not page.get("IsTruncated"):
+            return
+        wanted["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def _s3_page(wanted: dict[str, Any], fs: fsspec.AbstractFileSystem, _path: str) -> dict[str, Any]:
+    page: dict[str, Any] = fs.call_s3("list_objects_v2", **wanted)
+    return page
+
+
+def _found(prefix: str) -> Iterator[list[ObjectInfo]]:
+    """Yield the objects of any other kind of storage, at once: fsspec has no pages."""
+    fs, path = filesystem(prefix)
+    root = fs._strip_protocol(path).rstrip("/") + "/"
+    found = ask(prefix, "list", lambda fs, path: fs.find(path, detail=True))
+
+    objects = [
+        ObjectInfo(name[len(root) :], etag_of(info), int(info["size"] or 0)) for name, info in found.items()
+    ]
+    if objects:
+        yield objects
+
+
+def _is_utf8(key: str) -> bool:
+    # a name of other bytes comes from the disk as surrogates, which have no encoding
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def delete_stale_temporaries(prefix: str) -> int:
+    """Delete what killed writers left aside under a local folder; returns how many.
+
+    A file is stale if its writer, a process of this machine, is gone, and in any case after a day.
+    """
+    if not is_local(prefix) or not local_path(prefix).is_dir():
+        return 0
+
+    deleted = 0
+    for aside in local_path(prefix).rglob(f"{temporaries.PREFIX}*"):
+        if temporaries.is_stale(aside):
+            aside.unlink(missing_ok=True)
+            deleted += 1
+
+    return deleted

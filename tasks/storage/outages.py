@@ -1,0 +1,245 @@
+"""What goes wrong with storage: whose fault it is, and for how long to wait until it has passed.
+
+An error is an object's (it is missing, this one may not be read) or the store's: it does not answer, is
+overloaded, is full, or refuses the credentials as such. The difference decides what becomes of a batch:
+an object's error is written into its row, a store's error fails the shard, so that Retry does it again.
+
+A remote store that does not answer is asked again, after pauses that grow, for as many seconds as
+``STYLECLIP_STORAGE_PATIENCE`` says (60 if it is not set). The seconds count from the first failure that no
+answer has followed, whoever saw it: a store that is down for the night is waited for once, not once for
+every object.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import aiohttp
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    NoAuthTokenError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    TokenRetrievalError,
+)
+from botocore.parsers import ResponseParserError
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
+
+from styleclip_core.errors import StyleCLIPError
+
+_T = TypeVar("_T")
+_DEFAULT_PATIENCE_S, _LONGEST_PAUSE_S = 60.0, 5.0
+_logger = logging.getLogger(__name__)
+
+
+class StorageError(StyleCLIPError):
+    """An object could not be listed, read or written."""
+
+
+class MissingObjectError(StorageError):
+    """There is no such object or bucket."""
+
+
+class ChangedObjectError(StorageError):
+    """An object is no longer the version that was listed."""
+
+
+class AccessDeniedError(StorageError):
+    """The credentials in use may not do this."""
+
+
+class StoreError(StorageError):
+    """The store is at fault, not an object: whatever was under way must be done again."""
+
+
+class StoreUnavailableError(StoreError):
+    """The store does not answer, or says that it cannot now."""
+
+
+class CredentialsError(StoreError, AccessDeniedError):
+    """The store refuses the credentials as such: they are unknown, wrong or expired."""
+
+
+class StoreFullError(StoreError):
+    """There is no space left, or nothing may be written there."""
+
+
+_CREDENTIALS_CODES = {
+    "ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken",
+    "InvalidSecurity", "TokenRefreshRequired", "RequestTimeTooSkewed", "RequestExpired", "NotSignedUp",
+    "AccountProblem", "AllAccessDisabled",
+}  # fmt: skip
+_PASSING_CODES = {
+    "SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests",
+    "RequestTimeout", "RequestTimeoutException", "OperationAborted", "InternalError", "ServiceUnavailable",
+    # what the store says of a request whose body was damaged on its way
+    "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch",
+}  # fmt: skip
+_CREDENTIALS_ERRORS = (
+    NoCredentialsError, PartialCredentialsError, CredentialRetrievalError, TokenRetrievalError,
+    NoAuthTokenError, ProfileNotFound,
+)  # fmt: skip
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_PASSING = {
+    errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.ETIMEDOUT,
+    errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN, errno.ENETRESET, errno.ENOTCONN,
+    errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EBUSY, errno.ENOMEM,
+}  # fmt: skip
+_FOREIGN = (OSError, BotoCoreError, ClientError, ResponseParserError, aiohttp.ClientError)
+
+
+@contextmanager
+def explained(uri: str, action: str) -> Iterator[None]:
+    """Turn what storage libraries raise into one error that names object, cause and remedy."""
+    try:
+        yield
+    except TypeError as error:  # s3fs passes an option it does not know on to botocore
+        raise StorageError(
+            f"cannot {action} {uri}: {error}; check the options in STYLECLIP_STORAGE_OPTIONS"
+        ) from error
+    except _FOREIGN as error:
+        kind = classify(error)
+        reason = " ".join((str(error) or type(error).__name__).split())[:300]
+        raise kind(f"cannot {action} {uri}: {_explanation(kind, reason)}") from error
+
+
+def _explanation(kind: type[StorageError], reason: str) -> str:
+    return {
+        MissingObjectError: "there is no such object or bucket",
+        AccessDeniedError: "access denied; check the credentials or the AWS profile in use",
+        CredentialsError: f"the credentials are refused ({reason}); renew them, then press Retry",
+        StoreFullError: f"no space is left there ({reason}); free some, then press Retry",
+        StoreUnavailableError: f"the store does not answer ({reason}); check the endpoint and the network, "
+        "then press Retry",
+    }.get(kind, f"{reason}; check the endpoint, the credentials and the network")
+
+
+def classify(error: Exception) -> type[StorageError]:
+    """Return what kind of error a storage library has raised."""
+    # s3fs raises an OSError of its own; S3's answer, which says more, is its cause
+    answer = error if isinstance(error, ClientError) else error.__cause__
+    if isinstance(answer, ClientError):
+        code = str(answer.response.get("Error", {}).get("Code", ""))
+        status = answer.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        if code in _CREDENTIALS_CODES:
+            return CredentialsError
+        if code in _PASSING_CODES or status >= 500 or status == 429:
+            return StoreUnavailableError
+
+    if isinstance(error, FileNotFoundError):
+        return MissingObjectError
+    if isinstance(error, PermissionError):
+        return AccessDeniedError
+    if isinstance(error, _CREDENTIALS_ERRORS):
+        return CredentialsError
+    # a request that was never sent; botocore's other errors, below, are those of sending
+    if isinstance(error, ParamValidationError):
+        return StorageError
+    if isinstance(error, (BotoCoreError, ResponseParserError, aiohttp.ClientError, TimeoutError)):
+        return StoreUnavailableError
+
+    # what is left are the disk's and the network's errors, told apart by number alone
+    number = error.errno if isinstance(error, OSError) else None
+    if number in _FULL:
+        return StoreFullError
+    return StoreUnavailableError if number in _PASSING or isinstance(error, ConnectionError) else StorageError
+
+
+def patience() -> float:
+    """Return for how many seconds a store that does not answer is waited for.
+
+    Raises:
+        StorageError: If ``STYLECLIP_STORAGE_PATIENCE`` is not a number from 0.
+    """
+    wanted = os.environ.get("STYLECLIP_STORAGE_PATIENCE", "")
+    try:
+        seconds = float(wanted) if wanted else _DEFAULT_PATIENCE_S
+    except ValueError:
+        seconds = math.nan
+
+    if not 0 <= seconds < math.inf:
+        raise StorageError(f"STYLECLIP_STORAGE_PATIENCE must be a number of seconds from 0, got {wanted!r}")
+    return seconds
+
+
+def patiently(place: str, uri: str, action: str, work: Callable[[], _T]) -> _T:
+    """Return what ``work`` returns; where the store does not answer, ask again until patience ends.
+
+    Args:
+        place: Name of the store, e.g. ``"s3://bucket"``; what calls of one place see counts for all.
+        uri: What the work is about, for messages.
+        action: What the work does, a verb, for messages.
+        work: Does it; must be safe to do twice.
+
+    Raises:
+        StorageError: If it cannot be done; a ``StoreError`` if no object is to blame for that.
+    """
+
+    def once() -> _T:
+        try:
+            with explained(uri, action):
+                done = work()
+        except StoreUnavailableError as error:
+            _watch.failed(place, error)
+            raise
+        _watch.answered(place)
+        return done
+
+    def enough(state: RetryCallState) -> bool:
+        # counted from the store's first failure: the patience of many calls must not add up
+        return max(state.seconds_since_start or 0.0, _watch.lasting(place)) >= patience()
+
+    again = Retrying(
+        retry=retry_if_exception_type(StoreUnavailableError),
+        wait=wait_random_exponential(multiplier=0.2, max=_LONGEST_PAUSE_S),
+        stop=enough,
+        reraise=True,
+    )
+    return again(once)
+
+
+class _Watch:
+    """How long each store has not answered."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._since: dict[str, tuple[float, float]] = {}  # first and last failure
+
+    def failed(self, place: str, error: StorageError) -> None:
+        now = time.monotonic()
+        with self._lock:
+            first, last = self._since.get(place, (now, -math.inf))
+            new = now - last > patience() + _LONGEST_PAUSE_S  # nobody has asked since; that was another one
+            self._since[place] = (now if new else first, now)
+        if new:
+            _logger.warning("%s does not answer (%s); asking again", place, error.__cause__)
+
+    def answered(self, place: str) -> None:
+        # looked at without the lock, as every answer comes by here
+        if place not in self._since:
+            return
+        with self._lock:
+            first, _ = self._since.pop(place, (math.inf, 0.0))
+
+        # a hiccup is not worth a line in the log
+        if time.monotonic() - first > 1.0:
+            _logger.warning("%s answers again, after %.1f s", place, time.monotonic() - first)
+
+    def lasting(self, place: str) -> float:
+        first, _ = self._since.get(place, (time.monotonic(), 0.0))
+        return time.monotonic() - first
+
+
+_watch = _Watch()

@@ -9,7 +9,8 @@ is the pair that reaches the wanted effect at the least movement.
 
 For every threshold the strength is sought at which the effect is reached, beginning where the threshold
 before ended. Thresholds come by the number of channels that reach them, geometrically, then two more
-around the best. Nothing is drawn at random.
+around the best. Nothing is drawn at random. Strengths are rounded, and movements compared as in
+``decisions``; where an effect lies within rounding of the wanted one, processors may choose otherwise.
 
 Shapes: B images, N editable style channels, D width of the CLIP embedding.
 """
@@ -26,6 +27,7 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from styleclip_core.batches import Batches
+from styleclip_core.decisions import least
 from styleclip_core.editing import (
     ChannelSelection,
     StyleDirection,
@@ -348,8 +350,9 @@ class _Search:
         if self._alpha:
             enough = [each for each in curves if each.most >= self.settings.effect]
             if enough:
-                return min(enough, key=lambda each: each.movements[-1]), self._alpha, self.settings.effect
-            best = max(curves, key=lambda each: each.most)
+                best = enough[least([each.movements[-1] for each in enough])]
+                return best, self._alpha, self.settings.effect
+            best = curves[least([-each.most for each in curves])]
             return best, self._alpha, best.most
         wanted = self.settings.effect
         if all(each.at(wanted) is None for each in curves):
@@ -361,7 +364,7 @@ class _Search:
                 )
             wanted = self.before + _NEARLY * (most - self.before)
         reached = [(each, found) for each in curves if (found := each.at(wanted)) is not None]
-        chosen, (strength, _) = min(reached, key=lambda item: item[1][1])
+        chosen, (strength, _) = reached[least([movement for _, (_, movement) in reached])]
         return chosen, strength, wanted
 
     def reason(self, curves: list[_Curve], chosen: _Curve, last: Trial, wanted: float) -> str:
@@ -376,7 +379,7 @@ class _Search:
                   if each is not chosen and (found := each.at(wanted)) is not None]  # fmt: skip
         if not others:
             return said
-        movement, second = min(others, key=lambda item: item[0])
+        movement, second = others[least([movement for movement, _ in others])]
         following = f"beta {second.selection.beta:g} has {movement:.3f}"
         return f"{said}, the least of {len(others) + 1} thresholds that reach it; {following}"
 

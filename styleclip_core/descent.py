@@ -14,6 +14,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from styleclip_core.decisions import improves
+
 Terms = Callable[[Tensor, Tensor], Tensor]  # numbers [B, ...] of problems [B] -> figures [K, B], loss last
 _IMPROVEMENT = 1e-3  # of the best loss; less counts as standing still
 
@@ -29,6 +31,8 @@ class Status(IntEnum):
 
 class Progress:
     """How each of P problems stands: its best numbers, its patience, whether it goes on.
+
+    Patience ends on the margin of ``decisions.improves``, so processors may end at steps that differ.
 
     Attributes:
         result: Best numbers so far, or without patience the last ones, never diverged: ``[P, ...]``.
@@ -53,7 +57,7 @@ class Progress:
             last: Whether this was the last evaluation.
         """
         each, value = self.running, loss.to(self.loss)
-        improved = fine & (value < self.loss[each] * (1 - _IMPROVEMENT))
+        improved = fine & improves(value, self.loss[each], by=_IMPROVEMENT)
         kept = fine if self._patience is None else improved
         self.result[each[kept]] = numbers[kept]
         self.loss[each[improved]] = value[improved]

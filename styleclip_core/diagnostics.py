@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from styleclip_core.decisions import ranked
 from styleclip_core.editing import editable_mask
 from styleclip_core.errors import LayoutMismatchError
 from styleclip_core.models.stylegan2 import Generator
@@ -72,8 +73,8 @@ def channel_counts(
 
 def strongest_channels(layout: StyleLayout, relevance: Tensor, count: int) -> list[Channel]:
     """Return the channels of largest |relevance|, ``[N]``, the strongest first; none without relevance."""
-    ranked = relevance.abs().argsort(descending=True, stable=True)[:count].tolist()
-    found = [Channel(*layout.channel_of(place), place, relevance[place].item()) for place in ranked]
+    most = ranked(relevance.abs())[:count].tolist()
+    found = [Channel(*layout.channel_of(place), place, relevance[place].item()) for place in most]
     return [each for each in found if each.relevance != 0]
 
 

@@ -21,6 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from styleclip_core.decisions import ranked
 from styleclip_core.errors import LayoutMismatchError, NoRelevantChannelError
 from styleclip_core.relevance import RelevanceTable
 from styleclip_core.style_space import StyleCode, StyleLayout
@@ -35,8 +36,9 @@ class ChannelSelection:
     """Which channels take part in an edit, and how much of each.
 
     Attributes:
-        beta: Threshold on |relevance|, 0..1; lower values edit more channels. None to use ``top_k``.
-        top_k: Number of most relevant channels. None to use ``beta``.
+        beta: Threshold on |relevance|, 0..1; lower values edit more channels. A channel whose relevance
+            lies within rounding of it may take part on one processor alone. None to use ``top_k``.
+        top_k: Number of most relevant channels, ranked as in ``decisions``. None to use ``beta``.
         include: Patterns of layer names that may be edited, e.g. ``("b4.*", "b8.*")``; empty for all.
         exclude: Patterns of layer names that stay, e.g. ``("b64.*",)`` to leave fine colours alone.
         weights: ``"relevance"`` as in the paper, or ``"least-squares"``.
@@ -213,9 +215,9 @@ def _kept(layout: StyleLayout, relevance: Tensor, std: Tensor, selection: Channe
     if selection.beta is not None:
         kept = (size >= selection.beta) & (size > 0)
     else:
-        ranked = size.argsort(descending=True, stable=True)[: selection.top_k]
+        most = ranked(size)[: selection.top_k]
         kept = torch.zeros_like(allowed)
-        kept[ranked] = size[ranked] > 0
+        kept[most] = size[most] > 0
 
     # an edit of no channel would leave every image as it was, and the run would look like a success
     if not kept.any():

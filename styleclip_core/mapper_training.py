@@ -32,6 +32,7 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
+from styleclip_core.decisions import improves
 from styleclip_core.descent import cosine_fall
 from styleclip_core.editing import EditedLatents
 from styleclip_core.errors import ArtifactConflictError, CheckpointError, TrainingDivergedError
@@ -80,6 +81,7 @@ class MapperTrainingSettings:
     ] = 0.1
     l2_weight: Annotated[float, Ge(0), Says("Weight of the mean squared move")] = 0.8
     validate_every: Annotated[int, Ge(1), Says("Steps between validations, which also store all")] = 2000
+    # a gain is more than ``decisions.ALIKE`` of the best loss, in the choice of the best weights too
     patience: Annotated[
         int | None, Ge(1), Says("Validations without a gain before it ends; none for never")
     ] = None
@@ -225,7 +227,7 @@ class MapperTraining:
             if self.step % self.settings.validate_every == 0 or self.step == self.settings.steps:
                 found = self.validate()
                 self._note(found, rate, validation=True)
-                improved = found.total < self.best_loss
+                improved = bool(improves(found.total, self.best_loss))
                 self._stale = 0 if improved else self._stale + 1
                 if improved:
                     self.best_loss = found.total

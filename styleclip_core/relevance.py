@@ -227,7 +227,11 @@ class Accumulator:
         self.n.index_add_(0, where, visible[:, 0].long())
 
     def unsettled(self, settings: RelevanceSettings) -> Tensor:
-        """Return the rows that the next code is measured for; call once before every code."""
+        """Return the rows that the next code is measured for; call once before every code.
+
+        Where an error lies within rounding of the tolerance, processors may stop at other numbers of
+        codes.
+        """
         if settings.tolerance and self.seen >= settings.minimum:
             error = self._variance().sqrt()
             length = (self._mean_change() if self.centre is None else self.centre).norm(dim=1)

@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from styleclip_core.decisions import ranked
+
 NEAR = 0.7
 """Cosine of text directions from which two prompt pairs are taken to name one attribute. In the embedded
 world synonyms reach 0.998 and more, and different attributes 0.61 at most; the middle leaves room for
@@ -101,7 +103,7 @@ def match_attribute(direction: Tensor, positive: Tensor, negative: Tensor) -> Ma
 
     # the sign is an answer too: "without glasses" is the attribute "glasses", taken away
     cosines = F.normalize(positive - negative, dim=1) @ F.normalize(direction, dim=0)
-    index = int(cosines.abs().argmax())
+    index = int(ranked(cosines.abs())[0])
     cosine = float(cosines[index])
 
     return Match(index, 1 if cosine > 0 else -1, cosine) if abs(cosine) >= NEAR else None

@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from styleclip_core.descent import in_chunks
+from styleclip_core.images import psnr
 from styleclip_core.inversion import RefinementSettings, refine
+from styleclip_core.metrics import clip_similarity, directional_similarity
 from styleclip_core.models.encoder import Encoder, EncoderConfig
 from styleclip_core.models.identity import CompactIdentity, IdentityConfig
 from styleclip_core.models.lpips import PerceptualDistance
@@ -24,9 +26,9 @@ from styleclip_core.optimization import OptimizationSettings, optimize
 from styleclip_core.pivotal import PivotalSettings, tune
 from styleclip_core.relevance import RelevanceSettings, measure_channels
 
-ITEMS, SIZES = 33, (1, 33)
-DESCENDING = (4, (1, 3, 4))  # items, and sizes of their batches
-LAYER = "b8.conv1"
+ITEMS, SIZES = 33, (1, 2, 5, 12, 33)
+DESCENDING = (3, (1, 3))  # items, and sizes of their batches
+LAYER, CHANNELS = "b8.conv1", 12
 
 
 def networks() -> dict[str, torch.nn.Module]:
@@ -55,13 +57,15 @@ class World:
 
     def __init__(self, path: Path) -> None:
         state = torch.load(path, weights_only=True)
-        self.networks = networks()
+        with torch.device("meta"):  # weights are read, not drawn
+            self.networks = networks()
         for name, network in self.networks.items():
-            network.load_state_dict(state[name])
+            network.load_state_dict(state[name], assign=True)
             network.eval().requires_grad_(False)
         self.generator = self.networks["generator"]
         self.w_plus = torch.cat([self.generator.map(z[None]) for z in state["z"]])
         self.images = torch.cat([self.draw(each[None]) for each in self.w_plus])
+        self.text = self.clip(self.images[-1:])[0]
 
     def draw(self, w_plus: Tensor) -> Tensor:
         return self.generator.synthesize(self.generator.styles(w_plus))
@@ -86,6 +90,9 @@ class World:
             "perceptual distances": lambda index: net["lpips"].distance(
                 *(F.interpolate(images[each], size=32) for each in (index, (index + 1) % ITEMS))
             ),
+            "exact relevance": lambda index: self.relevance(index % CHANNELS, RelevanceSettings())[:, 1:],
+            "scores": self.scores,
+            "directional similarity": self.directional,
         }
 
     def descents(self) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -98,31 +105,42 @@ class World:
             "optimized latents": lambda index: self.optimized(index, "w_plus"),
             "optimized style codes": lambda index: self.optimized(index, "s"),
             "tunings": self.tuned,
-            "relevance with a tolerance": self.relevance,
+            "relevance with a tolerance": lambda index: self.relevance(
+                index, RelevanceSettings(tolerance=0.3, minimum=3)
+            ),
         }
 
     def refined(self, index: Tensor) -> Tensor:
-        settings = RefinementSettings(steps=6, patience=3, chunk=2)
+        settings = RefinementSettings(steps=4, patience=3, chunk=2)
         *_, end = refine(self.generator, self.images[index], self.w_plus[index] + 0.2, settings)
         return end.w_plus.flatten(1)
 
     def optimized(self, index: Tensor, space: str) -> Tensor:
-        settings = OptimizationSettings(space=space, steps=5, chunk=2, patience=3, epsilon=1e-3)
-        text = self.clip(self.images[-1:]).expand(len(index), -1)
+        settings = OptimizationSettings(space=space, steps=4, chunk=2, patience=3, epsilon=1e-3)
+        text = self.text.expand(len(index), -1)
         *_, end = optimize(self.generator, self.clip, self.w_plus[index], text, settings)
         return end.latents.flatten(1)
 
     def tuned(self, index: Tensor) -> Tensor:
-        settings = PivotalSettings(steps=3, rank=1, chunk=2, patience=3)
+        settings = PivotalSettings(steps=2, rank=1, chunk=2, patience=3)
         *_, end = tune(self.generator, self.images[index].flip(3), self.w_plus[index], settings)
         return end.values
 
-    def relevance(self, index: Tensor) -> Tensor:
-        codes = self.generator.styles(self.w_plus[:8])
+    def scores(self, index: Tensor) -> Tensor:
+        image = self.edited(self.w_plus[index])
+        similar = clip_similarity(self.clip(image), self.text)
+        return torch.stack([psnr(image, self.images[index]) / 10, similar], dim=1)
+
+    def directional(self, index: Tensor) -> Tensor:
+        before, after = self.clip(self.images[index]), self.clip(self.edited(self.w_plus[index]))
+        return directional_similarity(before, after, self.text)
+
+    def relevance(self, index: Tensor, settings: RelevanceSettings) -> Tensor:
+        codes = self.generator.styles(self.w_plus[: 6 if settings.tolerance else 1])
         std = codes[LAYER].std(dim=0)
         found = measure_channels(
             self.generator, self.clip, codes, layer=LAYER, channels=index.tolist(),
-            mean=torch.zeros_like(std), std=std, settings=RelevanceSettings(tolerance=0.3, minimum=3),
+            mean=torch.zeros_like(std), std=std, settings=settings,
         )  # fmt: skip
         return torch.cat([found.n[:, None], found.direction], dim=1)
 

@@ -106,7 +106,6 @@ def area_under_curve(scores: Tensor, holds: Tensor) -> float:
     if not 0 < int(holds.sum()) < len(holds):
         return math.nan
 
-    # ranks, since torchmetrics squashes scores that are not in 0..1, and ties appear that were none
     # ranks, since torchmetrics squashes scores that are not in 0..1, which can make ties
     order = scores.double().unique(return_inverse=True)[1]
     return float(binary_auroc(order / order.max().clamp(min=1), holds.long()))

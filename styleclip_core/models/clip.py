@@ -109,6 +109,9 @@ class ClipModel:
     def embed_images(self, image: Tensor) -> Tensor:
         """Embed images.
 
+        An embedding has the same bits in every batch of one size; alone and in a batch, it differs by
+        rounding.
+
         Args:
             image: ``[B, 3, H, W]`` in -1..1; gradients flow back to it.
 

@@ -74,6 +74,9 @@ class Encoder(CompactTrunk):
     def encode(self, image: Tensor) -> Tensor:
         """Predict the latent of images.
 
+        A latent has the same bits in every batch of one size; alone and in a batch, it differs by rounding,
+        so what descends from it takes it from ``descent.in_chunks``.
+
         Args:
             image: ``[B, 3, H, H]`` in -1..1; another size than the encoder's is resized by area.
 

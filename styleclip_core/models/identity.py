@@ -50,6 +50,9 @@ class IdentityNetwork(IRSE50):
     def embed(self, image: Tensor) -> Tensor:
         """Embed FFHQ-aligned images.
 
+        An embedding has the same bits in every batch of one size; alone and in a batch, it differs by
+        rounding.
+
         Args:
             image: ``[B, 3, H, W]`` in -1..1; gradients flow back to it.
 
@@ -119,6 +122,9 @@ class CompactIdentity(CompactTrunk):
 
     def embed(self, image: Tensor) -> Tensor:
         """Embed aligned images.
+
+        An embedding has the same bits in every batch of one size; alone and in a batch, it differs by
+        rounding.
 
         Args:
             image: ``[B, 3, H, W]`` in -1..1; another size than the network's is resized by area.

@@ -65,6 +65,8 @@ class PerceptualDistance(Network):
     def distance(self, first: Tensor, second: Tensor) -> Tensor:
         """Return how different pairs of images look; 0 for equal ones.
 
+        A distance has the same bits in every batch of one size; alone and in a batch, it differs by rounding.
+
         Args:
             first: ``[B, 3, H, W]`` in -1..1; gradients flow back to it, and to ``second`` if it wants them.
             second: As many images of the same size. A side below what the backbone can take in, 31

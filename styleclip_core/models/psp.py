@@ -108,6 +108,9 @@ class PspEncoder(IRSE50):
     def encode(self, image: Tensor) -> Tensor:
         """Predict the latent of images.
 
+        A latent has the same bits in every batch of one size; alone and in a batch, it differs by rounding,
+        so what descends from it takes it from ``descent.in_chunks``.
+
         Args:
             image: ``[B, 3, H, W]`` in -1..1, FFHQ-aligned for the face models; another size than the
                 encoder's is resized (bilinear, antialiased, as the published preprocessing).

@@ -440,6 +440,9 @@ class Generator(Network):
     ) -> Tensor:
         """Draw the images of style codes.
 
+        In batches of one size an image has the same bits whatever is beside it; alone, or in batches of
+        other sizes, it differs by rounding.
+
         Args:
             styles: Codes of a batch of B images.
             noise: ``"const"`` (the stored noise, deterministic), ``"random"`` or ``"none"``.

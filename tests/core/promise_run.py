@@ -65,7 +65,7 @@ class World:
         self.generator = self.networks["generator"]
         self.w_plus = torch.cat([self.generator.map(z[None]) for z in state["z"]])
         self.images = torch.cat([self.draw(each[None]) for each in self.w_plus])
-        self.text = self.clip(self.images[-1:])[0]
+        self.text = F.normalize(torch.sub(*self.clip(self.images[:2])), dim=0)
 
     def draw(self, w_plus: Tensor) -> Tensor:
         return self.generator.synthesize(self.generator.styles(w_plus))
@@ -75,7 +75,7 @@ class World:
 
     def edited(self, w_plus: Tensor) -> Tensor:
         codes = self.generator.styles(w_plus)
-        return self.generator.synthesize(codes.add(torch.full((codes.layout.num_editable,), 0.5)))
+        return self.generator.synthesize(codes.add(torch.full((codes.layout.num_editable,), 2.0)))
 
     def forwards(self) -> dict[str, Callable[[Tensor], Tensor]]:
         """Return plain forward passes, by name, of the numbers of some items."""
@@ -136,7 +136,7 @@ class World:
         return directional_similarity(before, after, self.text)
 
     def relevance(self, index: Tensor, settings: RelevanceSettings) -> Tensor:
-        codes = self.generator.styles(self.w_plus[: 6 if settings.tolerance else 1])
+        codes = self.generator.styles(self.w_plus[: 6 if settings.tolerance else 3])
         std = codes[LAYER].std(dim=0)
         found = measure_channels(
             self.generator, self.clip, codes, layer=LAYER, channels=index.tolist(),
@@ -146,16 +146,20 @@ class World:
 
 
 def run(networks_path: Path) -> dict[str, dict[str, dict[int, Tensor]]]:
-    """Return every computation in every batch size, forward passes and descents apart."""
+    """Return every computation by size of batch: forward passes of so many items, descents of all of them."""
     world = World(networks_path)
 
-    def every(work: Callable[[Tensor], Tensor], count: int, sizes: tuple[int, ...]) -> dict[int, Tensor]:
-        items = torch.arange(count)
-        return {size: torch.cat([work(part) for part in items.split(size)]) for size in sizes}
-
     with torch.no_grad():
-        forwards = {name: every(work, ITEMS, SIZES) for name, work in world.forwards().items()}
-    descents = {name: every(work, *DESCENDING) for name, work in world.descents().items()}
+        forwards = {
+            name: {size: work(torch.arange(size)) for size in SIZES}
+            for name, work in world.forwards().items()
+        }
+
+    count, sizes = DESCENDING
+    descents = {
+        name: {size: torch.cat([work(part) for part in torch.arange(count).split(size)]) for size in sizes}
+        for name, work in world.descents().items()
+    }
     return {"forwards": forwards, "descents": descents}
 
 

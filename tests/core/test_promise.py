@@ -2,19 +2,22 @@
 
 Each other setting is a process of its own, as torch chooses its kernels once. What descends or decides has
 the same bits in every batch; plain forward passes, and other kernels, differ by rounding.
+
+``python tests/core/test_promise.py`` prints the table of that page.
 """
 
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import promise_run
 import pytest
 import torch
 
+HERE = "this processor's"  # computed in this process: an import costs more than all that is asked
 KERNELS = {
-    "this processor's": ({}, 1),  # computed here: an import costs more than all that is asked
     "two threads, Intel's compatible kernels": ({"MKL_CBWR": "COMPATIBLE"}, 2),
     "an old processor's": (
         {
@@ -27,17 +30,15 @@ KERNELS = {
 }
 FORWARD = 1e-5  # of numbers of about 1
 DESCENT = 2e-2  # after few steps; rounding grows along the way
-QUOTIENT = 2e-2  # of small changes, where rounding is divided by how small
-QUOTIENTS = ("exact relevance", "directional similarity")
+QUOTIENT = 2e-2  # of small changes: rounding is divided by how small they are
+TOLERANCES = dict.fromkeys(("exact relevance", "directional similarity", "scores"), QUOTIENT)
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    """What every setting computes, by its name."""
-    folder = tmp_path_factory.mktemp("promise")
+def compute(folder):
+    """Return what every setting computes, by its name."""
     promise_run.write_networks(folder / "networks.pt")
     running = {}
-    for name, (variables, threads) in list(KERNELS.items())[1:]:
+    for name, (variables, threads) in KERNELS.items():
         result = folder / f"{name}.pt"
         command = [
             sys.executable, "-W", "ignore", promise_run.__file__, str(folder / "networks.pt"), str(result),
@@ -46,49 +47,71 @@ def found(tmp_path_factory):
         path = {"PYTHONPATH": str(Path(__file__).parents[2])}
         running[result] = subprocess.Popen(command, env={**os.environ, **path, **variables})
 
-    mine, threads = next(iter(KERNELS)), torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    computed = {mine: promise_run.run(folder / "networks.pt")}
+    found = {HERE: promise_run.run(folder / "networks.pt")}
     torch.set_num_threads(threads)
 
-    assert [process.wait() for process in running.values()] == [0, 0]
-    return computed | {result.stem: torch.load(result, weights_only=True) for result in running}
+    assert [process.wait() for process in running.values()] == [0] * len(running)
+    return found | {result.stem: torch.load(result, weights_only=True) for result in running}
 
 
-@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return compute(tmp_path_factory.mktemp("promise"))
+
+
+def between_batches(batches):
+    """Return the largest difference between an item of one batch and the same one of the largest."""
+    largest = batches[max(batches)]
+    return max((each - largest[: len(each)]).abs().max().item() for each in batches.values())
+
+
+def between_kernels(mine, others):
+    """Return the largest difference between two settings, over batches of the same sizes."""
+    return max((others[size] - figures).abs().max().item() for size, figures in mine.items())
+
+
+@pytest.mark.parametrize("kernels", [HERE, *KERNELS])
 def test_what_descends_or_decides_has_the_same_bits_in_every_batch(found, kernels):
     computed = found[kernels]["descents"]
     assert len(computed) == 6
     for name, batches in computed.items():
-        alone, *others = batches.values()
-        for other in others:
-            assert torch.equal(other, alone), name
+        assert all(torch.equal(each, batches[1]) for each in batches.values()), name
 
 
-@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("kernels", [HERE, *KERNELS])
 def test_forward_passes_differ_between_batches_by_rounding(found, kernels):
     computed = found[kernels]["forwards"]
     assert len(computed) == 10
-    for name, (alone, *batches) in ((name, each.values()) for name, each in computed.items()):
-        for figures in batches:
-            assert (figures - alone).abs().max() <= tolerance(name), name
+    for name, batches in computed.items():
+        assert list(batches) == [1, 2, 5, 12, 33]
+        assert between_batches(batches) <= TOLERANCES.get(name, FORWARD), name
 
 
-@pytest.mark.parametrize("kernels", list(KERNELS)[1:])
+@pytest.mark.parametrize("kernels", KERNELS)
 def test_other_kernels_stay_within_the_tolerances(found, kernels):
-    mine, other = found["this processor's"], found[kernels]
-    for name, batches in mine["forwards"].items():
-        for size, figures in batches.items():
-            assert (other["forwards"][name][size] - figures).abs().max() <= tolerance(name), (name, size)
-    for name, batches in mine["descents"].items():
-        for size, figures in batches.items():
-            assert (other["descents"][name][size] - figures).abs().max() <= DESCENT, (name, size)
-
-
-def tolerance(name):
-    return QUOTIENT if name in QUOTIENTS else FORWARD
+    for name, batches in found[HERE]["forwards"].items():
+        other = found[kernels]["forwards"][name]
+        assert between_kernels(batches, other) <= TOLERANCES.get(name, FORWARD), name
+    for name, batches in found[HERE]["descents"].items():
+        assert between_kernels(batches, found[kernels]["descents"][name]) <= DESCENT, name
 
 
 def test_kernels_are_really_varied(found):
     images = [computed["forwards"]["images"][33] for computed in found.values()]
     assert not torch.equal(images[0], images[2])
+
+
+def table(computed):
+    """Yield the lines of the page's table."""
+    for kind in ("forwards", "descents"):
+        for name, batches in computed[HERE][kind].items():
+            apart = [between_kernels(batches, computed[each][kind][name]) for each in KERNELS]
+            figures = [batches[max(batches)].square().mean().sqrt().item(), between_batches(batches), *apart]
+            yield " | ".join([f"| {name}", *(f"{figure:.2g}" for figure in figures)]) + " |\n"
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as scratch:
+        sys.stdout.writelines(table(compute(Path(scratch))))

@@ -51,6 +51,9 @@ PHOTOGRAPHS = [f"p{number}.png" for number in range(6)]
 BEGUN = ("b4.conv1", "b8.conv0")  # layers that the first processor measures
 LAST = "p0.png"  # photograph whose shard the other processor does not come to
 ROUNDING = 1e-3  # of a column's size, as docs/reproducibility.md says
+QUOTIENTS = (
+    2e-2  # of relevance and what follows from it: rounding, divided by how little a channel moves CLIP
+)
 
 
 def watch(patch, *, layers=None):
@@ -169,11 +172,12 @@ def test_artifacts_are_those_of_an_undisturbed_run_but_for_rounding(played, netw
         versions = [io.BytesIO(each) for each in (data, played.undisturbed[name])]
         if name.endswith(".parquet") and "pages" not in name:
             column, distance = farthest(*map(pq.ParquetFile, versions))
-            assert distance <= ROUNDING, (name, column, distance)
+            tolerance = ROUNDING if name.startswith(("workspace/styles", "workspace/latents")) else QUOTIENTS
+            assert distance <= tolerance, (name, column, distance)
             differing |= {name} if distance else set()
         elif name.startswith("images/"):
             here, there = (np.asarray(Image.open(each), int) for each in versions)
-            assert abs(here - there).max() <= 1, name
+            assert abs(here - there).max() <= 2, name  # levels of 255
 
     # on a processor whose kernels are all alike there is nothing to tell apart
     assert bool(differing) == (played.elsewhere["bits"] != bits(network_files["generator"]))

@@ -3,8 +3,9 @@
 PYTHON ?= $(shell for each in python3.11 python3.12 python3; do $$each -c '' 2>/dev/null && command -v $$each && exit; done)
 BIN := .venv/bin
 STAMP := .venv/.installed
+ON_ALL_CORES := -n logical --maxprocesses=8 --dist=loadgroup --no-loadscope-reorder
 
-.PHONY: demo test operations browser soak volume parity check format hostile bench methods quality models world-quality setup help
+.PHONY: demo test test-long operations browser soak volume parity check format hostile bench methods quality models world-quality setup help
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -21,8 +22,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## Edit the embedded photographs by text and show the page
 	$(BIN)/styleclip demo
 
-test: $(STAMP)  ## All tests
-	$(BIN)/pytest
+test: $(STAMP)  ## All tests, on all cores (8 at most)
+	$(BIN)/pytest $(ON_ALL_CORES) --durations=25
+
+test-long: $(STAMP)  ## The same with every hostile file and a longer search for what breaks a law (an hour)
+	HYPOTHESIS_PROFILE=long HOSTILE_EXAMPLES=2000 $(BIN)/pytest $(ON_ALL_CORES) --timeout=7200
 
 parity: $(STAMP)  ## Differences to the published implementations, on the golden arrays
 	$(BIN)/pytest tests/core -q -k "equal or golden or parity"

@@ -130,13 +130,9 @@ def object_store(folder: Path) -> Iterator[S3]:
         _create_buckets()
         yield S3(endpoint, options, process.pid, f"http://127.0.0.1:{filer}")
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
+        if process.poll() is None:  # asked to end it takes its time, for data that is thrown away
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        process.wait()
         log.close()
         shutil.rmtree(sockets, ignore_errors=True)
         for name, value in before.items():

@@ -1,7 +1,8 @@
 """Weights files made to do harm, each with a name: what the readers must refuse, quickly and in few words.
 
 ``CORPUS`` maps a name to a function that writes the file into a folder of its own. Everything is built
-from fixed numbers, so a name always stands for the same bytes.
+from fixed numbers, so a name always stands for the same bytes. ``SAMPLE`` names a part that has every attack,
+and every payload in one of the files that may hold it.
 """
 
 import functools
@@ -771,3 +772,19 @@ def _cases():
 
 
 CORPUS = {label: functools.partial(_write, build) for label, build in _cases()} | _PLACES
+
+
+def _sampled():
+    # what is refused is a name or an operation, whatever the file around it: one wrapper each, in turn
+    wrappers = list(_WRAPPERS)
+    for number, label in enumerate(PAYLOADS):
+        yield f"payload {label}, {wrappers[number % len(wrappers)]}"
+    for number, label in enumerate(BOMBS):
+        wrapped = f"bomb {label}, in a zip"
+        yield wrapped if number % 2 and wrapped in CORPUS else f"bomb {label}"
+    for cases in (_TENSORS, _LEGACY, _ZIPS, _SAFETENSORS, _OTHERS, _PLACES):
+        yield from cases
+
+
+SAMPLE = list(_sampled())
+WRAPPERS = list(_WRAPPERS)

@@ -121,7 +121,8 @@ def _held(field):
     return int(next(line for line in lines if line.startswith(field)).split()[1]) >> 10
 
 
-def _examine(names):
+def _examine():
+    """Answer names, a line each, by reports, a line each."""
     from hostile_files import CORPUS, valid_files
 
     readers = loaders()
@@ -134,74 +135,107 @@ def _examine(names):
             readers[kind](path)
             for load in readers.values():
                 attempt(load, path)
+
         resource.setrlimit(resource.RLIMIT_AS, ((_held("VmSize") << 20) + _ROOM,) * 2)
         watch()
         gc.collect()
         gc.freeze()  # else every collection looks through the corpus
-        for index, name in enumerate(names):
+
+        for index, line in enumerate(sys.stdin):
+            name = json.loads(line)
             place = Path(folder) / str(index)
             place.mkdir()
             os.chdir(place)
             CORPUS[name](place / "x.pt")
-            before_names = set(os.listdir(place))
-            print(json.dumps({"begun": name}), flush=True)
-            report = {"name": name, "problems": [], "outcomes": {}, "mib": 0, "seconds": 0.0}
-            gc.collect()
-            for kind, load in readers.items():
-                if report["seconds"] > SLOW_S and not THOROUGH:
-                    continue
-                Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-                before, start = _held("VmRSS"), time.monotonic()
-                signal.alarm(LIMIT_S)
-                outcome, problems = attempt(load, place / "x.pt")
-                signal.alarm(0)
-                held = _held("VmHWM") - before
-                if held > LIMIT_MIB:
-                    problems.append(f"{held} MiB were held")
-                report["mib"] = max(report["mib"], held)
-                report["seconds"] = max(report["seconds"], time.monotonic() - start)
-                report["problems"] += [f"{kind}: {problem}" for problem in problems]
-                report["outcomes"][kind] = outcome[:400]
-            if set(os.listdir(place)) != before_names:
-                report["problems"].append("something was written: a program ran")
-            print(json.dumps(report), flush=True)
+            print(json.dumps(_report(name, place, readers)), flush=True)
             for path in place.iterdir():
                 path.unlink() if not path.is_dir() or path.is_symlink() else path.rmdir()
 
 
+def _report(name, place, readers):
+    """Run every loader on the file of a place and tell what came of it."""
+    before_names = set(os.listdir(place))
+    report = {"name": name, "problems": [], "outcomes": {}, "mib": 0, "seconds": 0.0}
+    gc.collect()
+    for kind, load in readers.items():
+        if report["seconds"] > SLOW_S and not THOROUGH:
+            continue
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+        before, start = _held("VmRSS"), time.monotonic()
+        signal.alarm(LIMIT_S)
+        outcome, problems = attempt(load, place / "x.pt")
+        signal.alarm(0)
+
+        held = _held("VmHWM") - before
+        if held > LIMIT_MIB:
+            problems.append(f"{held} MiB were held")
+        report["mib"] = max(report["mib"], held)
+        report["seconds"] = max(report["seconds"], time.monotonic() - start)
+        report["problems"] += [f"{kind}: {problem}" for problem in problems]
+        report["outcomes"][kind] = outcome[:400]
+
+    if set(os.listdir(place)) != before_names:
+        report["problems"].append("something was written: a program ran")
+    return report
+
+
+class Examination:
+    """A process that runs every loader on one case after another; another takes its place if it ends."""
+
+    def __enter__(self):
+        self._process = None
+        return self
+
+    def __exit__(self, *_):
+        if self._process is not None:
+            self._process.stdin.close()
+            self._process.wait()
+            self._end()
+
+    def report(self, name):
+        """Run every loader on one case; a process that ends over it is a problem of the case."""
+        if self._process is None:
+            self._start()
+        self._process.stdin.write(f"{json.dumps(name)}\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if line:
+            return json.loads(line)
+
+        status, trace = self._process.wait(), self._end()
+        problem = f"the process ended with {status} ({signal.SIGALRM}: after {LIMIT_S} s): {trace[-300:]}"
+        return {"name": name, "problems": [problem], "outcomes": {}, "mib": 0, "seconds": 0.0}
+
+    def _start(self):
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed when the process has ended
+        environment = os.environ | {"PYTHONPATH": f"{HERE.parent.parent}", "MALLOC_ARENA_MAX": "2"}
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__)), "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=self._errors, text=True, env=environment,
+        )  # fmt: skip
+
+    def _end(self):
+        self._process.stdout.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process = None
+        self._errors.seek(0)
+        trace = self._errors.read()
+        self._errors.close()
+        return trace
+
+
 def examine(names):
-    """Run every loader on every case, in processes of their own; yield a report for each case."""
-    left = list(names)
-    while left:
-        command = [sys.executable, str(Path(__file__)), "-"]
-        with tempfile.TemporaryFile("w+") as todo, tempfile.TemporaryFile("w+") as errors:
-            todo.write(json.dumps(left))
-            todo.seek(0)
-            environment = os.environ | {"PYTHONPATH": f"{HERE.parent.parent}", "MALLOC_ARENA_MAX": "2"}
-            with subprocess.Popen(
-                command, stdin=todo, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
-            ) as process:
-                begun = None
-                for line in process.stdout:
-                    report = json.loads(line)
-                    begun = report.get("begun")
-                    if begun is None:
-                        left.remove(report["name"])
-                        yield report
-            errors.seek(0)
-            trace = errors.read()[-2000:]
-        if left:
-            if begun is None:
-                raise RuntimeError(f"the examination broke off: {trace}")
-            left.remove(begun)
-            problem = f"the process ended with {process.returncode} (14: after {LIMIT_S} s): {trace[-300:]}"
-            yield {"name": begun, "problems": [problem], "outcomes": {}, "mib": 0, "seconds": 0.0}
+    """Run every loader on every case; yield a report for each."""
+    with Examination() as examination:
+        for name in names:
+            yield examination.report(name)
 
 
 def main():
     sys.path.insert(0, str(HERE))
     if sys.argv[1:] == ["-"]:
-        _examine(json.load(sys.stdin))
+        _examine()
         return
     from hostile_files import CORPUS
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -102,7 +102,6 @@ def test_an_upright_square_on_pixel_edges_is_a_crop_bit_for_bit():
     assert np.array_equal(np.asarray(aligned.image), np.asarray(photograph)[35:215, 30:210])
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 99), angle=st.floats(-0.6, 0.6),
     shift=st.tuples(st.floats(-15, 15), st.floats(-15, 15)),

@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, features
 
@@ -81,7 +81,6 @@ def test_bad_files_say_what_is_wrong(data, error, message):
         decode_image(data)
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=80), st.integers(0, 400), st.integers(0, 255))
 def test_no_bytes_raise_anything_but_image_errors(noise, place, value):
     good = bytearray(_file(Image.effect_noise((32, 32), 50).convert("RGB"), "JPEG"))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
@@ -170,7 +170,6 @@ def _random_table(seed, n):
     return units, _table(units.mean(dim=1), n)
 
 
-@settings(max_examples=20, deadline=None)
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 1000))
 def test_merging_equals_measuring_the_union(first, second, seed):
     units_a, a = _random_table(seed, first)
@@ -182,7 +181,6 @@ def test_merging_equals_measuring_the_union(first, second, seed):
     assert merged.n.tolist() == [first + second] * 5
 
 
-@settings(max_examples=20, deadline=None)
 @given(st.integers(2, 30), st.integers(0, 1000))
 def test_standard_error_is_that_of_the_mean_of_unit_vectors(n, seed):
     units, table = _random_table(seed, n)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from styleclip_core.errors import LayoutMismatchError
@@ -37,7 +37,6 @@ def test_style_batches_do_not_change_the_codes(generator):
     torch.testing.assert_close(run(5), generator.styles(expected).flat())
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(0, 10**6), st.floats(0, 1e4))
 def test_merged_statistics_are_those_of_the_whole(sizes, seed, offset):
     values = np.random.default_rng(seed).normal(offset, 1.0, (sum(sizes), 3))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from styleclip_core.errors import CheckpointError, LayoutMismatchError
@@ -71,7 +71,6 @@ def test_layout_has_the_published_totals(resolution, base, layers, num_ws, total
     assert layout.layers[-1].ws_index == num_ws - 1
 
 
-@settings(max_examples=10, deadline=None)
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=4))
 def test_an_image_does_not_depend_on_its_batch(generator, rows):
     z = torch.randn(3, 8, generator=torch.Generator().manual_seed(2))

@@ -22,7 +22,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from running import LIMIT, ROOT, Prefect, free_port
 
 from tests.object_store import S3, object_store
-from tests.small_networks import write_small_networks
 
 
 @pytest.fixture(scope="session")
@@ -110,12 +109,6 @@ def prefect(
         yield running
     finally:
         running.stop()
-
-
-@pytest.fixture(scope="session")
-def network_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A small generator and CLIP, as files."""
-    return write_small_networks(tmp_path_factory.mktemp("networks"))
 
 
 @pytest.fixture(scope="session")

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from prefect.testing.utilities import prefect_test_harness
+from prefect.context import refresh_global_settings_context
 
 from tests.object_store import S3, object_store
-from tests.small_networks import write_small_networks
+from tests.prefect_server import shared_server
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "core"))  # writers of published files
 
 
 @pytest.fixture(scope="session")
-def prefect_server() -> Iterator[None]:
-    """One Prefect server with a database of its own for all tests."""
-    with prefect_test_harness(server_startup_timeout=600):
-        yield
-
-
-@pytest.fixture(scope="session")
-def network_files(tmp_path_factory) -> dict[str, str]:
-    """A small generator, CLIP and encoder, as files."""
-    return write_small_networks(tmp_path_factory.mktemp("networks"))
+def prefect_server(shared_folder, tmp_path_factory) -> Iterator[str]:
+    """The address of one Prefect server with a database of its own, for all tests and what they start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_API_URL", shared_server(shared_folder))
+        patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))  # where results are kept
+        refresh_global_settings_context()
+        yield os.environ["PREFECT_API_URL"]
+    refresh_global_settings_context()
 
 
 @pytest.fixture(scope="session")

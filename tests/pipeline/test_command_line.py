@@ -1,4 +1,8 @@
-"""The command line as a user meets it: help, results, errors of one line, and kills in a row."""
+"""The command line as a user meets it: help, results, errors of one line, and kills in a row.
+
+What only depends on the arguments is called in this process; what is printed where, exit statuses and kills
+are those of processes of their own. These use the server of the tests, one of them starts its own.
+"""
 
 import os
 import random
@@ -8,9 +12,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from styleclip_cli import main
 from tests.pipeline.test_flows import encoded, files_of, portrait
 
 STYLECLIP = [sys.executable, "-W", "ignore", "-m", "styleclip_cli.main"]
@@ -18,15 +24,31 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def environment(tmp_path):
+def environment(prefect_server, tmp_path):
     return {
         **os.environ,
         "PREFECT_HOME": str(tmp_path / "prefect"),
-        "PREFECT_API_URL": "",
+        "PREFECT_API_URL": prefect_server,
         "OMP_NUM_THREADS": "1",
         "COLUMNS": "200",
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     }
+
+
+@pytest.fixture
+def called(prefect_server, monkeypatch, capsys):
+    """Return the command line as a function: its exit status, and what it printed."""
+
+    def call(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["styleclip", *map(str, arguments)])
+        monkeypatch.chdir(ROOT)
+        with (
+            mock.patch.dict(os.environ, {"COLUMNS": "200"}),  # a command sets what Prefect is to read
+            pytest.raises(SystemExit) as ended,
+        ):
+            main.run()
+        return int(ended.value.code or 0), *capsys.readouterr()
+
+    return call
 
 
 def styleclip(environment, *arguments, timeout=300) -> subprocess.CompletedProcess[str]:
@@ -51,17 +73,17 @@ def job(network_files, tmp_path):
     ]  # fmt: skip
 
 
-def test_every_command_has_help_with_units(environment):
-    overview = styleclip(environment, "--help")
+def test_every_command_has_help_with_units(called):
+    status, overview, _ = called("--help")
     flows = ["demo", "sample-styles", "build-relevance", "invert", "edit", "align", "paste", "train-mapper"]
     flows += ["evaluate", "score", "prompts", "channels", "report"]
-    assert overview.returncode == 0
+    assert status == 0
     for command in [*flows, "convert", "import", "export", "models"]:
-        assert command in overview.stdout
-        shown = styleclip(environment, command, "--help")
-        assert shown.returncode == 0
-        assert ("--workers" in shown.stdout) == (command in flows)
-    assert "deviations" in styleclip(environment, "edit", "--help").stdout
+        assert command in overview
+        status, shown, _ = called(command, "--help")
+        assert status == 0
+        assert ("--workers" in shown) == (command in flows)
+    assert "deviations" in called("edit", "--help")[1]
 
 
 @pytest.mark.parametrize(
@@ -83,11 +105,11 @@ def test_every_command_has_help_with_units(environment):
         (["channels", "--target", "hat"], "give --table with the folder of a relevance table, or --workspace"),
     ],
 )  # fmt: skip
-def test_bad_input_is_one_line_and_status_2(environment, arguments, message, tmp_path):
-    result = styleclip(environment, *arguments)
-    assert result.returncode == 2, result.stderr
-    assert message in " ".join(re.sub(r"[\u2500-\u257f]", " ", result.stderr).split())
-    assert "Traceback" not in result.stderr
+def test_bad_input_is_one_line_and_status_2(called, arguments, message):
+    status, _, told = called(*arguments)
+    assert status == 2, told
+    assert message in " ".join(re.sub(r"[\u2500-\u257f]", " ", told).split())
+    assert "Traceback" not in told
     assert not (ROOT / "y").exists()
     assert not (ROOT / "x").exists()
 
@@ -103,7 +125,9 @@ def test_a_missing_prefix_is_named(environment, network_files, tmp_path):
 
 
 def test_the_last_line_says_where_the_result_is(environment, job, tmp_path):
-    result = styleclip(environment, *job, "--out", tmp_path / "out")
+    """Without a server that is named, as on a laptop: the command starts one of its own."""
+    alone = {"PREFECT_API_URL": "", "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300"}
+    result = styleclip(environment | alone, *job, "--out", tmp_path / "out")
     assert result.returncode == 0, result.stderr
     page = Path(result.stdout.strip().splitlines()[-1].split()[-1])
     assert page.name == "index.html"

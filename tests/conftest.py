@@ -1,0 +1,71 @@
+"""What every test run has: how far laws are searched, one thread for each process, and what is shared."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.small_networks import write_small_networks
+
+# the same examples in every quick run, so that a failure is of the change and not of the day
+settings.register_profile("quick", max_examples=25, deadline=None, derandomize=True, database=None)
+settings.register_profile(
+    "long", max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+# The longest files, as the last to end must not be one that began late; then those of `testpaths` in order.
+_FIRST = (
+    "test_ray.py",
+    "test_bad_nights.py",
+    "test_command_line.py",
+    "test_hostile_files.py",
+    "test_methods.py",
+)
+# Files whose tests have nothing in common that takes long to make, and may be divided among processes.
+_DIVIDED = ("test_command_line.py", "test_flows.py", "test_methods.py", "test_retry.py", "test_world.py")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):  # one of several processes: together they are to fill the cores
+        import torch
+
+        os.environ["OMP_NUM_THREADS"] = "1"
+        torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep a file in one process of several, where its fixtures are, and begin with the longest."""
+    if not hasattr(config, "workerinput"):
+        return
+    for item in items:
+        if item.path.name not in _DIVIDED:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem + item.path.parent.name))
+    places = {name: place for place, name in enumerate(_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(_FIRST)))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stop what the processes of the run have shared, once the last of them has ended."""
+    factory = getattr(config, "_tmp_path_factory", None)
+    if factory is not None and not hasattr(config, "workerinput"):
+        from tests.prefect_server import stop_shared_server
+
+        stop_shared_server(factory.getbasetemp())
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the test run, the same for all its processes."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def network_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A small generator, CLIP and encoder, as files."""
+    return write_small_networks(tmp_path_factory.mktemp("networks"))

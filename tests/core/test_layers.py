@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 OURS = ("styleclip_core", "tasks", "flows", "styleclip_cli", "data", "benchmarks", "tests")
 # Declared and not imported, as something else needs it; pyproject.toml says beside each of them what for.
-OF_OTHERS = {"torchvision", "setuptools", "fastapi", "sqlalchemy", "s3fs"}
+OF_OTHERS = {"torchvision", "setuptools", "fastapi", "sqlalchemy", "s3fs", "pandas"}
 
 PROBE = """
 import sys

@@ -51,13 +51,16 @@ def encoded(image: Image.Image, form="PNG", **options) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.fixture
-def photos(tmp_path) -> Path:
-    folder = tmp_path / "photos"
+def six_portraits(folder: Path) -> Path:
     folder.mkdir()
     for index in range(6):
         (folder / f"p{index}.png").write_bytes(encoded(portrait(index)))
     return folder
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    return six_portraits(tmp_path / "photos")
 
 
 def run(models, photos, out, edits=EDITS, **changes):
@@ -68,6 +71,14 @@ def run(models, photos, out, edits=EDITS, **changes):
         "execution": Execution(shard_size=2),
     }
     return edit_images(models, str(photos), str(out), edits, **{**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def chain(prefect_server, network_files, tmp_path_factory):
+    """The result of one run, for tests that only look at what it left, and where that is."""
+    folder = tmp_path_factory.mktemp("chain")
+    out = folder / "out"
+    return run(Models(**network_files), six_portraits(folder / "photos"), out), out
 
 
 def manifest_of(result) -> pd.DataFrame:
@@ -103,9 +114,8 @@ def test_the_chain_writes_what_it_says_and_a_second_run_computes_nothing(models,
     assert files_of(out) == before
 
 
-def test_scores_and_pixels_in_the_manifest_are_those_of_the_image(models, photos, tmp_path):
-    out = tmp_path / "out"
-    result = run(models, photos, out)
+def test_scores_and_pixels_in_the_manifest_are_those_of_the_image(models, chain):
+    result, out = chain
     generator, clip = load_generator(models.generator), load_clip(models.clip)
     row = manifest_of(result).query("edit == 'grey' and alpha == 2").iloc[0]
     latents = pd.concat(pd.read_parquet(part) for part in Path(result.latents).glob("*.parquet"))
@@ -124,8 +134,8 @@ def test_scores_and_pixels_in_the_manifest_are_those_of_the_image(models, photos
     assert (made.generator, made.clip) == (generator.fingerprint, clip.fingerprint)
 
 
-def test_layer_masks_hold_and_report_opens_alone(models, photos, tmp_path):
-    result = run(models, photos, tmp_path / "out")
+def test_layer_masks_hold_and_report_opens_alone(chain):
+    result, _ = chain
     hat = manifest_of(result).query("edit == 'hat'").iloc[0]
     assert set(hat.layers.split()) <= {"b8.conv0", "b8.conv1"}
     assert 1 <= hat.channels <= 5

@@ -212,12 +212,15 @@ class MapperTraining:
             rate = self._learning_rate()
             for group in self._optimizer.param_groups:
                 group["lr"] = rate
+
+            # looked at before the step is taken, so that the weights of before are kept
             loss, losses = self._losses(self.mapper, self._codes[self._batch()])
             if not math.isfinite(losses.total):
                 raise TrainingDivergedError(
                     f"the loss of step {self.step + 1} is {losses.total} (CLIP {losses.clip:.3g}, L2 "
                     f"{losses.l2:.3g}); lower the learning rate, now {self.settings.learning_rate:g}"
                 )
+
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self._optimizer.step()
@@ -280,6 +283,8 @@ class MapperTraining:
                 f"the stored training has another {', '.join(changed)}; delete it to begin anew, or restore "
                 "what it was begun with"
             )
+
+        # weights, moments and the count of steps: with all three it goes on bit for bit
         try:
             for name, module in (("mapper.", self.mapper), ("best.", self.best)):
                 module.load_state_dict(_under(tensors, name))

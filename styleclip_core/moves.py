@@ -169,19 +169,26 @@ class _MovedLayer:
     def features(self, channels: Tensor, values: Tensor) -> Tensor:
         """Return the layer's output for every move, ``[K n, O, H, V]``."""
         n, moves = len(channels), len(values)
+
+        # a move changes every demodulation a little: by the energy of the moved channel's weights alone
         before, after = self.style[channels].double(), values.double()
         change = (after.square() - before.square())[..., None] * self.energy.t()[channels]  # [K, n, O]
         factor = (self.total + change).clamp(min=0).add(1e-8).rsqrt().float() * LRELU_GAIN
+
         weight = self.weight[:, channels].flatten(2).permute(1, 2, 0)  # [n, 9, O]
         step = (values - self.style[channels])[..., None, None] * factor[:, :, None]  # [K, n, 1, O]
+
         # noise and bias ride along as a tenth and an eleventh tap
         noise = self.module.noise_strength.float() * LRELU_GAIN
         extra = torch.stack([noise.expand(len(self.total)), self.module.bias.float() * LRELU_GAIN])
         weight = torch.cat([weight * step, extra.expand(moves, n, -1, -1)], dim=2)  # [K, n, 11, O]
+
         drawn = self.module.noise_const.float().reshape(1, 1, -1)
         taps = torch.cat(
             [self._taps(channels), drawn.expand(n, -1, -1), torch.ones_like(drawn).expand(n, -1, -1)], 1
         )
+
+        # what stays the same is scaled anew, and the moved channel's taps are added in place
         y = self.still * factor.flatten(0, 1)[:, None]  # [K n, P, O]
         y.baddbmm_(taps.transpose(1, 2).repeat(moves, 1, 1), weight.flatten(0, 1))
         F.leaky_relu_(y, 0.2)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import typer
-from pydantic_core import PydanticUndefined
+from pydantic.fields import FieldInfo
 
 from styleclip_cli.generated import sentence
 from styleclip_cli.main import app
@@ -35,6 +35,7 @@ stand in the sentences. *No result* marks what changes only how the work is done
 
 The parameters of the flows, as Prefect's UI shows them and as `prefect.yaml` and edit files give them.
 """
+_ABSENT = FieldInfo().default  # of a field that must be given
 
 
 def reference() -> str:
@@ -97,7 +98,7 @@ def _header(first: str) -> list[str]:
 
 
 def _row(name: str, default: object, bounds: str, text: str) -> str:
-    empty = default in (None, "", (), PydanticUndefined, inspect.Parameter.empty)
+    empty = default in (None, "", (), _ABSENT, inspect.Parameter.empty)
     cells = [f"`{name}`", "" if empty else str(default), bounds, text]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 

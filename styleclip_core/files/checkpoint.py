@@ -149,6 +149,7 @@ class Checkpoint:
         # a stride of 0 makes much of little
         self._spend(max(math.prod(ref.size), extent) * width)
 
+        data: np.ndarray | bytearray
         if isinstance(place, bytes):
             data = bytearray(place[start : start + length])
         else:
@@ -168,8 +169,9 @@ class Checkpoint:
         if self._left < 0:
             raise PickleRefused("its arrays share bytes so often that they exceed the file")
 
-    def _bytes(self, span: Span) -> bytearray:
-        data = bytearray(span.length)
+    def _bytes(self, span: Span) -> np.ndarray:
+        # in torch's memory: a matrix product rounds otherwise where weights do not begin at a multiple of 64
+        data = torch.empty(span.length, dtype=torch.uint8).numpy()
         self._stream.seek(span.start)
         if self._stream.readinto(data) != span.length:  # type: ignore[attr-defined]
             raise PickleRefused("it ends in the middle of an array")
@@ -468,7 +470,28 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     metadata = read_header(path)
     with guarded(path), _open_safetensors(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+        # the library has checked the header by now, and says types and shapes without touching the content
+        mapped = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return _copied(Path(path), mapped), metadata
+
+
+def _copied(path: Path, mapped: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Read tensors into memory of torch's own, where they begin at a multiple of 64 bytes.
+
+    Where they begin in a file is chance, and a matrix product rounds by where its weights begin. So the same
+    weights, stored in two forms, would not give the same bits.
+    """
+    found = {}
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        places = json.loads(stream.read(length))
+        for name, tensor in mapped.items():
+            found[name] = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+            stream.seek(8 + length + places[name]["data_offsets"][0])
+            content = found[name].view(-1).view(torch.uint8).numpy()
+            if stream.readinto(content.data) != content.nbytes:
+                raise ValueError("it ends in the middle of an array")
+    return found
 
 
 def write_state(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

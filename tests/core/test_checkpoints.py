@@ -13,7 +13,8 @@ import torch
 
 from styleclip_core import load_generator, save_generator
 from styleclip_core.errors import CheckpointError
-from styleclip_core.files.checkpoint import file_sha256
+from styleclip_core.files.checkpoint import file_sha256, open_checkpoint, read_state
+from styleclip_core.models.stylegan2 import Generator, GeneratorConfig
 
 
 @pytest.fixture(scope="module")
@@ -202,3 +203,17 @@ def test_a_header_that_does_not_fit_its_weights_is_refused(generator, tmp_path, 
     safetensors.torch.save_file(generator.state_dict(), path, {"styleclip": "[]"})
     with pytest.raises(CheckpointError, match=r"its header is \[\], not an object"):
         load_generator(path)
+
+
+def test_weights_begin_at_a_multiple_of_64_bytes_in_every_form(tmp_path):
+    """A matrix product rounds by where its weights begin, which must not be the file's doing."""
+    generator = Generator(GeneratorConfig(8, 6, 6, mapping_layers=2, channel_base=16, channel_max=5)).eval()
+    save_generator(generator, tmp_path / "g.safetensors")
+    torch.save(generator.state_dict(), tmp_path / "state.pt")
+    stored, _ = read_state(tmp_path / "g.safetensors")
+    with open_checkpoint(tmp_path / "state.pt") as file:
+        pickled = file.state(file.weights)
+    for state in (stored, pickled):
+        assert len(state) == len(generator.state_dict())
+        assert {tensor.data_ptr() % 64 for tensor in state.values() if tensor.numel()} == {0}
+        assert all(torch.equal(tensor, generator.state_dict()[name]) for name, tensor in state.items())

@@ -105,7 +105,7 @@ def test_the_pipeline_and_its_extras_import_what_they_declare_and_nothing_else()
 
 def test_what_only_an_extra_brings_is_imported_in_its_place_alone():
     declared = _declared()
-    for extra, place in (("ray", "flows/on_ray.py"), ("video", "tasks/videos.py")):
+    for extra, place in (("ray", "flows/on_ray.py"), ("video", "tasks/editing/videos.py")):
         files = [path for layer in OURS[:5] for path in (ROOT / layer).rglob("*.py")]
         users = {path for path in files if _imported(path.read_text()) & declared[extra]}
         assert {path.relative_to(ROOT).as_posix() for path in users} == {place}

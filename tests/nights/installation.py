@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import s3fs
-from pydantic_core import to_jsonable_python
+from pydantic import TypeAdapter
 
 from tasks.settings import Models, Relevance, Sampling
 from tests.faulty_proxy import (
@@ -205,7 +206,8 @@ def _table(folder: Path, environment: dict[str, str]) -> str:
         "import json, sys; from flows.build_relevance import build_relevance as build\n"
         "print(build(*json.loads(sys.argv[1])).table.relevance)"
     )
-    values = json.dumps(to_jsonable_python([models, f"{folder}/table", sampling, relevance]))
+    given = [models, f"{folder}/table", sampling, relevance]
+    values = json.dumps(TypeAdapter(Any).dump_python(given, mode="json"))
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, values], env=environment, cwd=ROOT, check=True,
         stdout=subprocess.PIPE, text=True,

@@ -17,6 +17,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -24,7 +25,7 @@ from prefect import flow, task, unmapped
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.settings import get_current_settings
-from pydantic_core import to_jsonable_python
+from pydantic import TypeAdapter
 
 from flows import engine
 from flows.build_relevance import build_relevance
@@ -223,7 +224,7 @@ assert state.is_completed(), state.message
 
 
 def test_a_machine_that_is_no_node_uses_a_cluster_through_its_client_server(build, undisturbed, cluster):
-    parameters = to_jsonable_python(build.parameters)
+    parameters = TypeAdapter(Any).dump_python(build.parameters, mode="json")
     environment = os.environ | {
         "STYLECLIP_ENGINE": cluster.client, "STYLECLIP_RAY_GPUS": "1", "PYTHONPATH": str(ROOT),
         "PREFECT_API_URL": get_current_settings().api.url,

@@ -192,13 +192,19 @@ def undisturbed(network_files, place, prefect_server) -> tuple[dict[str, bytes],
 
 
 def seen_by_server(state) -> tuple[Counter, Counter]:
-    """Return the tasks of a run with their states, and the keys of its artifacts, once all have ended."""
+    """Return the tasks of a build with their states, and the keys of its artifacts, once all have ended.
+
+    The server hears of task runs in events, some time after they have happened: one that it has not heard of
+    is missing from its list. The last one of a build says that all are there.
+    """
     run = FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
     deadline = time.monotonic() + 60
     with get_client(sync_client=True) as client:
         while True:
             tasks = client.read_task_runs(flow_run_filter=run, limit=200)
-            if all(each.state and each.state.is_final() for each in tasks) or time.monotonic() > deadline:
+            ended = all(each.state and each.state.is_final() for each in tasks)
+            heard = any(each.task_key.startswith("merge_relevance") for each in tasks)
+            if (ended and heard) or time.monotonic() > deadline:
                 break
             time.sleep(0.2)
         artifacts = client.read_artifacts(flow_run_filter=run)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -47,22 +46,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.xdist_group(item.path.stem + item.path.parent.name))
     places = {name: place for place, name in enumerate(_FIRST)}
     items.sort(key=lambda item: places.get(item.path.name, len(_FIRST)))
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """Stop what the processes of the run have shared, once the last of them has ended."""
-    factory = getattr(config, "_tmp_path_factory", None)
-    if factory is not None and not hasattr(config, "workerinput"):
-        from tests.prefect_server import stop_shared_server
-
-        stop_shared_server(factory.getbasetemp())
-
-
-@pytest.fixture(scope="session")
-def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the test run, the same for all its processes."""
-    own = tmp_path_factory.getbasetemp()
-    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture(scope="session")

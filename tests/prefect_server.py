@@ -1,27 +1,25 @@
-"""One Prefect server for a whole test run: the process that needs it first starts it, all of them use it.
+"""One Prefect server for all tests of a process, and for what they start.
 
-It lies in the folder that the processes of a run share, as a lock and a record of where it listens. Nothing
-else of Prefect is started: its migrations and imports cost more than most tests.
+Where tests run in several processes, each has a server of its own: they would wait for each other's lock on
+one SQLite database, a minute at a time.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import prefect
-from filelock import FileLock
 
 from tests.object_store import free_ports
 
-_RECORD = "prefect-server.json"
-_started: list[subprocess.Popen[bytes]] = []  # kept, as a forgotten process is a warning
 # What a server does on its own account: nothing of it belongs to a flow that is called in a test.
 _IDLE = (
     "SCHEDULER", "LATE_RUNS", "FOREMAN", "CANCELLATION_CLEANUP", "PAUSE_EXPIRATIONS", "REPOSSESSOR",
@@ -29,29 +27,19 @@ _IDLE = (
 )  # fmt: skip
 
 
-def shared_server(folder: Path) -> str:
-    """Return the address of the API, of a server that is started where there is none.
-
-    Args:
-        folder: What all processes of the test run share.
+@contextmanager
+def server_in(folder: Path) -> Iterator[str]:
+    """Start a server with its database in a folder; yields the address of its API.
 
     Raises:
         RuntimeError: If it ends or does not answer; says what it wrote.
     """
-    record = folder / _RECORD
-    with FileLock(folder / f"{_RECORD}.lock"):
-        if not record.exists():
-            process, port = _start(folder)
-            record.write_text(json.dumps({"pid": process.pid, "api": f"http://127.0.0.1:{port}/api"}))
-        return str(json.loads(record.read_text())["api"])
-
-
-def stop_shared_server(folder: Path) -> None:
-    """End the server of a run, if it has one; its database is thrown away, so it need not be asked."""
-    record = folder / _RECORD
-    if record.exists():
-        os.killpg(json.loads(record.read_text())["pid"], signal.SIGKILL)
-        record.unlink()
+    process, port = _start(folder)
+    try:
+        yield f"http://127.0.0.1:{port}/api"
+    finally:  # its database is thrown away, so it need not be asked to end
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _start(folder: Path) -> tuple[subprocess.Popen[bytes], int]:
@@ -75,7 +63,6 @@ def _start(folder: Path) -> tuple[subprocess.Popen[bytes], int]:
         process = subprocess.Popen(
             command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
-    _started.append(process)
     _wait_until_it_answers(process, port, log)
     return process, port
 

@@ -11,16 +11,16 @@ import pytest
 from prefect.context import refresh_global_settings_context
 
 from tests.object_store import S3, object_store
-from tests.prefect_server import shared_server
+from tests.prefect_server import server_in
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "core"))  # writers of published files
 
 
 @pytest.fixture(scope="session")
-def prefect_server(shared_folder, tmp_path_factory) -> Iterator[str]:
+def prefect_server(tmp_path_factory) -> Iterator[str]:
     """The address of one Prefect server with a database of its own, for all tests and what they start."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PREFECT_API_URL", shared_server(shared_folder))
+    with server_in(tmp_path_factory.mktemp("server")) as address, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_API_URL", address)
         patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))  # where results are kept
         refresh_global_settings_context()
         yield os.environ["PREFECT_API_URL"]

@@ -76,7 +76,7 @@ class Recipe:
 
     def folder(self, workspace: str, kind: str) -> str:
         """Return where the artifact lies: ``<workspace>/<kind>/<fingerprint>``."""
-        return join(workspace, kind, self.fingerprint)
+        return artifact_uri(workspace, kind, self.fingerprint)
 
     def made(self, kind: str, inputs: Mapping[str, str] | None = None, /, **about: object) -> Provenance:
         """Return what a table says about itself.

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from styleclip_core.errors import ArtifactConflictError
 from tasks.artifacts import Recipe
-from tasks.directions.refining import known_tables
+from tasks.directions.refining import known_tables, largest
 from tasks.directions.relevance import RelevancePlan
 from tasks.running.caching import unit_of_work
 from tasks.running.run import Run
@@ -76,7 +76,7 @@ def _decide(run: Run, planned: RelevancePlan, nightly: Nightly, night: str) -> D
         )
 
     # of equally large tables always the same one, so that every machine decides alike
-    last = max(tables, key=lambda table: (table.samples, table.fingerprint))
+    last = largest(tables)
     samples = max(0, min(nightly.samples, nightly.most - last.samples))
     return Decision(night=night, last_table=last.uri, first_sample=last.last, samples=samples)
 

@@ -76,7 +76,12 @@ def find_last_table(run: Run, planned: RelevancePlan, given: str) -> TableRecord
         )
 
     # of equally large tables always the same one, so that every machine adds to it
-    return max(found, key=lambda record: (record.samples, record.fingerprint))
+    return largest(found)
+
+
+def largest(tables: Sequence[TableRecord]) -> TableRecord:
+    """Return the table with the most samples, and of several always the same."""
+    return max(tables, key=lambda table: (table.samples, table.fingerprint))
 
 
 def known_tables(run: Run, planned: RelevancePlan) -> list[TableRecord]:

@@ -3,7 +3,7 @@
 PYTHON ?= $(shell for each in python3.11 python3.12 python3; do $$each -c '' 2>/dev/null && command -v $$each && exit; done)
 BIN := .venv/bin
 STAMP := .venv/.installed
-ON_ALL_CORES := -n logical --maxprocesses=8 --dist=loadgroup --no-loadscope-reorder
+ON_ALL_CORES := -n auto --maxprocesses=8 --dist=loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-long operations browser soak volume parity check format hostile bench methods quality models world-quality setup help
 

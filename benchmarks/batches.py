@@ -23,7 +23,7 @@ from tasks.directions.style_directions import ALPHA_UNIT
 from tasks.editing.schemas import MANIFEST_SCHEMA, TIMING_SCHEMA
 from tasks.photographs.images import write_index
 from tasks.settings.edits import Edit, EditVariant, all_variants
-from tasks.storage import ObjectInfo, is_local, join, local_path, output_key, write_bytes_atomic
+from tasks.storage import ObjectInfo, is_local, join, list_objects, local_path, output_key, write_bytes_atomic
 
 _HAIR = ("#3b2a20", "#c9a35a", "#7d3320", "#8b8d92", "#1d1b1c", "#b8693a")
 _SKIN = ("#f1c9a5", "#d9a577", "#8d5a3b", "#f6d8c0")
@@ -76,8 +76,6 @@ def make_batch(
     photos, out, workspace = join(place, "photos"), join(place, "out"), join(place, "out/workspace")
     variants, keys = all_variants(list(edits)), sorted(keys)
     made = Made("", out, workspace, variants)
-    objects = [ObjectInfo(key, str(zlib.crc32(key.encode())), 1) for key in keys]
-    index = write_index(objects, photos, workspace, 16)
     latents = artifact_uri(workspace, "latents", "made-up")
     for number, key in enumerate(keys):
         if key in failed:
@@ -90,6 +88,11 @@ def make_batch(
             strength = (variant.steps[0].alpha or 1.0) / 4
             target = zlib.crc32(variant.name.encode()) % len(_HAIR)
             _put(join(out, made.folder(edit), name), draw(face, target, strength, size))
+
+    # one that failed was listed like the others
+    there = {item.key: item for item in list_objects(photos)}
+    objects = [there.get(key) or ObjectInfo(key, str(zlib.crc32(key.encode())), 1) for key in keys]
+    index = write_index(objects, photos, workspace, 16)
 
     listed = [
         {**each.parameters(), "method": each.method, "variant": made.variant(edit)}
@@ -114,8 +117,10 @@ def _put(uri: str, data: bytes) -> None:
     if not is_local(uri):
         write_bytes_atomic(uri, data)
         return
-    local_path(uri).parent.mkdir(parents=True, exist_ok=True)
-    local_path(uri).write_bytes(data)
+    path = local_path(uri)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_bytes() != data:  # to write it anew would make a version of it
+        path.write_bytes(data)
 
 
 def table(made: Made, edit: int, keys: Sequence[str], failed: Sequence[str]) -> pa.Table:

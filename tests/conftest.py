@@ -25,8 +25,6 @@ _FIRST = (
     "test_hostile_files.py",
     "test_methods.py",
 )
-# Files whose tests have nothing in common that takes long to make, and may be divided among processes.
-_DIVIDED = ("test_command_line.py", "test_flows.py", "test_methods.py", "test_retry.py", "test_world.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -37,13 +35,15 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Return how many processes fill the cores: each waits for servers a third of its time."""
+    return -(-3 * len(os.sched_getaffinity(0)) // 2)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep a file in one process of several, where its fixtures are, and begin with the longest."""
+    """Begin with the longest files where several processes take one after the other."""
     if not hasattr(config, "workerinput"):
         return
-    for item in items:
-        if item.path.name not in _DIVIDED:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem + item.path.parent.name))
     places = {name: place for place, name in enumerate(_FIRST)}
     items.sort(key=lambda item: places.get(item.path.name, len(_FIRST)))
 

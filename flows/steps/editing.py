@@ -16,6 +16,7 @@ from tasks.directions.instant import compute_instant_direction
 from tasks.directions.sampling import SampledStyles
 from tasks.directions.style_directions import PreparedStep, TableRef, check_edit, compute_direction
 from tasks.editing import mappers
+from tasks.editing import plans as planning
 from tasks.editing import shards as editing
 from tasks.editing.mappers import MapperRef, prepare_mapper
 from tasks.editing.methods import PreparedEdit
@@ -122,14 +123,14 @@ def choose(run: Run, edits: list[Edit], planned: ChoicePlan) -> tuple[list[Edit]
 
 def invert_and_edit(
     run: Run, edits: list[PreparedEdit], listed: ImageIndex, settings: Inversion
-) -> tuple[list[editing.EditPlan], list[StepSummary[ShardResult]]]:
+) -> tuple[list[planning.EditPlan], list[StepSummary[ShardResult]]]:
     """An index of images + prepared edits -> latents, edited images and their rows.
 
     A shard is edited while later ones are inverted, so that writing its images hides behind their
     computing. Its edits are submitted so many places behind that they find its latents done, or nearly.
     """
     planned = inversion.plan(run, listed.photos, settings)
-    plans = [editing.plan(run, each, planned) for each in edits]
+    plans = [planning.plan(run, each, planned) for each in edits]
     inverted, edited = list[PrefectFuture[ShardResult]](), list[PrefectFuture[ShardResult]]()
     shards, behind = listed.shards, shards_at_once(run.device)
 
@@ -152,7 +153,7 @@ def invert_and_edit(
     return plans, gather_chain({"invert-images": inverted, "edit-images": edited}, again)
 
 
-def compare(run: Run, plans: Sequence[editing.EditPlan], listed: ImageIndex) -> str:
+def compare(run: Run, plans: Sequence[planning.EditPlan], listed: ImageIndex) -> str:
     """Edits whose steps depend on the image -> how alike those are; empty where there are none."""
     chosen = step_similarity.comparable(plans)
     return engine.run(step_similarity.compare_steps, run, chosen, listed) if chosen else ""

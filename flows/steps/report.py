@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flows.run import StepCounts, is_retry, summarize
-from tasks.editing.shards import EditPlan
+from tasks.editing.plans import EditPlan
 from tasks.photographs.images import ImageIndex
 from tasks.reports import batch as reports
 from tasks.reports.batch import ReportRef

@@ -3,12 +3,14 @@
 A shard's rows lie in attempts, ``<shard>.attempt-000.parquet`` and so on. An attempt is never
 changed; a retry that changes an outcome adds an attempt with the changed rows, and for every item
 the last attempt that names it counts.
+
+A row is of one version of its item. One that an older shard has of the very version is taken over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +22,7 @@ OK, FAILED, SKIPPED = "ok", "failed", "skipped"
 STATUS_FIELDS = [("status", pa.string()), ("error_type", pa.string()), ("error", pa.string())]
 
 Row = dict[str, Any]
+Item = tuple[Any, ...]
 
 
 def failure(error: BaseException, *, status: str = FAILED) -> Row:
@@ -40,12 +43,16 @@ class OutcomeLog:
     Attributes:
         folder: URI of the folder of this recipe.
         shard: Digest of the shard's items.
-        key: Columns that name an item.
+        key: Columns that name an item; the first is the key of its image.
+        before: Digests of older shards that hold images of this one, the newest first.
+        version: Column that says which version of its image a row is of.
     """
 
     folder: str
     shard: str
     key: tuple[str, ...]
+    before: tuple[str, ...] = ()
+    version: str = "etag"
 
     def uri(self, attempt: int) -> str:
         """Return where an attempt lies."""
@@ -60,25 +67,44 @@ class OutcomeLog:
 
     def latest(self) -> list[Row]:
         """Return one row per item, the last attempt's, in the order of the first."""
-        rows: dict[tuple[Any, ...], Row] = {}
+        rows: dict[Item, Row] = {}
         # a later row takes the place of an earlier one, so the order stays the first attempt's
         for uri in self.attempts():
             for row in read_table(uri).to_pylist():
                 rows[tuple(row[name] for name in self.key)] = row
         return list(rows.values())
 
+    def earlier(self) -> Iterator[list[Row]]:
+        """Yield the latest rows of each older shard that has some, without those that failed."""
+        for shard in self.before:
+            if rows := replace(self, shard=shard).latest():
+                yield [row for row in rows if row["status"] != FAILED]
+
     def table(self, schema: pa.Schema) -> pa.Table:
         """Return the latest rows, sorted by what names their items."""
         return pa.Table.from_pylist(sorted(self.latest(), key=self.item), schema=schema)
 
-    def item(self, row: Row) -> tuple[Any, ...]:
+    def item(self, row: Row) -> Item:
         """Return what names a row's item."""
         return tuple(row[name] for name in self.key)
 
-    def append(self, rows: Iterable[Row], schema: pa.Schema, provenance: Provenance) -> str | None:
-        """Write the rows that differ from the latest ones as a new attempt; None if there are none."""
+    def append(
+        self, rows: Sequence[Row], schema: pa.Schema, provenance: Provenance, *, lost: Container[Item] = ()
+    ) -> str | None:
+        """Write the rows that differ from the latest ones as a new attempt; None if there are none.
+
+        Args:
+            rows: New outcomes.
+            schema: Their columns.
+            provenance: What made them.
+            lost: Items that had gone well and were done again, as what they had left was gone.
+        """
         known = {self.item(row): row for row in self.latest()}
-        changed = [row for row in rows if _is_news(row, known.get(self.item(row)))]
+
+        changed = [
+            row for row in rows
+            if _is_news(row, known.get(self.item(row)), lost=self.item(row) in lost)
+        ]  # fmt: skip
         if not changed:
             return None
 
@@ -89,15 +115,16 @@ class OutcomeLog:
         return uri
 
 
-def _is_news(row: Row, known: Row | None) -> bool:
+def _is_news(row: Row, known: Row | None, *, lost: bool) -> bool:
     """Return whether a row changes an item's outcome.
 
     Two failures of one kind are the same outcome. An item that went well is not tried again, so another row
-    of it comes from a run beside this one, which did the same.
+    of it comes from a run beside this one, which did the same, unless it was lost and came back as another.
     """
     if known is None:
         return True
     if known["status"] == OK:
-        return False
+        # figures may have been rounded otherwise in another batch
+        return lost and any(value != known[name] for name, value in row.items() if isinstance(value, str))
 
     return any(known[name] != row[name] for name, _ in STATUS_FIELDS)

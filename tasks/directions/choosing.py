@@ -12,7 +12,6 @@ import hashlib
 import math
 from functools import partial
 
-import numpy as np
 import pyarrow as pa
 import torch
 from prefect.logging import get_run_logger
@@ -32,7 +31,7 @@ from tasks.directions.relevance import read_relevance
 from tasks.directions.sampling import SampledStyles, read_codes
 from tasks.directions.style_directions import ALPHA_UNIT, TableRef, check_table, read_deviations
 from tasks.photographs.images import ImageShard
-from tasks.photographs.inversion import InversionPlan, read_tuning, with_tunings
+from tasks.photographs.inversion import InversionPlan, latents_of, read_tuning, with_tunings
 from tasks.running.caching import unit_of_work
 from tasks.running.overlap import computing
 from tasks.running.run import Run
@@ -279,8 +278,7 @@ def _images(run: Run, planned: ChoicePlan, rows: list[Row]) -> tuple[AnyGenerato
     generator = run.generator
     if planned.inversion:
         inversion = planned.inversion
-        flat = np.asarray([row["w_plus"] for row in rows], dtype=np.float32)
-        w_plus = torch.from_numpy(flat).view(len(rows), generator.num_ws, -1).to(run.device)
+        w_plus = latents_of(run, rows)
         tuned = with_tunings(generator, [read_tuning(inversion, generator, row) for row in rows])
         with torch.no_grad():
             return tuned, tuned.styles(w_plus)

@@ -15,7 +15,8 @@ SCORES = ("clip_before", "clip_after", "directional", "identity", "lpips")
 _SCORES = [(name, pa.float32()) for name in SCORES]
 STEP_TYPE = pa.struct([*_SETTINGS, *_SCORES, ("latents", pa.string()), ("video", pa.string())])
 MANIFEST_FIELDS = [
-    ("image_key", pa.string()), ("edit", pa.string()), ("variant", pa.string()), *_SETTINGS,
+    ("image_key", pa.string()), ("content_hash", pa.string()),
+    ("edit", pa.string()), ("variant", pa.string()), *_SETTINGS,
     ("output_key", pa.string()), *_SCORES, ("steps", pa.list_(STEP_TYPE)), *STATUS_FIELDS,
 ]  # fmt: skip
 MANIFEST_SCHEMA = pa.schema(MANIFEST_FIELDS)

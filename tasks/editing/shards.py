@@ -3,41 +3,37 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from styleclip_core.batches import Batches
 from styleclip_core.errors import ArtifactConflictError, StyleCLIPError
 from styleclip_core.images import encode_png
-from tasks.artifacts import Provenance, Recipe, write_table
-from tasks.artifacts.outcomes import OK, SKIPPED, OutcomeLog, Row, failure, success
-from tasks.directions.style_directions import PreparedStep
-from tasks.editing.methods import PreparedEdit, apply_step, units
+from tasks.artifacts import write_table
+from tasks.artifacts.outcomes import OK, SKIPPED, Item, Row, failure, success
+from tasks.editing.methods import apply_step
 from tasks.editing.optimization import TRAJECTORY_SCHEMA, Optimized, latents_table
+from tasks.editing.plans import EditPlan, edit_row, step_settings
 from tasks.editing.schemas import MANIFEST_SCHEMA, TIMING_SCHEMA
 from tasks.editing.sources import Sources
 from tasks.editing.videos import encode_video
 from tasks.photographs.images import ImageShard
-from tasks.photographs.inversion import InversionPlan
 from tasks.running.caching import unit_of_work
 from tasks.running.overlap import Writes, computing, read_ahead
 from tasks.running.progress import ShardResult
 from tasks.running.run import Run
-from tasks.storage import join, output_key, write_bytes_atomic
+from tasks.running.shards import Outcomes, lost, taken_over
+from tasks.storage import join, write_bytes_atomic
 
-STEP, VERSION = "edit-images", "3"
 _BATCH = 32
 
 
@@ -45,71 +41,16 @@ class NotInvertedError(StyleCLIPError):
     """A photograph has no latent, so it cannot be edited."""
 
 
-class EditPlan(BaseModel):
-    """One edit variant over one set of latents: where its rows and its images lie."""
-
-    model_config = ConfigDict(frozen=True)
-
-    out: str
-    folder: str
-    recipe: Recipe
-    prepared: PreparedEdit
-    inversion: InversionPlan
-
-    @property
-    def fingerprint(self) -> str:
-        """Return the name of the edit's rows."""
-        return self.recipe.fingerprint
-
-    @property
-    def variant(self) -> str:
-        """Return what tells this edit from others of its name, e.g. of other strengths, in every table."""
-        return f"{self.prepared.variant.label}_{self.fingerprint[:8]}"
-
-    @property
-    def images(self) -> str:
-        """Return the folder of the edited images, relative to ``out``."""
-        return f"images/{self.variant}"
-
-    def made(self) -> Provenance:
-        """Return what the metadata of rows, and of what lies beside them, says."""
-        steps = self.prepared.variant.steps
-        inputs = {"direction": self.prepared.fingerprint, "latents": self.inversion.fingerprint}
-        return self.recipe.made("edits", inputs, units=[units(step) for step in steps])
-
-    def log(self, shard: ImageShard) -> OutcomeLog:
-        """Return the attempts at a shard."""
-        return OutcomeLog(self.folder, shard.digest, ("image_key",))
-
-    def output_key(self, image_key: str) -> str:
-        """Return where an edited image lies, relative to ``out``."""
-        return f"{self.images}/{output_key(image_key, suffix='.png')}"
-
-
-def plan(run: Run, prepared: PreparedEdit, inversion: InversionPlan) -> EditPlan:
-    """Return where the rows and images of an edit lie; nothing is computed."""
-    hashes = run.hashes
-    inputs = {"direction": prepared.fingerprint, "latents": inversion.fingerprint}
-
-    # judges decide the scores in the rows, so they are part of their name
-    judges = {"identity": hashes.identity, "perceptual": hashes.perceptual}
-    inputs |= {name: hash_ for name, hash_ in judges.items() if hash_}
-
-    parameters = {**prepared.variant.parameters(), "out": run.out}
-    recipe = Recipe(STEP, VERSION, parameters, inputs, hashes.generator, hashes.clip)
-    folder = recipe.folder(run.workspace, "edits")
-    return EditPlan(out=run.out, folder=folder, recipe=recipe, prepared=prepared, inversion=inversion)
-
-
 @unit_of_work("edit-shard", "edit-shard-{shard.number}")
 def edit_shard(run: Run, plans: list[EditPlan], shard: ImageShard) -> ShardResult:
     """Apply every edit to the images of one shard that it has not been applied to."""
     started = time.monotonic()
     latents = plans[0].inversion.log(shard).latest()
+    versions = {row["image_key"]: row["content_hash"] for row in latents if row["status"] == OK}
 
     # the attempts of all edits are read together: each is a request
-    known = list(read_ahead(plans, lambda planned: _known(planned, shard), ahead=len(plans)))
-    todo = [[row for row in latents if rows.get(row["image_key"], {}).get("status") != OK] for rows in known]
+    states = list(read_ahead(plans, lambda planned: _state(planned, shard, versions), ahead=len(plans)))
+    todo = [[row for row in latents if not state.is_done(row)] for state in states]
     ready = [[row for row in rows if row["status"] == OK] for rows in todo]
 
     # unedited images are drawn and looked at once for all edits
@@ -119,17 +60,20 @@ def edit_shard(run: Run, plans: list[EditPlan], shard: ImageShard) -> ShardResul
     for planned, missing, inverted in zip(plans, todo, ready, strict=True):
         skipped = [_skipped_row(planned, row) for row in missing if row["status"] != OK]
         # an image whose own generator cannot be had fails in every edit, and holds up none
-        broken = [row["image_key"] for row in inverted if row["image_key"] in sources.broken]
-        skipped += [_row(planned, key) | failure(sources.broken[key]) for key in broken]
+        broken = [row for row in inverted if row["image_key"] in sources.broken]
+        skipped += [edit_row(planned, row) | failure(sources.broken[row["image_key"]]) for row in broken]
         able = [row for row in inverted if row["image_key"] not in sources.broken]
         under_way.append(_edit(planned, sources, able, skipped, writes))
 
     # rows say ok only of images that are written
     for each in under_way:
         each.wait()
-    finished = read_ahead(under_way, lambda each: _finish(each, shard), ahead=len(plans))
-    for rows, new in zip(known, finished, strict=True):
-        rows |= {row["image_key"]: row for row in new}
+    pairs = list(zip(under_way, states, strict=True))
+    finished = read_ahead(pairs, lambda pair: _finish(*pair, shard), ahead=len(plans))
+    known = [
+        state.known | {(row["image_key"],): row for row in new}
+        for state, new in zip(states, finished, strict=True)
+    ]
 
     return ShardResult(
         uri=plans[0].log(shard).uri(0),
@@ -140,8 +84,35 @@ def edit_shard(run: Run, plans: list[EditPlan], shard: ImageShard) -> ShardResul
     )
 
 
-def _known(planned: EditPlan, shard: ImageShard) -> dict[str, Row]:
-    return {row["image_key"]: row for row in planned.log(shard).latest()}
+@dataclass(frozen=True)
+class _State:
+    """What is known of an edit of a shard before it is applied.
+
+    Attributes:
+        known: Outcomes, those of older shards among them.
+        older: The latter alone, which are to be written down.
+        lost: Items whose image is gone.
+    """
+
+    known: Outcomes
+    older: Outcomes
+    lost: set[Item]
+
+    def is_done(self, latent: Row) -> bool:
+        item = (latent["image_key"],)
+        return item not in self.lost and self.known.get(item, {}).get("status") == OK
+
+
+def _state(planned: EditPlan, shard: ImageShard, versions: Mapping[str, str]) -> _State:
+    log = planned.log(shard)
+    own = {log.item(row): row for row in log.latest()}
+
+    def enough(known: Outcomes) -> bool:
+        return all(known.get((key,), {}).get("status") == OK for key in versions)
+
+    older = taken_over(log, own, versions, enough)
+    known = older | own
+    return _State(known, older, lost(planned.files(), known))
 
 
 class _Writes:
@@ -191,14 +162,14 @@ def _edit(
         )
 
         for row, image in zip(edited.rows, edited.images, strict=True):
-            write = partial(_write_image, planned, row["image_key"], image)
+            write = partial(_write_image, planned, row, image)
             begun.rows.append((row, None if "status" in row else writes.images.submit(write)))
 
     return begun
 
 
-def _finish(begun: _UnderWay, shard: ImageShard) -> list[Row]:
-    """Write the rows of an edit, now that its images are written, and return them."""
+def _finish(begun: _UnderWay, state: _State, shard: ImageShard) -> list[Row]:
+    """Write the rows of an edit, now that its images are written, and return the new ones."""
     planned = begun.planned
     extras = _write_optimized(planned, shard, begun.parts)
 
@@ -207,7 +178,10 @@ def _finish(begun: _UnderWay, shard: ImageShard) -> list[Row]:
         video.result()
 
     rows = begun.skipped + [_finished(planned, row, written, extras) for row, written in begun.rows]
-    uri = planned.log(shard).append(rows, MANIFEST_SCHEMA, planned.made())
+    log = planned.log(shard)
+    new = {log.item(row) for row in rows}
+    older = [row for item, row in state.older.items() if item not in new]
+    uri = log.append([*older, *rows], MANIFEST_SCHEMA, planned.made(), lost=state.lost)
 
     if uri and begun.timings:
         table = pa.Table.from_pylist(begun.timings, schema=TIMING_SCHEMA)
@@ -223,15 +197,15 @@ def _timed(planned: EditPlan, sources: Sources, batch: list[Row]) -> tuple[_Edit
         return _edit_batch(planned, sources, batch), elapsed() / len(batch)
 
 
-def _write_image(planned: EditPlan, image_key: str, image: Tensor) -> str:
-    key = planned.output_key(image_key)
+def _write_image(planned: EditPlan, row: Row, image: Tensor) -> str:
+    key = planned.output_key(row)
     write_bytes_atomic(join(planned.out, key), encode_png(image))
     return key
 
 
 def _finished(planned: EditPlan, row: Row, written: Future[str] | None, extras: dict[int, str]) -> Row:
     """Return a row with what became of its image."""
-    whole = _row(planned, row["image_key"])
+    whole = edit_row(planned, row)
     if written is None:
         return whole | row
 
@@ -240,7 +214,7 @@ def _finished(planned: EditPlan, row: Row, written: Future[str] | None, extras: 
     for number, uri in extras.items():
         row["steps"][number]["latents"] = uri
         if planned.prepared.steps[number].variant.frames:
-            row["steps"][number]["video"] = _video_key(planned, row["image_key"], number)
+            row["steps"][number]["video"] = planned.video_key(row, number)
     return whole | row | {"output_key": key} | success()
 
 
@@ -249,7 +223,7 @@ class _Part:
     """What an optimization made of a batch."""
 
     step: int
-    keys: list[str]
+    images: list[Row]
     optimized: Optimized
 
 
@@ -274,7 +248,7 @@ def _edit_batch(planned: EditPlan, sources: Sources, batch: list[Row]) -> _Edite
     for number, step in enumerate(planned.prepared.steps):
         applied = apply_step(sources.run, step, latents, keys, generator)
         if applied.optimized:
-            parts.append(_Part(number, keys, applied.optimized))
+            parts.append(_Part(number, batch, applied.optimized))
         latents, errors = applied.latents, applied.errors | errors
 
         image = generator.synthesize(latents.codes(generator))
@@ -282,7 +256,7 @@ def _edit_batch(planned: EditPlan, sources: Sources, batch: list[Row]) -> _Edite
         # a step is scored against the one before it, the whole edit against the source
         scores = judge.score((step.variant,), before, after)
         for record, values in zip(records, _per_image(scores), strict=True):
-            record.append(_settings(step) | values)
+            record.append(step_settings(step) | values)
         before = after
 
     if len(planned.prepared.steps) > 1:  # a single step's scores are the whole edit's
@@ -290,9 +264,9 @@ def _edit_batch(planned: EditPlan, sources: Sources, batch: list[Row]) -> _Edite
 
     # a pair whose optimization diverged has no image worth a score, and keeps its error
     rows = [
-        {"image_key": key}
+        {name: latent[name] for name in ("image_key", "content_hash")}
         | (failure(errors[index]) if index in errors else {**values, "steps": records[index]})
-        for index, (key, values) in enumerate(zip(keys, _per_image(scores), strict=True))
+        for index, (latent, values) in enumerate(zip(batch, _per_image(scores), strict=True))
     ]
     return _Edited(rows, image.cpu(), parts)
 
@@ -303,51 +277,12 @@ def _per_image(scores: dict[str, Tensor]) -> Iterator[Row]:
     return (dict(zip(scores, values, strict=True)) for values in zip(*columns, strict=True))
 
 
-def _row(planned: EditPlan, image_key: str) -> Row:
-    """Return a row that says what the edit is; settings are those of its one step, if it has one."""
-    variant = planned.prepared.variant
-    steps = planned.prepared.steps
-    return (
-        dict.fromkeys(MANIFEST_SCHEMA.names)
-        | (_settings(steps[0]) if len(steps) == 1 else {})
-        | {
-            "image_key": image_key,
-            "edit": variant.name,
-            "variant": planned.variant,
-            "neutral": variant.neutral,
-            "target": variant.target,
-            "method": variant.method,
-        }
-    )
-
-
-def _settings(step: PreparedStep) -> Row:
-    """Return the settings of a step, with the unit of its strength."""
-    variant = step.variant
-    apart = ("neutral", "target", "method")
-    settings: dict[str, Any] = {k: v for k, v in variant.parameters().items() if k not in apart}
-    settings |= units(variant) | ({"mapper": variant.mapper} if variant.mapper else {})
-    settings |= {"reason": variant.reason} if variant.reason else {}
-    return {
-        "neutral": variant.neutral,
-        "target": variant.target,
-        "method": variant.method,
-        "alpha": variant.alpha,
-        "beta": variant.beta,
-        "top_k": variant.top_k,
-        "strength": variant.strength,
-        "channels": step.channels,
-        "layers": " ".join(step.layers) or None,
-        "settings": json.dumps(settings, sort_keys=True),
-    }
-
-
 def _write_optimized(planned: EditPlan, shard: ImageShard, parts: list[_Part]) -> dict[int, str]:
     """Write latents and trajectories of a shard's optimizations; return where the latents lie, by step."""
     places = {}
     for number in sorted({part.step for part in parts}):
         mine = [part for part in parts if part.step == number]
-        keys = [key for part in mine for key in part.keys]
+        keys = [image["image_key"] for part in mine for image in part.images]
         variant = planned.prepared.steps[number].variant
 
         latents = latents_table(keys, torch.cat([part.optimized.latents for part in mine]), variant)
@@ -371,29 +306,19 @@ def _write_optimized(planned: EditPlan, shard: ImageShard, parts: list[_Part]) -
 def _videos(planned: EditPlan, part: _Part) -> Iterator[Callable[[], None]]:
     """Yield what encodes and writes the video of each image of a batch, if there are frames."""
 
-    def write(key: str, frames: list[np.ndarray]) -> None:
-        uri = join(planned.out, _video_key(planned, key, part.step))
+    def write(image: Row, frames: list[np.ndarray]) -> None:
+        uri = join(planned.out, planned.video_key(image, part.step))
         write_bytes_atomic(uri, encode_video(frames))
 
     if part.optimized.frames:
-        for place, key in enumerate(part.keys):
-            yield partial(write, key, [frame[place] for frame in part.optimized.frames])
-
-
-def _video_key(planned: EditPlan, image_key: str, number: int) -> str:
-    """Return where the video of an optimization lies, relative to ``out``."""
-    folder = planned.images.replace("images/", "videos/", 1)
-    return f"{folder}/step-{number}/{output_key(image_key, suffix='.mp4')}"
+        for place, image in enumerate(part.images):
+            yield partial(write, image, [frame[place] for frame in part.optimized.frames])
 
 
 def _skipped_row(planned: EditPlan, latent: Row) -> Row:
     # the type stays the inversion's own, so that causes can be counted
     error = NotInvertedError(f"{latent['error_type']}: {latent['error']}")
-    return (
-        _row(planned, latent["image_key"])
-        | failure(error, status=SKIPPED)
-        | {"error_type": latent["error_type"]}
-    )
+    return edit_row(planned, latent) | failure(error, status=SKIPPED) | {"error_type": latent["error_type"]}
 
 
 def _timings_uri(rows_uri: str) -> str:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-
 from styleclip_core.editing import EditedLatents
 from styleclip_core.errors import StyleCLIPError
 from styleclip_core.tuned import AnyGenerator, Tuning
 from tasks.artifacts.outcomes import Row
 from tasks.editing.scoring import Judge, Seen
-from tasks.photographs.inversion import InversionPlan, read_tuning, with_tunings
+from tasks.photographs.inversion import InversionPlan, latents_of, read_tuning, with_tunings
 from tasks.running.overlap import read_ahead
 from tasks.running.run import Run
 from tasks.storage import is_outage
@@ -64,9 +61,7 @@ class Sources:
         keys = tuple(row["image_key"] for row in rows)
         # edits of a shard mostly ask for the same batches, one after the other
         if keys not in self._kept:
-            flat = np.asarray([row["w_plus"] for row in rows], dtype=np.float32)
-            w_plus = torch.from_numpy(flat).view(len(rows), self.generator.num_ws, -1).to(self.run.device)
-
+            w_plus = latents_of(self.run, rows)
             generator = with_tunings(self.generator, [self._tunings.get(key) for key in keys])
             image = generator.synthesize(generator.styles(w_plus))
             self._kept[keys] = Source(generator, EditedLatents(w_plus), self.judge.see(image))

@@ -63,7 +63,7 @@ class ScorePlan(BaseModel):
 
     def log(self, shard: ImageShard) -> OutcomeLog:
         """Return the attempts at a shard."""
-        return OutcomeLog(self.folder, shard.digest, ("image_key",))
+        return OutcomeLog(self.folder, shard.digest, ("image_key",), shard.before)
 
 
 class ScoresRef(BaseModel):
@@ -105,12 +105,14 @@ def plan_scores(run: Run, images: str, prompts: list[LabelPrompt], templates: st
 @unit_of_work("score-shard", "score-shard-{shard.number}")
 def score_shard(run: Run, planned: ScorePlan, shard: ImageShard) -> ShardResult:
     """Score the images of one shard that have no scores yet; a broken image is a row with its error."""
+    images = read_shard(shard)
     return finish_shard(
         planned.log(shard),
-        without_result(read_shard(shard)),
+        without_result(images),
         partial(_score, run, planned),
         planned.recipe.made("image-scores", {}),
         lambda: SCORES_SCHEMA,
+        versions=dict(images),
     )
 
 

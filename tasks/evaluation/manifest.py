@@ -27,12 +27,14 @@ from tasks.artifacts import (
     Recipe,
     artifact_uri,
     column_names,
+    fingerprint,
     is_complete,
     iter_batches,
     read_provenance,
     read_table,
     write_table,
 )
+from tasks.artifacts.lineage import Span, follow
 from tasks.artifacts.outcomes import OK, STATUS_FIELDS, Row
 from tasks.photographs.images import cut, digest
 from tasks.running.caching import unit_of_work
@@ -40,7 +42,7 @@ from tasks.running.run import Run
 from tasks.settings import SettingsError
 from tasks.storage import MissingObjectError, ObjectInfo, join, list_objects
 
-STEP, VERSION = "index-edits", "1"
+STEP, VERSION = "index-edits", "2"
 EDIT_FIELDS = [
     ("edit", pa.string()), ("variant", pa.string()), ("method", pa.string()), ("neutral", pa.string()),
     ("target", pa.string()), ("alpha", pa.float64()), ("beta", pa.float64()), ("top_k", pa.int32()),
@@ -48,18 +50,29 @@ EDIT_FIELDS = [
 ]  # fmt: skip
 _PROMPTS = pa.list_(pa.struct([("neutral", pa.string()), ("target", pa.string())]))
 ITEM_SCHEMA = pa.schema([
-    ("image_key", pa.string()), *EDIT_FIELDS, ("output_key", pa.string()), ("prompts", _PROMPTS),
+    ("image_key", pa.string()), ("version", pa.string()), ("content_hash", pa.string()), *EDIT_FIELDS,
+    ("output_key", pa.string()), ("prompts", _PROMPTS),
     ("sweep", pa.string()), ("position", pa.float64()), *STATUS_FIELDS,
 ])  # fmt: skip
 _READ = [
-    "image_key", "edit", "method", "neutral", "target", "alpha", "beta", "top_k", "strength", "settings",
-    "output_key", "steps", *(name for name, _ in STATUS_FIELDS),
+    "image_key", "content_hash", "edit", "method", "neutral", "target", "alpha", "beta", "top_k", "strength",
+    "settings", "output_key", "steps", *(name for name, _ in STATUS_FIELDS),
 ]  # fmt: skip
+_LATER = ("variant", "content_hash")  # columns that the first manifests lack
 _SAME = ("edit", "method", "neutral", "target", "alpha", "beta", "top_k", "strength", "settings")
 
 
 class EditsShard(BaseModel):
-    """Some images of a manifest, with all their edits."""
+    """Some images of a manifest, with all their edits.
+
+    Attributes:
+        uri: Its rows (``ITEM_SCHEMA``).
+        number: Its place among the shards.
+        digest: Name of its rows.
+        images: How many images it has.
+        rows: How many rows.
+        before: Digests of older shards that hold images of it, the newest first.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -68,6 +81,7 @@ class EditsShard(BaseModel):
     digest: str
     images: int
     rows: int
+    before: tuple[str, ...] = ()
 
 
 class EditsIndex(BaseModel):
@@ -120,12 +134,18 @@ def index_edits(run: Run, manifest: str, out: str, shard_size: int) -> EditsInde
 
     rows = items([row for part in iter_rows(manifest, _READ) for row in part.to_pylist()])
     folder = artifact_uri(run.workspace, "edits-index", made.fingerprint)
+    parts = list(cut(_versions(rows), shard_size))
+
+    # batches of one place share most of their rows
+    place = out or place_of(manifest)
+    name = fingerprint(STEP, VERSION, {"out": place, "shard_size": shard_size}, {})
+    spans = follow(run.workspace, name, [Span(digest(part), part[0].key, part[-1].key) for part in parts])
     shards = [
-        _write_shard(folder, number, part, rows, made)
-        for number, part in enumerate(cut(_versions(rows), shard_size))
+        _write_shard(folder, number, part, rows, made).model_copy(update={"before": span.before})
+        for number, (part, span) in enumerate(zip(parts, spans, strict=True))
     ]
     return EditsIndex(
-        manifest=manifest, out=out or place_of(manifest), fingerprint=made.fingerprint,
+        manifest=manifest, out=place, fingerprint=made.fingerprint,
         photographs=str(made.parameters.get("photos", "")), clip=made.clip, shards=shards,
     )  # fmt: skip
 
@@ -133,19 +153,28 @@ def index_edits(run: Run, manifest: str, out: str, shard_size: int) -> EditsInde
 def iter_rows(manifest: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """Yield some columns of a manifest and ``variant``, a row group at a time.
 
+    ``content_hash`` is null in manifests that were written before there was the column.
+
     Raises:
         DamagedArtifactError: If it lacks a column, or is no readable table.
         StorageError: If it cannot be read.
     """
-    if "variant" in column_names(manifest):
-        yield from iter_batches(manifest, [*columns, "variant"])
-        return
+    there = column_names(manifest)
+    wanted = [name for name in (*columns, "variant") if name in there or name not in _LATER]
+    names = iter(_derived(manifest)) if "variant" not in there else iter(())
 
-    # written before there was the column
-    names = iter(derive_variants(read_table(manifest, columns=_READ).to_pylist()))
-    for part in iter_batches(manifest, columns):
-        mine = pa.array(list(islice(names, part.num_rows)), pa.string())
-        yield part.append_column("variant", mine)
+    for part in iter_batches(manifest, wanted):
+        if "variant" not in there:
+            mine = list(islice(names, part.num_rows))
+            part = part.append_column("variant", pa.array(mine, pa.string()))
+        if "content_hash" in columns and "content_hash" not in there:
+            part = part.append_column("content_hash", pa.nulls(part.num_rows, pa.string()))
+        yield part
+
+
+def _derived(manifest: str) -> list[str]:
+    columns = [name for name in _READ if name not in _LATER]
+    return derive_variants(read_table(manifest, columns=columns).to_pylist())
 
 
 def derive_variants(manifest: list[Row]) -> list[str]:
@@ -191,7 +220,7 @@ def _write_shard(
 ) -> EditsShard:
     name = digest(part)
     uri = join(folder, f"{name}.parquet")
-    mine = [row for item in part for row in rows[item.key]]
+    mine = [row | {"version": item.etag} for item in part for row in rows[item.key]]
 
     # its name is that of its rows, wherever they are listed; its recipe says only where that was
     if not is_complete(uri):

@@ -1,7 +1,8 @@
 """Scores of the edits that a manifest lists, by networks that need not be those that made them.
 
 Both tables lie beside the manifest, in ``<batch>/evaluations/<16 hex digits>/``, one folder for every set
-of judges and attributes. ``evaluation.parquet`` has a row for every row of
+of judges and attributes; where rows could not be scored, it has a name with these rows in it, and the next
+run, which tries them again, leaves one without. ``evaluation.parquet`` has a row for every row of
 the manifest (``EVALUATION_SCHEMA``), ``summary.parquet`` a row for every edit and metric
 (``SUMMARY_SCHEMA``). Rows of both name their edit by ``variant``, the folder of its images below
 ``images/`` (the second part of a manifest's ``output_key``).
@@ -33,8 +34,10 @@ error
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from typing import cast
@@ -59,9 +62,9 @@ from tasks.running.shards import Outcomes, finish_shard
 from tasks.running.texts import text_vector
 from tasks.settings import Comparison
 from tasks.settings.edits import StepVariant
-from tasks.storage import join, output_key, read_bytes
+from tasks.storage import ChangedObjectError, join, output_key, read_bytes
 
-STEP, VERSION = "evaluate-edits", "1"
+STEP, VERSION = "evaluate-edits", "2"
 JUDGES = ("clip", "identity", "perceptual")  # networks of a run that take part
 _PICTURES = 32  # that the networks see at once
 METRICS = (
@@ -83,7 +86,8 @@ SUMMARY_SCHEMA = pa.schema([
     ("mean", pa.float64()), ("standard_error", pa.float64()), ("n", pa.int64()), ("failed", pa.int64()),
 ])  # fmt: skip
 SCORED_SCHEMA = pa.schema([  # what a shard knows: deviations need all of them
-    ("image_key", pa.string()), ("variant", pa.string()), *[(name, pa.float32()) for name in METRICS],
+    ("image_key", pa.string()), ("variant", pa.string()), ("version", pa.string()),
+    *[(name, pa.float32()) for name in METRICS],
     ("logits_before", pa.list_(pa.float32())), ("logits_after", pa.list_(pa.float32())), *STATUS_FIELDS,
 ])  # fmt: skip
 
@@ -99,7 +103,7 @@ class EvaluationPlan(BaseModel):
         recipe: Of the scores of a row; one that another manifest has too is scored once.
         folder: Where those lie, a log for each shard.
         whole: Recipe of the two tables.
-        result: Where those lie, beside the manifest.
+        results: The folder of the evaluations of the manifest.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -111,16 +115,29 @@ class EvaluationPlan(BaseModel):
     recipe: Recipe
     folder: str
     whole: Recipe
-    result: str
+    results: str
 
     def log(self, shard: EditsShard) -> OutcomeLog:
         """Return the attempts at a shard."""
-        return OutcomeLog(self.folder, shard.digest, ("image_key", "variant"))
+        return OutcomeLog(self.folder, shard.digest, ("image_key", "variant"), shard.before, "version")
 
-    def before_uri(self, image_key: str) -> str:
-        """Return where an image lies as it was before any edit; an inversion has a name of ours."""
-        drawn = self.comparison.before == "inversion"
-        return join(self.before, output_key(image_key, suffix=".png") if drawn else image_key)
+    def read_before(self, row: Row) -> bytes:
+        """Return the image of a row as it was before any edit; an inversion has a name of ours.
+
+        Raises:
+            ChangedObjectError: If the photograph is not the one any more that was edited.
+            StorageError: If it is missing or cannot be read.
+        """
+        if self.comparison.before == "inversion":
+            name = output_key(row["image_key"], suffix=".png", version=row["content_hash"])
+            return read_bytes(join(self.before, name))
+
+        uri = join(self.before, row["image_key"])
+        content = read_bytes(uri)
+        # manifests that were written before there was the column do not say what was edited
+        if row["content_hash"] not in (None, hashlib.sha256(content).hexdigest()):
+            raise ChangedObjectError(f"{uri} is not the photograph any more that was edited; edit it again")
+        return content
 
 
 class EvaluationRef(BaseModel):
@@ -179,7 +196,7 @@ def plan_evaluation(
         recipe=recipe,
         folder=recipe.folder(run.workspace, "evaluations"),
         whole=whole,
-        result=join(run.out, "evaluations", whole.fingerprint[:16]),
+        results=join(run.out, "evaluations"),
     )
 
 
@@ -204,7 +221,10 @@ def evaluate_shard(run: Run, planned: EvaluationPlan, shard: EditsShard) -> Shar
         for chunk in _chunks(missing):
             yield from _score(run, planned, panel, chunk)
 
-    done = finish_shard(log, todo, score, planned.recipe.made("edit-scores", {}), lambda: SCORED_SCHEMA)
+    done = finish_shard(
+        log, todo, score, planned.recipe.made("edit-scores", {}), lambda: SCORED_SCHEMA,
+        versions={row["image_key"]: row["version"] for row in edited},
+    )  # fmt: skip
     unedited = shard.rows - len(edited)
     return done.model_copy(update={"rows": shard.rows, "failed": done.failed + unedited})
 
@@ -228,8 +248,8 @@ def _score(run: Run, planned: EvaluationPlan, panel: Panel, chunk: list[list[Row
     edited = [row for rows in chunk for row in rows]
     owners = [place for place, rows in enumerate(chunk) for _ in rows]
 
-    after = _pictures([join(planned.index.out, row["output_key"]) for row in edited])
-    before = _pictures([planned.before_uri(rows[0]["image_key"]) for rows in chunk])
+    after = _pictures([partial(read_bytes, join(planned.index.out, row["output_key"])) for row in edited])
+    before = _pictures([partial(planned.read_before, rows[0]) for rows in chunk])
     # one generator drew them all, so any that can be read tells the size
     size = next((each.size for each in after if isinstance(each, Image.Image)), (0, 0))
 
@@ -257,14 +277,14 @@ def _score(run: Run, planned: EvaluationPlan, panel: Panel, chunk: list[list[Row
         yield _scored(edited[number]) | score | success()
 
 
-def _pictures(uris: list[str]) -> list[Image.Image | Exception]:
-    return list(read_ahead(uris, _read, ahead=_PICTURES))
+def _pictures(reads: list[Callable[[], bytes]]) -> list[Image.Image | Exception]:
+    return list(read_ahead(reads, _read, ahead=_PICTURES))
 
 
-def _read(uri: str) -> Image.Image | Exception:
+def _read(read: Callable[[], bytes]) -> Image.Image | Exception:
     """Read and decode a picture, or return why that cannot be."""
     try:
-        return decode_image(read_bytes(uri))
+        return decode_image(read())
     except (StyleCLIPError, OSError) as error:
         return error
 
@@ -288,4 +308,5 @@ def _place(row: Row, owner: int) -> Place:
 
 
 def _scored(row: Row) -> Row:
-    return dict.fromkeys(SCORED_SCHEMA.names) | {"image_key": row["image_key"], "variant": row["variant"]}
+    named = {name: row[name] for name in ("image_key", "variant", "version")}
+    return dict.fromkeys(SCORED_SCHEMA.names) | named

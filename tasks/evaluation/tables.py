@@ -7,6 +7,7 @@ Shapes: R scored rows, A attributes.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from tasks.evaluation.shards import (
 )
 from tasks.running.caching import unit_of_work
 from tasks.running.run import Run
+from tasks.storage import join
 
 UNITS = {
     "psnr": "dB", "l1": "of the pixel range", "lpips": "distance", "ssim": "similarity",
@@ -58,7 +60,10 @@ def gather_evaluation(run: Run, planned: EvaluationPlan) -> EvaluationRef:
     _add_moves(run, planned, rows)
     rows.sort(key=lambda row: (row["variant"], row["image_key"]))
 
-    written, index = reference(planned.result), planned.index
+    # rows that a later run may score belong to the name, so that it does not find it taken
+    broken = sorted((row["variant"], row["image_key"], row["error"]) for row in rows if row["mendable"])
+    name = planned.whole.fingerprint[:16] + (f"-{_digest(broken)}" if broken else "")
+    written, index = reference(join(planned.results, name)), planned.index
     # a CLIP that made the edits flatters them as a judge, so the tables say whether it did
     about = {
         "manifest": index.manifest, "judges": {name: getattr(run.models, name) or None for name in JUDGES},
@@ -87,8 +92,13 @@ def _rows(planned: EvaluationPlan, shard: str, scored: list[Row]) -> Iterator[Ro
             **{name: item[name] for name in ("image_key", "output_key", "prompts", "sweep", *_EDIT)},
             **{name: _finite(found.get(name)) for name in METRICS},
             **{name: found.get(name) for name in ("logits_before", "logits_after")},
+            "mendable": item["status"] == OK and found.get("status") != OK,
             **{name: outcome[name] for name, _ in STATUS_FIELDS},
         }
+
+
+def _digest(items: list[tuple[str, str, str]]) -> str:
+    return hashlib.sha256(repr(items).encode()).hexdigest()[:8]
 
 
 def _finite(value: float | None) -> float | None:

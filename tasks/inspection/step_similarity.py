@@ -19,7 +19,7 @@ from styleclip_core.editing import EditedLatents
 from tasks.artifacts import Recipe, is_complete, read_table, write_table
 from tasks.artifacts.outcomes import OK, Row
 from tasks.editing.methods import apply_step
-from tasks.editing.shards import EditPlan
+from tasks.editing.plans import EditPlan
 from tasks.inspection.prompts import CORRELATIONS_SCHEMA, STEP, VERSION, pair_rows
 from tasks.photographs.images import ImageIndex
 from tasks.running.caching import unit_of_work

@@ -37,7 +37,7 @@ from tasks.running.caching import unit_of_work
 from tasks.running.overlap import computing
 from tasks.running.progress import ShardResult
 from tasks.running.run import Run
-from tasks.running.shards import Outcomes, finish_shard
+from tasks.running.shards import Files, Outcomes, finish_shard
 from tasks.settings import Alignment, FaceSource
 from tasks.storage import (
     StorageError,
@@ -46,16 +46,17 @@ from tasks.storage import (
     output_key,
     read_bytes,
     read_version,
+    version,
     write_bytes_atomic,
 )
 
-STEP, VERSION = "align-faces", "1"
+STEP, VERSION = "align-faces", "2"
 
 FACES_SCHEMA = pa.schema([
     ("image_key", pa.string()), ("face_index", pa.int32()), *STATUS_FIELDS, ("score", pa.float32()),
     ("landmarks", pa.list_(pa.float64())), ("quad", pa.list_(pa.float64(), 8)), ("padded", pa.bool_()),
-    ("output_key", pa.string()), ("etag", pa.string()), ("content_hash", pa.string()),
-    ("width", pa.int32()), ("height", pa.int32()),
+    ("output_key", pa.string()), ("output_etag", pa.string()), ("etag", pa.string()),
+    ("content_hash", pa.string()), ("face_hash", pa.string()), ("width", pa.int32()), ("height", pa.int32()),
 ])  # fmt: skip
 
 
@@ -83,7 +84,7 @@ class AlignmentPlan(BaseModel):
 
     def log(self, shard: ImageShard) -> OutcomeLog:
         """Return the attempts at a shard."""
-        return OutcomeLog(self.folder, shard.digest, ("image_key", "face_index"))
+        return OutcomeLog(self.folder, shard.digest, ("image_key", "face_index"), shard.before)
 
 
 class FacesRef(BaseModel):
@@ -142,6 +143,7 @@ def identify_source(run: Run, source: FaceSource) -> str:
 @unit_of_work("align-shard", "align-shard-{shard.number}")
 def align_shard(run: Run, planned: AlignmentPlan, shard: ImageShard) -> ShardResult:
     """Align the faces of the photographs of one shard that are not done yet."""
+    images = read_shard(shard)
 
     def to_do(known: Outcomes) -> list[tuple[str, str]]:
         states = defaultdict(set)
@@ -149,7 +151,7 @@ def align_shard(run: Run, planned: AlignmentPlan, shard: ImageShard) -> ShardRes
             states[row["image_key"]].add(row["status"])
 
         # nobody in a photograph is an answer, and stays one
-        return [(key, etag) for key, etag in read_shard(shard) if not states[key] or FAILED in states[key]]
+        return [(key, etag) for key, etag in images if not states[key] or FAILED in states[key]]
 
     def align(photographs: Iterable[tuple[str, str]]) -> Iterable[Row]:
         # loaded before the first photograph: that the source was replaced is no photograph's fault
@@ -157,8 +159,12 @@ def align_shard(run: Run, planned: AlignmentPlan, shard: ImageShard) -> ShardRes
         for key, etag in photographs:
             yield from _align_photograph(planned, find, key, etag)
 
-    made = planned.recipe.made("faces")
-    return finish_shard(planned.log(shard), to_do, align, made, lambda: FACES_SCHEMA, failing={FAILED})
+    # a face lies under a name of its photograph alone, as its prefix is a data set for the next flow
+    files = [Files(planned.faces, lambda row: row["output_key"], version="output_etag")]
+    return finish_shard(
+        planned.log(shard), to_do, align, planned.recipe.made("faces"), lambda: FACES_SCHEMA,
+        versions=dict(images), files=files, failing={FAILED},
+    )  # fmt: skip
 
 
 _Finder = Callable[[str, Image.Image], list[Face]]
@@ -242,7 +248,8 @@ def _align(planned: AlignmentPlan, row: Row, image: Image.Image, face: Face) -> 
             image, face.landmarks, output_size=settings.output_size, transform_size=settings.transform_size
         )
         key = face_key(row["image_key"], row["face_index"])
-        write_bytes_atomic(join(planned.faces, key), encode_photograph(aligned.image, colours_of=image))
+        content = encode_photograph(aligned.image, colours_of=image)
+        write_bytes_atomic(join(planned.faces, key), content)
     except SmallFaceError as error:
         return row | failure(error, status=SKIPPED)
     except StorageError:  # of what is written, no photograph is to blame
@@ -250,7 +257,11 @@ def _align(planned: AlignmentPlan, row: Row, image: Image.Image, face: Face) -> 
     except (StyleCLIPError, OSError) as error:
         return row | failure(error)
 
-    return row | {"quad": aligned.quad.to_list(), "padded": aligned.padded, "output_key": key} | success()
+    written = {
+        "output_key": key, "output_etag": version(join(planned.faces, key)),
+        "face_hash": hashlib.sha256(content).hexdigest(),
+    }  # fmt: skip
+    return row | {"quad": aligned.quad.to_list(), "padded": aligned.padded} | written | success()
 
 
 @unit_of_work("write-faces")

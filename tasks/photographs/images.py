@@ -11,7 +11,7 @@ of all images is ever in memory; ``index.parquet`` beside them says which shard 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 
 import pyarrow as pa
@@ -19,7 +19,8 @@ from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict
 
 from styleclip_core.errors import StyleCLIPError
-from tasks.artifacts import Provenance, Recipe, is_complete, read_table, write_table
+from tasks.artifacts import Provenance, Recipe, fingerprint, is_complete, read_table, write_table
+from tasks.artifacts.lineage import Span, follow
 from tasks.running.caching import unit_of_work
 from tasks.running.run import Run
 from tasks.storage import ObjectInfo, join, sorted_objects
@@ -43,6 +44,7 @@ class ImageShard(BaseModel):
         digest: Name of its keys and versions.
         first: Its first row in the part.
         rows: How many images it has.
+        before: Digests of older shards that hold images of it, the newest first.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -52,6 +54,7 @@ class ImageShard(BaseModel):
     digest: str
     first: int
     rows: int
+    before: tuple[str, ...] = ()
 
 
 class ImageIndex(BaseModel):
@@ -111,7 +114,13 @@ def index_images(run: Run, photos: str, shard_size: int) -> ImageIndex:
     return index
 
 
-def write_index(objects: Iterable[ObjectInfo], photos: str, workspace: str, shard_size: int) -> ImageIndex:
+def write_index(
+    objects: Iterable[ObjectInfo],
+    photos: str,
+    workspace: str,
+    shard_size: int,
+    about: Mapping[str, str] | None = None,
+) -> ImageIndex:
     """Cut objects into shards and write them down; the same ones, the same place.
 
     Args:
@@ -119,6 +128,7 @@ def write_index(objects: Iterable[ObjectInfo], photos: str, workspace: str, shar
         photos: Prefix of the keys.
         workspace: Where the index goes.
         shard_size: Objects of a shard, on average.
+        about: What else tells this kind of list from others of the same keys.
     """
     parameters = {"photos": photos, "shard_size": shard_size}
     recipe = Recipe(STEP, VERSION, parameters, {"listing": digest(objects)})
@@ -131,8 +141,14 @@ def write_index(objects: Iterable[ObjectInfo], photos: str, workspace: str, shar
         table = pa.Table.from_pylist(list(_write_parts(objects, folder, shard_size, made)), _SHARDS)
         write_table(uri, table, made)
 
-    shards = [
+    listed = [
         ImageShard(**{**row, "index": join(folder, row["index"])}) for row in read_table(uri).to_pylist()
+    ]
+    # named by what is listed and how it is cut: the next list of the same images is held against this one
+    name = fingerprint(STEP, VERSION, {**parameters, **(about or {})}, {})
+    spans = follow(workspace, name, [_span(shard) for shard in listed])
+    shards = [
+        shard.model_copy(update={"before": span.before}) for shard, span in zip(listed, spans, strict=True)
     ]
     return ImageIndex(photos=photos, uri=uri, fingerprint=recipe.fingerprint, shards=shards)
 
@@ -175,6 +191,11 @@ def _part_name(part: int) -> str:
 
 def _write_part(folder: str, part: int, rows: list[dict[str, object]], provenance: Provenance) -> None:
     write_table(join(folder, _part_name(part)), pa.Table.from_pylist(rows, _OBJECTS), provenance)
+
+
+def _span(shard: ImageShard) -> Span:
+    keys = read_shard(shard)
+    return Span(shard.digest, keys[0][0], keys[-1][0])
 
 
 def read_shard(shard: ImageShard) -> list[tuple[str, str]]:

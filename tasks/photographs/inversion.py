@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import pyarrow as pa
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -28,11 +29,11 @@ from tasks.running.caching import unit_of_work
 from tasks.running.overlap import Writes, computing, read_ahead
 from tasks.running.progress import ShardResult
 from tasks.running.run import Run
-from tasks.running.shards import finish_shard, without_result
+from tasks.running.shards import Files, finish_shard, without_result
 from tasks.settings import Inversion
-from tasks.storage import is_outage, join, output_key, read_bytes, read_version, write_bytes_atomic
+from tasks.storage import exists, is_outage, join, output_key, read_bytes, read_version, write_bytes_atomic
 
-STEP, VERSION = "invert-images", "2"
+STEP, VERSION = "invert-images", "3"
 
 
 class DivergedError(StyleCLIPError):
@@ -56,15 +57,25 @@ class InversionPlan(BaseModel):
 
     def log(self, shard: ImageShard) -> OutcomeLog:
         """Return the attempts at a shard."""
-        return OutcomeLog(self.folder, shard.digest, ("image_key",))
+        return OutcomeLog(self.folder, shard.digest, ("image_key",), shard.before)
 
-    def reconstruction_uri(self, image_key: str) -> str:
+    @property
+    def reconstructions(self) -> str:
+        """Return the prefix of the generator's versions of photographs."""
+        return join(self.folder, "reconstructions")
+
+    def reconstruction_key(self, row: Row) -> str:
+        """Return where the generator's version of a photograph lies, relative to ``reconstructions``."""
+        return output_key(row["image_key"], suffix=".png", version=row["content_hash"])
+
+    def reconstruction_uri(self, row: Row) -> str:
         """Return where the generator's version of a photograph lies."""
-        return join(self.folder, "reconstructions", output_key(image_key, suffix=".png"))
+        return join(self.reconstructions, self.reconstruction_key(row))
 
-    def tuning_key(self, image_key: str) -> str:
+    def tuning_key(self, row: Row) -> str:
         """Return where the tuning of a photograph's generator lies, relative to the folder."""
-        return f"tunings/{output_key(image_key, suffix='.safetensors')}"
+        name = output_key(row["image_key"], suffix=".safetensors", version=row["content_hash"])
+        return f"tunings/{name}"
 
 
 def plan(run: Run, photos: str, settings: Inversion) -> InversionPlan:
@@ -90,12 +101,18 @@ def invert_shard(run: Run, planned: InversionPlan, shard: ImageShard) -> ShardRe
     def schema() -> pa.Schema:
         return latents_schema(run.generator.num_ws * run.generator.config.w_dim)
 
+    log, images = planned.log(shard), read_shard(shard)
+    drawn = Files(planned.reconstructions, planned.reconstruction_key, restore=partial(_draw, run, planned))
+    tunings = Files(planned.folder, lambda row: planned.tuning_key(row) if row.get("tuning") else None)
+
     return finish_shard(
-        planned.log(shard),
-        without_result(read_shard(shard)),
-        partial(_invert, run, planned),
+        log,
+        without_result(images),
+        partial(_invert, run, planned, log),
         planned.recipe.made("latents"),
         schema,
+        versions=dict(images),
+        files=[tunings, drawn],
     )
 
 
@@ -107,14 +124,19 @@ class _Photo:
     image: Tensor
 
 
-def _invert(run: Run, planned: InversionPlan, todo: Sequence[tuple[str, str]]) -> list[Row]:
+def _invert(run: Run, planned: InversionPlan, log: OutcomeLog, todo: Sequence[tuple[str, str]]) -> list[Row]:
     """Invert photographs in batches; the next ones are read, and the last ones written, meanwhile."""
     size, count = run.generator.image_size, planned.settings.batch_size
+
+    # a photograph may have been written anew and be the same
+    keys = {key for key, _ in todo}
+    older = (row for rows in log.earlier() for row in rows if row["image_key"] in keys)
+    done = {(row["image_key"], row["content_hash"]): row for row in older}
     writes, batches = Writes[None](2 * count), Batches(count)
     pending: list[tuple[Row, Future[None] | None]] = []
     batch: list[_Photo] = []
 
-    found = read_ahead(todo, partial(_read, planned, size), ahead=2 * count)
+    found = read_ahead(todo, partial(_read, planned, size, done), ahead=2 * count)
     for number, photo in enumerate(found, start=1):
         if isinstance(photo, _Photo):
             batch.append(photo)
@@ -125,7 +147,7 @@ def _invert(run: Run, planned: InversionPlan, todo: Sequence[tuple[str, str]]) -
         if batch and (len(batch) == count or number == len(todo)):
             for _, inverted in batches.run(batch, partial(_invert_batch, run, planned)):
                 for row, image, tuning in inverted:
-                    write = partial(_write_files, planned, row["image_key"], image, tuning)
+                    write = partial(_write_files, planned, row, image, tuning)
                     pending.append((row, writes.submit(write) if row["status"] == OK else None))
             batch = []
 
@@ -136,23 +158,58 @@ def _invert(run: Run, planned: InversionPlan, todo: Sequence[tuple[str, str]]) -
     return [row for row, _ in pending]
 
 
-def _read(planned: InversionPlan, size: tuple[int, int], item: tuple[str, str]) -> _Photo | Row:
-    """Read and decode a photograph, or return the row of one that cannot be."""
+def _read(
+    planned: InversionPlan,
+    size: tuple[int, int],
+    done: Mapping[tuple[str, str], Row],
+    item: tuple[str, str],
+) -> _Photo | Row:
+    """Read and decode a photograph, or return the row of one that cannot be, or of one that is done."""
     key, etag = item
     try:
         data = read_version(join(planned.photos, key), etag)
+        content_hash = hashlib.sha256(data).hexdigest()
+        if (same := done.get((key, content_hash))) and _is_whole(planned, same):
+            return {**same, "etag": etag}
         image = fit(decode_image(data), *size)
     except (StyleCLIPError, OSError) as error:
         if is_outage(error, planned.photos):
             raise
         return {**_empty_row(key, etag), **failure(error)}
-    return _Photo(key, etag, hashlib.sha256(data).hexdigest(), image)
+    return _Photo(key, etag, content_hash, image)
 
 
-def _write_files(planned: InversionPlan, image_key: str, image: Tensor, tuning: bytes) -> None:
+def _is_whole(planned: InversionPlan, row: Row) -> bool:
+    """Return whether the files are there that a row of latents speaks of."""
+    tuned = not row.get("tuning") or exists(join(planned.folder, planned.tuning_key(row)))
+    return tuned and exists(planned.reconstruction_uri(row))
+
+
+def _write_files(planned: InversionPlan, row: Row, image: Tensor, tuning: bytes) -> None:
     if tuning:
-        write_bytes_atomic(join(planned.folder, planned.tuning_key(image_key)), tuning)
-    write_bytes_atomic(planned.reconstruction_uri(image_key), encode_png(image))
+        write_bytes_atomic(join(planned.folder, planned.tuning_key(row)), tuning)
+    write_bytes_atomic(planned.reconstruction_uri(row), encode_png(image))
+
+
+@torch.no_grad()
+def _draw(run: Run, planned: InversionPlan, rows: Sequence[Row]) -> None:
+    """Draw the generator's versions of photographs again, of their latents."""
+
+    def draw(batch: list[Row]) -> Tensor:
+        generator = run.generator
+        tuned = with_tunings(generator, [read_tuning(planned, generator, row) for row in batch])
+        with computing(run.device):
+            return tuned.synthesize(tuned.styles(latents_of(run, batch))).cpu()
+
+    for batch, images in Batches(planned.settings.batch_size).run(list(rows), draw):
+        for row, image in zip(batch, images, strict=True):
+            write_bytes_atomic(planned.reconstruction_uri(row), encode_png(image))
+
+
+def latents_of(run: Run, rows: Sequence[Row]) -> Tensor:
+    """Return the latents that rows hold, ``[B, num_ws, w_dim]``, on the run's device."""
+    flat = np.asarray([row["w_plus"] for row in rows], dtype=np.float32)
+    return torch.from_numpy(flat).view(len(rows), run.generator.num_ws, -1).to(run.device)
 
 
 def _invert_batch(run: Run, planned: InversionPlan, batch: list[_Photo]) -> list[tuple[Row, Tensor, bytes]]:
@@ -196,7 +253,7 @@ def _inverted(run: Run, planned: InversionPlan, batch: list[_Photo]) -> Iterator
             continue
 
         if contents[index]:
-            row |= {"tuning": planned.tuning_key(photo.key), "tuning_bytes": len(contents[index])}
+            row |= {"tuning": planned.tuning_key(row), "tuning_bytes": len(contents[index])}
         row |= {
             "w_plus": end.w_plus[index].flatten().cpu().numpy(),
             "method": _method(run, planned),
@@ -257,7 +314,8 @@ def read_tuning(planned: InversionPlan, generator: Generator, row: Row) -> Tunin
     if not row.get("tuning"):
         return None
 
-    uri = join(planned.folder, planned.tuning_key(row["image_key"]))
+    # not what the row says: whoever wrote it might have it lead anywhere
+    uri = join(planned.folder, planned.tuning_key(row))
     content = read_bytes(uri)
     try:
         return Tuning.from_bytes(content, generator)

@@ -8,7 +8,7 @@ that has no face, or one that could not be aligned, is skipped.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 import pyarrow as pa
 from PIL import Image
@@ -18,6 +18,7 @@ from styleclip_core.errors import ArtifactConflictError, FaceError, NoFaceError,
 from styleclip_core.faces import FaceQuad, paste_faces
 from styleclip_core.images import decode_image, encode_photograph
 from tasks.artifacts import (
+    Provenance,
     Recipe,
     count,
     fingerprint,
@@ -32,7 +33,7 @@ from tasks.photographs.images import ImageIndex, ImageShard, read_shard, write_i
 from tasks.running.caching import unit_of_work
 from tasks.running.progress import ShardResult
 from tasks.running.run import Run
-from tasks.running.shards import Outcomes, finish_shard
+from tasks.running.shards import Files, Outcomes, finish_shard
 from tasks.settings import Pasting, SettingsError
 from tasks.storage import (
     ChangedObjectError,
@@ -48,7 +49,7 @@ from tasks.storage import (
     write_bytes_atomic,
 )
 
-STEP, VERSION = "paste-faces", "1"
+STEP, VERSION = "paste-faces", "2"
 _KIND = "pasted-photographs"
 
 PASTED_SCHEMA = pa.schema([
@@ -92,9 +93,13 @@ class PastingPlan(BaseModel):
         """Return the prefix of the photographs with their edited faces."""
         return join(self.out, f"photographs_{self.recipe.fingerprint[:8]}")
 
+    def made(self) -> Provenance:
+        """Return what the metadata of rows says."""
+        return self.recipe.made(_KIND, {"faces": self.table.digest})
+
     def log(self, shard: ImageShard) -> OutcomeLog:
         """Return the attempts at a shard."""
-        return OutcomeLog(self.folder, shard.digest, ("image_key",))
+        return OutcomeLog(self.folder, shard.digest, ("image_key",), shard.before)
 
 
 class PastedRef(BaseModel):
@@ -112,7 +117,8 @@ class PastedRef(BaseModel):
 def plan(run: Run, table: FaceTable, edited: str, settings: Pasting) -> PastingPlan:
     """Return where the photographs of these settings lie; nothing is computed."""
     parameters = {"photos": table.photos, "edited": edited, "out": run.out, **settings.model_dump()}
-    recipe = Recipe(STEP, VERSION, parameters, {"faces": table.digest})
+    # not named by the table: what it says of a photograph is a part of that photograph's version
+    recipe = Recipe(STEP, VERSION, parameters, {})
     folder = recipe.folder(run.workspace, "pasted")
     return PastingPlan(
         table=table, edited=edited, out=run.out, folder=folder, recipe=recipe, settings=settings
@@ -145,44 +151,56 @@ def index_edited(run: Run, table: FaceTable, edited: str, shard_size: int) -> Im
     by_image = read_faces(table.uri, table.digest)
 
     # that every single face is missing is a wrong prefix, which should not become a row for each photograph
-    expected = [row["output_key"] for rows in by_image.values() for row in rows if row["status"] == OK]
-    if expected and not any(_edited_key(key, versions) for key in expected):
+    expected = [row for rows in by_image.values() for row in rows if row["status"] == OK]
+    if expected and not any(_edited_key(row, versions) for row in expected):
         raise MissingObjectError(
-            f"none of the {len(expected)} faces of {table.uri} lies under {edited} (looked for {expected[0]} "
-            "and the others); give the prefix of one edit, not of all"
+            f"none of the {len(expected)} faces of {table.uri} lies under {edited} (looked for "
+            f"{expected[0]['output_key']} and the others); give the prefix of one edit, not of all"
         )
 
     objects = [ObjectInfo(key, _version(rows, versions), len(rows)) for key, rows in sorted(by_image.items())]
-    return write_index(objects, table.photos, run.workspace, shard_size)
+    return write_index(objects, table.photos, run.workspace, shard_size, {"edited": edited})
 
 
 def _version(rows: list[Row], versions: Mapping[str, str]) -> str:
     parts = []
     for row in rows:
-        key = _edited_key(row["output_key"], versions) if row["status"] == OK else None
-        parts.append(f"{row['face_index']}\0{row['content_hash']}\0{versions[key] if key else ''}")
+        key = _edited_key(row, versions) if row["status"] == OK else None
+        # with its place in the photograph, since alignment may have found it elsewhere
+        place = f"{row['face_index']}\0{row['content_hash']}\0{row['quad']}"
+        parts.append(f"{place}\0{versions[key] if key else ''}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
-def _edited_key(key: str, there: Mapping[str, str]) -> str | None:
-    """Return the key of an edited face: the aligned one's own, or what edit-images makes of it."""
-    return next((name for name in (key, output_key(key, suffix=".png")) if name in there), None)
+def _edited_key(face: Row, there: Container[str]) -> str | None:
+    """Return the key of an edited face, if it is there."""
+    return next((name for name in _names(face) if name in there), None)
+
+
+def _names(face: Row) -> list[str]:
+    """Return what an edited face may be called: as edit-images names it, as the face, or as it once was."""
+    key = face["output_key"]
+    named = output_key(key, suffix=".png", version=face["face_hash"])
+    return [named, *dict.fromkeys([key, output_key(key, suffix=".png")])]
 
 
 @unit_of_work("paste-shard", "paste-shard-{shard.number}")
 def paste_shard(planned: PastingPlan, shard: ImageShard) -> ShardResult:
     """Put the faces of one shard of photographs back, where that has not been done yet."""
+    images = read_shard(shard)
 
     def to_do(known: Outcomes) -> list[tuple[str, str]]:
         done = {row["image_key"] for row in known.values() if row["status"] != FAILED}
-        return [(key, etag) for key, etag in read_shard(shard) if key not in done]
+        return [(key, etag) for key, etag in images if key not in done]
 
     def paste(photographs: Iterable[tuple[str, str]]) -> Iterable[Row]:
         faces = read_faces(planned.table.uri, planned.table.digest)
         return (_paste(planned, key, etag, faces[key]) for key, etag in photographs)
 
-    made = planned.recipe.made(_KIND)
-    return finish_shard(planned.log(shard), to_do, paste, made, lambda: PASTED_SCHEMA, failing={FAILED})
+    return finish_shard(
+        planned.log(shard), to_do, paste, planned.made(), lambda: PASTED_SCHEMA, versions=dict(images),
+        files=[Files(planned.photographs, lambda row: row["output_key"])], failing={FAILED},
+    )  # fmt: skip
 
 
 def _paste(planned: PastingPlan, key: str, etag: str, faces: list[Row]) -> Row:
@@ -205,7 +223,7 @@ def _paste(planned: PastingPlan, key: str, etag: str, faces: list[Row]) -> Row:
         return row | failure(error)
 
     # outside of the block above: if this cannot be written, no photograph is to blame
-    name = output_key(key, suffix=".png")
+    name = output_key(key, suffix=".png", version=etag)
     write_bytes_atomic(join(planned.photographs, name), content)
     return row | {"faces": len(aligned), "output_key": name} | success()
 
@@ -254,17 +272,16 @@ def _edited_faces(planned: PastingPlan, key: str, etag: str, faces: list[Row]) -
 
 def _edited_face(planned: PastingPlan, face: Row) -> tuple[str, str, bytes]:
     """Return name, version and content of an edited face."""
-    key = face["output_key"]
-    for name in dict.fromkeys((key, output_key(key, suffix=".png"))):
+    for name in _names(face):
         uri = join(planned.edited, name)
         try:
             now = version(uri)
             return name, now, read_version(uri, now)
         except MissingObjectError:
             continue  # the other name; if that is not there either, it is said below
+    where = join(planned.edited, _names(face)[0])
     raise MissingFaceError(
-        f"face {face['face_index']} of {face['image_key']} is not at {join(planned.edited, key)}; edit it, "
-        "then paste again"
+        f"face {face['face_index']} of {face['image_key']} is not at {where}; edit it, then paste again"
     )
 
 
@@ -277,7 +294,7 @@ def write_pasted(planned: PastingPlan, index: ImageIndex) -> PastedRef:
     uri = join(planned.out, "batches", name, "pasted.parquet")
     if not is_complete(uri):
         tables = (planned.log(shard).table(PASTED_SCHEMA) for shard in index.shards)
-        write_tables(uri, PASTED_SCHEMA, tables, planned.recipe.made(_KIND))
+        write_tables(uri, PASTED_SCHEMA, tables, planned.made())
 
     found = read_table(uri, columns=["status"])
     counts = {status: count(found, "status", status) for status in (OK, SKIPPED, FAILED)}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -28,8 +28,8 @@ from tasks.artifacts import (
 )
 from tasks.artifacts.outcomes import OK, Row
 from tasks.directions.style_directions import ALPHA_UNIT
+from tasks.editing.plans import EditPlan
 from tasks.editing.schemas import MANIFEST_SCHEMA, TIMING_SCHEMA
-from tasks.editing.shards import EditPlan
 from tasks.photographs.images import ImageIndex
 from tasks.running.caching import unit_of_work
 from tasks.running.run import Run
@@ -76,7 +76,7 @@ def write_report(run: Run, plans: list[EditPlan], index: ImageIndex) -> ReportRe
         with suppress(ArtifactConflictError):  # a run beside this one was first, with other times
             write_tables(timings, TIMING_SCHEMA, _timings(attempts), made)
 
-    rows, failed, complete = _counted(manifest)
+    rows, failed, done = _counted(manifest)
     written = ReportRef(
         folder=folder,
         manifest=manifest,
@@ -86,7 +86,7 @@ def write_report(run: Run, plans: list[EditPlan], index: ImageIndex) -> ReportRe
         rows=rows,
         failed=failed,
     )
-    write_bytes_atomic(written.contact_sheet, _png(contact_sheet(plans, complete)))
+    write_bytes_atomic(written.contact_sheet, _png(contact_sheet(plans, manifest, done)))
     return written
 
 
@@ -136,7 +136,7 @@ def _made_of(run: Run, plans: list[EditPlan], index: ImageIndex) -> dict[str, ob
     }
 
 
-def contact_sheet(plans: list[EditPlan], done: Counter[str]) -> Image.Image:
+def contact_sheet(plans: list[EditPlan], manifest: str, done: Counter[str]) -> Image.Image:
     """Draw photographs in rows, of those with most edits done: the photograph, its inversion, its edits."""
     plans = plans[:_COLUMNS]
     # rows with holes show little, so images with most edits come first
@@ -144,6 +144,7 @@ def contact_sheet(plans: list[EditPlan], done: Counter[str]) -> Image.Image:
     keys = sorted(key for key, count in done.items() if count == most)
     # spread over the batch, whose first images may all be of one person
     keys = keys[:: max(1, len(keys) // _ROWS)][:_ROWS]
+    images = _images(manifest, keys)
 
     titles = ["photograph", "inversion", *(_title(plan) for plan in plans)]
     step = _TILE + _MARGIN
@@ -154,13 +155,24 @@ def contact_sheet(plans: list[EditPlan], done: Counter[str]) -> Image.Image:
         pen.multiline_text((_MARGIN + column * step, 5), "\n".join(lines), fill="black", font=font, spacing=2)
 
     for row, key in enumerate(keys):
-        inversion = plans[0].inversion
-        uris = [join(inversion.photos, key), inversion.reconstruction_uri(key)]
-        uris += [join(plan.out, plan.output_key(key)) for plan in plans]
+        inversion, image = plans[0].inversion, images[key]
+        uris = [join(inversion.photos, key), inversion.reconstruction_uri(image)]
+        uris += [join(plan.out, plan.output_key(image)) for plan in plans]
         for column, uri in enumerate(uris):
             place = (_MARGIN + column * step, _HEADER + row * step)
             _tile(sheet, uri, place, whole=column > 0)
     return sheet
+
+
+def _images(manifest: str, keys: Sequence[str]) -> dict[str, Row]:
+    """Return key and content hash of some images of a manifest, by key."""
+    wanted = pa.array(keys, pa.string())
+    return {
+        row["image_key"]: row
+        for part in iter_batches(manifest, ["image_key", "content_hash", "status"])
+        for row in part.filter(pc.is_in(part["image_key"], wanted)).to_pylist()
+        if row["status"] == OK
+    }
 
 
 def _tile(sheet: Image.Image, uri: str, place: tuple[int, int], *, whole: bool) -> None:

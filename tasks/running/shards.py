@@ -1,24 +1,98 @@
-"""A shard of items: those that have no good outcome yet are computed, and the outcomes of all are counted."""
+"""A shard of items: those that have no good outcome yet are computed, and the outcomes of all are counted.
+
+An item is done where there is a row of its version that says so, in this shard or in an older one that held
+it, and where the files are there that the row speaks of.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import pyarrow as pa
 
 from tasks.artifacts import Provenance
-from tasks.artifacts.outcomes import FAILED, OK, SKIPPED, OutcomeLog, Row
+from tasks.artifacts.outcomes import FAILED, OK, SKIPPED, Item, OutcomeLog, Row
 from tasks.running.progress import ShardResult
+from tasks.storage import versions_of
 
 _Item = TypeVar("_Item")
-Outcomes = dict[tuple[Any, ...], Row]
+Outcomes = dict[Item, Row]
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files that the rows of a step speak of, below one prefix.
+
+    Attributes:
+        prefix: URI of the folder.
+        name: Row -> where its file lies below the prefix; None where it has none.
+        version: Column that says which version of the file the row is about; empty where its name says that.
+        restore: Makes files again, of their rows; without it their items are computed again.
+    """
+
+    prefix: str
+    name: Callable[[Row], str | None]
+    version: str = ""
+    restore: Callable[[Sequence[Row]], None] | None = None
+
+    def lost(self, rows: Mapping[Item, Row]) -> set[Item]:
+        """Return the items whose row is good and whose file is gone, or is another one by now.
+
+        Raises:
+            StorageError: If that cannot be found out.
+        """
+        named = {item: name for item, row in rows.items() if row["status"] == OK and (name := self.name(row))}
+        there = versions_of(self.prefix, set(named.values()))
+
+        return {
+            item
+            for item, name in named.items()
+            if name not in there or (self.version and rows[item][self.version] != there[name])
+        }
 
 
 def without_result(items: Iterable[tuple[str, str]]) -> Callable[[Outcomes], list[tuple[str, str]]]:
     """Return what picks, of (image key, version) pairs, those whose outcome is missing or not good."""
     return lambda known: [item for item in items if known.get((item[0],), {}).get("status") != OK]
+
+
+def taken_over(
+    log: OutcomeLog, known: Outcomes, versions: Mapping[str, str], enough: Callable[[Outcomes], bool]
+) -> Outcomes:
+    """Return the good outcomes that older shards have of items whose version is still the same.
+
+    Args:
+        log: Of the shard.
+        known: Its own outcomes, which count before others.
+        versions: Version of every image of the shard, by its key.
+        enough: Says of some outcomes whether nothing is missing, so that no older shard is asked.
+    """
+    found: Outcomes = {}
+    older = log.earlier()
+    while not enough(found | known) and (rows := next(older, None)) is not None:
+        same = {log.item(row): row for row in rows if versions.get(row[log.key[0]]) == row[log.version]}
+        new = {item: row for item, row in same.items() if item not in known and item not in found}
+
+        # each list of shards followed the one before, so what this one does not know the others hardly will
+        if not new:
+            break
+        found |= new
+    return found
+
+
+def lost(files: Sequence[Files], known: Outcomes) -> set[Item]:
+    """Restore what rows have lost, where that can be, and return the items of the others."""
+    found: set[Item] = set()
+    for each in files:
+        gone = each.lost(known) - found
+        if each.restore and gone:
+            each.restore([known[item] for item in sorted(gone)])
+        elif not each.restore:
+            found |= gone
+    return found
 
 
 def finish_shard(
@@ -28,6 +102,8 @@ def finish_shard(
     made: Provenance,
     schema: Callable[[], pa.Schema],
     *,
+    versions: Mapping[str, str],
+    files: Sequence[Files] = (),
     failing: Collection[str] = (FAILED, SKIPPED),
 ) -> ShardResult:
     """Compute what is missing of a shard, write it down as a new attempt, and count.
@@ -38,16 +114,26 @@ def finish_shard(
         compute: Items -> their rows.
         made: What made the rows.
         schema: Returns the columns of the rows; asked only where there are new ones.
+        versions: Version of every image of the shard, by its key.
+        files: What the rows speak of; an item whose file is gone is computed again.
         failing: Statuses that count as failed.
     """
     started = time.monotonic()
-    known = {log.item(row): row for row in log.latest()}
-    missing = todo(known)
+    own = {log.item(row): row for row in log.latest()}
+    older = taken_over(log, own, versions, lambda known: not todo(known))
+    known = older | own
 
-    if missing:
-        rows = list(compute(missing))
-        log.append(rows, schema(), made)
-        known |= {log.item(row): row for row in rows}
+    # an image of whose rows one has lost its file is done again as a whole
+    images = {item[0] for item in lost(files, known)}
+    gone = {item for item in known if item[0] in images}
+    missing = todo({item: row for item, row in known.items() if item not in gone})
+
+    computed = list(compute(missing)) if missing else []
+    if computed or older:
+        done = {log.item(row) for row in computed}
+        rows = computed + [row for item, row in older.items() if item not in done]
+        log.append(rows, schema(), made, lost=gone)
+        known |= {log.item(row): row for row in computed}
 
     return ShardResult(
         uri=log.uri(0),

@@ -130,8 +130,12 @@ def ask(uri: str, action: str, work: Callable[[fsspec.AbstractFileSystem, str], 
 
 
 def file_etag(found: os.stat_result) -> str:
-    """Return the version of a local file, as listings have it."""
-    return f"{found.st_size}-{found.st_mtime}"
+    """Return the version of a local file, as listings have it.
+
+    A time of modification can be set, and is by whoever copies a file with its times; that of the last change
+    cannot, so that two files of one size never pass for each other.
+    """
+    return f"{found.st_size}-{found.st_mtime_ns}-{found.st_ctime_ns}"
 
 
 def etag_of(info: dict[str, Any]) -> str:

@@ -8,9 +8,10 @@ import re
 _PLAIN_FOLDER = re.compile(r"[a-z0-9][a-z0-9_ +-]*")
 _PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9._ +-]*")
 _MAX_PART, _MAX_KEY = 180, 800
+_VERSION_DIGITS = 12
 
 
-def output_key(image_key: str, *, suffix: str) -> str:
+def output_key(image_key: str, *, suffix: str, version: str | None = None) -> str:
     """Map an object key, whoever chose it, to a relative path of ours.
 
     Plain keys stay readable (``faces/0001.png`` -> ``faces/0001.png``). Any other (``..``, absolute,
@@ -20,10 +21,15 @@ def output_key(image_key: str, *, suffix: str) -> str:
     Args:
         image_key: The key, any string.
         suffix: Ending of the output, e.g. ``".png"``.
+        version: Hash of what the object holds. What is made of another version of it gets a name of its own
+            then, ``faces/0001.png~3f2a1b9c04d5.png``, and takes nobody's place.
 
     Returns:
         A relative path of at most 900 bytes, each part at most 255.
     """
+    if version:
+        suffix = f"~{version[:_VERSION_DIGITS]}{suffix}"
+
     *folders, name = image_key.split("/")
     plain = (
         len(image_key) <= _MAX_KEY
@@ -40,4 +46,6 @@ def output_key(image_key: str, *, suffix: str) -> str:
         return f"_/{readable}~{digest}{suffix}"
 
     # "~" is in no plain name, so a lengthened key is never another key itself
+    if version:
+        return f"{image_key}{suffix}"
     return image_key if name.endswith(suffix) else f"{image_key}~{suffix}"

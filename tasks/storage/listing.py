@@ -145,7 +145,7 @@ def _pages(prefix: str, *, first: bool = False) -> Iterator[list[ObjectInfo]]:
     if is_local(prefix):
         yield from _batched(_local_files(prefix), 1 if first else _PAGE)
     elif prefix.startswith(("s3://", "s3a://")):
-        yield from _s3_pages(prefix, 1 if first else _PAGE)
+        yield from s3_pages(prefix, 1 if first else _PAGE)
     else:
         yield from _found(prefix)
 
@@ -178,12 +178,15 @@ def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
     return None
 
 
-def _s3_pages(prefix: str, size: int) -> Iterator[list[ObjectInfo]]:
+def s3_pages(prefix: str, size: int = _PAGE, *, after: str = "") -> Iterator[list[ObjectInfo]]:
+    """Yield what lies under a prefix of a bucket, or after a key of it, in pages, as the store sorts it."""
     fs, path = filesystem(prefix)
     bucket, key, _ = fs.split_path(path.rstrip("/"))
     # the slash keeps out longer names that begin alike
     below = f"{key}/" if key else ""
     wanted = {"Bucket": bucket, "Prefix": below, "MaxKeys": size}
+    if after:
+        wanted["StartAfter"] = below + after
 
     while True:
         page = ask(prefix, "list", partial(_s3_page, wanted))

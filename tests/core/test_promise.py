@@ -44,8 +44,9 @@ def compute(folder):
             sys.executable, "-W", "ignore", promise_run.__file__, str(folder / "networks.pt"), str(result),
             str(threads),
         ]  # fmt: skip
-        path = {"PYTHONPATH": str(Path(__file__).parents[2])}
-        running[result] = subprocess.Popen(command, env={**os.environ, **path, **variables})
+        # threads that wait for each other in a loop would wait for whatever else has a core
+        given = {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_WAIT_POLICY": "PASSIVE", **variables}
+        running[result] = subprocess.Popen(command, env=os.environ | given)
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

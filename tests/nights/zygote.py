@@ -18,6 +18,7 @@ import s3fs  # noqa: F401 - so that no fork has to
 
 from tasks.artifacts import Provenance, vector_column, write_table
 from tasks.directions.style_directions import PreparedStep
+from tasks.editing import plans as planning
 from tasks.editing import shards as editing
 from tasks.editing.methods import PreparedEdit
 from tasks.photographs import images, inversion
@@ -34,7 +35,7 @@ def bulk_edit(networks: dict, photos: str, out: str, edit: dict, shard_size: int
     index = images.index_images.fn(run, photos, shard_size)
     inverted = inversion.plan(run, photos, Inversion(steps=0))
     prepared = [_prepared(run, variant) for variant in Edit(**edit).variants()]
-    plans = [editing.plan(run, each, inverted) for each in prepared]
+    plans = [planning.plan(run, each, inverted) for each in prepared]
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda shard: inversion.invert_shard.fn(run, inverted, shard), index.shards))
         list(pool.map(lambda shard: editing.edit_shard.fn(run, plans, shard), index.shards))

@@ -122,5 +122,5 @@ def test_an_edited_face_overwritten_after_it_was_listed_is_a_row_and_a_new_run_t
     assert first.error_type["b.png"] == "ChangedObjectError"
     second = paste_faces(aligned.table, aligned.faces, target, execution=ONCE).pasted
     assert second.pasted == 3
-    pasted = decode_image(read_bytes(join(second.photographs, "b.png")))
+    pasted = decode_image(read_bytes(join(second.photographs, rows(second.table).output_key["b.png"])))
     assert pasted.getpixel((100, 110)) != decode_image(photograph(1)).getpixel((100, 110))

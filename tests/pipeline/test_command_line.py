@@ -7,6 +7,7 @@ are those of processes of their own. These use the server of the tests, one of t
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -146,10 +147,7 @@ def test_inversion_tunes_the_generator_where_it_is_asked_to(environment, job, ne
 
 @pytest.mark.timeout(1200)
 def test_five_kills_at_random_leave_no_trace(environment, job, tmp_path):
-    undisturbed = styleclip(environment, *job, "--out", tmp_path / "a" / "out")
-    assert undisturbed.returncode == 0, undisturbed.stderr
-    rng = random.Random(2024)
-    out = tmp_path / "b" / "out"
+    rng, out = random.Random(2024), tmp_path / "out"
     for _ in range(5):
         process = subprocess.Popen(
             [*STYLECLIP, *map(str, job), "--out", str(out)], env=environment, cwd=ROOT,
@@ -163,21 +161,14 @@ def test_five_kills_at_random_leave_no_trace(environment, job, tmp_path):
         process.wait()
     sixth = styleclip(environment, *job, "--out", out)
     assert sixth.returncode == 0, sixth.stderr
-    theirs, ours = files_of(tmp_path / "a" / "out"), files_of(out)
+    ours = files_of(out)
     pictures = [name for name in ours if name.startswith("images/")]
     assert len(pictures) == 20
-    # folders are named by a hash that holds the place of the results; their content must be the same
-    assert sorted(map(_content_name, theirs)) == sorted(map(_content_name, ours))
-    for name, data in ours.items():
-        if name.endswith(".png"):
-            twin = next(other for other in theirs if _content_name(other) == _content_name(name))
-            assert theirs[twin] == data
     assert not list(out.rglob(".styleclip-tmp-*"))
-    # and byte by byte in the same place: nothing of the kills is left
-    for path in sorted(out.rglob("*"), reverse=True):
-        path.unlink() if path.is_file() else path.rmdir()
-    again = styleclip(environment, *job, "--out", out)
-    assert again.returncode == 0, again.stderr
+    # byte by byte what an undisturbed run leaves in the same place: nothing of the kills is there
+    shutil.rmtree(out)
+    undisturbed = styleclip(environment, *job, "--out", out)
+    assert undisturbed.returncode == 0, undisturbed.stderr
     assert files_of(out) == ours
 
 
@@ -216,7 +207,3 @@ def test_a_mapper_s_training_survives_three_kills_bit_for_bit(environment, netwo
     ]
     assert len(results) == 3
     assert all(theirs[name] == ours[name] for name in results)
-
-
-def _content_name(name: str) -> str:
-    return re.sub(r"(?<=[/_])[0-9a-f]{8}(?=/)|[0-9a-f]{16,64}", "#", name)

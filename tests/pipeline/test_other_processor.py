@@ -39,6 +39,7 @@ ROOT = Path(__file__).parents[2]
 OTHER = {
     "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE", "ATEN_CPU_CAPABILITY": "default",
     "OMP_NUM_THREADS": "1" if torch.get_num_threads() > 1 else "2",
+    "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin would wait for whatever else has a core
 }  # fmt: skip
 SETTINGS = {
     "edits": [Edit(target="hat", beta=0.0, templates="none")],
@@ -67,9 +68,9 @@ def watch(patch, *, layers=None):
         done["measured"].append(f"{layer} {channels}")
         return measure(*given, layer=layer, channels=channels, **others)
 
-    def inverting(run, planned, todo):
+    def inverting(run, planned, log, todo):
         done["inverted"] += [key for key, _ in todo]
-        return invert(run, planned, todo)
+        return invert(run, planned, log, todo)
 
     def editing_(planned, sources, batch):
         done["edited"] += [row["image_key"] for row in batch]

@@ -17,6 +17,7 @@ from tasks.artifacts import ChangedInputError
 from tasks.directions import relevance, sampling
 from tasks.directions import style_directions as directions
 from tasks.editing import mappers
+from tasks.editing import plans as planning
 from tasks.editing import shards as editing
 from tasks.editing.methods import PreparedEdit
 from tasks.photographs import images, inversion
@@ -145,7 +146,7 @@ def test_every_step_that_uses_a_replaced_network_stops_before_it_writes(networks
     variant = StepVariant(neutral="hair", target="grey hair", alpha=1.0, beta=0.0)
     step = directions.compute_direction.fn(run, variant, built)
     edit = PreparedEdit(variant=EditVariant(name="grey", steps=(variant,)), steps=[step])
-    plans = [editing.plan(run, edit, inverted)]
+    plans = [planning.plan(run, edit, inverted)]
     inversion.invert_shard.fn(run, inverted, shard)
 
     other = run.model_copy(update={"workspace": str(tmp_path / "v")})  # nothing is done there yet

@@ -57,10 +57,10 @@ def test_retry_executes_only_the_failed_shard(network_files, tmp_path, monkeypat
         first_shard.extend(items if shard.number == 0 else [])
         return items
 
-    def fail_on_the_first(run, plan, todo):
+    def fail_on_the_first(run, plan, log, todo):
         if broken[0] and todo[0] in first_shard:
             raise RuntimeError("injected fault")
-        return bodies["_invert"](run, plan, todo)
+        return bodies["_invert"](run, plan, log, todo)
 
     monkeypatch.setattr(inversion_task, "read_shard", read)
 
@@ -113,7 +113,7 @@ def test_retry_reaches_failed_items_inside_finished_shards(network_files, tmp_pa
     monkeypatch.setattr(
         inversion_task,
         "_invert",
-        lambda run, plan, todo: inverted.extend(todo) or real(run, plan, todo),
+        lambda run, plan, log, todo: inverted.extend(todo) or real(run, plan, log, todo),
     )
     monkeypatch.setattr(
         editing_task,

@@ -19,13 +19,14 @@ from tasks.artifacts import DamagedArtifactError, Provenance, read_provenance
 from tasks.artifacts.outcomes import OK
 from tasks.evaluation.manifest import iter_rows
 from tasks.reports.page.links import parent, safe_name
+from tasks.storage import output_key
 
 _STATUS = {OK: 0, "failed": 1, "skipped": 2}
 ABSENT = 3
 MAX_PROBLEMS = 500
 _READ = (
-    "image_key", "clip_before", "clip_after", "directional", "identity", "lpips", "channels", "status",
-    "error_type", "error",
+    "image_key", "content_hash", "clip_before", "clip_after", "directional", "identity", "lpips", "channels",
+    "status", "error_type", "error",
 )  # fmt: skip
 
 
@@ -130,6 +131,7 @@ class Batch:
         manifest: Its URI.
         made: What made it.
         keys: Keys of all images, sorted.
+        names: What is made of each is called, below the folder of an edit or of the inversions.
         edits: The edits, in the order of the edit file.
         variants: What names each in tables and folders.
         status: ``[E, N]`` uint8, 0 where the edit is done.
@@ -142,6 +144,7 @@ class Batch:
     manifest: str
     made: Provenance
     keys: list[str]
+    names: list[str]
     edits: list[BatchEdit]
     variants: list[str]
     status: np.ndarray
@@ -211,7 +214,7 @@ def read_batch(manifest: str) -> Batch:
     named = [edit.record["variant"] for edit in edits if "variant" in edit.record]
     shape = (len(edits), len(listed))
     batch = Batch(
-        manifest=manifest, made=made, keys=sorted(listed), edits=edits,
+        manifest=manifest, made=made, keys=sorted(listed), names=[""] * len(listed), edits=edits,
         variants=named or [*seen, *[""] * len(edits)][: len(edits)],
         status=np.full(shape, ABSENT, np.uint8),
         values={each.name: np.full(shape, np.nan, np.float32) for each in SCORES},
@@ -241,6 +244,11 @@ def _fill(batch: Batch) -> None:
                 f"{batch.manifest} has more rows of the image {key!a} than its {len(batch.edits)} edits; "
                 "write it again"
             )
+
+        # rows of what has failed may not say which version of the image they are of
+        for number, content in zip(image, _texts(part, "content_hash"), strict=True):
+            if content or not batch.names[number]:
+                batch.names[number] = output_key(batch.keys[number], suffix=".png", version=content)
 
         _fill_values(batch, part, edit, image)
         _collect_problems(batch, part, problems)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -28,13 +29,19 @@ _SCORES = (
 
 def find_evaluations(manifest: str) -> list[str]:
     """Return the evaluations that lie beside a manifest, by name."""
+    folder = join(parent(manifest), "evaluations")
     try:
-        return [
-            join(parent(manifest), "evaluations", found.key)
-            for found in list_objects(join(parent(manifest), "evaluations"), suffixes=(_TABLE,))
-        ]
+        keys = [found.key for found in list_objects(folder, suffixes=(_TABLE,))]
     except MissingObjectError:
         return []
+
+    # one with rows that could not be scored is superseded by the one that has them all
+    whole = {key for key in keys if "-" not in key.split("/")[0]}
+    return [
+        join(folder, key)
+        for key in keys
+        if key in whole or re.sub(r"^([^/]*?)-[^/]*", r"\1", key) not in whole
+    ]
 
 
 def add_evaluations(batch: Batch, uris: list[str]) -> None:

@@ -36,7 +36,7 @@ from tasks.reports.page.links import below, parent, relative_link
 from tasks.reports.page.thumbnails import SIDE, PagePlan, leaves
 from tasks.running.caching import unit_of_work
 from tasks.running.overlap import Writes
-from tasks.storage import join, output_key, write_bytes_atomic
+from tasks.storage import join, write_bytes_atomic
 
 STEP, VERSION = "page", "1"
 LEAF, PER_PAGE = 12, 24
@@ -143,9 +143,13 @@ def script_json(data: object) -> str:
 
 
 def _data(batch: Batch) -> Iterator[tuple[str, object]]:
-    names = [(key, output_key(key, suffix=".png")) for key in batch.keys]
-    # a key that is its image's name already is not listed twice
-    named = {number: name for number, (key, name) in enumerate(names) if name != key}
+    # most names are the key and what tells its version, so that alone is listed
+    pairs = enumerate(zip(batch.keys, batch.names, strict=True))
+    named = {
+        number: name.removeprefix(key) if name.startswith(f"{key}~") else name
+        for number, (key, name) in pairs
+        if name != key
+    }
     yield "keys", {"keys": batch.keys, "names": named}
 
     for number in range(len(batch.edits)):

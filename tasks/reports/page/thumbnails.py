@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -30,14 +31,22 @@ from tasks.running.caching import unit_of_work
 from tasks.running.overlap import read_ahead
 from tasks.running.progress import ShardResult
 from tasks.running.run import Run
-from tasks.storage import ObjectInfo, join, output_key, read_bytes
+from tasks.storage import ObjectInfo, join, read_bytes, read_version
 
-STEP, VERSION = "thumbnails", "1"
+STEP, VERSION = "thumbnails", "2"
 SIDE = 160
 _CHUNK, _AHEAD, _QUALITY = 256, 16, 80
 _SCHEMA = pa.schema([
     ("image_key", pa.string()), ("source", pa.string()), ("webp", pa.binary()), *STATUS_FIELDS,
 ])  # fmt: skip
+
+
+class Shown(NamedTuple):
+    """An image of a batch: its key, the name of what is made of it, and its version."""
+
+    key: str
+    name: str
+    source: str
 
 
 class Column(BaseModel):
@@ -48,6 +57,7 @@ class Column(BaseModel):
         recipe: Of the thumbnails.
         folder: Where those lie.
         named_as: Whether images lie under their photographs' own keys, or under the names made of them.
+        versioned: Whether the version is known in which each was listed.
         fills: Whether an image is cropped to the shape of the generator's, as its inversion sees it.
     """
 
@@ -57,12 +67,18 @@ class Column(BaseModel):
     recipe: Recipe
     folder: str
     named_as: str
+    versioned: bool = False
     fills: bool = False
 
-    def uri(self, image_key: str) -> str:
-        """Return where an image lies."""
-        own = self.named_as == "photograph"
-        return join(self.prefix, image_key if own else output_key(image_key, suffix=".png"))
+    def read(self, image: Shown) -> bytes:
+        """Return an image of a batch.
+
+        Raises:
+            ChangedObjectError: If it is another one than was listed.
+            StorageError: If it is missing or cannot be read.
+        """
+        uri = join(self.prefix, image.key if self.named_as == "photograph" else image.name)
+        return read_version(uri, image.source) if self.versioned else read_bytes(uri)
 
     def log(self, digest_: str) -> OutcomeLog:
         """Return the thumbnails of a chunk."""
@@ -133,20 +149,20 @@ def plan_page(run: Run, manifest: str) -> PagePlan:
     """
     batch, workspace = read_batch(manifest), run.workspace
     photos, latents = batch.made.parameters["photos"], batch.made.parameters.get("latents", "")
+    versions = _versions(batch.made, workspace)
     source = PageSource(
         manifest=manifest,
         fingerprint=batch.made.fingerprint,
-        photographs=_column(photos, workspace, "photograph", fills=True),
+        photographs=_column(photos, workspace, "photograph", versioned=bool(versions), fills=True),
         inversions=_column(join(latents, "reconstructions"), workspace) if latents else None,
         edits=[_column(join(batch.out, name), workspace) if name else None for name in batch.folders],
     )
 
-    return PagePlan(source=source, chunks=_write_chunks(batch, workspace))
+    return PagePlan(source=source, chunks=_write_chunks(batch, workspace, versions))
 
 
-def _write_chunks(batch: Batch, workspace: str) -> list[PageChunk]:
+def _write_chunks(batch: Batch, workspace: str, versions: Mapping[str, str]) -> list[PageChunk]:
     """Write down which images a chunk has, the version of each, and the edits that are done."""
-    versions = _versions(batch.made, workspace)
     inputs = {"manifest": batch.made.fingerprint}
     recipe = Recipe("page-chunks", VERSION, {"indexed": bool(versions)}, inputs)
     folder, chunks, first = recipe.folder(workspace, "pages"), list[PageChunk](), 0
@@ -159,7 +175,8 @@ def _write_chunks(batch: Batch, workspace: str) -> list[PageChunk]:
 
         # without an index, thumbnails of photographs are those of this manifest alone
         table = pa.table({
-            "image_key": keys, "source": [versions.get(key, recipe.fingerprint) for key in keys],
+            "image_key": keys, "name": batch.names[first : first + len(keys)],
+            "source": [versions.get(key, recipe.fingerprint) for key in keys],
             "done": [row.tobytes() for row in np.ascontiguousarray(done.T)],
         })  # fmt: skip
         write_table(uri, table, _made("page-chunk", recipe))
@@ -168,10 +185,14 @@ def _write_chunks(batch: Batch, workspace: str) -> list[PageChunk]:
     return chunks
 
 
-def _column(prefix: str, workspace: str, named_as: str = "edit", *, fills: bool = False) -> Column:
+def _column(
+    prefix: str, workspace: str, named_as: str = "edit", *, versioned: bool = False, fills: bool = False
+) -> Column:
     recipe = Recipe(STEP, VERSION, {"prefix": prefix, "side": SIDE}, {})
     folder = recipe.folder(workspace, "thumbnails")
-    return Column(prefix=prefix, recipe=recipe, folder=folder, named_as=named_as, fills=fills)
+    return Column(
+        prefix=prefix, recipe=recipe, folder=folder, named_as=named_as, versioned=versioned, fills=fills
+    )
 
 
 def _versions(made: Provenance, workspace: str) -> dict[str, str]:
@@ -188,9 +209,10 @@ def _made(kind: str, recipe: Recipe) -> Provenance:
 def thumbnail_chunk(source: PageSource, chunk: PageChunk) -> ThumbnailResult:
     """Make the thumbnails of one chunk that are not there yet."""
     started = time.monotonic()
-    table = read_table(chunk.uri, columns=["image_key", "source", "done"])
-    listed = list(zip(*(table[name].to_pylist() for name in table.column_names), strict=True))
-    shown = {key: version for key, version, done in listed if any(done)}
+    table = read_table(chunk.uri, columns=["image_key", "name", "source", "done"])
+    *named, done = (table[name].to_pylist() for name in table.column_names)
+    listed = list(zip(map(Shown, *named), done, strict=True))
+    shown = [image for image, edits in listed if any(edits)]
     shape = _shape_of(source, shown)
 
     made, kept = 0, list[Row]()
@@ -200,18 +222,18 @@ def thumbnail_chunk(source: PageSource, chunk: PageChunk) -> ThumbnailResult:
 
         # photographs and inversions come before the edits, under negative numbers
         edit = number - len(source.columns) + len(source.edits)
-        wanted = shown if edit < 0 else {key: version for key, version, done in listed if done[edit]}
+        wanted = shown if edit < 0 else [image for image, edits in listed if edits[edit]]
 
         log = column.log(chunk.digest)
         known = {row["image_key"]: row for row in log.latest()}
-        todo = [item for item in wanted.items() if not _is_done(known.get(item[0]), item[1])]
+        todo = [image for image in wanted if not _is_done(known.get(image.key), image.source)]
         new = list(read_ahead(todo, partial(_thumbnail, column, shape), ahead=_AHEAD))
         log.append(new, _SCHEMA, _made("thumbnails", column.recipe))
         known |= {row["image_key"]: row for row in new}
 
         # pixels are let go of here: a chunk has hundreds of images of dozens of edits
         made += sum(row["status"] == OK for row in new)
-        kept += [_measured(known[key]) for key in wanted]
+        kept += [_measured(known[image.key]) for image in wanted]
 
     return ThumbnailResult(
         uri=chunk.uri, rows=len(kept), failed=sum(row["status"] != OK for row in kept), reused=not made,
@@ -228,23 +250,22 @@ def _measured(row: Row) -> Row:
     return {"status": row["status"], "size": len(row["webp"] or b"")}
 
 
-def _shape_of(source: PageSource, shown: dict[str, str]) -> tuple[int, int] | None:
+def _shape_of(source: PageSource, shown: list[Shown]) -> tuple[int, int] | None:
     """Return width and height of the generator's images, by the first that can be read."""
     generated = source.inversions or next((column for column in source.edits if column), None)
-    for key in shown if generated else ():
+    for image in shown if generated else ():
         # a picture that cannot be read is the error of its row; the next one has the same shape
         try:
-            return decode_image(read_bytes(generated.uri(key)), min_side=1).size  # type: ignore[union-attr]
+            return decode_image(generated.read(image), min_side=1).size  # type: ignore[union-attr]
         except StyleCLIPError:
             continue
     return None
 
 
-def _thumbnail(column: Column, shape: tuple[int, int] | None, item: tuple[str, str]) -> Row:
-    key, version = item
-    row: Row = {"image_key": key, "source": version, "webp": None}
+def _thumbnail(column: Column, shape: tuple[int, int] | None, shown: Shown) -> Row:
+    row: Row = {"image_key": shown.key, "source": shown.source, "webp": None}
     try:
-        image = decode_image(read_bytes(column.uri(key)), min_side=1)
+        image = decode_image(column.read(shown), min_side=1)
     except StyleCLIPError as error:
         return row | failure(error)
     return row | {"webp": encode_thumbnail(image, shape if column.fills else None)} | success()

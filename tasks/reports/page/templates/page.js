@@ -211,7 +211,11 @@
 
   // ---- one image, large
   let viewed = 0, viewedEdit = 0;
-  const link = (folder, image) => `${folder}/${(names[image] || keys[image]).split("/").map(encodeURIComponent).join("/")}`;
+  const nameOf = (image) => {
+    const name = names[image] || keys[image];
+    return name[0] === "~" ? keys[image] + name : name;
+  };
+  const link = (folder, image) => `${folder}/${nameOf(image).split("/").map(encodeURIComponent).join("/")}`;
   function sharpen(picture, address) {
     // the thumbnail stays where the whole image cannot be had, say by a link to this file alone
     if (!picture || !address) return;

@@ -1,0 +1,134 @@
+"""One edit over a set of latents: where its rows and images lie, and what a row says of it."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from tasks.artifacts import Provenance, Recipe
+from tasks.artifacts.outcomes import OutcomeLog, Row
+from tasks.directions.style_directions import PreparedStep
+from tasks.editing.methods import PreparedEdit, units
+from tasks.editing.schemas import MANIFEST_SCHEMA
+from tasks.photographs.images import ImageShard
+from tasks.photographs.inversion import InversionPlan
+from tasks.running.run import Run
+from tasks.running.shards import Files
+from tasks.storage import output_key
+
+STEP, VERSION = "edit-images", "4"
+
+
+class EditPlan(BaseModel):
+    """One edit variant over one set of latents: where its rows and its images lie."""
+
+    model_config = ConfigDict(frozen=True)
+
+    out: str
+    folder: str
+    recipe: Recipe
+    prepared: PreparedEdit
+    inversion: InversionPlan
+
+    @property
+    def fingerprint(self) -> str:
+        """Return the name of the edit's rows."""
+        return self.recipe.fingerprint
+
+    @property
+    def variant(self) -> str:
+        """Return what tells this edit from others of its name, e.g. of other strengths, in every table."""
+        return f"{self.prepared.variant.label}_{self.fingerprint[:8]}"
+
+    @property
+    def images(self) -> str:
+        """Return the folder of the edited images, relative to ``out``."""
+        return f"images/{self.variant}"
+
+    def made(self) -> Provenance:
+        """Return what the metadata of rows, and of what lies beside them, says."""
+        steps = self.prepared.variant.steps
+        inputs = {"direction": self.prepared.fingerprint, "latents": self.inversion.fingerprint}
+        return self.recipe.made("edits", inputs, units=[units(step) for step in steps])
+
+    def log(self, shard: ImageShard) -> OutcomeLog:
+        """Return the attempts at a shard."""
+        return OutcomeLog(self.folder, shard.digest, ("image_key",), shard.before, "content_hash")
+
+    def output_key(self, row: Row) -> str:
+        """Return where the edited image of a row lies, relative to ``out``."""
+        return f"{self.images}/{output_key(row['image_key'], suffix='.png', version=row['content_hash'])}"
+
+    def video_key(self, row: Row, number: int) -> str:
+        """Return where the video of an optimization lies, relative to ``out``."""
+        name = output_key(row["image_key"], suffix=".mp4", version=row["content_hash"])
+        return f"videos/{self.variant}/step-{number}/{name}"
+
+    def files(self) -> list[Files]:
+        """Return what the rows speak of: an image each, and the videos of steps that leave some."""
+        videos = [
+            Files(self.out, partial(self.video_key, number=number))
+            for number, step in enumerate(self.prepared.steps) if step.variant.frames
+        ]  # fmt: skip
+        return [Files(self.out, self.output_key), *videos]
+
+
+def plan(run: Run, prepared: PreparedEdit, inversion: InversionPlan) -> EditPlan:
+    """Return where the rows and images of an edit lie; nothing is computed."""
+    hashes = run.hashes
+    inputs = {"direction": prepared.fingerprint, "latents": inversion.fingerprint}
+
+    # judges decide the scores in the rows, so they are part of their name
+    judges = {"identity": hashes.identity, "perceptual": hashes.perceptual}
+    inputs |= {name: hash_ for name, hash_ in judges.items() if hash_}
+
+    parameters = {**prepared.variant.parameters(), "out": run.out}
+    recipe = Recipe(STEP, VERSION, parameters, inputs, hashes.generator, hashes.clip)
+    folder = recipe.folder(run.workspace, "edits")
+    return EditPlan(out=run.out, folder=folder, recipe=recipe, prepared=prepared, inversion=inversion)
+
+
+def edit_row(planned: EditPlan, image: Row) -> Row:
+    """Return a row that says what the edit is, of an image whose row is given.
+
+    Settings are those of its one step, if it has one.
+    """
+    variant = planned.prepared.variant
+    steps = planned.prepared.steps
+    return (
+        dict.fromkeys(MANIFEST_SCHEMA.names)
+        | (step_settings(steps[0]) if len(steps) == 1 else {})
+        | {
+            "image_key": image["image_key"],
+            "content_hash": image["content_hash"],
+            "edit": variant.name,
+            "variant": planned.variant,
+            "neutral": variant.neutral,
+            "target": variant.target,
+            "method": variant.method,
+        }
+    )
+
+
+def step_settings(step: PreparedStep) -> Row:
+    """Return the settings of a step, with the unit of its strength."""
+    variant = step.variant
+    apart = ("neutral", "target", "method")
+    settings: dict[str, Any] = {k: v for k, v in variant.parameters().items() if k not in apart}
+    settings |= units(variant) | ({"mapper": variant.mapper} if variant.mapper else {})
+    settings |= {"reason": variant.reason} if variant.reason else {}
+    return {
+        "neutral": variant.neutral,
+        "target": variant.target,
+        "method": variant.method,
+        "alpha": variant.alpha,
+        "beta": variant.beta,
+        "top_k": variant.top_k,
+        "strength": variant.strength,
+        "channels": step.channels,
+        "layers": " ".join(step.layers) or None,
+        "settings": json.dumps(settings, sort_keys=True),
+    }

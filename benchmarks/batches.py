@@ -23,7 +23,7 @@ from tasks.directions.style_directions import ALPHA_UNIT
 from tasks.editing.schemas import MANIFEST_SCHEMA, TIMING_SCHEMA
 from tasks.photographs.images import write_index
 from tasks.settings.edits import Edit, EditVariant, all_variants
-from tasks.storage import ObjectInfo, is_local, join, list_objects, local_path, output_key, write_bytes_atomic
+from tasks.storage import ObjectInfo, is_local, join, local_path, output_key, versions_of, write_bytes_atomic
 
 _HAIR = ("#3b2a20", "#c9a35a", "#7d3320", "#8b8d92", "#1d1b1c", "#b8693a")
 _SKIN = ("#f1c9a5", "#d9a577", "#8d5a3b", "#f6d8c0")
@@ -80,7 +80,8 @@ def make_batch(
     for number, key in enumerate(keys):
         if key in failed:
             continue
-        face = number % copies if copies else number
+        # by its key, so that another one beside it leaves it as it is
+        face = zlib.crc32(key.encode()) % copies if copies else number
         _put(join(photos, key), draw(face, -1, 0.0, size + 16))
         name = output_key(key, suffix=".png")
         _put(join(latents, "reconstructions", name), draw(face, -1, 0.0, size))
@@ -90,8 +91,8 @@ def make_batch(
             _put(join(out, made.folder(edit), name), draw(face, target, strength, size))
 
     # one that failed was listed like the others
-    there = {item.key: item for item in list_objects(photos)}
-    objects = [there.get(key) or ObjectInfo(key, str(zlib.crc32(key.encode())), 1) for key in keys]
+    there = versions_of(photos, keys)
+    objects = [ObjectInfo(key, there.get(key) or str(zlib.crc32(key.encode())), 1) for key in keys]
     index = write_index(objects, photos, workspace, 16)
 
     listed = [

@@ -40,6 +40,7 @@ from tasks.running.caching import unit_of_work
 from tasks.running.networks import Wanted
 from tasks.running.overlap import computing
 from tasks.running.run import Run
+from tasks.running.shown import code
 from tasks.running.texts import prompt_distance, target_embedding
 from tasks.settings import MapperTraining as Settings
 from tasks.settings import SettingsError
@@ -253,9 +254,10 @@ def _show_curve(planned: MapperPlan, curve: list[tuple[float, ...]]) -> None:
     sheet.save(buffer, "PNG")
     picture = base64.b64encode(buffer.getvalue()).decode()
     create_markdown_artifact(
-        f"{planned.target}: training (grey) and validation (red)\n\n![loss](data:image/png;base64,{picture})",
+        f"{code(planned.target)}: training (grey) and validation (red)\n\n"
+        f"![loss](data:image/png;base64,{picture})",
         key="train-mapper-loss",
-        description=f"loss of the mapper {planned.target}",
+        description=f"loss of the mapper {code(planned.target)}",
     )
 
 

@@ -35,6 +35,7 @@ from tasks.evaluation.shards import (
 )
 from tasks.running.caching import unit_of_work
 from tasks.running.run import Run
+from tasks.running.shown import code, markdown_table
 from tasks.storage import join
 
 UNITS = {
@@ -277,7 +278,5 @@ def _cell(metric: str, mean: float, error: float) -> str:
 
 def markdown(written: EvaluationRef) -> str:
     """Return the summary as Markdown, for Prefect's UI."""
-    header, lines = overview(written)
-    rows = [header, ["---"] * len(header), *lines]
-    about = f"{written.rows} rows, {written.failed} failed. Tables: `{written.folder}`"
-    return "\n".join([about, "", *(f"| {' | '.join(row)} |" for row in rows)])
+    about = f"{written.rows} rows, {written.failed} failed. Tables: {code(written.folder)}"
+    return "\n".join([about, "", *markdown_table(*overview(written))])

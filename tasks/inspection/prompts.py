@@ -44,6 +44,7 @@ from tasks.editing.methods import PreparedEdit
 from tasks.inspection.pictures import Strip, draw_strips
 from tasks.running.caching import unit_of_work
 from tasks.running.run import Run
+from tasks.running.shown import code, markdown_table
 from tasks.running.texts import prompt_distance, text_vector
 from tasks.settings.edits import StepVariant
 from tasks.storage import exists, join, write_bytes_atomic
@@ -265,11 +266,8 @@ def overview(found: DiagnosisRef) -> tuple[list[str], list[list[str]]]:
 
 def markdown(found: DiagnosisRef) -> str:
     """Return a diagnosis as Markdown, for Prefect's UI."""
-    header, lines = overview(found)
-    rows = [header, ["---"] * len(header), *lines]
-    table = [f"| {' | '.join(row)} |" for row in rows]
-    near = [f"- {line}" for line in warnings(found.correlations)]
-    return "\n".join([*table, "", *near, "", f"Tables: `{found.folder}`"])
+    near = [f"- {code(line)}" for line in warnings(found.correlations)]
+    return "\n".join([*markdown_table(*overview(found)), "", *near, "", f"Tables: {code(found.folder)}"])
 
 
 _NAMED = ("neutral", "target", "templates", "method")

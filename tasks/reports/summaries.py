@@ -13,6 +13,7 @@ from tasks.artifacts import is_complete, read_table
 from tasks.artifacts.outcomes import OK, Row
 from tasks.reports.page.links import public_url
 from tasks.running.progress import ShardResult
+from tasks.running.shown import code, markdown_table
 from tasks.storage import read_bytes
 
 _SHOWN = 20  # failed items
@@ -36,7 +37,7 @@ def publish_summary(
         problems: Rows of the items that failed.
     """
     lines = [headline, "", *_step_table(steps), "", "## Where it lies", ""]
-    lines += [f"- {name}: [`{_plain(uri)}`](<{public_url(uri)}>)" for name, uri in places.items() if uri]
+    lines += [f"- {name}: [{code(uri)}](<{public_url(uri)}>)" for name, uri in places.items() if uri]
 
     if problems:
         lines += ["", f"## What failed: {len(problems)}", "", *_problem_table(problems)]
@@ -92,33 +93,19 @@ def _latest(first: str) -> list[Row]:
 def _step_table(steps: Sequence[Mapping[str, object]]) -> list[str]:
     names = ("shards", "computed", "rows", "failed", "seconds", "rate")
     titles = "| step | shards | computed now | rows | failed | seconds | images/s |"
-    table = [titles, "|---|---:|---:|---:|---:|---:|---:|"]
+    lines = [titles, "|---|---:|---:|---:|---:|---:|---:|"]
 
     for step in steps:
         values = [step[name] for name in names]
         cells = [f"{value:.1f}" if isinstance(value, float) else str(value) for value in values]
-        table.append(f"| {step['step']} | {' | '.join(cells)} |")
-    return table
+        lines.append(f"| {step['step']} | {' | '.join(cells)} |")
+    return lines
 
 
 def _problem_table(problems: Sequence[Row]) -> list[str]:
-    table = ["| image | error | what it says |", "|---|---|---|"]
-
-    for row in problems[:_SHOWN]:
-        cells = (row["image_key"], row["error_type"] or row["status"], row["error"])
-        table.append(f"| {' | '.join(_cell(cell) for cell in cells)} |")
+    rows = [(row["image_key"], row["error_type"] or row["status"], row["error"]) for row in problems[:_SHOWN]]
+    lines = markdown_table(("image", "error", "what it says"), rows)
 
     if len(problems) > _SHOWN:
-        table += ["", f"The first {_SHOWN} of {len(problems)}; all are in the table above."]
-    return table
-
-
-def _cell(text: object) -> str:
-    """Return any text as one cell of a Markdown table, as code, so that no markup in it counts."""
-    return f"`{_plain(str(text))}`" if text else ""
-
-
-def _plain(text: str) -> str:
-    shown = "".join(character if character.isprintable() else "?" for character in text)
-    # a backtick ends code, a bar ends a cell
-    return shown.replace("`", "'").replace("|", "\\|")[:300]
+        lines += ["", f"The first {_SHOWN} of {len(problems)}; all are in the table above."]
+    return lines

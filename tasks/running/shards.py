@@ -73,7 +73,8 @@ def taken_over(
     found: Outcomes = {}
     older = log.earlier()
     while not enough(found | known) and (rows := next(older, None)) is not None:
-        same = {log.item(row): row for row in rows if versions.get(row[log.key[0]]) == row[log.version]}
+        mine = [row for row in rows if row[log.key[0]] in versions]
+        same = {log.item(row): row for row in mine if versions[row[log.key[0]]] == row[log.version]}
         new = {item: row for item, row in same.items() if item not in known and item not in found}
 
         # each list of shards followed the one before, so what this one does not know the others hardly will

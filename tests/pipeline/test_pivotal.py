@@ -88,7 +88,7 @@ def test_tunings_are_stored_scored_found_again_and_drawn_with(models, photos, tm
     for index, row in enumerate(some):
         target = fit(decode_image((photos / row["image_key"]).read_bytes()), 16, 16)
         assert psnr(image[index : index + 1], target[None]).item() == pytest.approx(row["psnr"], abs=0.01)
-        stored = Path(planned.reconstruction_uri(row["image_key"])).read_bytes()
+        stored = Path(planned.reconstruction_uri(row)).read_bytes()
         pixels = from_uint8(np.asarray(decode_image(stored))[None])[0]
         assert_close(pixels, image[index].clamp(-1, 1), atol=0.01, rtol=0)
 
@@ -179,9 +179,8 @@ def test_every_later_edit_is_drawn_with_the_image_s_own_generator(models, photos
     rows = manifest_of(result)
     assert set(rows.status) == {"ok"}
     for row in rows.itertuples():  # edits that move nothing draw the tuned reconstruction
-        stored = next(
-            (out / "workspace").rglob(f"reconstructions/{output_key(row.image_key, suffix='.png')}")
-        )
+        name = output_key(row.image_key, suffix=".png", version=row.content_hash)
+        stored = next((out / "workspace").rglob(f"reconstructions/{name}"))
         image = np.asarray(decode_image(read_bytes(str(out / row.output_key)))).astype(int)
         assert np.abs(image - np.asarray(decode_image(stored.read_bytes()))).max() <= 1
     again = manifest_of(run(models, photos, tmp_path / "plain", edits, inversion=Inversion(steps=3)))

@@ -1,12 +1,15 @@
 """Prompts and channels looked at before and after a run, on small networks."""
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torch.testing import assert_close
 
@@ -18,6 +21,7 @@ from styleclip_core.prompts import text_direction
 from tasks.evaluation.attributes import AttributePrompts
 from tasks.inspection.pictures import Strip, draw_strips
 from tasks.inspection.prompts import BETAS, markdown, warnings
+from tasks.running.shown import markdown_table
 from tasks.settings import Models, Optimization, Relevance, Sampling, SettingsError
 from tasks.settings.edits import Edit
 from tasks.storage import read_bytes
@@ -179,3 +183,15 @@ def test_strips_are_drawn_with_titles_once_and_any_shape():
     assert other.height - sheet.height == 24
     with pytest.raises(ValueError, match="no row"):
         draw_strips([], [])
+
+
+@given(st.lists(st.tuples(st.text(max_size=12), st.text("`|<>[]()!*_\\\n\r0", max_size=8)), max_size=4))
+def test_no_markup_of_anybody_counts_in_a_table(rows_):
+    header, rule, *lines = markdown_table(("a", "b"), rows_)
+    assert (header, rule) == ("| a | b |", "| --- | --- |")
+    assert len(lines) == len(rows_)
+    for line in lines:
+        assert line.isprintable()  # so it is one line
+        assert len(re.findall(r"(?<!\\)\|", line)) == 3
+        outside = re.sub(r"`[^`]*`", "", line).replace("|", "")
+        assert re.fullmatch(r"[-+\d.,%/e±σ ]*", outside)

@@ -1,0 +1,122 @@
+"""The pages of a private bucket in a browser: read with the identity of whoever looks, on loopback alone.
+
+A page names its pictures relative to ``OUT``, so what lies below ``OUT`` is served, and nothing else. Who
+does not know the address, another user of the machine or a web page that guesses the port, gets nothing: the
+address holds a secret of its own, and a request has to name the host that it was meant for.
+"""
+
+from __future__ import annotations
+
+import secrets
+from functools import partial
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Annotated
+from urllib.parse import quote, unquote, urlsplit
+
+import typer
+
+from styleclip_cli.options import console
+from tasks.storage import AccessDeniedError, MissingObjectError, StorageError, join, list_objects, read_bytes
+
+_TYPES = {
+    "html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf-8", "png": "image/png",
+    "webp": "image/webp", "jpg": "image/jpeg", "mp4": "video/mp4", "json": "application/json",
+}  # fmt: skip
+_STATUS = {
+    MissingObjectError: HTTPStatus.NOT_FOUND,
+    AccessDeniedError: HTTPStatus.FORBIDDEN,
+    StorageError: HTTPStatus.BAD_GATEWAY,
+}
+
+
+class Pages(ThreadingHTTPServer):
+    """A server of what lies below a prefix, on a loopback port.
+
+    Attributes:
+        out: URI of the prefix.
+        address: Where it is served, with its secret and a closing slash.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, out: str, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), partial(_Pages, out, secret := secrets.token_urlsafe(24)))
+        self.out, self.address = out, f"http://127.0.0.1:{self.server_port}/{secret}/"
+
+
+class _Pages(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def __init__(self, out: str, secret: str, *connection: object) -> None:
+        self._out, self._secret = out, secret
+        super().__init__(*connection)  # type: ignore[arg-type]
+
+    def do_GET(self) -> None:
+        """Answer with an object."""
+        key = self._key()
+        try:
+            if key is None:
+                raise MissingObjectError("there is nothing here")
+            self._answer(HTTPStatus.OK, read_bytes(join(self._out, key)), key.rpartition(".")[2].lower())
+        except StorageError as error:
+            status = next(each for kind, each in _STATUS.items() if isinstance(error, kind))
+            self._answer(status, f"{error}\n".encode())
+
+    def _key(self) -> str | None:
+        """Return the key of the object that is asked for; None for what is not to be had here."""
+        named = self.headers.get("Host", "")
+        # a page of another origin can have its own name lead to this address, but not change what it asks for
+        if named not in (f"127.0.0.1:{self.server.server_port}", f"localhost:{self.server.server_port}"):  # type: ignore[attr-defined]
+            return None
+
+        before, secret, *parts = map(unquote, [*urlsplit(self.path).path.split("/"), ""])
+        if not secrets.compare_digest(secret.encode(), self._secret.encode()):
+            return None
+        # the empty part is the end that was put there, so that there are two parts in any case
+        *parts, _ = parts or [""]
+        return "/".join(parts) if parts and not before and all(map(_is_plain, parts)) else None
+
+    def _answer(self, status: HTTPStatus, content: bytes, ending: str = "") -> None:
+        self.send_response(status)
+        kind = _TYPES.get(ending, "application/octet-stream") if status == HTTPStatus.OK else "text/plain"
+        for name, value in {
+            "Content-Type": kind, "Content-Length": str(len(content)), "Cache-Control": "private, no-cache",
+            "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
+            "Cross-Origin-Resource-Policy": "same-origin",
+        }.items():  # fmt: skip
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Write nothing: the line would hold the secret."""
+
+
+def _is_plain(part: str) -> bool:
+    """Return whether a part of a path names what lies in its folder, on a disk too."""
+    return part not in ("", ".", "..") and not set(part) & set("/\\\0")
+
+
+def serve(
+    out: Annotated[str, typer.Argument(help="URI of the prefix that results lie under, --out of an edit")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Loopback port; 0 for a free one")] = 0,
+) -> None:
+    """Show the pages of a bucket in a browser on this machine, until it is interrupted."""
+    pages = [item.key for item in list_objects(join(out, "batches"), ("/index.html",))]
+    if not pages:
+        raise MissingObjectError(f"there is no page of a batch below {out}; give --out of an edit")
+
+    server = Pages(out, port)
+    for key in pages:
+        typer.echo(f"report page    {server.address}batches/{quote(key)}")
+    console.print("serving what lies below it, to this machine alone; Ctrl-C ends it")
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        server.server_close()
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(serve)

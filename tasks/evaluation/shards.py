@@ -35,6 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from typing import cast
@@ -59,7 +60,7 @@ from tasks.running.shards import Outcomes, finish_shard
 from tasks.running.texts import text_vector
 from tasks.settings import Comparison
 from tasks.settings.edits import StepVariant
-from tasks.storage import join, output_key, read_bytes
+from tasks.storage import item_under, join, output_key, read_bytes
 
 STEP, VERSION = "evaluate-edits", "1"
 JUDGES = ("clip", "identity", "perceptual")  # networks of a run that take part
@@ -117,10 +118,10 @@ class EvaluationPlan(BaseModel):
         """Return the attempts at a shard."""
         return OutcomeLog(self.folder, shard.digest, ("image_key", "variant"))
 
-    def before_uri(self, image_key: str) -> str:
-        """Return where an image lies as it was before any edit; an inversion has a name of ours."""
+    def before_key(self, image_key: str) -> str:
+        """Return the key, under ``before``, of an image before any edit; an inversion has a name of ours."""
         drawn = self.comparison.before == "inversion"
-        return join(self.before, output_key(image_key, suffix=".png") if drawn else image_key)
+        return output_key(image_key, suffix=".png") if drawn else image_key
 
 
 class EvaluationRef(BaseModel):
@@ -228,18 +229,18 @@ def _score(run: Run, planned: EvaluationPlan, panel: Panel, chunk: list[list[Row
     edited = [row for rows in chunk for row in rows]
     owners = [place for place, rows in enumerate(chunk) for _ in rows]
 
-    after = _pictures([join(planned.index.out, row["output_key"]) for row in edited])
-    before = _pictures([planned.before_uri(rows[0]["image_key"]) for rows in chunk])
+    after = _pictures(planned.index.out, [row["output_key"] for row in edited])
+    before = _pictures(planned.before, [planned.before_key(rows[0]["image_key"]) for rows in chunk])
     # one generator drew them all, so any that can be read tells the size
     size = next((each.size for each in after if isinstance(each, Image.Image)), (0, 0))
 
     able = []
     for number, row in enumerate(edited):
-        try:
-            _check(after[number], before[owners[number]], size)
+        problem = _problem(after[number], before[owners[number]], size)
+        if problem:
+            yield _scored(row) | problem
+        else:
             able.append(number)
-        except (StyleCLIPError, OSError) as error:
-            yield _scored(row) | failure(error)
     if not able:
         return
 
@@ -257,29 +258,33 @@ def _score(run: Run, planned: EvaluationPlan, panel: Panel, chunk: list[list[Row
         yield _scored(edited[number]) | score | success()
 
 
-def _pictures(uris: list[str]) -> list[Image.Image | Exception]:
-    return list(read_ahead(uris, _read, ahead=_PICTURES))
+def _pictures(prefix: str, keys: list[str]) -> list[Image.Image | Row]:
+    return list(read_ahead(keys, partial(_read, prefix), ahead=_PICTURES))
 
 
-def _read(uri: str) -> Image.Image | Exception:
-    """Read and decode a picture, or return why that cannot be."""
+def _read(prefix: str, key: str) -> Image.Image | Row:
+    """Read and decode a picture, or return the status columns that say why that cannot be."""
     try:
-        return decode_image(read_bytes(uri))
+        with item_under(prefix, key):
+            data = read_bytes(join(prefix, key))
+        return decode_image(data)
     except (StyleCLIPError, OSError) as error:
-        return error
+        return failure(error)
 
 
-def _check(after: Image.Image | Exception, before: Image.Image | Exception, size: tuple[int, int]) -> None:
-    """Raise what is wrong with an edited image, or with the image before it."""
+def _problem(after: Image.Image | Row, before: Image.Image | Row, size: tuple[int, int]) -> Row | None:
+    """Return the status columns of an edit that cannot be scored, for itself or for the image before it."""
     for each in (after, before):
-        if isinstance(each, Exception):
-            raise each
+        if not isinstance(each, Image.Image):
+            return each
 
     if isinstance(after, Image.Image) and after.size != size:
-        raise ImageSizeError(
+        message = (
             f"the edited image is {after.width} x {after.height} pixels, others of its batch are {size[0]} x "
             f"{size[1]}; evaluate edits of one generator at a time"
         )
+        return failure(ImageSizeError(message))
+    return None
 
 
 def _place(row: Row, owner: int) -> Place:

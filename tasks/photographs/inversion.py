@@ -30,7 +30,7 @@ from tasks.running.progress import ShardResult
 from tasks.running.run import Run
 from tasks.running.shards import finish_shard, without_result
 from tasks.settings import Inversion
-from tasks.storage import is_outage, join, output_key, read_bytes, read_version, write_bytes_atomic
+from tasks.storage import item_under, join, output_key, read_bytes, read_version, write_bytes_atomic
 
 STEP, VERSION = "invert-images", "2"
 
@@ -58,9 +58,9 @@ class InversionPlan(BaseModel):
         """Return the attempts at a shard."""
         return OutcomeLog(self.folder, shard.digest, ("image_key",))
 
-    def reconstruction_uri(self, image_key: str) -> str:
-        """Return where the generator's version of a photograph lies."""
-        return join(self.folder, "reconstructions", output_key(image_key, suffix=".png"))
+    def reconstruction_key(self, image_key: str) -> str:
+        """Return where the generator's version of a photograph lies, relative to the folder."""
+        return f"reconstructions/{output_key(image_key, suffix='.png')}"
 
     def tuning_key(self, image_key: str) -> str:
         """Return where the tuning of a photograph's generator lies, relative to the folder."""
@@ -140,11 +140,10 @@ def _read(planned: InversionPlan, size: tuple[int, int], item: tuple[str, str]) 
     """Read and decode a photograph, or return the row of one that cannot be."""
     key, etag = item
     try:
-        data = read_version(join(planned.photos, key), etag)
+        with item_under(planned.photos, key):
+            data = read_version(join(planned.photos, key), etag)
         image = fit(decode_image(data), *size)
     except (StyleCLIPError, OSError) as error:
-        if is_outage(error, planned.photos):
-            raise
         return {**_empty_row(key, etag), **failure(error)}
     return _Photo(key, etag, hashlib.sha256(data).hexdigest(), image)
 
@@ -152,7 +151,8 @@ def _read(planned: InversionPlan, size: tuple[int, int], item: tuple[str, str]) 
 def _write_files(planned: InversionPlan, image_key: str, image: Tensor, tuning: bytes) -> None:
     if tuning:
         write_bytes_atomic(join(planned.folder, planned.tuning_key(image_key)), tuning)
-    write_bytes_atomic(planned.reconstruction_uri(image_key), encode_png(image))
+    key = planned.reconstruction_key(image_key)
+    write_bytes_atomic(join(planned.folder, key), encode_png(image))
 
 
 def _invert_batch(run: Run, planned: InversionPlan, batch: list[_Photo]) -> list[tuple[Row, Tensor, bytes]]:
@@ -257,8 +257,10 @@ def read_tuning(planned: InversionPlan, generator: Generator, row: Row) -> Tunin
     if not row.get("tuning"):
         return None
 
-    uri = join(planned.folder, planned.tuning_key(row["image_key"]))
-    content = read_bytes(uri)
+    key = planned.tuning_key(row["image_key"])
+    uri = join(planned.folder, key)
+    with item_under(planned.folder, key):
+        content = read_bytes(uri)
     try:
         return Tuning.from_bytes(content, generator)
     except (CheckpointError, LayoutMismatchError) as error:

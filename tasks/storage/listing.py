@@ -1,4 +1,4 @@
-"""What lies under a prefix: listed once, sorted in flat memory; and whether a store is at fault."""
+"""What lies under a prefix: listed once, sorted in flat memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import fsspec
 
 from tasks.storage import temporaries
 from tasks.storage.filesystems import ask, etag_of, file_etag, filesystem, is_local, local_path
-from tasks.storage.outages import ChangedObjectError, StorageError, StoreError, explained
+from tasks.storage.outages import StorageError, explained
 
 _PAGE, _RUN = 1000, 20_000  # objects of a listing that are asked for, and that are sorted, at once
 
@@ -40,21 +40,13 @@ class ObjectInfo:
     size: int
 
 
-def is_outage(error: BaseException, prefix: str) -> bool:
-    """Return whether what went wrong with an object under ``prefix`` is the fault of the whole store.
+def first_page(prefix: str, size: int = _PAGE) -> list[ObjectInfo]:
+    """Return about ``size`` of the objects under a prefix, in no order; none if it is empty.
 
-    An error that may be the object's own (it is gone, it may not be read) counts as such only while the
-    prefix can be listed and is not empty, as was the case when the object was found.
+    Raises:
+        StorageError: If the prefix cannot be listed.
     """
-    if isinstance(error, ChangedObjectError):
-        return False
-    if not isinstance(error, StorageError) or isinstance(error, StoreError):
-        return isinstance(error, StoreError)
-
-    try:
-        return next(_pages(prefix, first=True), None) is None
-    except StorageError:
-        return True
+    return next(_pages(prefix, size), [])
 
 
 def list_objects(prefix: str, suffixes: tuple[str, ...] = ()) -> Iterator[ObjectInfo]:
@@ -140,12 +132,13 @@ def _kept(prefix: str, suffixes: tuple[str, ...]) -> Iterator[ObjectInfo]:
             yield item
 
 
-def _pages(prefix: str, *, first: bool = False) -> Iterator[list[ObjectInfo]]:
-    """Yield what lies under a prefix, in no order, a page at a time; of the first, one object is enough."""
+def _pages(prefix: str, size: int | None = None) -> Iterator[list[ObjectInfo]]:
+    """Yield what lies under a prefix, in no order, a page at a time; other kinds of storage have one page."""
+    size = size or _PAGE
     if is_local(prefix):
-        yield from _batched(_local_files(prefix), 1 if first else _PAGE)
+        yield from _batched(_local_files(prefix), size)
     elif prefix.startswith(("s3://", "s3a://")):
-        yield from _s3_pages(prefix, 1 if first else _PAGE)
+        yield from _s3_pages(prefix, size)
     else:
         yield from _found(prefix)
 

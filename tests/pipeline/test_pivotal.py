@@ -88,7 +88,7 @@ def test_tunings_are_stored_scored_found_again_and_drawn_with(models, photos, tm
     for index, row in enumerate(some):
         target = fit(decode_image((photos / row["image_key"]).read_bytes()), 16, 16)
         assert psnr(image[index : index + 1], target[None]).item() == pytest.approx(row["psnr"], abs=0.01)
-        stored = Path(planned.reconstruction_uri(row["image_key"])).read_bytes()
+        stored = Path(planned.folder, planned.reconstruction_key(row["image_key"])).read_bytes()
         pixels = from_uint8(np.asarray(decode_image(stored))[None])[0]
         assert_close(pixels, image[index].clamp(-1, 1), atol=0.01, rtol=0)
 

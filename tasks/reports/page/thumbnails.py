@@ -30,7 +30,7 @@ from tasks.running.caching import unit_of_work
 from tasks.running.overlap import read_ahead
 from tasks.running.progress import ShardResult
 from tasks.running.run import Run
-from tasks.storage import ObjectInfo, join, output_key, read_bytes
+from tasks.storage import ObjectInfo, StoreError, item_under, join, output_key, read_bytes
 
 STEP, VERSION = "thumbnails", "1"
 SIDE = 160
@@ -59,10 +59,16 @@ class Column(BaseModel):
     named_as: str
     fills: bool = False
 
-    def uri(self, image_key: str) -> str:
-        """Return where an image lies."""
-        own = self.named_as == "photograph"
-        return join(self.prefix, image_key if own else output_key(image_key, suffix=".png"))
+    def read(self, image_key: str) -> Image.Image:
+        """Read the image of a photograph.
+
+        Raises:
+            StoreError: If that is the store's fault; any other error is the image's own.
+        """
+        key = image_key if self.named_as == "photograph" else output_key(image_key, suffix=".png")
+        with item_under(self.prefix, key):
+            data = read_bytes(join(self.prefix, key))
+        return decode_image(data, min_side=1)
 
     def log(self, digest_: str) -> OutcomeLog:
         """Return the thumbnails of a chunk."""
@@ -231,10 +237,15 @@ def _measured(row: Row) -> Row:
 def _shape_of(source: PageSource, shown: dict[str, str]) -> tuple[int, int] | None:
     """Return width and height of the generator's images, by the first that can be read."""
     generated = source.inversions or next((column for column in source.edits if column), None)
-    for key in shown if generated else ():
+    if generated is None:
+        return None
+
+    for key in shown:
         # a picture that cannot be read is the error of its row; the next one has the same shape
         try:
-            return decode_image(read_bytes(generated.uri(key)), min_side=1).size  # type: ignore[union-attr]
+            return generated.read(key).size
+        except StoreError:
+            raise
         except StyleCLIPError:
             continue
     return None
@@ -244,7 +255,7 @@ def _thumbnail(column: Column, shape: tuple[int, int] | None, item: tuple[str, s
     key, version = item
     row: Row = {"image_key": key, "source": version, "webp": None}
     try:
-        image = decode_image(read_bytes(column.uri(key)), min_side=1)
+        image = column.read(key)
     except StyleCLIPError as error:
         return row | failure(error)
     return row | {"webp": encode_thumbnail(image, shape if column.fills else None)} | success()

@@ -1,4 +1,4 @@
-"""Objects that are items of a shard: whether an object is to blame for what went wrong with it, or its store."""
+"""Objects that are items of a shard: whether one is to blame for what went wrong with it, or its store."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def item_under(prefix: str, key: str) -> Iterator[None]:
     except MissingObjectError as error:
         if not _lists_anything(prefix):
             raise UnreadablePrefixError(
-                f"{error}, and nothing else lies under {prefix} any more; check the bucket or the mount, then "
-                "press Retry"
+                f"{error}, and nothing lies under {prefix} any more; check the bucket or the mount, then press "
+                "Retry"
             ) from error
         raise
     except StorageError as error:

@@ -55,8 +55,7 @@ def item_under(prefix: str, key: str) -> Iterator[None]:
     except MissingObjectError as error:
         if not _lists_anything(prefix):
             raise UnreadablePrefixError(
-                f"{error}, and nothing lies under {prefix} any more; check the bucket or the mount, then press "
-                "Retry"
+                f"{error}, and nothing lies under {prefix} any more; check the bucket or mount, then press Retry"
             ) from error
         raise
     except StorageError as error:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,7 +24,9 @@ from tasks.storage import temporaries
 from tasks.storage.filesystems import ask, etag_of, file_etag, filesystem, is_local, local_path
 from tasks.storage.outages import StorageError, explained
 
+_ENDING = re.compile(r"(?<=[^/])\.(?=[0-9]*[a-z])[0-9a-z]{1,8}$")
 _PAGE, _RUN = 1000, 20_000  # objects of a listing that are asked for, and that are sorted, at once
+_KINDS = 1000  # endings that are counted apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,9 @@ def list_objects(prefix: str, suffixes: tuple[str, ...] = ()) -> Iterator[Object
 
 
 @contextmanager
-def sorted_objects(prefix: str, suffixes: tuple[str, ...] = ()) -> Iterator[Iterable[ObjectInfo]]:
+def sorted_objects(
+    prefix: str, suffixes: tuple[str, ...] = (), passed_over: Counter[str] | None = None
+) -> Iterator[Iterable[ObjectInfo]]:
     """List a prefix once and give its objects, sorted by key, to be gone through any number of times.
 
     However many there are, a page of them is in memory: the others lie in a temporary folder. A key that
@@ -65,12 +71,15 @@ def sorted_objects(prefix: str, suffixes: tuple[str, ...] = ()) -> Iterator[Iter
     Args:
         prefix: URI of a folder.
         suffixes: Lower-case endings to keep; all if empty.
+        passed_over: Counts what is not kept by its lower-case ending: ``""`` if it has none, ``"/"`` for a
+            link to a folder, which is not followed, as it may lead back to where it lies.
 
     Raises:
         StorageError: If the prefix cannot be listed, or a name is not UTF-8.
     """
+    counts = Counter[str]() if passed_over is None else passed_over
     with tempfile.TemporaryDirectory(prefix="styleclip-listing-") as folder:
-        yield _Sorted(_kept(prefix, suffixes), Path(folder))
+        yield _Sorted(_kept(prefix, suffixes, counts), Path(folder))
 
 
 class _Sorted(Iterable[ObjectInfo]):
@@ -114,14 +123,18 @@ def _read_run(path: Path) -> Iterator[ObjectInfo]:
             yield ObjectInfo(*json.loads(line))
 
 
-def _kept(prefix: str, suffixes: tuple[str, ...]) -> Iterator[ObjectInfo]:
+def _kept(prefix: str, suffixes: tuple[str, ...], passed_over: Counter[str]) -> Iterator[ObjectInfo]:
     for page in _pages(prefix):
         for item in page:
             name = item.key.rsplit("/", 1)[-1]
             # the mark of the folder itself, or what a writer has not finished
             if not item.key or name.startswith(temporaries.PREFIX):
                 continue
-            if suffixes and not item.key.lower().endswith(suffixes):
+            if item.key.endswith("/") or (suffixes and not item.key.lower().endswith(suffixes)):
+                ending = _ending(item.key)
+                # what names end in may differ with every name, and memory must not grow with them
+                known = ending in passed_over or len(passed_over) < _KINDS
+                passed_over[ending if known else ""] += 1
                 continue
 
             # Parquet holds no other text, so such a key would fail much later
@@ -130,6 +143,14 @@ def _kept(prefix: str, suffixes: tuple[str, ...]) -> Iterator[ObjectInfo]:
                     f"cannot list {prefix}: the name {item.key!a} is not UTF-8; rename the file"
                 )
             yield item
+
+
+def _ending(key: str) -> str:
+    """Return the lower-case ending of a key as it is counted: none if it is like no other, say a hash."""
+    if key.endswith("/"):
+        return "/"
+    found = _ENDING.search(key.lower())
+    return found[0] if found else ""
 
 
 def _pages(prefix: str, size: int | None = None) -> Iterator[list[ObjectInfo]]:
@@ -144,9 +165,14 @@ def _pages(prefix: str, size: int | None = None) -> Iterator[list[ObjectInfo]]:
 
 
 def _local_files(prefix: str) -> Iterator[ObjectInfo]:
-    """Yield the files under a folder; a folder that goes away meanwhile holds none."""
+    """Yield the files under a folder; a folder that goes away meanwhile holds none.
+
+    A link to a folder is yielded too, not followed: its key ends with a slash.
+    """
     root = local_path(prefix)
     with explained(prefix, "list"):
+        if root.is_file():
+            raise StorageError(f"cannot list {prefix}: it is one file; give its folder, {root.parent}")
         if not root.is_dir():
             raise FileNotFoundError(prefix)
 
@@ -159,8 +185,10 @@ def _local_files(prefix: str) -> Iterator[ObjectInfo]:
                 for entry in entries:
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append((entry.path, f"{above}{entry.name}/"))
-                    elif (found := _stat(entry)) and not stat.S_ISDIR(found.st_mode):
-                        yield ObjectInfo(above + entry.name, file_etag(found), found.st_size)
+                    elif found := _stat(entry):
+                        linked = "/" if stat.S_ISDIR(found.st_mode) else ""
+                        size = 0 if linked else found.st_size
+                        yield ObjectInfo(f"{above}{entry.name}{linked}", file_etag(found), size)
 
 
 def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:

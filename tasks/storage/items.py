@@ -55,7 +55,7 @@ def item_under(prefix: str, key: str) -> Iterator[None]:
     except MissingObjectError as error:
         if not _lists_anything(prefix):
             raise UnreadablePrefixError(
-                f"{error}, and nothing lies under {prefix} any more; check the bucket or mount, then press Retry"
+                f"{error}, and nothing lies under {prefix} any more; mend that, then press Retry"
             ) from error
         raise
     except StorageError as error:
@@ -80,8 +80,10 @@ def _lists_anything(prefix: str) -> bool:
 def _serves_another(prefix: str, key: str) -> bool:
     """Return whether a prefix can be listed and an object under it, other than ``key``, be read just now."""
     try:
+        # a list that is answered must not end the waiting of those whom nothing is served
+        page = first_page(prefix, patient=False)
         # of an empty object there is no byte to ask for
-        others = [item.key for item in first_page(prefix) if item.size and item.key != key]
+        others = [item.key for item in page if item.size and item.key != key]
     except StorageError:
         return False
 

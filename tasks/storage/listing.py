@@ -44,13 +44,13 @@ class ObjectInfo:
     size: int
 
 
-def first_page(prefix: str, size: int = _PAGE) -> list[ObjectInfo]:
+def first_page(prefix: str, size: int = _PAGE, *, patient: bool = True) -> list[ObjectInfo]:
     """Return about ``size`` of the objects under a prefix, in no order; none if it is empty.
 
     Raises:
-        StorageError: If the prefix cannot be listed.
+        StorageError: If the prefix cannot be listed; without patience, if that is so just now.
     """
-    return next(_pages(prefix, size), [])
+    return next(_pages(prefix, size, patient), [])
 
 
 def list_objects(prefix: str, suffixes: tuple[str, ...] = ()) -> Iterator[ObjectInfo]:
@@ -153,15 +153,15 @@ def _ending(key: str) -> str:
     return found[0] if found else ""
 
 
-def _pages(prefix: str, size: int | None = None) -> Iterator[list[ObjectInfo]]:
+def _pages(prefix: str, size: int | None = None, patient: bool = True) -> Iterator[list[ObjectInfo]]:
     """Yield what lies under a prefix, in no order, a page at a time; other kinds of storage have one page."""
     size = size or _PAGE
     if is_local(prefix):
         yield from _batched(_local_files(prefix), size)
     elif prefix.startswith(("s3://", "s3a://")):
-        yield from _s3_pages(prefix, size)
+        yield from _s3_pages(prefix, size, patient)
     else:
-        yield from _found(prefix)
+        yield from _found(prefix, patient)
 
 
 def _local_files(prefix: str) -> Iterator[ObjectInfo]:
@@ -199,7 +199,7 @@ def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
     return None
 
 
-def _s3_pages(prefix: str, size: int) -> Iterator[list[ObjectInfo]]:
+def _s3_pages(prefix: str, size: int, patient: bool) -> Iterator[list[ObjectInfo]]:
     fs, path = filesystem(prefix)
     bucket, key, _ = fs.split_path(path.rstrip("/"))
     # the slash keeps out longer names that begin alike
@@ -207,7 +207,7 @@ def _s3_pages(prefix: str, size: int) -> Iterator[list[ObjectInfo]]:
     wanted = {"Bucket": bucket, "Prefix": below, "MaxKeys": size}
 
     while True:
-        page = ask(prefix, "list", partial(_s3_page, wanted))
+        page = ask(prefix, "list", partial(_s3_page, wanted), patient=patient)
         found = [
             ObjectInfo(item["Key"][len(below) :], etag_of(item), int(item["Size"] or 0))
             for item in page.get("Contents", [])
@@ -226,11 +226,11 @@ def _s3_page(wanted: dict[str, Any], fs: fsspec.AbstractFileSystem, _path: str) 
     return page
 
 
-def _found(prefix: str) -> Iterator[list[ObjectInfo]]:
+def _found(prefix: str, patient: bool) -> Iterator[list[ObjectInfo]]:
     """Yield the objects of any other kind of storage, at once: fsspec has no pages."""
     fs, path = filesystem(prefix)
     root = fs._strip_protocol(path).rstrip("/") + "/"
-    found = ask(prefix, "list", lambda fs, path: fs.find(path, detail=True))
+    found = ask(prefix, "list", lambda fs, path: fs.find(path, detail=True), patient=patient)
 
     objects = [
         ObjectInfo(name[len(root) :], etag_of(info), int(info["size"] or 0)) for name, info in found.items()

@@ -16,7 +16,7 @@ import fsspec
 import fsspec.asyn
 
 from tasks.storage import temporaries
-from tasks.storage.filesystems import ask, etag_of, file_etag, filesystem, is_local, local_path
+from tasks.storage.filesystems import ask, etag_of, file_etag, is_local, local_path
 from tasks.storage.outages import ChangedObjectError, MissingObjectError, StorageError, explained
 
 _CONTENT_TYPES = {
@@ -43,18 +43,8 @@ def read_bytes(uri: str) -> bytes:
 
 def answers(uri: str) -> bool:
     """Return whether a byte of an object can be read just now; nothing is waited for."""
-
-    def read() -> None:
-        if is_local(uri):
-            with local_path(uri).open("rb") as stream:
-                stream.read(1)
-        else:
-            fs, path = filesystem(uri)
-            fs.cat_file(path, start=0, end=1)
-
     try:
-        with explained(uri, "read"):
-            read()
+        ask(uri, "read", lambda fs, path: fs.cat_file(path, start=0, end=1), patient=False)
     except StorageError:
         return False
     return True

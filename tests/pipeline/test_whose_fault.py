@@ -296,6 +296,17 @@ def test_an_object_is_to_blame_only_while_another_can_be_read(store):
     assert judged(place, "a") is None
 
 
+def test_a_store_that_lists_and_serves_nothing_is_waited_for_once(store, monkeypatch):
+    for key in ("a", "b", "c"):
+        write_bytes_atomic(f"{PLACE}/once/{key}", b"content")
+    monkeypatch.setenv("STYLECLIP_STORAGE_PATIENCE", "1")
+    with store.misbehaving(lambda seen: None if seen.lists else Answer(503, "SlowDown")):
+        assert type(judged(f"{PLACE}/once", "a")) is StoreUnavailableError
+        waited = store.hits
+        assert type(judged(f"{PLACE}/once", "b")) is StoreUnavailableError
+        assert store.hits <= waited + 3 * 3  # one read and two others, each of which s3fs tries again
+
+
 def test_a_machine_s_own_fault_is_no_file_s(tmp_path):
     for key in ("a", "b"):
         (tmp_path / key).write_bytes(b"content")

@@ -25,6 +25,7 @@ class AlignResult(BaseModel):
 
     steps: list[StepCounts]
     faces: faces.FacesRef
+    passed_over: str = ""
 
 
 @flow(name="align-faces", task_runner=task_runner(), persist_result=True)
@@ -58,7 +59,9 @@ def align_faces(
     written = faces.write_faces.with_options(refresh_cache=is_retry())(planned, index)
 
     done = [counts(summary)]
-    headline = f"{written.aligned} faces of {written.photographs} photographs, {written.failed} failed"
+    headline = (
+        f"{written.aligned} faces of {written.photographs} photographs, {written.failed} failed{index.aside}"
+    )
     places = {"table of faces": written.table, "faces": written.faces}
     summarize("align-faces", headline, done, places, failed_items(summary.results))
-    return AlignResult(steps=done, faces=written)
+    return AlignResult(steps=done, faces=written, passed_over=index.passed_over)

@@ -71,12 +71,15 @@ def choose_edits(
         styles, sampled = sample(run, sampling)
         done.append(counts(sampled))
 
-    planned = ChoicePlan(settings=choosing, instant=instant, table=found, styles=styles)
+    planned, passed_over = ChoicePlan(settings=choosing, instant=instant, table=found, styles=styles), ""
     if photos and wanted:
         index = photographs.index(run, photos, execution)
+        passed_over = index.passed_over
         inverted, summary = photographs.invert(run, index, inversion)
         done.append(counts(summary))
         planned = planned.model_copy(update={"inversion": inverted, "shards": index.shards})
 
     chosen, choices = editing.choose(run, edits, planned)
-    return RunResult(steps=done, styles=styles, table=found, edits=chosen, choices=choices)
+    return RunResult(
+        steps=done, styles=styles, table=found, edits=chosen, choices=choices, passed_over=passed_over
+    )

@@ -110,4 +110,5 @@ def edit_images(
         report=report(run, plans, index, done, [each.uri for each in choices]),
         edits=edits,
         choices=choices,
+        passed_over=index.passed_over,
     )

@@ -36,7 +36,7 @@ def invert_images(
     planned, summary = photographs.invert(run, index, inversion)
 
     done = [counts(summary)]
-    headline = f"{summary.rows} images, {summary.failed} without a latent"
+    headline = f"{summary.rows} images, {summary.failed} without a latent{index.aside}"
     problems = failed_items(summary.results)
     summarize("invert-images", headline, done, {"latents": planned.folder}, problems)
-    return RunResult(steps=done, latents=planned.folder)
+    return RunResult(steps=done, latents=planned.folder, passed_over=index.passed_over)

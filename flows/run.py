@@ -47,7 +47,7 @@ class StepCounts(BaseModel):
 
 
 class RunResult(BaseModel):
-    """What a flow returns: where its results lie and what it did."""
+    """What a flow returns: where its results lie, what it did, and what under the prefix it did not read."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -61,6 +61,7 @@ class RunResult(BaseModel):
     mappers: list[MapperRef] = []
     edits: list[Edit] = []
     choices: list[ChosenStrength] = []
+    passed_over: str = ""
 
 
 def begin(

@@ -25,6 +25,7 @@ class ScoresResult(BaseModel):
 
     steps: list[StepCounts]
     scores: ScoresRef
+    passed_over: str = ""
 
 
 @flow(name="score-images", task_runner=task_runner(), persist_result=True)
@@ -60,4 +61,4 @@ def score_images(
     calls = [(run, planned, shard) for shard in index.shards]
     summary = gather_items("score-images", score_shard, calls)
     written = gather_scores(run, planned, index, labels)
-    return ScoresResult(steps=[counts(summary)], scores=written)
+    return ScoresResult(steps=[counts(summary)], scores=written, passed_over=index.passed_over)

@@ -107,10 +107,12 @@ def with_progress(work: Callable[[], _T]) -> _T:
 
 
 def summarize(result: Any) -> None:  # noqa: ANN401 - flows are imported late
-    """Print what each step of a run did."""
+    """Print what each step of a run did, and what under its prefix it did not read."""
     for step in result.steps:
         rate = step.rows / step.seconds if step.seconds else 0.0
         console.print(
             f"{step.step}: {step.rows} rows in {step.shards} shards, {step.computed} computed now, "
             f"{step.failed} items failed, {step.seconds:.1f} s, {rate:.1f} rows/s"
         )
+    if passed_over := getattr(result, "passed_over", ""):
+        console.print(passed_over, markup=False, soft_wrap=True)

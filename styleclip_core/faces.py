@@ -209,7 +209,8 @@ def align_face(
 
     Returns:
         The aligned face. Its quad is that of the landmarks, but for the fraction of a pixel by which
-        the recipe shifts what it shrinks first.
+        the recipe shifts what it shrinks first. No picture between is larger than the photograph, or than
+        ``(9 * output_size) ** 2`` pixels where it is padded, or than ``transform_size ** 2``.
 
     Raises:
         LandmarksError: If the landmarks span no face.
@@ -290,34 +291,38 @@ def _pad_with_blur(image: Image.Image, pad: list[int], blur: float) -> Image.Ima
         blur: Standard deviation in pixels.
     """
     left, top, right, bottom = pad
-    pixels = np.pad(np.asarray(image, np.float32), ((top, bottom), (left, right), (0, 0)), "reflect")
-    height, width = pixels.shape[:2]
+    height, width = image.height + top + bottom, image.width + left + right
 
-    y, x, _ = np.ogrid[:height, :width, :1]
+    y, x = np.ogrid[:height, :width]
     mask = np.maximum(  # 0 at the border of the photograph, 1 at that of the padding, negative inside
         1 - np.minimum(np.float32(x) / left, np.float32(width - 1 - x) / right),
         1 - np.minimum(np.float32(y) / top, np.float32(height - 1 - y) / bottom),
     )
 
-    # blurred, then faded to the median: a reflection as sharp as the face would look like a second one
-    pixels += (_gaussian(pixels, blur) - pixels) * np.clip(mask * 3 + 1, 0, 1)
-    pixels += (np.median(pixels, axis=(0, 1)) - pixels) * np.clip(mask, 0, 1)
-    return Image.fromarray(np.uint8(np.clip(np.rint(pixels), 0, 255)), "RGB")
+    # one colour after the other, as the floats of a large canvas are most of what aligning takes
+    canvas = np.empty((height, width, 3), np.uint8)
+    for colour, band in enumerate(image.split()):
+        pixels = np.pad(np.asarray(band, np.float32), ((top, bottom), (left, right)), "reflect")
+
+        # blurred, then faded to the median: a reflection as sharp as the face would look like a second one
+        pixels += (_gaussian(pixels, blur) - pixels) * np.clip(mask * 3 + 1, 0, 1)
+        pixels += (np.median(pixels) - pixels) * np.clip(mask, 0, 1)
+        canvas[..., colour] = np.clip(np.rint(pixels), 0, 255)
+    return Image.fromarray(canvas, "RGB")
 
 
 def _gaussian(pixels: np.ndarray, sigma: float) -> np.ndarray:
-    """Blur ``[H, W, 3]`` as ``scipy.ndimage.gaussian_filter`` does: mirrored edges, cut at 4 sigma."""
+    """Blur ``[H, W]`` as ``scipy.ndimage.gaussian_filter`` does: mirrored edges, cut at 4 sigma."""
     radius = int(4 * sigma + 0.5)
     offsets = np.arange(-radius, radius + 1)
     weights = np.exp(-0.5 * (offsets / sigma) ** 2)
     kernel = torch.from_numpy((weights / weights.sum()).astype(np.float32))
 
     # one axis after the other; scipy's gaussian_filter mirrors with the edge pixel, which is "symmetric"
-    mirrored = np.pad(pixels, ((radius, radius), (radius, radius), (0, 0)), "symmetric")
-    blurred = torch.from_numpy(mirrored).permute(2, 0, 1)[:, None]  # [3, 1, H, W]
+    blurred = torch.from_numpy(np.pad(pixels, radius, "symmetric"))[None, None]  # [1, 1, H, W]
     blurred = F.conv2d(blurred, kernel.view(1, 1, -1, 1))
     blurred = F.conv2d(blurred, kernel.view(1, 1, 1, -1))
-    return blurred[:, 0].permute(1, 2, 0).numpy()
+    return blurred[0, 0].numpy()
 
 
 def paste_faces(

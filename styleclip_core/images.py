@@ -1,7 +1,13 @@
 """Image files <-> tensors, safe to use on hostile files.
 
 Inside the project images are ``[B, 3, H, W]`` float32 in -1..1; 8-bit pixels exist only here, at
-the boundary. Decoding looks at the declared size before it touches a pixel.
+the boundary. Of an animation, or of a file with several pages, the first picture is read.
+
+Whatever its width and height, no picture takes much memory. Decoding looks at the declared size before it
+touches a pixel, and refuses more than ``max_pixels``; on the way to RGB it holds at most 20 bytes for each.
+``fit`` cuts before it scales, so no picture between is larger than its source and its result together.
+``centre_square`` scales first, as CLIP does, up to ``MOST_SCALED`` pixels, and what would be larger is cut
+first.
 """
 
 from __future__ import annotations
@@ -13,12 +19,31 @@ import zlib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
 from styleclip_core.errors import ImageDecodeError, ImageSizeError
 
-_SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+_ENDINGS = {
+    "PNG": (".png",), "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "WEBP": (".webp",), "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"), "GIF": (".gif",), "AVIF": (".avif",), "JPEG2000": (".jp2",),
+}  # fmt: skip
+_OPTIONAL = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # not in every Pillow
+
+
+def _is_read(form: str) -> bool:
+    name = _OPTIONAL.get(form)
+    known = {**features.modules, **features.codecs}  # features.check warns of a name it does not know
+    return name is None or (name in known and bool(features.check(name)))
+
+
+# Pillow would try others too, and hand a file that says it is PostScript to Ghostscript
+_FORMATS = tuple(form for form in _ENDINGS if _is_read(form))
+ENDINGS = tuple(ending for form in _FORMATS for ending in _ENDINGS[form])
+
+MOST_SCALED = 2**24
+_DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # grey of more than 8 bits
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF
 # what Pillow's parsers and its EXIF reader raise on damaged bytes
 _DECODING_ERRORS = (
     OSError, SyntaxError, ValueError, struct.error, zlib.error, EOFError,
@@ -40,8 +65,8 @@ def from_uint8(pixels: np.ndarray) -> Tensor:
 def decode_image(data: bytes, *, min_side: int = 16, max_pixels: int = 64_000_000) -> Image.Image:
     """Decode an image file to upright RGB.
 
-    EXIF orientation is applied, 16-bit grey is scaled to 8 bits, CMYK is converted, transparency
-    is laid over white.
+    EXIF orientation is applied, CMYK and the like are converted, transparency is laid over white. Grey of
+    more than 8 bits is scaled: integers from 0 to 65535, or to what 12 bits hold, and floats from 0 to 1.
 
     Args:
         data: Content of the file.
@@ -49,7 +74,8 @@ def decode_image(data: bytes, *, min_side: int = 16, max_pixels: int = 64_000_00
         max_pixels: Largest width times height to decode; checked on the declared size.
 
     Raises:
-        ImageDecodeError: If the bytes are no image, or are truncated or damaged.
+        ImageDecodeError: If the bytes are no image, or are truncated or damaged, or if the values of grey say
+            not what is white.
         ImageSizeError: If the image is smaller than ``min_side`` or larger than ``max_pixels``.
     """
     if not data:
@@ -57,16 +83,17 @@ def decode_image(data: bytes, *, min_side: int = 16, max_pixels: int = 64_000_00
 
     # Pillow reads the size from the header alone; no pixel is decoded before it has been judged
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             _check_size(image.size, min_side, max_pixels)
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            if image.format == "PNG":
+                _scale_transparency(image, depth=data[24])
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageSizeError(f"the image is too large to decode safely: {error}") from error
     except UnidentifiedImageError as error:
-        raise ImageDecodeError(
-            f"not an image in a known format (the file begins with {data[:8]!r})"
-        ) from error
+        raise ImageDecodeError(_foreign(data)) from error
     except _DECODING_ERRORS as error:
         raise ImageDecodeError(f"damaged or truncated image: {error}; upload it again") from error
 
@@ -82,11 +109,70 @@ def _check_size(size: tuple[int, int], min_side: int, max_pixels: int) -> None:
         raise ImageSizeError(f"the image is {width} x {height} pixels, smaller than {min_side} on a side")
 
 
+def _foreign(data: bytes) -> str:
+    """Return why a file is not opened, with its kind where that is known."""
+    brand = data[8:12] if data[4:8] == b"ftyp" else b""
+    kind = ""
+    if brand == b"avif":
+        kind = "AVIF"
+    elif brand[:3] in (b"hei", b"hev", b"mif", b"msf"):
+        kind = "HEIC"
+    elif data.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
+        kind = "JPEG XL"
+
+    if kind:
+        return f"{kind} is not read here; convert the image to JPEG or PNG"
+    return f"not an image in a known format (the file begins with {data[:8]!r})"
+
+
+def _scale_transparency(image: Image.Image, *, depth: int) -> None:
+    """Scale the transparent value of a PNG as Pillow has scaled the pixels, which it does not do itself.
+
+    Colours of 16 bits have become 8, so those that agree in these are transparent, too.
+    """
+    clear = image.info.get("transparency")
+    if isinstance(clear, tuple) and depth == 16:
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
+    elif isinstance(clear, int) and image.mode == "L" and depth < 8:
+        top = 2**depth - 1
+        image.info["transparency"] = (clear & top) * 255 // top
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Scale grey of more than 8 bits, at most 9 bytes a pixel beside it."""
+    values, tags = np.asarray(image), getattr(image, "tag_v2", {})
+    bits = min(16, *tags.get(_BITS_PER_SAMPLE, (16,)))
+    top = 1 if image.mode == "F" else 2**bits - 1
+
+    # not clipped: an image that is all black or all white would pass for a good one
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= top):
+        raise ImageDecodeError(
+            f"its grey goes from {low:g} to {high:g}, where 0 to {top} was expected, so what is white is not "
+            "known; convert it to 8 or 16 bits"
+        )
+
+    # scaled by hand: convert("L") would cut off at 255 instead
+    if image.mode == "F":
+        scaled = values * np.float32(255)
+        levels = np.rint(scaled, out=scaled).astype(np.uint8)
+    else:
+        scaled = values.astype(np.uint32)
+        scaled *= 255
+        scaled += top // 2
+        scaled //= top
+        levels = scaled.astype(np.uint8)
+
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        levels = 255 - levels
+    if "transparency" in image.info:
+        levels[values == image.info["transparency"]] = 255
+    return Image.fromarray(levels)
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
-    # scaled by hand: convert("L") may cut 16 bits off at 255 instead
-    if image.mode in _SIXTEEN_BIT:
-        levels = np.asarray(image).astype(np.float64) / 257  # 65535 -> 255
-        return Image.fromarray(levels.round().clip(0, 255).astype(np.uint8), "L").convert("RGB")
+    if image.mode in _DEEP:
+        return _eight_bits(image).convert("RGB")
 
     # over white: convert("RGB") alone would show whatever lies under the transparent pixels
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -99,8 +185,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def fit(image: Image.Image, height: int, width: int) -> Tensor:
     """Crop an RGB image around its centre to a shape and scale it, ``[3, height, width]`` in -1..1."""
-    across = min(image.width, image.height * width // height)
-    down = min(image.height, image.width * height // width)
+    across = max(1, min(image.width, image.height * width // height))
+    down = max(1, min(image.height, image.width * height // width))
 
     left, top = (image.width - across) // 2, (image.height - down) // 2
     part = image.crop((left, top, left + across, top + down))
@@ -113,18 +199,30 @@ def fit(image: Image.Image, height: int, width: int) -> Tensor:
 def centre_square(image: Image.Image, side: int) -> Tensor:
     """Scale an RGB image to fit its short side and crop its middle, ``[3, side, side]`` in -1..1.
 
-    As CLIP prepares photographs: bicubic, then the crop.
+    As CLIP prepares photographs: bicubic, then the crop. Of an image so long that this would take more than
+    ``MOST_SCALED`` pixels the middle alone is scaled, which differs by rounding.
     """
     # int and round as torchvision has them: a pixel more or less moves the whole crop
     short, long = sorted(image.size)
     scaled = int(side * long / short)
 
     size = (side, scaled) if image.width <= image.height else (scaled, side)
-    if image.size != size:
-        image = image.resize(size, Image.Resampling.BICUBIC)
-
     left, top = (round((extent - side) / 2) for extent in size)
-    return from_uint8(np.asarray(image.crop((left, top, left + side, top + side)))[None])[0]
+    square = (left, top, left + side, top + side)
+
+    if side * scaled > MOST_SCALED:
+        across, down = image.width / size[0], image.height / size[1]
+        box = (
+            left * across,
+            top * down,
+            min((left + side) * across, image.width),
+            min((top + side) * down, image.height),
+        )
+        part = image.resize((side, side), Image.Resampling.BICUBIC, box=box)
+    else:
+        whole = image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+        part = whole.crop(square)
+    return from_uint8(np.asarray(part)[None])[0]
 
 
 def pad_square(image: Tensor) -> Tensor:

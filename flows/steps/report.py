@@ -30,7 +30,9 @@ def report(
     page(run, written.manifest, choices=choices)
 
     publish_batch(written.page, written.contact_sheet)
-    headline = f"{written.rows} edits of {listed.rows} images, {written.failed} failed or skipped"
+    headline = (
+        f"{written.rows} edits of {listed.rows} images, {written.failed} failed or skipped{listed.aside}"
+    )
     places = {
         "report page": written.page, "manifest": written.manifest, "contact sheet": written.contact_sheet,
         "timings": written.timings,

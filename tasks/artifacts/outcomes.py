@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from tasks.artifacts import Provenance, is_complete, read_table, write_table
-from tasks.storage import join
+from tasks.storage import StoreError, join
 
 OK, FAILED, SKIPPED = "ok", "failed", "skipped"
 STATUS_FIELDS = [("status", pa.string()), ("error_type", pa.string()), ("error", pa.string())]
@@ -25,8 +25,14 @@ Row = dict[str, Any]
 Item = tuple[Any, ...]
 
 
-def failure(error: BaseException, *, status: str = FAILED) -> Row:
-    """Return the status columns of an item that ended with ``error``."""
+def failure(error: Exception, *, status: str = FAILED) -> Row:
+    """Return the status columns of an item that ended with ``error``.
+
+    Raises:
+        StoreError: If that is the error: a store's fault is no item's, and no row may say so.
+    """
+    if isinstance(error, StoreError):
+        raise error
     text = " ".join(str(error).split())[:500]
     return {"status": status, "error_type": type(error).__name__, "error": text}
 

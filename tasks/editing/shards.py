@@ -61,7 +61,7 @@ def edit_shard(run: Run, plans: list[EditPlan], shard: ImageShard) -> ShardResul
         skipped = [_skipped_row(planned, row) for row in missing if row["status"] != OK]
         # an image whose own generator cannot be had fails in every edit, and holds up none
         broken = [row for row in inverted if row["image_key"] in sources.broken]
-        skipped += [edit_row(planned, row) | failure(sources.broken[row["image_key"]]) for row in broken]
+        skipped += [edit_row(planned, row) | sources.broken[row["image_key"]] for row in broken]
         able = [row for row in inverted if row["image_key"] not in sources.broken]
         under_way.append(_edit(planned, sources, able, skipped, writes))
 

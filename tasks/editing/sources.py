@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from styleclip_core.editing import EditedLatents
 from styleclip_core.errors import StyleCLIPError
 from styleclip_core.tuned import AnyGenerator, Tuning
-from tasks.artifacts.outcomes import Row
+from tasks.artifacts.outcomes import Row, failure
 from tasks.editing.scoring import Judge, Seen
 from tasks.photographs.inversion import InversionPlan, latents_of, read_tuning, with_tunings
 from tasks.running.overlap import read_ahead
 from tasks.running.run import Run
-from tasks.storage import is_outage
 
 _BATCH = 32  # tunings read ahead
 
@@ -30,31 +29,29 @@ class Sources:
     """Generators, latents and embeddings of unedited batches, kept for the next edit of the same shard.
 
     Attributes:
-        broken: Why an image's own generator cannot be had, by image.
+        broken: Status columns of the images whose own generator cannot be had, by image.
     """
 
     def __init__(self, run: Run, inversion: InversionPlan, latents: dict[str, Row]) -> None:
         self.run, self.generator, self.judge = run, run.generator, Judge(run)
         self._kept: dict[tuple[str, ...], Source] = {}
         self._tunings: dict[str, Tuning] = {}
-        self.broken: dict[str, StyleCLIPError] = {}
+        self.broken: dict[str, Row] = {}
         self._read_tunings(inversion, [row for row in latents.values() if row.get("tuning")])
 
     def _read_tunings(self, inversion: InversionPlan, rows: list[Row]) -> None:
-        def read(row: Row) -> tuple[str, Tuning | None, StyleCLIPError | None]:
+        def read(row: Row) -> Tuning | Row | None:
             try:
-                return row["image_key"], read_tuning(inversion, self.generator, row), None
+                return read_tuning(inversion, self.generator, row)
             except StyleCLIPError as error:
-                if is_outage(error, inversion.folder):
-                    raise
                 # returned, since one broken generator must not end the reading of others
-                return row["image_key"], None, error
+                return failure(error)
 
-        for key, tuning, error in read_ahead(rows, read, ahead=_BATCH):
-            if tuning:
-                self._tunings[key] = tuning
-            if error:
-                self.broken[key] = error
+        for row, found in zip(rows, read_ahead(rows, read, ahead=_BATCH), strict=True):
+            if isinstance(found, Tuning):
+                self._tunings[row["image_key"]] = found
+            elif found is not None:
+                self.broken[row["image_key"]] = found
 
     def get(self, rows: list[Row]) -> Source:
         """Return the source of a batch of latents."""

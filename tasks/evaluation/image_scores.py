@@ -34,7 +34,7 @@ from tasks.running.run import Run
 from tasks.running.shards import finish_shard, without_result
 from tasks.running.texts import target_embedding
 from tasks.settings import SettingsError, TemplateSet
-from tasks.storage import join, read_bytes, read_version
+from tasks.storage import item_under, join, read_bytes, read_version
 
 STEP, VERSION = "score-images", "1"
 _BATCH = 64
@@ -137,10 +137,11 @@ def _read(planned: ScorePlan, side: int, item: tuple[str, str]) -> tuple[Row, Te
     """Read an image as CLIP wants it, or return why that cannot be."""
     row = dict.fromkeys(SCORES_SCHEMA.names) | {"image_key": item[0], "etag": item[1]}
     try:
-        image = decode_image(read_version(join(planned.images, item[0]), item[1]))
+        with item_under(planned.images, item[0]):
+            data = read_version(join(planned.images, item[0]), item[1])
+        return row, centre_square(decode_image(data), side)
     except (StyleCLIPError, OSError) as error:
         return row | failure(error), None
-    return row, centre_square(image, side)
 
 
 @torch.no_grad()

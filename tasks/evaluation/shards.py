@@ -62,7 +62,7 @@ from tasks.running.shards import Outcomes, finish_shard
 from tasks.running.texts import text_vector
 from tasks.settings import Comparison
 from tasks.settings.edits import StepVariant
-from tasks.storage import ChangedObjectError, join, output_key, read_bytes
+from tasks.storage import ChangedObjectError, join, output_key, read_item
 
 STEP, VERSION = "evaluate-edits", "2"
 JUDGES = ("clip", "identity", "perceptual")  # networks of a run that take part
@@ -126,17 +126,16 @@ class EvaluationPlan(BaseModel):
 
         Raises:
             ChangedObjectError: If the photograph is not the one any more that was edited.
-            StorageError: If it is missing or cannot be read.
+            StorageError: If it is missing or cannot be read; a ``StoreError`` if that is the store's fault.
         """
-        if self.comparison.before == "inversion":
-            name = output_key(row["image_key"], suffix=".png", version=row["content_hash"])
-            return read_bytes(join(self.before, name))
+        drawn = self.comparison.before == "inversion"
+        version = row["content_hash"]
+        key = output_key(row["image_key"], suffix=".png", version=version) if drawn else row["image_key"]
+        content = read_item(self.before, key)
 
-        uri = join(self.before, row["image_key"])
-        content = read_bytes(uri)
         # manifests that were written before there was the column do not say what was edited
-        if row["content_hash"] not in (None, hashlib.sha256(content).hexdigest()):
-            raise ChangedObjectError(f"{uri} is not the photograph any more that was edited; edit it again")
+        if not drawn and version not in (None, hashlib.sha256(content).hexdigest()):
+            raise ChangedObjectError(f"{key} is not the photograph any more that was edited; edit it again")
         return content
 
 
@@ -248,18 +247,18 @@ def _score(run: Run, planned: EvaluationPlan, panel: Panel, chunk: list[list[Row
     edited = [row for rows in chunk for row in rows]
     owners = [place for place, rows in enumerate(chunk) for _ in rows]
 
-    after = _pictures([partial(read_bytes, join(planned.index.out, row["output_key"])) for row in edited])
+    after = _pictures([partial(read_item, planned.index.out, row["output_key"]) for row in edited])
     before = _pictures([partial(planned.read_before, rows[0]) for rows in chunk])
     # one generator drew them all, so any that can be read tells the size
     size = next((each.size for each in after if isinstance(each, Image.Image)), (0, 0))
 
     able = []
     for number, row in enumerate(edited):
-        try:
-            _check(after[number], before[owners[number]], size)
+        problem = _problem(after[number], before[owners[number]], size)
+        if problem:
+            yield _scored(row) | problem
+        else:
             able.append(number)
-        except (StyleCLIPError, OSError) as error:
-            yield _scored(row) | failure(error)
     if not able:
         return
 
@@ -277,29 +276,31 @@ def _score(run: Run, planned: EvaluationPlan, panel: Panel, chunk: list[list[Row
         yield _scored(edited[number]) | score | success()
 
 
-def _pictures(reads: list[Callable[[], bytes]]) -> list[Image.Image | Exception]:
+def _pictures(reads: list[Callable[[], bytes]]) -> list[Image.Image | Row]:
     return list(read_ahead(reads, _read, ahead=_PICTURES))
 
 
-def _read(read: Callable[[], bytes]) -> Image.Image | Exception:
-    """Read and decode a picture, or return why that cannot be."""
+def _read(read: Callable[[], bytes]) -> Image.Image | Row:
+    """Read and decode a picture, or return the status columns that say why that cannot be."""
     try:
         return decode_image(read())
     except (StyleCLIPError, OSError) as error:
-        return error
+        return failure(error)
 
 
-def _check(after: Image.Image | Exception, before: Image.Image | Exception, size: tuple[int, int]) -> None:
-    """Raise what is wrong with an edited image, or with the image before it."""
+def _problem(after: Image.Image | Row, before: Image.Image | Row, size: tuple[int, int]) -> Row | None:
+    """Return the status columns of an edit that cannot be scored, for itself or for the image before it."""
     for each in (after, before):
-        if isinstance(each, Exception):
-            raise each
+        if not isinstance(each, Image.Image):
+            return each
 
     if isinstance(after, Image.Image) and after.size != size:
-        raise ImageSizeError(
+        message = (
             f"the edited image is {after.width} x {after.height} pixels, others of its batch are {size[0]} x "
             f"{size[1]}; evaluate edits of one generator at a time"
         )
+        return failure(ImageSizeError(message))
+    return None
 
 
 def _place(row: Row, owner: int) -> Place:

@@ -41,7 +41,7 @@ from tasks.running.shards import Files, Outcomes, finish_shard
 from tasks.settings import Alignment, FaceSource
 from tasks.storage import (
     StorageError,
-    is_outage,
+    item_under,
     join,
     output_key,
     read_bytes,
@@ -195,7 +195,8 @@ def _finder(run: Run, planned: AlignmentPlan) -> _Finder:
 def _align_photograph(planned: AlignmentPlan, find: _Finder, key: str, etag: str) -> list[Row]:
     row = dict.fromkeys(FACES_SCHEMA.names) | {"image_key": key, "face_index": 0, "etag": etag}
     try:
-        data = read_version(join(planned.photos, key), etag)
+        with item_under(planned.photos, key):
+            data = read_version(join(planned.photos, key), etag)
         row["content_hash"] = hashlib.sha256(data).hexdigest()
         image = decode_image(data)
         row |= {"width": image.width, "height": image.height}
@@ -205,8 +206,6 @@ def _align_photograph(planned: AlignmentPlan, find: _Finder, key: str, etag: str
     except NoFaceError as error:
         return [row | failure(error, status=SKIPPED)]
     except (StyleCLIPError, OSError) as error:
-        if is_outage(error, planned.photos):
-            raise
         return [row | failure(error)]
 
     # a face is numbered here, by its place among all, and keeps that number if others cannot be aligned

@@ -11,6 +11,7 @@ of all images is ever in memory; ``index.parquet`` beside them says which shard 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 
@@ -19,16 +20,18 @@ from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict
 
 from styleclip_core.errors import StyleCLIPError
+from styleclip_core.images import ENDINGS
 from tasks.artifacts import Provenance, Recipe, fingerprint, is_complete, read_table, write_table
 from tasks.artifacts.lineage import Span, follow
+from tasks.photographs.passed_over import describe
 from tasks.running.caching import unit_of_work
 from tasks.running.run import Run
-from tasks.storage import ObjectInfo, join, sorted_objects
+from tasks.storage import ObjectInfo, exists, join, sorted_objects
 
 STEP, VERSION = "index-images", "2"
 _PART_ROWS = 8192
 _MANY_SHARDS = 2000  # task runs of one step that a Prefect server still follows
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+SUFFIXES = ENDINGS
 
 
 class NoImagesError(StyleCLIPError):
@@ -58,7 +61,15 @@ class ImageShard(BaseModel):
 
 
 class ImageIndex(BaseModel):
-    """The images under a prefix, as they were listed."""
+    """The images under a prefix, as they were listed.
+
+    Attributes:
+        photos: The prefix.
+        uri: Where the index lies.
+        fingerprint: Names it.
+        shards: The images, in parts.
+        passed_over: A sentence about what else lies there and is not read; empty if nothing does.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -66,11 +77,17 @@ class ImageIndex(BaseModel):
     uri: str
     fingerprint: str
     shards: list[ImageShard]
+    passed_over: str = ""
 
     @property
     def rows(self) -> int:
         """Return the number of images."""
         return sum(shard.rows for shard in self.shards)
+
+    @property
+    def aside(self) -> str:
+        """Return what a headline about the images adds, if anything was passed over."""
+        return f"; {self.passed_over}" if self.passed_over else ""
 
 
 def cut(objects: Iterable[ObjectInfo], target: int) -> Iterator[list[ObjectInfo]]:
@@ -99,12 +116,16 @@ def digest(objects: Iterable[ObjectInfo]) -> str:
 @unit_of_work("index-images")
 def index_images(run: Run, photos: str, shard_size: int) -> ImageIndex:
     """List the images under a prefix and cut them into shards; the listing itself is an artifact."""
-    with sorted_objects(photos, suffixes=SUFFIXES) as objects:
+    counts: Counter[str] = Counter()
+    with sorted_objects(photos, SUFFIXES, counts) as objects:
+        passed_over = describe(counts)
         if next(iter(objects), None) is None:
-            raise NoImagesError(
-                f"no image under {photos} (looked for {', '.join(SUFFIXES)}); check the prefix"
-            )
+            raise NoImagesError(_nothing(photos, passed_over))
         index = write_index(objects, photos, run.workspace, shard_size)
+
+    if passed_over:
+        index = index.model_copy(update={"passed_over": passed_over})
+        get_run_logger().warning("%s, under %s", passed_over, photos)
 
     if len(index.shards) > _MANY_SHARDS:
         get_run_logger().warning(
@@ -112,6 +133,14 @@ def index_images(run: Run, photos: str, shard_size: int) -> ImageIndex:
             len(index.shards), index.rows // _MANY_SHARDS,
         )  # fmt: skip
     return index
+
+
+def _nothing(photos: str, passed_over: str) -> str:
+    """Return why there is no image under a prefix."""
+    if exists(photos.rstrip("/")):
+        return f"{photos} is one object, not a prefix; give the prefix that it lies under"
+    found = f"; {passed_over}" if passed_over else "; check the prefix"
+    return f"no image under {photos} (looked for {', '.join(SUFFIXES)}){found}"
 
 
 def write_index(

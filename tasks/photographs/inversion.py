@@ -31,7 +31,7 @@ from tasks.running.progress import ShardResult
 from tasks.running.run import Run
 from tasks.running.shards import Files, finish_shard, without_result
 from tasks.settings import Inversion
-from tasks.storage import exists, is_outage, join, output_key, read_bytes, read_version, write_bytes_atomic
+from tasks.storage import exists, item_under, join, output_key, read_item, read_version, write_bytes_atomic
 
 STEP, VERSION = "invert-images", "3"
 
@@ -167,14 +167,13 @@ def _read(
     """Read and decode a photograph, or return the row of one that cannot be, or of one that is done."""
     key, etag = item
     try:
-        data = read_version(join(planned.photos, key), etag)
+        with item_under(planned.photos, key):
+            data = read_version(join(planned.photos, key), etag)
         content_hash = hashlib.sha256(data).hexdigest()
         if (same := done.get((key, content_hash))) and _is_whole(planned, same):
             return {**same, "etag": etag}
         image = fit(decode_image(data), *size)
     except (StyleCLIPError, OSError) as error:
-        if is_outage(error, planned.photos):
-            raise
         return {**_empty_row(key, etag), **failure(error)}
     return _Photo(key, etag, content_hash, image)
 
@@ -315,8 +314,9 @@ def read_tuning(planned: InversionPlan, generator: Generator, row: Row) -> Tunin
         return None
 
     # not what the row says: whoever wrote it might have it lead anywhere
-    uri = join(planned.folder, planned.tuning_key(row))
-    content = read_bytes(uri)
+    key = planned.tuning_key(row)
+    uri = join(planned.folder, key)
+    content = read_item(planned.folder, key)
     try:
         return Tuning.from_bytes(content, generator)
     except (CheckpointError, LayoutMismatchError) as error:

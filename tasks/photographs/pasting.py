@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Container, Iterable, Mapping
+from contextlib import suppress
 
 import pyarrow as pa
 from PIL import Image
@@ -39,7 +40,7 @@ from tasks.storage import (
     ChangedObjectError,
     MissingObjectError,
     ObjectInfo,
-    is_outage,
+    item_under,
     join,
     list_objects,
     output_key,
@@ -218,8 +219,6 @@ def _paste(planned: PastingPlan, key: str, etag: str, faces: list[Row]) -> Row:
         causes = [face["error_type"] for face in faces if face["status"] == FAILED]
         return row | failure(error, status=SKIPPED) | {"error_type": (causes or [faces[0]["error_type"]])[0]}
     except (StyleCLIPError, OSError) as error:
-        if is_outage(error, planned.table.photos):
-            raise
         return row | failure(error)
 
     # outside of the block above: if this cannot be written, no photograph is to blame
@@ -244,7 +243,8 @@ def _photograph(planned: PastingPlan, key: str, faces: list[Row]) -> Image.Image
                 f"face {face['face_index']} of {key} was not aligned: {face['error_type']}, {face['error']}"
             )
 
-    data = read_bytes(join(planned.table.photos, key))
+    with item_under(planned.table.photos, key):
+        data = read_bytes(join(planned.table.photos, key))
     if hashlib.sha256(data).hexdigest() != faces[0]["content_hash"]:
         raise ArtifactConflictError(
             f"{key} has changed since its faces were found, they would go to the wrong place; run "
@@ -271,18 +271,29 @@ def _edited_faces(planned: PastingPlan, key: str, etag: str, faces: list[Row]) -
 
 
 def _edited_face(planned: PastingPlan, face: Row) -> tuple[str, str, bytes]:
-    """Return name, version and content of an edited face."""
-    for name in _names(face):
-        uri = join(planned.edited, name)
-        try:
-            now = version(uri)
-            return name, now, read_version(uri, now)
-        except MissingObjectError:
-            continue  # the other name; if that is not there either, it is said below
-    where = join(planned.edited, _names(face)[0])
-    raise MissingFaceError(
-        f"face {face['face_index']} of {face['image_key']} is not at {where}; edit it, then paste again"
-    )
+    """Return name, version and content of an edited face.
+
+    Raises:
+        MissingFaceError: If it is not there, though others are.
+    """
+    *others, last = _names(face)
+    try:
+        with item_under(planned.edited, last):
+            for name in others:
+                with suppress(MissingObjectError):
+                    return _current(planned.edited, name)
+            return _current(planned.edited, last)
+    except MissingObjectError as error:
+        where = join(planned.edited, _names(face)[0])
+        raise MissingFaceError(
+            f"face {face['face_index']} of {face['image_key']} is not at {where}; edit it, then paste again"
+        ) from error
+
+
+def _current(prefix: str, name: str) -> tuple[str, str, bytes]:
+    uri = join(prefix, name)
+    now = version(uri)
+    return name, now, read_version(uri, now)
 
 
 @unit_of_work("write-pasted")

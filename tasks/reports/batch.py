@@ -33,8 +33,7 @@ from tasks.editing.schemas import MANIFEST_SCHEMA, TIMING_SCHEMA
 from tasks.photographs.images import ImageIndex
 from tasks.running.caching import unit_of_work
 from tasks.running.run import Run
-from tasks.storage import join, read_bytes, write_bytes_atomic
-from tasks.storage.outages import StoreError
+from tasks.storage import StoreError, item_under, join, read_bytes, write_bytes_atomic
 
 STEP, VERSION = "report", "4"
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -156,11 +155,11 @@ def contact_sheet(plans: list[EditPlan], manifest: str, done: Counter[str]) -> I
 
     for row, key in enumerate(keys):
         inversion, image = plans[0].inversion, images[key]
-        uris = [join(inversion.photos, key), inversion.reconstruction_uri(image)]
-        uris += [join(plan.out, plan.output_key(image)) for plan in plans]
-        for column, uri in enumerate(uris):
+        shown = [(inversion.photos, key), (inversion.reconstructions, inversion.reconstruction_key(image))]
+        shown += [(plan.out, plan.output_key(image)) for plan in plans]
+        for column, item in enumerate(shown):
             place = (_MARGIN + column * step, _HEADER + row * step)
-            _tile(sheet, uri, place, whole=column > 0)
+            _tile(sheet, item, place, whole=column > 0)
     return sheet
 
 
@@ -175,10 +174,12 @@ def _images(manifest: str, keys: Sequence[str]) -> dict[str, Row]:
     }
 
 
-def _tile(sheet: Image.Image, uri: str, place: tuple[int, int], *, whole: bool) -> None:
+def _tile(sheet: Image.Image, item: tuple[str, str], place: tuple[int, int], *, whole: bool) -> None:
     """Draw a generated image whole, of a photograph the middle, which is what its inversion sees."""
     try:
-        image = decode_image(read_bytes(uri))
+        with item_under(*item):
+            data = read_bytes(join(*item))
+        image = decode_image(data)
     except StoreError:
         raise
     except StyleCLIPError as error:  # a picture that has gone since is drawn as its error

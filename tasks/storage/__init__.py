@@ -20,10 +20,11 @@ from tasks.storage.filesystems import filesystem as filesystem
 from tasks.storage.filesystems import is_local as is_local
 from tasks.storage.filesystems import join as join
 from tasks.storage.filesystems import local_path as local_path
+from tasks.storage.items import item_under as item_under
+from tasks.storage.items import read_item as read_item
 from tasks.storage.keys import output_key as output_key
 from tasks.storage.listing import ObjectInfo as ObjectInfo
 from tasks.storage.listing import delete_stale_temporaries as delete_stale_temporaries
-from tasks.storage.listing import is_outage as is_outage
 from tasks.storage.listing import list_objects as list_objects
 from tasks.storage.listing import sorted_objects as sorted_objects
 from tasks.storage.objects import copy_from_local as copy_from_local
@@ -39,4 +40,5 @@ from tasks.storage.outages import AccessDeniedError as AccessDeniedError
 from tasks.storage.outages import ChangedObjectError as ChangedObjectError
 from tasks.storage.outages import MissingObjectError as MissingObjectError
 from tasks.storage.outages import StorageError as StorageError
+from tasks.storage.outages import StoreError as StoreError
 from tasks.storage.presence import versions_of as versions_of

@@ -114,9 +114,14 @@ def _read_options(path: str, _changed: int) -> dict[str, dict[str, Any]]:
     return options
 
 
-def ask(uri: str, action: str, work: Callable[[fsspec.AbstractFileSystem, str], _T]) -> _T:
-    """Do ``work`` with the file system of a URI, patiently where it is a remote one."""
-    if is_local(uri):
+def ask(
+    uri: str, action: str, work: Callable[[fsspec.AbstractFileSystem, str], _T], *, patient: bool = True
+) -> _T:
+    """Do ``work`` with the file system of a URI, patiently where it is a remote one.
+
+    Without patience a store is asked as it is just now, and what it answers says nothing to those who wait.
+    """
+    if is_local(uri) or not patient:
         with explained(uri, action):
             return work(*filesystem(uri))
 

@@ -1,11 +1,13 @@
-"""What lies under a prefix: listed once, sorted in flat memory; and whether a store is at fault."""
+"""What lies under a prefix: listed once, sorted in flat memory."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,9 +22,11 @@ import fsspec
 
 from tasks.storage import temporaries
 from tasks.storage.filesystems import ask, etag_of, file_etag, filesystem, is_local, local_path
-from tasks.storage.outages import ChangedObjectError, StorageError, StoreError, explained
+from tasks.storage.outages import StorageError, explained
 
+_ENDING = re.compile(r"(?<=[^/])\.(?=[0-9]*[a-z])[0-9a-z]{1,8}$")
 _PAGE, _RUN = 1000, 20_000  # objects of a listing that are asked for, and that are sorted, at once
+_KINDS = 1000  # endings that are counted apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +44,13 @@ class ObjectInfo:
     size: int
 
 
-def is_outage(error: BaseException, prefix: str) -> bool:
-    """Return whether what went wrong with an object under ``prefix`` is the fault of the whole store.
+def first_page(prefix: str, size: int = _PAGE, *, patient: bool = True) -> list[ObjectInfo]:
+    """Return about ``size`` of the objects under a prefix, in no order; none if it is empty.
 
-    An error that may be the object's own (it is gone, it may not be read) counts as such only while the
-    prefix can be listed and is not empty, as was the case when the object was found.
+    Raises:
+        StorageError: If the prefix cannot be listed; without patience, if that is so just now.
     """
-    if isinstance(error, ChangedObjectError):
-        return False
-    if not isinstance(error, StorageError) or isinstance(error, StoreError):
-        return isinstance(error, StoreError)
-
-    try:
-        return next(_pages(prefix, first=True), None) is None
-    except StorageError:
-        return True
+    return next(_pages(prefix, size, patient), [])
 
 
 def list_objects(prefix: str, suffixes: tuple[str, ...] = ()) -> Iterator[ObjectInfo]:
@@ -64,7 +60,9 @@ def list_objects(prefix: str, suffixes: tuple[str, ...] = ()) -> Iterator[Object
 
 
 @contextmanager
-def sorted_objects(prefix: str, suffixes: tuple[str, ...] = ()) -> Iterator[Iterable[ObjectInfo]]:
+def sorted_objects(
+    prefix: str, suffixes: tuple[str, ...] = (), passed_over: Counter[str] | None = None
+) -> Iterator[Iterable[ObjectInfo]]:
     """List a prefix once and give its objects, sorted by key, to be gone through any number of times.
 
     However many there are, a page of them is in memory: the others lie in a temporary folder. A key that
@@ -73,12 +71,15 @@ def sorted_objects(prefix: str, suffixes: tuple[str, ...] = ()) -> Iterator[Iter
     Args:
         prefix: URI of a folder.
         suffixes: Lower-case endings to keep; all if empty.
+        passed_over: Counts what is not kept by its lower-case ending: ``""`` if it has none, ``"/"`` for a
+            link to a folder, which is not followed, as it may lead back to where it lies.
 
     Raises:
         StorageError: If the prefix cannot be listed, or a name is not UTF-8.
     """
+    counts = Counter[str]() if passed_over is None else passed_over
     with tempfile.TemporaryDirectory(prefix="styleclip-listing-") as folder:
-        yield _Sorted(_kept(prefix, suffixes), Path(folder))
+        yield _Sorted(_kept(prefix, suffixes, counts), Path(folder))
 
 
 class _Sorted(Iterable[ObjectInfo]):
@@ -122,14 +123,18 @@ def _read_run(path: Path) -> Iterator[ObjectInfo]:
             yield ObjectInfo(*json.loads(line))
 
 
-def _kept(prefix: str, suffixes: tuple[str, ...]) -> Iterator[ObjectInfo]:
+def _kept(prefix: str, suffixes: tuple[str, ...], passed_over: Counter[str]) -> Iterator[ObjectInfo]:
     for page in _pages(prefix):
         for item in page:
             name = item.key.rsplit("/", 1)[-1]
             # the mark of the folder itself, or what a writer has not finished
             if not item.key or name.startswith(temporaries.PREFIX):
                 continue
-            if suffixes and not item.key.lower().endswith(suffixes):
+            if item.key.endswith("/") or (suffixes and not item.key.lower().endswith(suffixes)):
+                ending = _ending(item.key)
+                # what names end in may differ with every name, and memory must not grow with them
+                known = ending in passed_over or len(passed_over) < _KINDS
+                passed_over[ending if known else ""] += 1
                 continue
 
             # Parquet holds no other text, so such a key would fail much later
@@ -140,20 +145,34 @@ def _kept(prefix: str, suffixes: tuple[str, ...]) -> Iterator[ObjectInfo]:
             yield item
 
 
-def _pages(prefix: str, *, first: bool = False) -> Iterator[list[ObjectInfo]]:
-    """Yield what lies under a prefix, in no order, a page at a time; of the first, one object is enough."""
+def _ending(key: str) -> str:
+    """Return the lower-case ending of a key as it is counted: none if it is like no other, say a hash."""
+    if key.endswith("/"):
+        return "/"
+    found = _ENDING.search(key.lower())
+    return found[0] if found else ""
+
+
+def _pages(prefix: str, size: int | None = None, patient: bool = True) -> Iterator[list[ObjectInfo]]:
+    """Yield what lies under a prefix, in no order, a page at a time; other kinds of storage have one page."""
+    size = size or _PAGE
     if is_local(prefix):
-        yield from _batched(_local_files(prefix), 1 if first else _PAGE)
+        yield from _batched(_local_files(prefix), size)
     elif prefix.startswith(("s3://", "s3a://")):
-        yield from s3_pages(prefix, 1 if first else _PAGE)
+        yield from s3_pages(prefix, size, patient=patient)
     else:
-        yield from _found(prefix)
+        yield from _found(prefix, patient)
 
 
 def _local_files(prefix: str) -> Iterator[ObjectInfo]:
-    """Yield the files under a folder; a folder that goes away meanwhile holds none."""
+    """Yield the files under a folder; a folder that goes away meanwhile holds none.
+
+    A link to a folder is yielded too, not followed: its key ends with a slash.
+    """
     root = local_path(prefix)
     with explained(prefix, "list"):
+        if root.is_file():
+            raise StorageError(f"cannot list {prefix}: it is one file; give its folder, {root.parent}")
         if not root.is_dir():
             raise FileNotFoundError(prefix)
 
@@ -166,8 +185,10 @@ def _local_files(prefix: str) -> Iterator[ObjectInfo]:
                 for entry in entries:
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append((entry.path, f"{above}{entry.name}/"))
-                    elif (found := _stat(entry)) and not stat.S_ISDIR(found.st_mode):
-                        yield ObjectInfo(above + entry.name, file_etag(found), found.st_size)
+                    elif found := _stat(entry):
+                        linked = "/" if stat.S_ISDIR(found.st_mode) else ""
+                        size = 0 if linked else found.st_size
+                        yield ObjectInfo(f"{above}{entry.name}{linked}", file_etag(found), size)
 
 
 def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
@@ -178,7 +199,9 @@ def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
     return None
 
 
-def s3_pages(prefix: str, size: int = _PAGE, *, after: str = "") -> Iterator[list[ObjectInfo]]:
+def s3_pages(
+    prefix: str, size: int = _PAGE, *, after: str = "", patient: bool = True
+) -> Iterator[list[ObjectInfo]]:
     """Yield what lies under a prefix of a bucket, or after a key of it, in pages, as the store sorts it."""
     fs, path = filesystem(prefix)
     bucket, key, _ = fs.split_path(path.rstrip("/"))
@@ -189,7 +212,7 @@ def s3_pages(prefix: str, size: int = _PAGE, *, after: str = "") -> Iterator[lis
         wanted["StartAfter"] = below + after
 
     while True:
-        page = ask(prefix, "list", partial(_s3_page, wanted))
+        page = ask(prefix, "list", partial(_s3_page, wanted), patient=patient)
         found = [
             ObjectInfo(item["Key"][len(below) :], etag_of(item), int(item["Size"] or 0))
             for item in page.get("Contents", [])
@@ -208,11 +231,11 @@ def _s3_page(wanted: dict[str, Any], fs: fsspec.AbstractFileSystem, _path: str) 
     return page
 
 
-def _found(prefix: str) -> Iterator[list[ObjectInfo]]:
+def _found(prefix: str, patient: bool) -> Iterator[list[ObjectInfo]]:
     """Yield the objects of any other kind of storage, at once: fsspec has no pages."""
     fs, path = filesystem(prefix)
     root = fs._strip_protocol(path).rstrip("/") + "/"
-    found = ask(prefix, "list", lambda fs, path: fs.find(path, detail=True))
+    found = ask(prefix, "list", lambda fs, path: fs.find(path, detail=True), patient=patient)
 
     objects = [
         ObjectInfo(name[len(root) :], etag_of(info), int(info["size"] or 0)) for name, info in found.items()

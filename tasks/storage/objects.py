@@ -17,7 +17,7 @@ import fsspec.asyn
 
 from tasks.storage import temporaries
 from tasks.storage.filesystems import ask, etag_of, file_etag, is_local, local_path
-from tasks.storage.outages import ChangedObjectError, MissingObjectError, explained
+from tasks.storage.outages import ChangedObjectError, MissingObjectError, StorageError, explained
 
 _CONTENT_TYPES = {
     "html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf-8", "png": "image/png",
@@ -39,6 +39,15 @@ def read_bytes(uri: str) -> bytes:
     options = {"max_concurrency": 1} if uri.startswith(("s3://", "s3a://")) else {}
     content: bytes = ask(uri, "read", lambda fs, path: fs.cat_file(path, **options))
     return content
+
+
+def answers(uri: str) -> bool:
+    """Return whether a byte of an object can be read just now; nothing is waited for."""
+    try:
+        ask(uri, "read", lambda fs, path: fs.cat_file(path, start=0, end=1), patient=False)
+    except StorageError:
+        return False
+    return True
 
 
 def read_version(uri: str, etag: str) -> bytes:

@@ -3,6 +3,7 @@
 An error is an object's (it is missing, this one may not be read) or the store's: it does not answer, is
 overloaded, is full, or refuses the credentials as such. The difference decides what becomes of a batch:
 an object's error is written into its row, a store's error fails the shard, so that Retry does it again.
+``tasks.storage.items`` decides it where items are read.
 
 A remote store that does not answer is asked again, after pauses that grow, for as many seconds as
 ``STYLECLIP_STORAGE_PATIENCE`` says (60 if it is not set). The seconds count from the first failure that no
@@ -74,6 +75,14 @@ class CredentialsError(StoreError, AccessDeniedError):
 
 class StoreFullError(StoreError):
     """There is no space left, or nothing may be written there."""
+
+
+class UnreadablePrefixError(StoreError):
+    """No object under a prefix can be read, so none of them is to blame."""
+
+
+class UnservedObjectError(StorageError):
+    """A store fails for one object, for as long as it is asked, and serves others beside it."""
 
 
 _CREDENTIALS_CODES = {

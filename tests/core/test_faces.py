@@ -3,6 +3,7 @@
 ``golden/align_*.npz`` holds what e4e's ``utils/alignment.py`` makes of ``align_*.png`` and 68 points.
 """
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from styleclip_core import faces
 from styleclip_core.errors import FaceError, LandmarksError, NoFaceError, StyleCLIPError
 from styleclip_core.faces import Face, FaceQuad, align_face, paste_faces, quad_from_landmarks
 
@@ -84,6 +86,28 @@ def test_the_quad_turns_grows_and_moves_with_the_face(noise, angle, scale, shift
     corners = quad_from_landmarks(points).corners
     moved = quad_from_landmarks(points @ turn.T + shift).corners
     assert np.allclose(moved, corners @ turn.T + shift, rtol=0, atol=1e-6 * scale)
+
+
+@given(
+    angle=st.floats(-3.1, 3.1), scale=st.floats(0.1, 30), place=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    size=st.sampled_from([(16, 20_000), (20_000, 16), (300, 200), (2000, 3000)]),
+    output=st.sampled_from([16, 64, 256]),
+)  # fmt: skip
+def test_no_picture_between_is_larger_than_is_said(angle, scale, place, size, output):
+    turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    landmarks = (FRONTAL - FRONTAL.mean(axis=0)) @ turn.T + np.multiply(place, size)
+    made = []
+
+    def padded(image, pad, blur):
+        left, top, right, bottom = pad
+        made.append((image.width + left + right, image.height + top + bottom))
+        return Image.new("RGB", made[-1])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(faces, "_pad_with_blur", padded)
+        with contextlib.suppress(FaceError):  # too large, too small, or outside
+            align_face(Image.new("RGB", size), landmarks, output_size=output)
+    assert all(width <= 9 * output and height <= 9 * output for width, height in made)
 
 
 def test_an_upright_square_of_the_same_size_is_a_crop():

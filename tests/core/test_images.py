@@ -13,8 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, features
 
+from styleclip_core import images as core_images
 from styleclip_core.errors import ImageDecodeError, ImageSizeError
-from styleclip_core.images import decode_image, encode_png, fit, from_uint8, pad_square, psnr, to_uint8
+from styleclip_core.images import (
+    ENDINGS,
+    centre_square,
+    decode_image,
+    encode_png,
+    fit,
+    from_uint8,
+    pad_square,
+    psnr,
+    to_uint8,
+)
 
 
 def _file(image: Image.Image, form="PNG", **options) -> bytes:
@@ -25,8 +36,14 @@ def _file(image: Image.Image, form="PNG", **options) -> bytes:
 
 def _declared(width: int, height: int) -> bytes:
     """A PNG that declares a size and holds almost nothing."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 100)), (b"IEND", b"")]
+    return _png(width, height, 8, 2, b"\0" * 100)
+
+
+def _png(width: int, height: int, depth: int, kind: int, content: bytes, clear: bytes = b"") -> bytes:
+    """A PNG of these bytes; ``clear`` is the transparent value, two bytes for each channel."""
+    header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
+    transparent = [(b"tRNS", clear)] if clear else []
+    chunks = [(b"IHDR", header), *transparent, (b"IDAT", zlib.compress(content)), (b"IEND", b"")]
     body = b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         for kind, data in chunks
@@ -47,6 +64,123 @@ def test_transparency_lies_over_white():
     assert (clear == 255).all()
     half = np.asarray(decode_image(_file(Image.new("RGBA", (20, 20), (0, 0, 0, 128)))))
     assert np.abs(half.astype(int) - 127).max() <= 1
+
+
+GREY, COLOUR = 0, 2  # kinds of PNG without an alpha channel
+
+
+@pytest.mark.parametrize(
+    ("depth", "kind", "row", "clear", "shown"),
+    [
+        (16, GREY, struct.pack(">16H", *[1000, 30000] * 8), (1000,), (255, 117)),
+        (
+            16,
+            COLOUR,
+            struct.pack(">48H", *[1000, 1000, 1000, 30000, 30000, 30000] * 8),
+            (1000,) * 3,
+            (255, 117),
+        ),
+        (8, GREY, bytes([7, 117] * 8), (7,), (255, 117)),
+        (4, GREY, bytes([0x57] * 8), (5,), (255, 119)),  # 7 of 15
+        (2, GREY, bytes([0b01100110] * 4), (1,), (255, 170)),  # 2 of 3
+        (1, GREY, bytes([0b01010101] * 2), (0,), (255, 255)),
+    ],
+)
+def test_a_transparent_value_of_any_depth_lies_over_white(depth, kind, row, clear, shown):
+    data = _png(16, 16, depth, kind, (b"\0" + row) * 16, struct.pack(f">{len(clear)}H", *clear))
+    decoded = decode_image(data)
+    assert [decoded.getpixel((x, 3)) for x in (0, 1)] == [(value,) * 3 for value in shown]
+
+
+def _tiff(bits: int, photometric: int, row: bytes) -> bytes:
+    """A grey TIFF of 16 equal rows; a photometric of 0 says that 0 is white."""
+    content = row * 16
+    tags = {256: 16, 257: 16, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 16, 279: len(content)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return (
+        b"II*\0"
+        + struct.pack("<I", 8 + len(content))
+        + content
+        + struct.pack("<H", len(tags))
+        + entries
+        + bytes(4)
+    )
+
+
+def test_grey_of_any_depth_is_scaled_by_what_it_can_hold():
+    sixteen = struct.pack("<16H", *[0, 65535] * 8)
+    twelve = bytes([0x00, 0x0F, 0xFF]) * 8  # 0 and 4095
+    for data in (_tiff(16, 1, sixteen), _tiff(12, 1, twelve)):
+        assert [decode_image(data).getpixel((x, 5))[0] for x in (0, 1)] == [0, 255]
+    assert [decode_image(_tiff(16, 0, sixteen)).getpixel((x, 5))[0] for x in (0, 1)] == [255, 0]
+    whole = np.array([[0, 65535]] * 16 * 8, np.int32).reshape(16, 16)
+    assert np.asarray(decode_image(_file(Image.fromarray(whole), "TIFF")))[0, :2, 0].tolist() == [0, 255]
+    floats = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
+    scaled = np.asarray(decode_image(_file(Image.fromarray(floats), "TIFF")))
+    assert scaled[..., 1].ravel().tolist() == list(range(256))
+
+
+@pytest.mark.parametrize(
+    ("pixel", "message"),
+    [
+        (np.float32(100), "goes from 0 to 100, where 0 to 1 was expected, so what is white is not known"),
+        (np.float32(np.nan), "goes from nan to nan"),
+        (np.int32(70_000), "goes from 0 to 70000, where 0 to 65535"),
+        (np.int32(-3), "goes from -3 to 0"),
+    ],
+)
+def test_grey_that_does_not_say_what_is_white_is_refused_not_black(pixel, message):
+    levels = np.zeros((16, 16), pixel.dtype)
+    levels[3, 4] = pixel
+    with pytest.raises(ImageDecodeError, match=f"{message}.*|convert it to 8 or 16 bits"):
+        decode_image(_file(Image.fromarray(levels), "TIFF"))
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I;16", "I", "F"]
+)
+def test_every_mode_becomes_rgb_of_the_same_brightness(mode):
+    grey = np.full((16, 16), 128, np.uint8)
+    deep = {"I;16": np.uint16(128 * 257), "I": np.int32(128 * 257), "F": np.float32(128 / 255)}
+    if mode in deep:
+        image = Image.fromarray(np.full((16, 16), deep[mode]))
+    elif mode == "LAB":
+        image = Image.merge(
+            "LAB", [Image.new("L", (16, 16), value) for value in (137, 128, 128)]
+        )  # CIE L* 53.6
+    else:
+        image = Image.fromarray(grey).convert("RGB").convert(mode)
+    form = "PNG" if mode in ("LA", "P", "RGBA") else "TIFF"
+    decoded = np.asarray(decode_image(_file(image, form))).astype(int)
+    assert decoded.shape == (16, 16, 3)
+    assert abs(decoded.mean() - 128) <= (1 if mode != "1" else 8)  # of dots, half are white
+
+
+@pytest.mark.parametrize("form", ["TIFF", "WEBP", "PNG", "GIF", "AVIF"])
+def test_the_first_picture_of_several_is_read(form):
+    if form in ("WEBP", "AVIF") and not features.check(form.lower()):
+        pytest.skip(f"this Pillow was built without {form}")
+    first, second = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
+    decoded = decode_image(_file(first, form, save_all=True, append_images=[second]))
+    assert np.abs(np.asarray(decoded).astype(int) - (255, 0, 0)).max() <= 2
+
+
+def test_what_is_read_has_an_ending_and_what_is_not_says_its_kind():
+    assert {".png", ".jpg", ".jfif", ".jpe", ".gif"} <= set(ENDINGS)
+    assert (".avif" in ENDINGS) == bool(features.check("avif"))
+    for start, kind in (
+        (b"\0\0\0\x18ftypheic", "HEIC"),
+        (b"\0\0\0\x18ftypmif1", "HEIC"),
+        (b"\xff\x0a", "JPEG XL"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+    ):
+        with pytest.raises(
+            ImageDecodeError, match=f"{kind} is not read here; convert the image to JPEG or PNG"
+        ):
+            decode_image(start + bytes(40))
+    # a program of PostScript must not reach Ghostscript by calling itself .png
+    with pytest.raises(ImageDecodeError, match="not an image in a known format"):
+        decode_image(_file(Image.new("RGB", (20, 20)), "EPS"))
 
 
 def test_cmyk_and_exif_orientation_are_applied():
@@ -151,3 +285,60 @@ def test_a_standing_person_is_padded_to_a_square_and_a_face_is_left_alone():
     assert not square[..., :4].any()
     assert pad_square(tall.transpose(2, 3)).shape == (2, 3, 16, 16)
     assert pad_square(square) is square
+
+
+# ---- how much memory a picture takes --------------------------------------------------------------------
+
+
+def published(image: Image.Image, side: int) -> torch.Tensor:
+    """CLIP's preparation of photographs as OpenAI has it: torchvision's Resize and CenterCrop."""
+    short, long = sorted(image.size)
+    scaled = int(side * long / short)
+    size = (side, scaled) if image.width <= image.height else (scaled, side)
+    whole = image.resize(size, Image.Resampling.BICUBIC)
+    left, top = (round((extent - side) / 2) for extent in size)
+    return from_uint8(np.asarray(whole.crop((left, top, left + side, top + side)))[None])[0]
+
+
+@given(st.integers(16, 90), st.integers(16, 300), st.booleans(), st.sampled_from([32, 33, 64, 224]))
+def test_the_centre_square_is_the_published_one_to_the_bit(short, long, turned, side):
+    size = (long, short) if turned else (short, long)
+    image = Image.fromarray(np.random.default_rng(long).integers(0, 256, (*size, 3), dtype=np.uint8))
+    assert torch.equal(centre_square(image, side), published(image, side))
+
+
+@given(st.integers(16, 60), st.integers(60, 500), st.booleans())
+def test_the_middle_alone_differs_from_the_published_square_by_rounding(short, long, turned):
+    size = (long, short) if turned else (short, long)
+    image = Image.fromarray(np.random.default_rng(short).integers(0, 256, (*size, 3), dtype=np.uint8))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(core_images, "MOST_SCALED", 0)
+        assert (centre_square(image, 32) - published(image, 32)).abs().mean() < 2 / 255
+
+
+@pytest.fixture
+def pixels_made(monkeypatch) -> list[int]:
+    """How many pixels each picture has that is scaled or cut out."""
+    made: list[int] = []
+
+    def noting(real):
+        def note(image, *args, **options):
+            result = real(image, *args, **options)
+            made.append(result.width * result.height)
+            return result
+
+        return note
+
+    for name in ("resize", "crop", "transform"):
+        monkeypatch.setattr(Image.Image, name, noting(getattr(Image.Image, name)))
+    return made
+
+
+@pytest.mark.parametrize("size", [(16, 200_000), (200_000, 16), (40, 1_500_000)])
+def test_a_very_long_picture_takes_no_more_memory_than_it_has_pixels(pixels_made, size):
+    image = decode_image(_file(Image.new("RGB", size, (200, 10, 40)), "PNG", compress_level=1))
+    assert centre_square(image, 224).shape == (3, 224, 224)
+    assert fit(image, 64, 64).shape == (3, 64, 64)
+    assert fit(image, 64, 1).shape == (3, 64, 1)
+    assert max(pixels_made) <= core_images.MOST_SCALED
+    assert torch.equal(centre_square(image, 224)[:, 0, 0], centre_square(image, 224)[:, 100, 100])

@@ -43,7 +43,6 @@ from tasks.storage import (
     copy_from_local,
     copy_to_local,
     exists,
-    is_outage,
     list_objects,
     listing,
     outages,
@@ -180,25 +179,6 @@ def test_credentials_that_are_refused_are_not_waited_for(store, code):
     assert store.hits == 1
     write_bytes_atomic(f"{PLACE}/x", b"renewed")
     assert read_bytes(f"{PLACE}/x") == b"renewed"
-
-
-def test_a_refused_object_is_its_own_fault_and_a_refused_prefix_is_not(store):
-    for name in ("a", "b"):
-        write_bytes_atomic(f"{PLACE}/{name}", b"content")
-    denied = Answer(403, "AccessDenied")
-
-    def error_of(uri: str) -> StorageError:
-        with pytest.raises(StorageError) as caught:
-            read_bytes(uri)
-        return caught.value
-
-    with store.misbehaving(lambda request: denied if request.path.endswith("/a") else None):
-        assert not is_outage(error_of(f"{PLACE}/a"), PLACE)
-    with store.misbehaving(lambda request: denied):
-        assert is_outage(error_of(f"{PLACE}/a"), PLACE)
-    assert not is_outage(error_of(f"{PLACE}/gone"), PLACE)
-    assert is_outage(error_of(f"{PLACE}/nothing/gone"), f"{PLACE}/nothing")  # a disk that is not mounted
-    assert not is_outage(ValueError("no storage in it"), PLACE)
 
 
 def test_a_listing_that_grows_while_it_is_read_has_every_old_object_once(store, monkeypatch):

@@ -17,7 +17,6 @@ from tasks.storage import (
     delete_stale_temporaries,
     exists,
     filesystem,
-    is_outage,
     join,
     list_objects,
     output_key,
@@ -69,7 +68,6 @@ def test_the_version_that_was_listed_is_read_or_none(folder):
         write_bytes_atomic(join(folder, name), b"two")
         with pytest.raises(ChangedObjectError, match=rf"{name} has changed since it was listed; a new run"):
             read_version(join(folder, name), listed.etag)
-        assert not is_outage(ChangedObjectError("x"), folder)
     with pytest.raises(MissingObjectError, match="there is no such object"):
         read_version(join(folder, "nothing.bin"), "3-1.0")
 

@@ -31,7 +31,7 @@ from tasks.running.caching import unit_of_work
 from tasks.running.overlap import read_ahead
 from tasks.running.progress import ShardResult
 from tasks.running.run import Run
-from tasks.storage import ObjectInfo, join, read_bytes, read_version
+from tasks.storage import ObjectInfo, StoreError, item_under, join, read_bytes, read_version
 
 STEP, VERSION = "thumbnails", "2"
 SIDE = 160
@@ -70,15 +70,17 @@ class Column(BaseModel):
     versioned: bool = False
     fills: bool = False
 
-    def read(self, image: Shown) -> bytes:
-        """Return an image of a batch.
+    def read(self, image: Shown) -> Image.Image:
+        """Read an image of a batch.
 
         Raises:
-            ChangedObjectError: If it is another one than was listed.
-            StorageError: If it is missing or cannot be read.
+            StoreError: If that is the store's fault; any other error is the image's own.
         """
-        uri = join(self.prefix, image.key if self.named_as == "photograph" else image.name)
-        return read_version(uri, image.source) if self.versioned else read_bytes(uri)
+        key = image.key if self.named_as == "photograph" else image.name
+        uri = join(self.prefix, key)
+        with item_under(self.prefix, key):
+            data = read_version(uri, image.source) if self.versioned else read_bytes(uri)
+        return decode_image(data, min_side=1)
 
     def log(self, digest_: str) -> OutcomeLog:
         """Return the thumbnails of a chunk."""
@@ -253,10 +255,15 @@ def _measured(row: Row) -> Row:
 def _shape_of(source: PageSource, shown: list[Shown]) -> tuple[int, int] | None:
     """Return width and height of the generator's images, by the first that can be read."""
     generated = source.inversions or next((column for column in source.edits if column), None)
-    for image in shown if generated else ():
+    if generated is None:
+        return None
+
+    for image in shown:
         # a picture that cannot be read is the error of its row; the next one has the same shape
         try:
-            return decode_image(generated.read(image), min_side=1).size  # type: ignore[union-attr]
+            return generated.read(image).size
+        except StoreError:
+            raise
         except StyleCLIPError:
             continue
     return None
@@ -265,7 +272,7 @@ def _shape_of(source: PageSource, shown: list[Shown]) -> tuple[int, int] | None:
 def _thumbnail(column: Column, shape: tuple[int, int] | None, shown: Shown) -> Row:
     row: Row = {"image_key": shown.key, "source": shown.source, "webp": None}
     try:
-        image = decode_image(column.read(shown), min_side=1)
+        image = column.read(shown)
     except StyleCLIPError as error:
         return row | failure(error)
     return row | {"webp": encode_thumbnail(image, shape if column.fills else None)} | success()

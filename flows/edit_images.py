@@ -13,7 +13,7 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
-from flows.run import RunResult, StepCounts, begin, counts, task_runner
+from flows.run import RunResult, StepCounts, begin, check_places, counts, task_runner
 from flows.steps import editing, photographs
 from flows.steps.report import report
 from flows.steps.table import sample, table_for
@@ -30,6 +30,7 @@ from tasks.settings import (
     Uri,
 )
 from tasks.settings.edits import Edit, all_variants, automatic_steps, replace_steps, stand_in
+from tasks.storage import join
 
 
 @flow(name="edit-images", task_runner=task_runner(), persist_result=True)
@@ -65,6 +66,7 @@ def edit_images(
         choosing: How alpha and beta are chosen, on some of the inverted images, where an edit says auto.
     """
     variants = all_variants(replace_steps(edits, stand_in))
+    check_places([photos], images=join(out, "images"))  # which may be what is read, though out lies above it
     run = begin(models, execution, workspace, out, sources=[photos])
 
     # what cannot work ends the run here, before hours of work on the table

@@ -29,7 +29,7 @@ from tasks.running.progress import ShardResult, StepSummary, gather
 from tasks.running.run import Networks, Run, identify_models
 from tasks.settings import Execution, Judges, Models, SettingsError
 from tasks.settings.edits import Edit
-from tasks.storage import delete_stale_temporaries
+from tasks.storage import delete_stale_temporaries, join, lies_in
 
 
 class StepCounts(BaseModel):
@@ -78,14 +78,14 @@ def begin(
         execution: Where tasks run.
         workspace: URI of the folder for artifacts; OUT/workspace if empty.
         out: URI of the prefix for results, of flows that have some.
-        sources: Prefixes that are read; nothing may be written below them.
+        sources: Prefixes that are read; nothing may be written below them. All places in their one form.
 
     Raises:
         SettingsError: If results would lie among what is read.
         ResultStorageError: If Prefect cannot keep results, so that Retry would do everything again.
     """
-    workspace = workspace or f"{out.rstrip('/')}/workspace"
-    _check_places(sources, out, workspace)
+    workspace = workspace or join(out, "workspace")
+    check_places(sources, out=out, workspace=workspace)
     for place in dict.fromkeys([out or workspace, workspace]):  # buckets have nothing to clear up
         delete_stale_temporaries(place)
 
@@ -101,11 +101,15 @@ def begin(
     return Run(models=chosen, hashes=hashes, workspace=workspace, out=out, device=device)
 
 
-def _check_places(sources: Sequence[str], out: str, workspace: str) -> None:
-    for source in sources:
-        for name, place in (("out", out), ("workspace", workspace)):
-            # the slash keeps apart places of which one's name begins with the other's
-            if place and f"{place.rstrip('/')}/".startswith(f"{source.rstrip('/')}/"):
+def check_places(sources: Sequence[str], **written: str) -> None:
+    """Refuse to write among what is read; all places in their one form, those written by name.
+
+    Raises:
+        SettingsError: If results would lie there, where the next run would read them as photographs.
+    """
+    for source in filter(None, sources):
+        for name, place in written.items():
+            if place and lies_in(place, source):
                 raise SettingsError(
                     f"{name} {place} lies inside the photographs {source}: the next run would edit its own "
                     "results; choose a place outside"

@@ -70,9 +70,9 @@ def choose(
     """Choose alpha and beta where edits say auto, and write the edits with numbers and reasons."""
     prepare(workers, verbose)
     from flows.choose_edits import choose_edits as flow
-    from tasks.storage import write_bytes_atomic
+    from tasks.storage import canonical, write_bytes_atomic
 
-    if out == edits:
+    if canonical(out) == canonical(edits):
         raise SettingsError(f"--out {out} is the file that --edits reads; give another place")
 
     wanted = load_edits(edits)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -182,13 +181,12 @@ def demo(
     prepare(workers, verbose)
     from flows.edit_images import edit_images as flow
 
-    place = str(Path(out).resolve()) if "://" not in out else out
-    console.print(f"editing {len(list(data.PHOTOGRAPHS.glob('*.png')))} photographs into {place}")
+    console.print(f"editing {len(list(data.PHOTOGRAPHS.glob('*.png')))} photographs into {out}")
     result = with_progress(
         lambda: flow(
             chosen_models("", "", ""),
             str(data.PHOTOGRAPHS),
-            place,
+            out,
             load_edits(str(data.EDITS)),
             "",
             Sampling(truncation_psi=1.0, statistics=20_000, codes=_DEMO_SAMPLES),

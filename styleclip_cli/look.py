@@ -264,7 +264,9 @@ def _beside(table: str) -> str:
         raise SettingsError(
             "give --table with the folder of a relevance table, or --workspace to build one in"
         )
-    return f"{table.rstrip('/')}/explorations"
+    from tasks.storage import join
+
+    return join(table, "explorations")
 
 
 def made_by_embedded(manifest: str) -> bool:

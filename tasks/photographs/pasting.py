@@ -38,6 +38,7 @@ from tasks.storage import (
     ChangedObjectError,
     MissingObjectError,
     ObjectInfo,
+    canonical,
     is_outage,
     join,
     list_objects,
@@ -131,7 +132,7 @@ def identify_faces(uri: str, photos: str) -> FaceTable:
         raise SettingsError(f"{uri} is a table of {made.kind}, not of faces; give the one align-faces wrote")
 
     digest = hashlib.sha256(read_bytes(uri)).hexdigest()
-    return FaceTable(uri=uri, digest=digest, photos=photos or str(made.parameters["photos"]))
+    return FaceTable(uri=uri, digest=digest, photos=photos or canonical(str(made.parameters["photos"])))
 
 
 @unit_of_work("index-edited-faces")

@@ -41,7 +41,7 @@ from styleclip_core.options import (
 )
 from styleclip_core.pivotal import PivotalSettings
 from styleclip_core.relevance import RelevanceSettings
-from tasks.settings.uris import OptionalUri, TemplateSet, TimeZone, Uri, UriOrNone
+from tasks.settings.uris import Clip, OptionalUri, TemplateSet, TimeZone, Uri, UriOrNone
 
 _REFUSING = ConfigDict(extra="forbid", hide_input_in_errors=True)
 _T = TypeVar("_T")
@@ -100,7 +100,7 @@ class Models(Settings):
     generator: Uri = Field(
         description="URI of the StyleGAN2 weights (.safetensors, NVIDIA's .pkl, rosinality's .pt)"
     )
-    clip: OptionalUri = Field("ViT-B/32", description="CLIP name, or URI of its weights")
+    clip: Clip = Field("ViT-B/32", description="CLIP name, or URI of its weights")
     encoder: UriOrNone = Field(
         None, description="URI of the encoder (ours, e4e or pSp); none starts at the average w"
     )
@@ -116,11 +116,11 @@ class Models(Settings):
 class Judges(Settings):
     """The networks that evaluate edits; they need not be those that made them."""
 
-    clip: str = Field("ViT-B/32", description="CLIP name, or URI of its weights; best one that made no edit")
-    identity: str | None = Field(
+    clip: Clip = Field("ViT-B/32", description="CLIP name, or URI of its weights; best one that made no edit")
+    identity: UriOrNone = Field(
         None, description="URI of an identity network (model_ir_se50.pth); none scores no identity"
     )
-    perceptual: str | None = Field(
+    perceptual: UriOrNone = Field(
         None, description="URI of AlexNet's or VGG16's published weights, for LPIPS; none measures no LPIPS"
     )
 

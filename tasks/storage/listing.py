@@ -19,8 +19,15 @@ from typing import Any
 import fsspec
 
 from tasks.storage import temporaries
-from tasks.storage.filesystems import ask, etag_of, file_etag, filesystem, is_local, local_path
-from tasks.storage.outages import ChangedObjectError, StorageError, StoreError, explained
+from tasks.storage.filesystems import ask, etag_of, file_etag, filesystem
+from tasks.storage.outages import (
+    ChangedObjectError,
+    MissingObjectError,
+    StorageError,
+    StoreError,
+    explained,
+)
+from tasks.storage.places import here, is_local, local_path, scheme_of
 
 _PAGE, _RUN = 1000, 20_000  # objects of a listing that are asked for, and that are sorted, at once
 
@@ -144,7 +151,7 @@ def _pages(prefix: str, *, first: bool = False) -> Iterator[list[ObjectInfo]]:
     """Yield what lies under a prefix, in no order, a page at a time; of the first, one object is enough."""
     if is_local(prefix):
         yield from _batched(_local_files(prefix), 1 if first else _PAGE)
-    elif prefix.startswith(("s3://", "s3a://")):
+    elif scheme_of(prefix) == "s3":
         yield from _s3_pages(prefix, 1 if first else _PAGE)
     else:
         yield from _found(prefix)
@@ -153,10 +160,14 @@ def _pages(prefix: str, *, first: bool = False) -> Iterator[list[ObjectInfo]]:
 def _local_files(prefix: str) -> Iterator[ObjectInfo]:
     """Yield the files under a folder; a folder that goes away meanwhile holds none."""
     root = local_path(prefix)
-    with explained(prefix, "list"):
-        if not root.is_dir():
-            raise FileNotFoundError(prefix)
+    # a worker has other disks and another working directory than whoever typed a path into a form
+    if not root.is_dir():
+        raise MissingObjectError(
+            f"cannot list {prefix}: there is no such object or bucket where this is executed ({here()}); "
+            "give an absolute path that exists there, or a URI"
+        )
 
+    with explained(prefix, "list"):
         # not os.walk, which passes over a folder that cannot be read without a word
         waiting = [(os.fspath(root), "")]
         while waiting:

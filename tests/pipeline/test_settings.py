@@ -104,7 +104,7 @@ def test_a_uri_with_credentials_is_no_value_and_is_not_repeated(uri):
 
 @pytest.mark.parametrize(
     "uri",
-    ["s3://bucket/a b/ü.pkl", "/data/x:y@z.pkl", "file:///data/a@b:c", "C:/x", "s3://arn:aws:s3:::b/x", ""],
+    ["s3://bucket/a b/ü.pkl", "/data/x:y@z.pkl", "/data/a@b:c", "ViT-B/32", "s3://arn:aws:s3:::b/x", ""],
 )
 def test_other_uris_are_values(uri):
     assert Models(generator="g.pkl", clip=uri).clip == uri

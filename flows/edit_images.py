@@ -29,7 +29,7 @@ from tasks.settings import (
     Sampling,
     Uri,
 )
-from tasks.settings.edits import Edit, all_variants, automatic_steps, replace_steps, stand_in
+from tasks.settings.edits import MOST_VARIANTS, Edit, all_variants, automatic_steps, replace_steps, stand_in
 from tasks.storage import join
 
 
@@ -47,6 +47,7 @@ def edit_images(
     table: OptionalUri = "",
     instant: Instant = Instant(),
     choosing: Choosing = Choosing(),
+    most_variants: Annotated[int, Field(ge=1)] = MOST_VARIANTS,
 ) -> RunResult:
     """Edit every image with every edit; what an earlier run finished is found and kept.
 
@@ -64,8 +65,10 @@ def edit_images(
             files leaves them; without one the table is built first, or found built.
         instant: How relevance is taken from gradients, for edits that ask for that.
         choosing: How alpha and beta are chosen, on some of the inverted images, where an edit says auto.
+        most_variants: Variants of every image that the edits may stand for, every strength and threshold
+            counted; more are refused, so that a slip in a list of values is no month of work.
     """
-    variants = all_variants(replace_steps(edits, stand_in))
+    variants = all_variants(replace_steps(edits, stand_in), most_variants)
     check_places([photos], images=join(out, "images"))  # which may be what is read, though out lies above it
     run = begin(models, execution, workspace, out, sources=[photos])
 
@@ -94,7 +97,7 @@ def edit_images(
             shards=index.shards,
         )  # fmt: skip
         edits, choices = editing.choose(run, edits, planned)
-        variants = all_variants(edits)
+        variants = all_variants(edits, most_variants)
 
     prepared = editing.directions(run, variants, others, found, styles, instant)
     diagnosis = editing.diagnose(run, prepared)

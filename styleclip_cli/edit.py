@@ -17,6 +17,7 @@ from styleclip_cli.options import (
     Identity,
     Inverting,
     InvertingFirst,
+    MostVariants,
     OutWorkspace,
     Perceptual,
     Photos,
@@ -44,7 +45,7 @@ from tasks.settings import (
     Sampling,
     SettingsError,
 )
-from tasks.settings.edits import Edit, EditStep, load_edits
+from tasks.settings.edits import MOST_VARIANTS, Edit, EditStep, load_edits
 
 _DEMO_SAMPLES = 24
 
@@ -106,6 +107,7 @@ def edit(
     perceptual: Perceptual = "",
     workspace: OutWorkspace = "",
     choosing: Annotated[Choosing, Shown(only=("effect",))] = Choosing(),
+    most_variants: MostVariants = MOST_VARIANTS,
     sampling: Codes = Sampling(),
     relevance: Table = Relevance(),
     inversion: InvertingFirst = Inversion(),
@@ -120,11 +122,12 @@ def edit(
     if bool(edits) == bool(target):
         raise SettingsError("say what to edit: --target with a prompt, or --edits with a file, one of them")
 
-    wanted = load_edits(edits) if edits else [_edit(target, step, optimizing, instant)]
+    wanted = load_edits(edits, most_variants) if edits else [_edit(target, step, optimizing, instant)]
     result = with_progress(
         lambda: flow(
             chosen_models(generator, clip, encoder, identity, perceptual), photos, out, wanted, workspace,
             with_codes(sampling, relevance), relevance, inversion, execution, table, Instant(), choosing,
+            most_variants,
         )
     )  # fmt: skip
 

@@ -6,7 +6,7 @@ import re
 from typing import Annotated, Any
 from zoneinfo import available_timezones
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 
 from styleclip_core.templates import TEMPLATE_SETS
 
@@ -50,7 +50,17 @@ OptionalUri = Annotated[str, AfterValidator(_place_or_empty), _PlaceSchema()]
 UriOrNone = Annotated[OptionalUri | None, BeforeValidator(lambda given: given or None)]  # a form sends ""
 Uri = Annotated[str, AfterValidator(_place), _PlaceSchema()]
 Clip = Annotated[str, AfterValidator(_clip), _PlaceSchema()]
-Prompt = Annotated[str, Field(min_length=1)]
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("a prompt is blank; say what an image shows, e.g. grey hair")
+    return text
+
+
+Prompt = Annotated[
+    str, AfterValidator(_not_blank), WithJsonSchema({"type": "string", "minLength": 1, "pattern": r"\S"})
+]
 
 
 def _known_templates(name: str) -> str:

@@ -26,7 +26,7 @@ _CREDENTIALS = r"[A-Za-z0-9+.-]+://[^/]*:[^/]*@|[sS]3[aA]?://(?!arn:)[^/]*[:@]"
 _MISSPELT = r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)|[sS]3[aA]?:(?!//)"
 _NO_BUCKET = r"(?![fF][iI][lL][eE]:)[A-Za-z][A-Za-z0-9+.-]*:///*$|[sS]3[aA]?:///"
 
-# What matches this is refused before there is a run that would store it: a server knows no more than patterns.
+# What matches this is refused before there is a run that would store it: servers know no more than patterns.
 NO_PLACE = rf"{_CREDENTIALS}|{_WINDOWS}|{_MISSPELT}|{_NO_BUCKET}|[^\x00]*\x00"
 
 
@@ -127,7 +127,7 @@ def _refuse_misspelt(path: str) -> None:
         scheme, _, rest = path.partition(":")
         meant = f"{scheme.lower()}://{rest if scheme.lower() == 'file' else rest.lstrip('/')}"
         raise PlaceError(
-            f"{path} is neither a URI nor a plain path; did you mean {meant}? A folder of that name is ./{path}"
+            f"{path} is neither a URI nor a plain path; did you mean {meant}? (the folder is ./{path})"
         )
 
 

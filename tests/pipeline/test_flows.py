@@ -258,7 +258,11 @@ def test_one_failed_shard_fails_the_run_and_the_next_run_does_only_that(
     ("edit", "error", "message"),
     [
         (Edit(target="face", neutral="face"), PromptError, "cannot tell 'face' from 'face'"),
-        (Edit(target="hat", include=("b99.*",)), LayoutMismatchError, r"'b99.\*' matches no editable layer"),
+        (
+            Edit(target="hat", include=("b512.*",)),
+            LayoutMismatchError,
+            r"'b512.\*' matches no editable layer",
+        ),
         (Edit(target="word " * 100), PromptError, "77 tokens"),
     ],
 )

@@ -77,6 +77,7 @@ def choose_edits(
         styles, sampled = sample(run, sampling)
         done.append(counts(sampled))
 
+    editing.check_thresholds(run, wanted, found, styles, instant)
     planned = ChoicePlan(settings=choosing, instant=instant, table=found, styles=styles)
     if photos and wanted:
         index = photographs.index(run, photos, execution)

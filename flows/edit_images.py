@@ -29,7 +29,15 @@ from tasks.settings import (
     Sampling,
     Uri,
 )
-from tasks.settings.edits import MOST_VARIANTS, Edit, all_variants, automatic_steps, replace_steps, stand_in
+from tasks.settings.edits import (
+    MOST_VARIANTS,
+    Edit,
+    all_steps,
+    all_variants,
+    automatic_steps,
+    replace_steps,
+    stand_in,
+)
 from tasks.storage import join
 
 
@@ -90,6 +98,7 @@ def edit_images(
     # alpha and beta are chosen on the images themselves, so these are inverted first
     choices = list[ChosenStrength]()
     if automatic_steps(edits):
+        editing.check_thresholds(run, all_steps(edits), found, styles, instant)
         inverted, inverting = photographs.invert(run, index, inversion)
         done.append(counts(inverting))
         planned = ChoicePlan(

@@ -226,9 +226,14 @@ def replace_steps(edits: list[Edit], replace: Callable[[EditStep], EditStep]) ->
     return found
 
 
+def all_steps(edits: list[Edit]) -> list[EditStep]:
+    """Return every step of the edits, the first ones and those that follow."""
+    return [step for edit in edits for step in (edit, *edit.then)]
+
+
 def automatic_steps(edits: list[Edit]) -> list[EditStep]:
     """Return every step whose alpha or beta is to be chosen."""
-    return [step for edit in edits for step in (edit, *edit.then) if step.automatic]
+    return [step for step in all_steps(edits) if step.automatic]
 
 
 def all_variants(edits: list[Edit], most: int = MOST_VARIANTS) -> list[EditVariant]:

@@ -5,7 +5,7 @@ A step is a plain function, so one flow run holds all task runs of a chain, and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from prefect import Task, runtime
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from flows import engine
 from flows.engine import task_runner as task_runner  # flows take it from here
+from styleclip_core.prompts import language_warnings
 from tasks.artifacts.outcomes import Row
 from tasks.directions.choosing import ChosenStrength
 from tasks.directions.sampling import SampledStyles
@@ -114,6 +115,12 @@ def check_places(sources: Sequence[str], **written: str) -> None:
                     f"{name} {place} lies inside the photographs {source}: the next run would edit its own "
                     "results; choose a place outside"
                 )
+
+
+def warn_of_languages(prompts: Iterable[str]) -> None:
+    """Say in the log which prompts seem not to be English; they are tried all the same."""
+    for line in language_warnings(prompts):
+        get_run_logger().warning(line)
 
 
 def gather_items(

@@ -12,7 +12,7 @@ from prefect import flow
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows import engine
-from flows.run import StepCounts, begin, counts, gather_items, task_runner
+from flows.run import StepCounts, begin, counts, gather_items, task_runner, warn_of_languages
 from flows.steps import photographs
 from tasks.evaluation.image_scores import ScoresRef, gather_scores, plan_scores, score_shard
 from tasks.evaluation.labels import LabelPrompt, load_truth
@@ -57,6 +57,7 @@ def score_images(
     if labels:
         load_truth(labels, prompts)  # a table of another form ends the run here, at once
 
+    warn_of_languages(text for each in prompts for text in (each.prompt, each.negative))
     index = photographs.index(run, images, execution)
     planned = engine.run(plan_scores, run, images, prompts, templates)
     calls = [(run, planned, shard) for shard in index.shards]

@@ -191,6 +191,8 @@ def prompts(
     summarize(result)
     found = result.diagnosis
     print_table(*diagnostics.overview(found))
+    for line in diagnostics.foreign(found.prompts):
+        console.print(f"warning: {line}", markup=False, soft_wrap=True)
     for line in diagnostics.warnings(found.correlations):
         console.print(f"nearly the same: {line}", markup=False, soft_wrap=True)
 

@@ -11,7 +11,7 @@ from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 
 from flows import engine
-from flows.run import anew, is_retry
+from flows.run import anew, is_retry, warn_of_languages
 from styleclip_core.errors import StyleCLIPError
 from tasks.directions.choosing import ChoicePlan, ChosenStrength, choose_strength
 from tasks.directions.instant import compute_instant_direction
@@ -48,7 +48,8 @@ _Made = TypeVar("_Made")
 
 
 def check_edits(run: Run, variants: list[EditVariant]) -> None:
-    """Refuse prompts and layers that cannot work, before hours of work on the table."""
+    """Refuse prompts and layers that cannot work, before hours of work on the table; warn of other languages."""
+    warn_of_languages(prompt for step in distinct_steps(variants) for prompt in (step.neutral, step.target))
     wanted = [step for step in distinct_steps(variants) if step.method == "global"]
     checks = dict(zip(wanted, check_edit.map(unmapped(run), wanted), strict=True)) if wanted else {}
     _for_each(checks, _names(variants), lambda step: checks[step].result())
@@ -231,5 +232,6 @@ def train(run: Run, targets: list[str], settings: MapperTraining) -> list[Mapper
             "give --identity or set --identity-weight 0"
         )
 
+    warn_of_languages(targets)
     planned = [mappers.plan(run, target, settings) for target in targets]
     return [engine.run(mappers.train_mapper, run, each) for each in planned]

@@ -75,8 +75,8 @@ def foreign_language(prompt: str) -> str:
 def language_warnings(prompts: Iterable[str]) -> list[str]:
     """Return a line for every prompt that seems to be in another language than English, each once."""
     return [
-        f"{prompt!r} seems to be in another language than English, which OpenAI's CLIP was trained on ({sign}): "
-        "it may do little, or something else; say it in English"
+        f"{prompt!r} seems to be in another language than English, which OpenAI's CLIP was trained on "
+        f"({sign}): it may do little, or something else; say it in English"
         for prompt in dict.fromkeys(prompts)
         if (sign := foreign_language(prompt))
     ]

@@ -48,7 +48,7 @@ _Made = TypeVar("_Made")
 
 
 def check_edits(run: Run, variants: list[EditVariant]) -> None:
-    """Refuse prompts and layers that cannot work, before hours of work on the table; warn of other languages."""
+    """Refuse prompts and layers that cannot work, before hours of work; warn of other languages."""
     warn_of_languages(prompt for step in distinct_steps(variants) for prompt in (step.neutral, step.target))
     wanted = [step for step in distinct_steps(variants) if step.method == "global"]
     checks = dict(zip(wanted, check_edit.map(unmapped(run), wanted), strict=True)) if wanted else {}

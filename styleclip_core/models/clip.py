@@ -191,10 +191,10 @@ def _first_too_long(texts: Sequence[str]) -> str:
 
 
 def count_tokens(texts: Sequence[str]) -> Tensor:
-    """Return the pieces that CLIP's vocabulary cuts each text into, ``[len(texts)]``, without the two ends."""
+    """Return how many pieces of CLIP's vocabulary each text is, ``[len(texts)]``, without the two ends."""
     import clip
 
-    tokens = clip.tokenize(list(texts), context_length=max(map(len, texts)) * 4 + 2)
+    tokens: Tensor = clip.tokenize(list(texts), context_length=max(map(len, texts)) * 4 + 2)
     return (tokens != 0).sum(dim=1) - 2
 
 

@@ -6,7 +6,10 @@ bucket prefix -> index -> latents, or style codes -------+--> every pair tried, 
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from prefect import flow
+from pydantic import Field
 
 from flows.run import RunResult, StepCounts, begin, counts, task_runner
 from flows.steps import editing, photographs
@@ -23,7 +26,7 @@ from tasks.settings import (
     Sampling,
     Uri,
 )
-from tasks.settings.edits import Edit, all_variants, automatic_steps, replace_steps, stand_in
+from tasks.settings.edits import MOST_VARIANTS, Edit, all_variants, automatic_steps, replace_steps, stand_in
 
 
 @flow(name="choose-edits", task_runner=task_runner(), persist_result=True)
@@ -39,6 +42,7 @@ def choose_edits(
     table: OptionalUri = "",
     instant: Instant = Instant(),
     choosing: Choosing = Choosing(),
+    most_variants: Annotated[int, Field(ge=1)] = MOST_VARIANTS,
 ) -> RunResult:
     """Put numbers in place of every auto: chosen on the images under a prefix, or on sampled style codes.
 
@@ -55,9 +59,11 @@ def choose_edits(
             files leaves them; without one the table is built first, or found built.
         instant: How relevance is taken from gradients, for edits that ask for that.
         choosing: How alpha and beta are chosen.
+        most_variants: Variants of every image that the edits may stand for, every strength and threshold
+            counted; more are refused, so that a slip in a list of values is no month of work.
     """
     wanted = automatic_steps(edits)
-    variants = all_variants(replace_steps(edits, stand_in))
+    variants = all_variants(replace_steps(edits, stand_in), most_variants)
     run = begin(models, execution, workspace, sources=[photos] if photos else [])
     editing.check_edits(run, variants)
 
@@ -71,6 +77,7 @@ def choose_edits(
         styles, sampled = sample(run, sampling)
         done.append(counts(sampled))
 
+    editing.check_thresholds(run, wanted, found, styles, instant)
     planned, passed_over = ChoicePlan(settings=choosing, instant=instant, table=found, styles=styles), ""
     if photos and wanted:
         index = photographs.index(run, photos, execution)

@@ -13,7 +13,7 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
-from flows.run import RunResult, StepCounts, begin, counts, task_runner
+from flows.run import RunResult, StepCounts, begin, check_places, counts, task_runner
 from flows.steps import editing, photographs
 from flows.steps.report import report
 from flows.steps.table import sample, table_for
@@ -29,7 +29,16 @@ from tasks.settings import (
     Sampling,
     Uri,
 )
-from tasks.settings.edits import Edit, all_variants, automatic_steps, replace_steps, stand_in
+from tasks.settings.edits import (
+    MOST_VARIANTS,
+    Edit,
+    all_steps,
+    all_variants,
+    automatic_steps,
+    replace_steps,
+    stand_in,
+)
+from tasks.storage import join
 
 
 @flow(name="edit-images", task_runner=task_runner(), persist_result=True)
@@ -46,6 +55,7 @@ def edit_images(
     table: OptionalUri = "",
     instant: Instant = Instant(),
     choosing: Choosing = Choosing(),
+    most_variants: Annotated[int, Field(ge=1)] = MOST_VARIANTS,
 ) -> RunResult:
     """Edit every image with every edit; what an earlier run finished is found and kept.
 
@@ -63,8 +73,11 @@ def edit_images(
             files leaves them; without one the table is built first, or found built.
         instant: How relevance is taken from gradients, for edits that ask for that.
         choosing: How alpha and beta are chosen, on some of the inverted images, where an edit says auto.
+        most_variants: Variants of every image that the edits may stand for, every strength and threshold
+            counted; more are refused, so that a slip in a list of values is no month of work.
     """
-    variants = all_variants(replace_steps(edits, stand_in))
+    variants = all_variants(replace_steps(edits, stand_in), most_variants)
+    check_places([photos], images=join(out, "images"))  # which may be what is read, though out lies above it
     run = begin(models, execution, workspace, out, sources=[photos])
 
     # what cannot work ends the run here, before hours of work on the table
@@ -85,6 +98,7 @@ def edit_images(
     # alpha and beta are chosen on the images themselves, so these are inverted first
     choices = list[ChosenStrength]()
     if automatic_steps(edits):
+        editing.check_thresholds(run, all_steps(edits), found, styles, instant)
         inverted, inverting = photographs.invert(run, index, inversion)
         done.append(counts(inverting))
         planned = ChoicePlan(
@@ -92,7 +106,7 @@ def edit_images(
             shards=index.shards,
         )  # fmt: skip
         edits, choices = editing.choose(run, edits, planned)
-        variants = all_variants(edits)
+        variants = all_variants(edits, most_variants)
 
     prepared = editing.directions(run, variants, others, found, styles, instant)
     diagnosis = editing.diagnose(run, prepared)

@@ -11,13 +11,14 @@ from prefect.artifacts import create_markdown_artifact
 from pydantic import BaseModel, ConfigDict
 
 from flows import engine
-from flows.run import StepCounts, begin, counts, gather_items, task_runner
+from flows.run import StepCounts, begin, check_places, counts, gather_items, task_runner
 from tasks.evaluation.attributes import FACES, AttributePrompts, load_attributes
 from tasks.evaluation.manifest import find_inversions, index_edits, place_of
 from tasks.evaluation.shards import EvaluationRef, evaluate_shard, plan_evaluation
 from tasks.evaluation.tables import gather_evaluation, markdown
 from tasks.reports.page.links import parent
 from tasks.settings import Comparison, Execution, Judges, OptionalUri, SettingsError, Uri
+from tasks.storage import join
 
 
 class EvaluationResult(BaseModel):
@@ -52,10 +53,11 @@ def evaluate_edits(
     """
     listed = list(attributes) or load_attributes(FACES)
     out = out or place_of(manifest)
-    workspace = workspace or f"{out.rstrip('/')}/workspace"
+    workspace = workspace or join(out, "workspace")
     run = begin(judges, execution, workspace, parent(manifest))  # tables lie beside the manifest
 
     index = index_edits(run, manifest, out, execution.shard_size)
+    check_places([index.photographs], workspace=workspace)
     if comparison.before == "photograph" and not index.photographs:
         raise SettingsError(f"{manifest} does not say where its photographs lie; compare with inversions")
     drawn = comparison.before == "inversion"

@@ -18,6 +18,7 @@ from tasks.settings import (
     Execution,
     Models,
     OptionalUri,
+    Prompt,
     Relevance,
     Sampling,
     Settings,
@@ -32,7 +33,7 @@ class Question(Settings):
     """What to look for: a prompt's channels, or a channel's prompts."""
 
     target: str = Field("", description="What images should become; lists the strongest channels")
-    neutral: str = Field("face", min_length=1, description="What the target is compared with")
+    neutral: Prompt = Field("face", description="What the target is compared with")
     count: int = Field(12, ge=1, le=200, description="Channels to list and draw")
     channel: str = Field("", description="A channel, e.g. b16.conv1.42; lists the nearest prompts")
     templates: TemplateSet = Field("styleclip-79", description="Prompt templates")

@@ -7,9 +7,11 @@ edits --------------------------------------------------> channels at every beta
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from flows import engine
 from flows.run import StepCounts, begin, task_runner
@@ -18,7 +20,7 @@ from flows.steps.table import table_for
 from tasks.inspection import prompts as diagnostics
 from tasks.inspection.prompts import DiagnosisRef
 from tasks.settings import Execution, Models, OptionalUri, Relevance, Sampling, Uri
-from tasks.settings.edits import Edit, all_variants
+from tasks.settings.edits import MOST_VARIANTS, Edit, all_variants
 
 
 class InspectionResult(BaseModel):
@@ -39,6 +41,7 @@ def inspect_prompts(
     relevance: Relevance = Relevance(),
     execution: Execution = Execution(),
     table: OptionalUri = "",
+    most_variants: Annotated[int, Field(ge=1)] = MOST_VARIANTS,
 ) -> InspectionResult:
     """Look every prompt up in the relevance table, which is built first, or found built.
 
@@ -53,8 +56,10 @@ def inspect_prompts(
         execution: How the work is run; none of it changes a result.
         table: URI of a folder with relevance.parquet and statistics.parquet, as an import of the published
             files leaves them; without one the table is built first, or found built.
+        most_variants: Variants of every image that the edits may stand for, every strength and threshold
+            counted; more are refused, so that a slip in a list of values is no month of work.
     """
-    variants = all_variants(edits)
+    variants = all_variants(edits, most_variants)
     run = begin(models, execution, workspace)
     check_edits(run, variants)  # a prompt that CLIP cannot read ends the run before hours of measuring
 

@@ -19,9 +19,9 @@ from tasks.settings import Execution, OptionalUri, Uri
 @flow(name="report-batch", task_runner=task_runner(), persist_result=True)
 def report_batch(
     manifest: Uri,
-    evaluations: list[str] | None = None,
+    evaluations: list[Uri] | None = None,
     workspace: OptionalUri = "",
-    choices: list[str] | None = None,
+    choices: list[Uri] | None = None,
 ) -> str:
     """Return the URI of the page; thumbnails that an earlier page made are found and kept.
 

@@ -5,7 +5,7 @@ A step is a plain function, so one flow run holds all task runs of a chain, and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from prefect import Task, runtime
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from flows import engine
 from flows.engine import task_runner as task_runner  # flows take it from here
+from styleclip_core.prompts import language_warnings
 from tasks.artifacts.outcomes import Row
 from tasks.directions.choosing import ChosenStrength
 from tasks.directions.sampling import SampledStyles
@@ -29,7 +30,7 @@ from tasks.running.progress import ShardResult, StepSummary, gather
 from tasks.running.run import Networks, Run, identify_models
 from tasks.settings import Execution, Judges, Models, SettingsError
 from tasks.settings.edits import Edit
-from tasks.storage import delete_stale_temporaries
+from tasks.storage import delete_stale_temporaries, join, lies_in
 
 
 class StepCounts(BaseModel):
@@ -79,14 +80,14 @@ def begin(
         execution: Where tasks run.
         workspace: URI of the folder for artifacts; OUT/workspace if empty.
         out: URI of the prefix for results, of flows that have some.
-        sources: Prefixes that are read; nothing may be written below them.
+        sources: Prefixes that are read; nothing may be written below them. All places in their one form.
 
     Raises:
         SettingsError: If results would lie among what is read.
         ResultStorageError: If Prefect cannot keep results, so that Retry would do everything again.
     """
-    workspace = workspace or f"{out.rstrip('/')}/workspace"
-    _check_places(sources, out, workspace)
+    workspace = workspace or join(out, "workspace")
+    check_places(sources, out=out, workspace=workspace)
     for place in dict.fromkeys([out or workspace, workspace]):  # buckets have nothing to clear up
         delete_stale_temporaries(place)
 
@@ -102,15 +103,25 @@ def begin(
     return Run(models=chosen, hashes=hashes, workspace=workspace, out=out, device=device)
 
 
-def _check_places(sources: Sequence[str], out: str, workspace: str) -> None:
-    for source in sources:
-        for name, place in (("out", out), ("workspace", workspace)):
-            # the slash keeps apart places of which one's name begins with the other's
-            if place and f"{place.rstrip('/')}/".startswith(f"{source.rstrip('/')}/"):
+def check_places(sources: Sequence[str], **written: str) -> None:
+    """Refuse to write among what is read; all places in their one form, those written by name.
+
+    Raises:
+        SettingsError: If results would lie there, where the next run would read them as photographs.
+    """
+    for source in filter(None, sources):
+        for name, place in written.items():
+            if place and lies_in(place, source):
                 raise SettingsError(
                     f"{name} {place} lies inside the photographs {source}: the next run would edit its own "
                     "results; choose a place outside"
                 )
+
+
+def warn_of_languages(prompts: Iterable[str]) -> None:
+    """Say in the log which prompts seem not to be English; they are tried all the same."""
+    for line in language_warnings(prompts):
+        get_run_logger().warning(line)
 
 
 def gather_items(

@@ -6,16 +6,18 @@ labels --------------------------------> accuracy per label
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from prefect import flow
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from flows import engine
-from flows.run import StepCounts, begin, counts, gather_items, task_runner
+from flows.run import StepCounts, begin, counts, gather_items, task_runner, warn_of_languages
 from flows.steps import photographs
 from tasks.evaluation.image_scores import ScoresRef, gather_scores, plan_scores, score_shard
 from tasks.evaluation.labels import LabelPrompt, load_truth
 from tasks.running.run import Networks
-from tasks.settings import Execution, OptionalUri, TemplateSet, Uri
+from tasks.settings import Clip, Execution, OptionalUri, TemplateSet, Uri
 
 
 class ScoresResult(BaseModel):
@@ -33,7 +35,7 @@ def score_images(
     images: Uri,
     prompts: list[LabelPrompt],
     out: Uri,
-    clip: Uri = "ViT-B/32",
+    clip: Annotated[Clip, Field(min_length=1)] = "ViT-B/32",
     labels: OptionalUri = "",
     templates: TemplateSet = "styleclip-79",
     workspace: OptionalUri = "",
@@ -56,6 +58,7 @@ def score_images(
     if labels:
         load_truth(labels, prompts)  # a table of another form ends the run here, at once
 
+    warn_of_languages(text for each in prompts for text in (each.prompt, each.negative))
     index = photographs.index(run, images, execution)
     planned = engine.run(plan_scores, run, images, prompts, templates)
     calls = [(run, planned, shard) for shard in index.shards]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from prefect.automations import Automation
@@ -25,7 +26,7 @@ from prefect.workers.process import ProcessWorker
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from styleclip_core.errors import StyleCLIPError
-from tasks.storage import filesystem, is_local, local_path
+from tasks.storage import canonical, is_local
 
 POOL, RESULTS, WEBHOOK = "styleclip-gpu", "styleclip-results", "styleclip-notify"
 QUEUES = {"nightly": 1, "bulk": 2}  # priorities; the lower one goes first
@@ -107,10 +108,10 @@ def set_up(wanted: ServerSetup) -> list[str]:
 
 def _save_results(uri: str) -> str:
     """Save the block of the folder for task results and return its name; it holds no credentials."""
-    filesystem(uri)  # refuses a URI with credentials in it, and storage of an unknown kind
+    uri = canonical(uri)  # refuses a URI with credentials in it, and storage of an unknown kind
 
     if is_local(uri):
-        folder = local_path(uri).resolve()
+        folder = Path(uri)
         folder.mkdir(parents=True, exist_ok=True)
         LocalFileSystem(basepath=str(folder)).save(RESULTS, overwrite=True)
         return f"local-file-system/{RESULTS}"

@@ -13,6 +13,7 @@ from styleclip_cli.options import (
     Encoder,
     Generator,
     InvertingFirst,
+    MostVariants,
     Shards,
     Table,
     TableFolder,
@@ -27,7 +28,7 @@ from styleclip_cli.options import (
     with_progress,
 )
 from tasks.settings import Choosing, Execution, Inversion, Relevance, Sampling, SettingsError
-from tasks.settings.edits import EditStep, dump_edits, load_edits, replace_steps
+from tasks.settings.edits import MOST_VARIANTS, EditStep, dump_edits, load_edits, replace_steps
 
 
 def numbers_or_auto(name: str, given: tuple[str, ...]) -> tuple[float, ...] | str:
@@ -60,6 +61,7 @@ def choose(
     clip: Clip = "",
     encoder: Encoder = "",
     choosing: Annotated[Choosing, Shown()] = Choosing(),
+    most_variants: MostVariants = MOST_VARIANTS,
     sampling: Codes = Sampling(),
     relevance: Table = Relevance(),
     inversion: InvertingFirst = Inversion(),
@@ -70,18 +72,19 @@ def choose(
     """Choose alpha and beta where edits say auto, and write the edits with numbers and reasons."""
     prepare(workers, verbose)
     from flows.choose_edits import choose_edits as flow
-    from tasks.storage import write_bytes_atomic
+    from tasks.storage import canonical, write_bytes_atomic
 
-    if out == edits:
+    if canonical(out) == canonical(edits):
         raise SettingsError(f"--out {out} is the file that --edits reads; give another place")
 
-    wanted = load_edits(edits)
+    wanted = load_edits(edits, most_variants)
     if everything:
         wanted = replace_steps(wanted, _opened)
     result = with_progress(
         lambda: flow(
             chosen_models(generator, clip, encoder), wanted, workspace, photos,
             with_codes(sampling, relevance), relevance, inversion, execution, table, choosing=choosing,
+            most_variants=most_variants,
         )
     )  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -18,6 +17,7 @@ from styleclip_cli.options import (
     Identity,
     Inverting,
     InvertingFirst,
+    MostVariants,
     OutWorkspace,
     Perceptual,
     Photos,
@@ -45,7 +45,7 @@ from tasks.settings import (
     Sampling,
     SettingsError,
 )
-from tasks.settings.edits import Edit, EditStep, load_edits
+from tasks.settings.edits import MOST_VARIANTS, Edit, EditStep, load_edits
 
 _DEMO_SAMPLES = 24
 
@@ -107,6 +107,7 @@ def edit(
     perceptual: Perceptual = "",
     workspace: OutWorkspace = "",
     choosing: Annotated[Choosing, Shown(only=("effect",))] = Choosing(),
+    most_variants: MostVariants = MOST_VARIANTS,
     sampling: Codes = Sampling(),
     relevance: Table = Relevance(),
     inversion: InvertingFirst = Inversion(),
@@ -121,11 +122,12 @@ def edit(
     if bool(edits) == bool(target):
         raise SettingsError("say what to edit: --target with a prompt, or --edits with a file, one of them")
 
-    wanted = load_edits(edits) if edits else [_edit(target, step, optimizing, instant)]
+    wanted = load_edits(edits, most_variants) if edits else [_edit(target, step, optimizing, instant)]
     result = with_progress(
         lambda: flow(
             chosen_models(generator, clip, encoder, identity, perceptual), photos, out, wanted, workspace,
             with_codes(sampling, relevance), relevance, inversion, execution, table, Instant(), choosing,
+            most_variants,
         )
     )  # fmt: skip
 
@@ -182,13 +184,12 @@ def demo(
     prepare(workers, verbose)
     from flows.edit_images import edit_images as flow
 
-    place = str(Path(out).resolve()) if "://" not in out else out
-    console.print(f"editing {len(list(data.PHOTOGRAPHS.glob('*.png')))} photographs into {place}")
+    console.print(f"editing {len(list(data.PHOTOGRAPHS.glob('*.png')))} photographs into {out}")
     result = with_progress(
         lambda: flow(
             chosen_models("", "", ""),
             str(data.PHOTOGRAPHS),
-            place,
+            out,
             load_edits(str(data.EDITS)),
             "",
             Sampling(truncation_psi=1.0, statistics=20_000, codes=_DEMO_SAMPLES),

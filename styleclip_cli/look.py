@@ -13,6 +13,7 @@ from styleclip_cli.options import (
     Clip,
     Codes,
     Generator,
+    MostVariants,
     OutWorkspace,
     Shards,
     Table,
@@ -27,6 +28,7 @@ from styleclip_cli.options import (
     with_progress,
 )
 from tasks.settings import Comparison, Execution, Judges, Relevance, Sampling, SettingsError
+from tasks.settings.edits import MOST_VARIANTS, load_edits
 
 Templates = Annotated[str, typer.Option(help="Prompt templates: styleclip-79, imagenet-80 or none")]
 Attributes = Annotated[
@@ -169,6 +171,7 @@ def prompts(
     clip: Clip = "",
     sampling: Codes = Sampling(),
     relevance: Table = Relevance(),
+    most_variants: MostVariants = MOST_VARIANTS,
     workers: Workers = 0,
     verbose: Verbose = False,
 ) -> None:
@@ -176,19 +179,20 @@ def prompts(
     prepare(workers, verbose)
     from flows.inspect_prompts import inspect_prompts as flow
     from tasks.inspection import prompts as diagnostics
-    from tasks.settings.edits import load_edits
 
-    wanted = load_edits(edits)
+    wanted = load_edits(edits, most_variants)
     result = with_progress(
         lambda: flow(
             chosen_models(generator, clip), wanted, workspace or _beside(table),
-            with_codes(sampling, relevance), relevance, table=table,
+            with_codes(sampling, relevance), relevance, table=table, most_variants=most_variants,
         )
     )  # fmt: skip
 
     summarize(result)
     found = result.diagnosis
     print_table(*diagnostics.overview(found))
+    for line in diagnostics.foreign(found.prompts):
+        console.print(f"warning: {line}", markup=False, soft_wrap=True)
     for line in diagnostics.warnings(found.correlations):
         console.print(f"nearly the same: {line}", markup=False, soft_wrap=True)
 
@@ -264,7 +268,9 @@ def _beside(table: str) -> str:
         raise SettingsError(
             "give --table with the folder of a relevance table, or --workspace to build one in"
         )
-    return f"{table.rstrip('/')}/explorations"
+    from tasks.storage import join
+
+    return join(table, "explorations")
 
 
 def made_by_embedded(manifest: str) -> bool:

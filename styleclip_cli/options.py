@@ -41,6 +41,10 @@ Photos = Annotated[str, typer.Option(help="URI of the photographs' prefix; only 
 TableFolder = Annotated[
     str, typer.Option(help="Folder with relevance.parquet and statistics.parquet, instead of building it")
 ]
+MostVariants = Annotated[
+    int,
+    typer.Option(min=1, help="Variants of every image that the edits may stand for; more are refused"),
+]
 Workers = Annotated[int, typer.Option(min=0, help="Shards at once; 0 for one per core, or one on a GPU")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's log")]
 OutWorkspace = Annotated[str, typer.Option(help="Folder for artifacts", show_default="OUT/workspace")]

@@ -25,11 +25,8 @@ def report(
     """Write the page of a batch that was edited before."""
     prepare(workers, verbose)
     from flows.report_batch import report_batch as flow
-    from tasks.storage import is_local, local_path
 
-    # absolute, as links are made from it, and the batch's folder from its parents
-    place = str(local_path(manifest).absolute()) if is_local(manifest) else manifest
-    page = with_progress(lambda: flow(place, evaluation or [], workspace, choice or []))
+    page = with_progress(lambda: flow(manifest, evaluation or [], workspace, choice or []))
     typer.echo(f"report page    {page}")
 
 

@@ -109,25 +109,48 @@ class EditedLatents:
         return EditedLatents(self.w_plus, step if self.offset is None else self.offset + step)
 
 
-def editable_mask(layout: StyleLayout, include: Sequence[str], exclude: Sequence[str]) -> Tensor:
-    """Return which editable channels the layer patterns allow, ``[N]`` bool.
+def layer_names() -> list[str]:
+    """Return the names that editable layers have, of any generator up to 4096 pixels."""
+    sides = [2**k for k in range(2, 13)]
+    return [f"b{side}.{layer}" for side in sides for layer in ("conv0", "conv1")][1:]  # b4 has no conv0
+
+
+def allowed_layers(names: Sequence[str], include: Sequence[str], exclude: Sequence[str]) -> list[str]:
+    """Return which of some layers the patterns allow.
 
     Raises:
-        LayoutMismatchError: If a pattern matches no layer: a misspelt mask must not pass for an edit.
+        LayoutMismatchError: If a pattern matches none of them, or together they leave none.
     """
-    names = [layer.name for layer in layout.editable]
-    # checked before use: a mask that matches nothing would leave all channels in, or none
+    # checked before use: a misspelt mask would leave all layers in, or none
     for pattern in (*include, *exclude):
         if not any(fnmatchcase(name, pattern) for name in names):
             raise LayoutMismatchError(
                 f"layer pattern {pattern!r} matches no editable layer; there are {', '.join(names)}"
             )
 
-    mask = torch.zeros(layout.num_editable, dtype=torch.bool)
+    def matches(name: str, patterns: Sequence[str]) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in patterns)
 
-    for name, part in layout.editable_slices.items():
-        wanted = not include or any(fnmatchcase(name, pattern) for pattern in include)
-        mask[part] = wanted and not any(fnmatchcase(name, pattern) for pattern in exclude)
+    found = [name for name in names if (not include or matches(name, include)) and not matches(name, exclude)]
+    if not found:
+        kept = f"include {', '.join(include)}" if include else "all layers"
+        raise LayoutMismatchError(
+            f"{kept} without exclude {', '.join(exclude)} leaves no layer to edit; exclude less"
+        )
+    return found
+
+
+def editable_mask(layout: StyleLayout, include: Sequence[str], exclude: Sequence[str]) -> Tensor:
+    """Return which editable channels the layer patterns allow, ``[N]`` bool.
+
+    Raises:
+        LayoutMismatchError: If a pattern matches no layer, or together they leave none: a misspelt mask must
+            not pass for an edit.
+    """
+    allowed = allowed_layers([layer.name for layer in layout.editable], include, exclude)
+    mask = torch.zeros(layout.num_editable, dtype=torch.bool)
+    for name in allowed:
+        mask[layout.editable_slices[name]] = True
     return mask
 
 

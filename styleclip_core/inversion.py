@@ -41,7 +41,7 @@ class RefinementSettings:
     patience: Annotated[int, Ge(1), Says("Steps without a gain of 0.1 % before an image stops")] = 20
     chunk: Annotated[
         int, Ge(1), NamedIfChanged(),
-        Says("Images drawn at once, always exactly so many: a short chunk is filled up"),
+        Says("Images drawn at once, always exactly so many: one image costs as much, unless this is 1"),
     ] = 4  # fmt: skip
 
     def __post_init__(self) -> None:

@@ -45,8 +45,9 @@ class OptimizationSettings:
     The published code takes 300 steps, its notebook 40. With torch's epsilon of 1e-8, as published, elements
     with next to no gradient move as far as any other, along their rounding errors, which grow from step to
     step. A machine rounds differently for other sizes of a batch, and differences of 1e-7 grow to 1e-2
-    within 40 steps: with chunks of one size a result is the same, bit for bit, whatever its batch. More than
-    8 fit a GPU; 1 is the published way, and as slow.
+    within 40 steps: with chunks of one size a result is the same, bit for bit, whatever its batch. A
+    short chunk is filled up, so a single pair costs as much as a whole chunk: ``chunk=1`` is cheap for one
+    pair, the published way, and slow for many. More than 8 fit a GPU.
     """
 
     space: Annotated[Space, Says("What moves: w_plus, or style space without toRGB")] = "w_plus"
@@ -66,7 +67,11 @@ class OptimizationSettings:
         int | None, Ge(1),
         Says("Steps without a gain of 0.1 % before a pair ends with its best code; none for all steps"),
     ] = None  # fmt: skip
-    chunk: Annotated[int, Ge(1), Says("Pairs drawn at once, always exactly so many")] = 8
+    chunk: Annotated[
+        int,
+        Ge(1),
+        Says("Pairs drawn at once, always exactly so many: one pair costs as much, unless this is 1"),
+    ] = 8
     max_move: Annotated[
         float, Gt(0), Says("Root mean square distance from its source at which a pair has run away and ends")
     ] = 20.0

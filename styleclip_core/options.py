@@ -52,6 +52,9 @@ class NamedWith:
     other: str
 
 
+# Beyond these a number is a slip, or more than an image or a column can hold; of every setting.
+LARGEST, LARGEST_WHOLE = 1e6, 2**31 - 1
+
 # what a bound calls its limit, how it reads, and when a value keeps it
 _BOUNDS: Mapping[type, tuple[str, str, Callable[[Any, Any], bool]]] = MappingProxyType({
     Ge: ("ge", "at least", operator.ge),
@@ -121,14 +124,27 @@ def _violated(value: Any, kind: Any, metadata: tuple[Any, ...]) -> str:  # noqa:
     """Return what a value should be and is not; empty if all is well."""
     if get_origin(kind) is Literal and value not in get_args(kind):
         return f"one of {', '.join(map(repr, get_args(kind)))}"
-    if isinstance(value, float) and not math.isfinite(value):
-        return "a finite number"
+    if wanted := describe_excess(value):
+        return wanted
 
     for bound in metadata if value is not None else ():
         if type(bound) in _BOUNDS:
             name, _, keeps = _BOUNDS[type(bound)]
             if not keeps(value, getattr(bound, name)):
                 return describe_bound(bound)
+    return ""
+
+
+def describe_excess(value: object) -> str:
+    """Return what a number of a setting, or one of several, should be and is not; empty if all is well."""
+    if isinstance(value, (tuple, list)):
+        return next(filter(None, map(describe_excess, value)), "")
+    if isinstance(value, float) and not math.isfinite(value):
+        return "a finite number"
+    if isinstance(value, float) and abs(value) > LARGEST:
+        return f"from {-LARGEST:,.0f} to {LARGEST:,.0f}"
+    if isinstance(value, int) and abs(value) > LARGEST_WHOLE:
+        return f"from {-LARGEST_WHOLE:,} to {LARGEST_WHOLE:,}"
     return ""
 
 

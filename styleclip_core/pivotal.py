@@ -65,7 +65,7 @@ class PivotalSettings:
     chunk: Annotated[
         int,
         Ge(1),
-        Says("Images drawn at once, always exactly so many: a short chunk is filled up"),
+        Says("Images drawn at once, always exactly so many: one image costs as much, unless this is 1"),
         NamedIfChanged(),
     ] = 8
 

@@ -5,6 +5,8 @@ Shapes: D width of the CLIP embedding.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,9 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from styleclip_core.errors import PromptError
+from styleclip_core.models.clip import count_tokens
 from styleclip_core.templates import TEMPLATE_SETS
 
 _INDISTINGUISHABLE = 1e-4
+_PIECES_A_WORD, _PIECES_A_LETTER = 1.75, 0.3
 
 
 class TextEncoder(Protocol):
@@ -42,6 +46,40 @@ class TextDirection:
     templates: str
     direction: Tensor
     norm: float
+
+
+def foreign_language(prompt: str) -> str:
+    """Return why a prompt seems to be in another language than English, which OpenAI's CLIP was trained on.
+
+    Two signs, both cheap: letters that are mostly of another script; and, in two words or more, many pieces.
+    CLIP's vocabulary has English words whole and cuts others up: of 40 prompts in English, with names and
+    borrowed words, "crème brûlée" and "naïve art" alone had 1.75 pieces for a word and 0.3 for a letter, as
+    most in German, French and Italian have. Single words, and languages as near to English as Spanish, pass.
+
+    Returns:
+        The sign, or nothing where there is none. It is a sign and no proof.
+    """
+    words = re.findall(r"[^\W\d_]+", prompt)
+    letters = sum(map(len, words))
+    if not letters:
+        return ""
+    if 2 * sum(not letter.isascii() for word in words for letter in word) > letters:
+        return "most of its letters are of another script"
+
+    pieces = int(count_tokens([prompt]).item())
+    if len(words) > 1 and pieces >= _PIECES_A_WORD * len(words) and pieces >= _PIECES_A_LETTER * letters:
+        return f"CLIP reads its {len(words)} words as {pieces} pieces"
+    return ""
+
+
+def language_warnings(prompts: Iterable[str]) -> list[str]:
+    """Return a line for every prompt that seems to be in another language than English, each once."""
+    return [
+        f"{prompt!r} seems to be in another language than English, which OpenAI's CLIP was trained on "
+        f"({sign}): it may do little, or something else; say it in English"
+        for prompt in dict.fromkeys(prompts)
+        if (sign := foreign_language(prompt))
+    ]
 
 
 def embed_prompt(clip: TextEncoder, prompt: str, templates: str = "styleclip-79") -> Tensor:

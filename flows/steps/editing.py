@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar, cast
 
 from prefect import unmapped
 from prefect.artifacts import create_markdown_artifact
@@ -10,7 +11,8 @@ from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 
 from flows import engine
-from flows.run import anew, is_retry
+from flows.run import anew, is_retry, warn_of_languages
+from styleclip_core.errors import StyleCLIPError
 from tasks.directions.choosing import ChoicePlan, ChosenStrength, choose_strength
 from tasks.directions.instant import compute_instant_direction
 from tasks.directions.sampling import SampledStyles
@@ -38,19 +40,80 @@ from tasks.settings.edits import (
     StepVariant,
     automatic_steps,
     replace_steps,
+    stand_in,
 )
+from tasks.storage.outages import StoreError
+
+_Step = TypeVar("_Step", EditStep, StepVariant)
+_Made = TypeVar("_Made")
 
 
 def check_edits(run: Run, variants: list[EditVariant]) -> None:
-    """Refuse prompts and layers that cannot work, before hours of work on the table."""
+    """Refuse prompts and layers that cannot work, before hours of work; warn of other languages."""
+    warn_of_languages(prompt for step in distinct_steps(variants) for prompt in (step.neutral, step.target))
     wanted = [step for step in distinct_steps(variants) if step.method == "global"]
-    if wanted:
-        check_edit.map(unmapped(run), wanted).result()
+    checks = dict(zip(wanted, check_edit.map(unmapped(run), wanted), strict=True)) if wanted else {}
+    _for_each(checks, _names(variants), lambda step: checks[step].result())
+
+
+def check_thresholds(
+    run: Run,
+    steps: Iterable[EditStep],
+    table: TableRef | None,
+    styles: SampledStyles | None,
+    instant: Instant,
+) -> None:
+    """Refuse thresholds that no channel reaches, before hours of work on images.
+
+    Alpha scales a direction, so it need not be known; a threshold that is still to be chosen is passed over.
+    """
+    variants = [
+        EditVariant(name=getattr(step, "name", "") or step.target, steps=(variant,))
+        for step in steps
+        if step.beta != "auto" and step.method == "global"
+        for variant in stand_in(step).step_variants()
+    ]
+    directions(run, variants, {}, table, styles, instant)
 
 
 def distinct_steps(variants: list[EditVariant]) -> list[StepVariant]:
     """Return every step of the edits once, in order."""
     return list(dict.fromkeys(step for variant in variants for step in variant.steps))
+
+
+def _names(variants: list[EditVariant]) -> dict[StepVariant, str]:
+    """Return what each step is called in a message: its edit and its prompts."""
+    return {
+        step: f"edit {variant.name!r} ({step.neutral!r} to {step.target!r})"
+        for variant in reversed(variants)
+        for step in variant.steps
+    }
+
+
+def _for_each(
+    steps: Iterable[_Step], names: Mapping[_Step, str], work: Callable[[_Step], _Made]
+) -> dict[_Step, _Made]:
+    """Return what is made of each step; those that cannot work end the run at once, and are told together.
+
+    Raises:
+        StyleCLIPError: If some cannot work: of their own kind if that is one. It names each edit.
+    """
+    made: dict[_Step, _Made] = {}
+    problems: dict[str, StyleCLIPError] = {}
+    for step in steps:
+        try:
+            made[step] = work(step)
+        except StoreError:  # nobody's edit is to blame
+            raise
+        except StyleCLIPError as error:
+            problems[f"{names[step]}: {error}"] = error
+
+    if not problems:
+        return made
+    (first, *others), kinds = problems.values(), {type(error) for error in problems.values()}
+    count = f"{len(problems)} edits cannot work: " if others else ""
+    kind = SettingsError if len(kinds) > 1 else type(first)
+    raise kind(count + "; ".join(problems)) from first
 
 
 def needs(variants: list[EditVariant], source: RelevanceSource) -> bool:
@@ -61,11 +124,8 @@ def needs(variants: list[EditVariant], source: RelevanceSource) -> bool:
 def prepare_others(run: Run, variants: list[EditVariant]) -> dict[StepVariant, PreparedStep]:
     """Mappers and optimizations; one that cannot work stops the run here, at once."""
     prepare = {"mapper": prepare_mapper, "optimization": prepare_optimization}
-    return {
-        step: engine.run(prepare[step.method], run, step)
-        for step in distinct_steps(variants)
-        if step.method != "global"
-    }
+    wanted = [step for step in distinct_steps(variants) if step.method != "global"]
+    return _for_each(wanted, _names(variants), lambda step: engine.run(prepare[step.method], run, step))
 
 
 def directions(
@@ -77,14 +137,15 @@ def directions(
     instant: Instant,
 ) -> list[PreparedEdit]:
     """Prompts -> style directions; a prompt that names no direction stops the run here, at once."""
-    # table and styles are None only where no step asks for them, see needs()
-    prepared = dict(others)
-    for step in distinct_steps(variants):
-        if step.method == "global" and step.relevance == "table" and table:
-            prepared[step] = engine.run(compute_direction, run, step, table)
-        elif step.method == "global" and styles:
-            prepared[step] = engine.run(compute_instant_direction, run, step, styles, instant)
 
+    def direct(step: StepVariant) -> PreparedStep:
+        # table and styles are None only where no step asks for them, see needs()
+        if step.relevance == "table" and table:
+            return engine.run(compute_direction, run, step, table)
+        return engine.run(compute_instant_direction, run, step, cast(SampledStyles, styles), instant)
+
+    wanted = [step for step in distinct_steps(variants) if step.method == "global"]
+    prepared = others | _for_each(wanted, _names(variants), direct)
     return [
         PreparedEdit(variant=variant, steps=[prepared[step] for step in variant.steps])
         for variant in variants
@@ -105,15 +166,19 @@ def diagnose(run: Run, prepared: list[PreparedEdit]) -> DiagnosisRef:
 
 def choose(run: Run, edits: list[Edit], planned: ChoicePlan) -> tuple[list[Edit], list[ChosenStrength]]:
     """Edits of which some say auto -> the same edits in numbers, and the choices made."""
-    chosen: dict[EditStep, ChosenStrength] = {}
 
     def bare(step: EditStep) -> EditStep:
         """Return a step without what an edit adds to it: equal steps share one choice."""
         return EditStep(**{name: getattr(step, name) for name in EditStep.model_fields})
 
-    for step in map(bare, automatic_steps(edits)):
-        if step not in chosen:
-            chosen[step] = engine.run(choose_strength, run, step, planned)
+    names = {
+        bare(step): f"edit {edit.name or step.target!r} ({step.neutral!r} to {step.target!r})"
+        for edit in reversed(edits)
+        for step in reversed((edit, *edit.then))
+        if step.automatic
+    }
+    wanted = dict.fromkeys(map(bare, automatic_steps(edits)))
+    chosen = _for_each(wanted, names, lambda step: engine.run(choose_strength, run, step, planned))
 
     def number(step: EditStep) -> EditStep:
         return chosen[bare(step)].apply(step) if step.automatic else step
@@ -168,5 +233,6 @@ def train(run: Run, targets: list[str], settings: MapperTraining) -> list[Mapper
             "give --identity or set --identity-weight 0"
         )
 
+    warn_of_languages(targets)
     planned = [mappers.plan(run, target, settings) for target in targets]
     return [engine.run(mappers.train_mapper, run, each) for each in planned]

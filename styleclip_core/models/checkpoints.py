@@ -145,6 +145,16 @@ def _foreign_state(state: dict[str, Tensor], path: Path | None = None) -> dict[s
 
 
 def _build(path: Path, state: dict[str, Tensor], extras: Mapping[str, float | None]) -> Generator:
+    # nothing is wrong with such a file, so that fetching it again would not help
+    torgb = state.get("synthesis.b4.torgb.weight")
+    colors = torgb.shape[0] if torgb is not None and torgb.ndim == 4 else 3
+    if colors != 3:
+        kind = "a grey-scale generator, of 1 channel" if colors == 1 else f"a generator of {colors} channels"
+        raise CheckpointError(
+            f"{path} is {kind}; 3 are needed (red, green, blue), as CLIP and encoders read them: give one "
+            "that was trained on colour images"
+        )
+
     try:
         config = _infer_config(state, extras)
     except (CheckpointError, *DAMAGE) as error:
@@ -193,10 +203,6 @@ def _infer_config(state: Mapping[str, Tensor], extras: Mapping[str, float | None
     const = state["synthesis.b4.const"]
     if sides != [4 << index for index in range(len(sides))] or const.ndim != 3 or const.shape[1] != 4:
         raise CheckpointError(f"its blocks have the sides {sides} and begin with {list(const.shape)}")
-
-    colors = state["synthesis.b4.torgb.weight"].shape[0]
-    if colors != 3:
-        raise CheckpointError(f"it draws {colors} channels per pixel instead of red, green and blue")
 
     # channels(side) = min(base / side, max), so any layer below the maximum gives the base
     widths = {side: state[f"synthesis.b{side}.conv1.weight"].shape[0] for side in sides}

@@ -187,10 +187,15 @@ def fold_batch_norm(tower: nn.Module) -> nn.Module:
 
 def _first_too_long(texts: Sequence[str]) -> str:
     # characters say little: a long word can be one token, a single emoji several
+    return texts[int((count_tokens(texts) > 75).int().argmax())]
+
+
+def count_tokens(texts: Sequence[str]) -> Tensor:
+    """Return how many pieces of CLIP's vocabulary each text is, ``[len(texts)]``, without the two ends."""
     import clip
 
-    tokens = clip.tokenize(list(texts), context_length=max(map(len, texts)) * 4 + 2)
-    return texts[int(((tokens != 0).sum(dim=1) > 77).int().argmax())]
+    tokens: Tensor = clip.tokenize(list(texts), context_length=max(map(len, texts)) * 4 + 2)
+    return (tokens != 0).sum(dim=1) - 2
 
 
 def load_clip(name_or_path: str | Path, device: str | torch.device = "cpu") -> ClipModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -137,7 +138,12 @@ def _keep_first(
     """Leave the first of two tables of one step where it is; the second may differ as processors do."""
     with _readable(uri), pq.ParquetFile(first) as theirs, pq.ParquetFile(second) as ours:
         name, distance = farthest(theirs, ours, decided)
+        there, here = (_provenance(uri, each.schema_arrow) for each in (theirs, ours))
 
+    if distance > 0 and there.fingerprint != here.fingerprint:
+        raise ArtifactConflictError(
+            f"{uri} was made of something else: {_differences(there, here)}; give another place, or delete it"
+        )
     if distance > _NO_ROUNDING:
         raise ArtifactConflictError(
             f"{uri} exists with other content in {name}, though the same step with the same inputs made it; "
@@ -148,6 +154,24 @@ def _keep_first(
             "%s: %s differs by %.1e of its size from what is computed here, as on another processor or with "
             "other batches; what is there is kept", uri, name, distance,
         )  # fmt: skip
+
+
+def _differences(there: Provenance, here: Provenance) -> str:
+    """Return what made one table and not the other, by name."""
+    made = [
+        {"step": each.step, "version": each.version, **each.parameters, **each.inputs}
+        | {"generator": each.generator, "CLIP": each.clip}
+        for each in (there, here)
+    ]
+    names = [name for name in made[0] | made[1] if made[0].get(name) != made[1].get(name)]
+    return ", ".join(
+        f"{name} is {_short(made[0].get(name))} there and {_short(made[1].get(name))} here" for name in names
+    )
+
+
+def _short(value: object) -> str:
+    # of a hash the beginning is enough
+    return re.sub(r"^([0-9a-f]{16})[0-9a-f]{16,}$", r"\1", str(value))
 
 
 def read_expected(uri: str, digest: str) -> bytes:
@@ -231,9 +255,13 @@ def read_provenance(uri: str) -> Provenance:
         DamagedArtifactError: If the file is no artifact of this project.
     """
     with _readable(uri):
-        metadata = _parquet(uri).schema_arrow.metadata or {}
+        schema = _parquet(uri).schema_arrow
+    return _provenance(uri, schema)
+
+
+def _provenance(uri: str, schema: pa.Schema) -> Provenance:
     try:
-        return Provenance(**json.loads(metadata[_METADATA]))
+        return Provenance(**json.loads((schema.metadata or {})[_METADATA]))
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedArtifactError(
             f"{uri} does not say what made it ({error}); give a table that this project wrote"

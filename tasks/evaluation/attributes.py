@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import yaml
 from pydantic import Field, ValidationError
 from torch import Tensor
 
 from styleclip_core.zero_shot import Attribute
 from tasks.running.run import Run
 from tasks.running.texts import target_embedding
-from tasks.settings import Settings, SettingsError, describe
-from tasks.storage import read_bytes
+from tasks.settings import Prompt, Settings, SettingsError, describe
+from tasks.settings.files import read_list
 
 FACES = str(Path(__file__).parent / "faces.yaml")
 
@@ -23,8 +22,8 @@ class AttributePrompts(Settings):
     """An attribute as an entry of a file."""
 
     name: str = Field(min_length=1, description="Short name; names its columns")
-    positive: str = Field(min_length=1, description="What is said of an image where it holds")
-    negative: str = Field("face", min_length=1, description="What is said where it does not")
+    positive: Prompt = Field(description="What is said of an image where it holds")
+    negative: Prompt = Field("face", description="What is said where it does not")
     group: str = Field("", description="Attributes of one group change with each other; empty for none")
 
     def attribute(self) -> Attribute:
@@ -38,14 +37,9 @@ def load_entries(uri: str, key: str) -> list[object]:
     Raises:
         SettingsError: If it is no such list, or an empty one.
     """
-    try:
-        content = yaml.safe_load(read_bytes(uri))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{uri} is neither YAML nor JSON: {' '.join(str(error).split())}") from error
-
-    entries = content.get(key) if isinstance(content, dict) else content
-    if not isinstance(entries, list) or not entries:
-        raise SettingsError(f"{uri} must hold a list, or a mapping with the list under {key!r}")
+    entries = read_list(uri, key)
+    if not entries:
+        raise SettingsError(f"{uri} holds an empty list of {key}; list at least one")
     return entries
 
 

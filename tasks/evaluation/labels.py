@@ -24,7 +24,7 @@ from pydantic import Field, ValidationError
 from tasks.artifacts import read_table
 from tasks.artifacts.outcomes import Row
 from tasks.evaluation.attributes import check_names, load_entries
-from tasks.settings import Settings, SettingsError, describe
+from tasks.settings import Prompt, Settings, SettingsError, describe
 from tasks.storage import read_bytes
 
 PLAIN = "label"
@@ -35,7 +35,7 @@ class LabelPrompt(Settings):
     """Something that an image may show."""
 
     name: str = Field("", description="Short name; the prompt itself if empty")
-    prompt: str = Field(min_length=1, description="What is said of an image that shows it")
+    prompt: Prompt = Field(description="What is said of an image that shows it")
     negative: str = Field(
         "", description="What is said of one that does not; with it, the label excludes no other"
     )

@@ -40,7 +40,7 @@ from tasks.photographs.images import cut, digest
 from tasks.running.caching import unit_of_work
 from tasks.running.run import Run
 from tasks.settings import SettingsError
-from tasks.storage import MissingObjectError, ObjectInfo, join, list_objects
+from tasks.storage import MissingObjectError, ObjectInfo, canonical, join, list_objects
 
 STEP, VERSION = "index-edits", "2"
 EDIT_FIELDS = [
@@ -144,9 +144,10 @@ def index_edits(run: Run, manifest: str, out: str, shard_size: int) -> EditsInde
         _write_shard(folder, number, part, rows, made).model_copy(update={"before": span.before})
         for number, (part, span) in enumerate(zip(parts, spans, strict=True))
     ]
+    photos = str(made.parameters.get("photos", ""))
     return EditsIndex(
         manifest=manifest, out=place, fingerprint=made.fingerprint,
-        photographs=str(made.parameters.get("photos", "")), clip=made.clip, shards=shards,
+        photographs=canonical(photos) if photos else "", clip=made.clip, shards=shards,
     )  # fmt: skip
 
 

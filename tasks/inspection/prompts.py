@@ -33,6 +33,7 @@ from styleclip_core.diagnostics import (
 from styleclip_core.editing import ChannelSelection, style_direction
 from styleclip_core.errors import NoRelevantChannelError
 from styleclip_core.models.stylegan2 import Generator
+from styleclip_core.prompts import language_warnings
 from styleclip_core.relevance import RelevanceTable
 from styleclip_core.sampling import sample_styles
 from styleclip_core.style_space import StyleLayout
@@ -266,11 +267,17 @@ def overview(found: DiagnosisRef) -> tuple[list[str], list[list[str]]]:
 
 def markdown(found: DiagnosisRef) -> str:
     """Return a diagnosis as Markdown, for Prefect's UI."""
-    near = [f"- {code(line)}" for line in warnings(found.correlations)]
+    near = [f"- {code(line)}" for line in (*foreign(found.prompts), *warnings(found.correlations))]
     return "\n".join([*markdown_table(*overview(found)), "", *near, "", f"Tables: {code(found.folder)}"])
 
 
 _NAMED = ("neutral", "target", "templates", "method")
+
+
+def foreign(uri: str) -> list[str]:
+    """Return a line for every prompt of a table of prompts that seems not to be English."""
+    table = read_table(uri, columns=["neutral", "target"])
+    return language_warnings([*table["neutral"].to_pylist(), *table["target"].to_pylist()])
 
 
 def warnings(uri: str) -> list[str]:

@@ -40,6 +40,7 @@ from tasks.storage import (
     ChangedObjectError,
     MissingObjectError,
     ObjectInfo,
+    canonical,
     item_under,
     join,
     list_objects,
@@ -138,7 +139,7 @@ def identify_faces(uri: str, photos: str) -> FaceTable:
         raise SettingsError(f"{uri} is a table of {made.kind}, not of faces; give the one align-faces wrote")
 
     digest = hashlib.sha256(read_bytes(uri)).hexdigest()
-    return FaceTable(uri=uri, digest=digest, photos=photos or str(made.parameters["photos"]))
+    return FaceTable(uri=uri, digest=digest, photos=photos or canonical(str(made.parameters["photos"])))
 
 
 @unit_of_work("index-edited-faces")

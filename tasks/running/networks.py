@@ -29,8 +29,8 @@ from styleclip_core.errors import CheckpointError
 from styleclip_core.models.mtcnn import DetectionSettings, load_face_detector
 from tasks.artifacts import ChangedInputError
 from tasks.running.overlap import compute_slots, cores
-from tasks.settings import Execution
-from tasks.storage import copy_to_local, is_local, local_path, version
+from tasks.settings import Execution, is_clip_name
+from tasks.storage import copy_to_local, here, is_local, local_path, version
 
 _lock = threading.Lock()
 
@@ -74,7 +74,7 @@ class Wanted:
     @property
     def is_file(self) -> bool:
         """Return whether it is given as a file, not by the name of a published CLIP."""
-        return self.kind != "clip" or "://" in self.uri or self.uri.endswith((".pt", ".safetensors"))
+        return self.kind != "clip" or not is_clip_name(self.uri)
 
     def version(self) -> str:
         """Return what changes when the file is replaced."""
@@ -174,7 +174,10 @@ def local_weights(uri: str) -> Path:
     if is_local(uri):
         path = local_path(uri)
         if not path.is_file():
-            raise CheckpointError(f"no weights at {path}; give the path or URI of an existing file")
+            raise CheckpointError(
+                f"no weights at {path}; give the path or URI of a file that exists where the run is executed "
+                f"({here()})"
+            )
         return path
 
     # its version is part of the name, so that a file that is replaced is copied anew

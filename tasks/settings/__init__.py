@@ -28,8 +28,10 @@ from tasks.settings.settings import SettingsError as SettingsError
 from tasks.settings.settings import describe as describe
 from tasks.settings.settings import fast_relevance as fast_relevance
 from tasks.settings.settings import fields_of as fields_of
+from tasks.settings.uris import Clip as Clip
 from tasks.settings.uris import OptionalUri as OptionalUri
 from tasks.settings.uris import Prompt as Prompt
 from tasks.settings.uris import TemplateSet as TemplateSet
 from tasks.settings.uris import Uri as Uri
 from tasks.settings.uris import UriOrNone as UriOrNone
+from tasks.settings.uris import is_clip_name as is_clip_name

@@ -8,166 +8,47 @@ and an edit with all choices made an ``EditVariant``.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from itertools import product
-from typing import Any, Literal
+from math import prod
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, WithJsonSchema, model_validator
 
-from styleclip_core.editing import ChannelSelection, Weights
+from styleclip_core.editing import ChannelSelection, Weights, allowed_layers, layer_names
+from styleclip_core.errors import LayoutMismatchError
 from styleclip_core.models.mapper import PUBLISHED_STRENGTH
-from styleclip_core.options import parameters
-from tasks.settings import Optimization, Settings, SettingsError, TemplateSet, UriOrNone, describe
+from tasks.settings import Optimization, Prompt, Settings, SettingsError, TemplateSet, UriOrNone, describe
+from tasks.settings.files import read_list
+from tasks.settings.variants import FOREIGN, NAME, Method, slug
+from tasks.settings.variants import EditVariant as EditVariant
+from tasks.settings.variants import RelevanceSource as RelevanceSource
+from tasks.settings.variants import StepVariant as StepVariant
 
-Method = Literal["global", "mapper", "optimization"]
-RelevanceSource = Literal["table", "instant"]
+MOST_VARIANTS = 2000  # that a list of edits may stand for without a word
+_STRONGEST = 100.0
 Auto = Literal["auto"]
-_GLOBAL = ("alpha", "beta", "effect", "top_k", "include", "exclude", "weights", "relevance")
-_FOREIGN = {
-    "global": ("mapper", "strength", "optimization"),
-    "mapper": (*_GLOBAL, "optimization"),
-    "optimization": (*_GLOBAL, "mapper", "strength"),
-}
-_NAME = 64  # characters of a folder name
 
-
-class StepVariant(Settings):
-    """One step by one method with one set of settings; those of the other methods are empty."""
-
-    neutral: str
-    target: str
-    alpha: float | None = None
-    beta: float | None = None
-    top_k: int | None = None
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    weights: Weights = "relevance"
-    templates: TemplateSet = "styleclip-79"
-    method: Method = "global"
-    relevance: RelevanceSource = "table"
-    mapper: str | None = None
-    strength: float | None = None
-    optimization: Optimization | None = None
-    reason: str = ""
-
-    def selection(self) -> ChannelSelection:
-        """Return what the core needs of this."""
-        return ChannelSelection(self.beta, self.top_k, self.include, self.exclude, self.weights)
-
-    def parameters(self) -> dict[str, Any]:
-        """Return what decides the result, as JSON values."""
-        if self.method == "global":
-            foreign = {"method", "relevance", "weights", "reason", *_FOREIGN["global"]}
-            return self.model_dump(exclude=foreign) | self._special
-
-        shared = self.model_dump(include={"neutral", "target", "templates", "method"})
-        if self.method == "mapper":
-            return shared | {"strength": self.strength}
-        return shared | self.optimization_parameters() | ({"frames": self.frames} if self.frames else {})
-
-    @property
-    def frames(self) -> int:
-        """Return the frames of a video of each image's way; 0 for none."""
-        return self.optimization.frames if self.optimization else 0
-
-    def optimization_parameters(self) -> dict[str, Any]:
-        """Return the settings of an optimization, resolved.
-
-        Raises:
-            SettingsError: If this is no optimization.
-        """
-        if self.optimization is None:
-            raise SettingsError(f"the edit towards {self.target!r} is no optimization")
-
-        resolved = parameters(self.optimization.settings())
-        return resolved | {"reference_compat": self.optimization.reference_compat}
-
-    @property
-    def name(self) -> str:
-        """Return the target as a part of a folder name."""
-        return _slug(self.target)
-
-    @property
-    def label(self) -> str:
-        """Return target and main settings as a part of a folder name."""
-        return f"{self.name}_{self.setting}"
-
-    @property
-    def setting(self) -> str:
-        """Return the main settings as a part of a folder name, e.g. ``a3_b0.15``."""
-        if self.method == "mapper":
-            return f"m{self.strength:g}"
-        if self.method == "optimization":
-            return f"o{self.optimization_parameters()['steps']}"
-        choice = f"b{self.beta:g}" if self.beta is not None else f"k{self.top_k}"
-        return "_".join([f"a{self.alpha:g}", choice, *self._special.values()])
-
-    @property
-    def summary(self) -> str:
-        """Return the main settings for a person, e.g. ``a 3, b 0.15``."""
-        if self.method == "mapper":
-            return f"mapper x {self.strength:g}"
-        if self.method == "optimization":
-            return f"{self.optimization_parameters()['steps']} steps"
-        choice = f"b {self.beta:g}" if self.beta is not None else f"top {self.top_k}"
-        return ", ".join([f"a {self.alpha:g}", choice, *self._special.values()])
-
-    @property
-    def _special(self) -> dict[str, str]:
-        """Return the settings that are not as in the paper, by name; others leave names and hashes alone."""
-        # left out where they are as in the paper, so that older names and hashes stay
-        settings = self.model_dump(include={"relevance", "weights"})
-        return {k: v for k, v in settings.items() if v != StepVariant.model_fields[k].default}
-
-
-class EditVariant(Settings):
-    """An edit with all choices made: its steps, in their order."""
-
-    name: str
-    steps: tuple[StepVariant, ...] = Field(min_length=1)
-
-    @property
-    def label(self) -> str:
-        """Return a readable folder name, e.g. ``grey-hair_a3_b0.15``."""
-        return "_".join([self.name, *(step.setting for step in self.steps)])
-
-    @property
-    def summary(self) -> str:
-        """Return the main settings for a person."""
-        return "; ".join(step.summary for step in self.steps)
-
-    @property
-    def neutral(self) -> str:
-        """Return the neutral prompts of all steps."""
-        return "; ".join(dict.fromkeys(step.neutral for step in self.steps))
-
-    @property
-    def target(self) -> str:
-        """Return the target prompts of all steps."""
-        return "; ".join(step.target for step in self.steps)
-
-    @property
-    def method(self) -> str:
-        """Return the methods of all steps, e.g. ``global`` or ``global+optimization``."""
-        return "+".join(step.method for step in self.steps)
-
-    def parameters(self) -> dict[str, Any]:
-        """Return what decides the result, as JSON values."""
-        return {"name": self.name, "steps": [step.parameters() for step in self.steps]}
+# What the server checks before there is a run; the form says the same in words.
+_Strength = Annotated[
+    float, WithJsonSchema({"type": "number", "minimum": -_STRONGEST, "maximum": _STRONGEST})
+]
+_Threshold = Annotated[float, WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1})]
 
 
 class EditStep(Settings):
     """Prompts, a method, and that method's settings."""
 
-    neutral: str = Field("face", min_length=1, description="What the prompt is compared with")
-    target: str = Field(min_length=1, description="What the image should become")
+    neutral: Prompt = Field("face", description="What the prompt is compared with")
+    target: Prompt = Field(description="What the image should become")
     method: Method = Field("global", description="global (style direction), mapper, or optimization")
-    alpha: float | tuple[float, ...] | Auto = Field(
+    alpha: _Strength | tuple[_Strength, ...] | Auto = Field(
         3.0,
         description="Strength in standard deviations of the most relevant channel; one or several, or auto",
     )
-    beta: float | tuple[float, ...] | Auto | None = Field(
+    beta: _Threshold | tuple[_Threshold, ...] | Auto | None = Field(
         None,
         description="Threshold on |relevance|, 0 to 1; one or several, or auto (0.15 if top_k is not given)",
     )
@@ -191,7 +72,7 @@ class EditStep(Settings):
         "table", description="Where relevance comes from: the table, or instant for gradients of this prompt"
     )
     mapper: UriOrNone = Field(None, description="URI of the mapper's weights, for method mapper")
-    strength: float | tuple[float, ...] = Field(
+    strength: _Strength | tuple[_Strength, ...] = Field(
         PUBLISHED_STRENGTH, description="Factor of the mapper's output, 0.1 as published; one or several"
     )
     optimization: Optimization | None = Field(None, description="Settings of method optimization")
@@ -206,6 +87,12 @@ class EditStep(Settings):
 
         if self.alpha == () or self.beta == () or not _as_tuple(self.strength):
             raise ValueError("alpha, beta and strength must hold at least one value")
+        for name in ("alpha", "strength"):
+            for value in _as_tuple(getattr(self, name)):
+                if not abs(value) <= _STRONGEST:
+                    raise ValueError(
+                        f"{name} is a strength from -{_STRONGEST:g} to {_STRONGEST:g}, got {value}"
+                    )
         # made for its check: a threshold beyond 0 to 1 is refused with the core's own words
         for beta in _as_tuple(self.beta) if self.beta not in (None, "auto") else ():
             ChannelSelection(beta, None)
@@ -218,18 +105,31 @@ class EditStep(Settings):
             raise ValueError("beside auto, give one alpha or beta and no list of them")
 
         fields = EditStep.model_fields  # a form sends every field, most of them as they were
-        given = [name for name in _FOREIGN[self.method] if getattr(self, name) != fields[name].default]
+        given = [name for name in FOREIGN[self.method] if getattr(self, name) != fields[name].default]
         if given:
             raise ValueError(f"method {self.method} has no {given[0]}; leave it out")
 
         if self.method == "mapper" and self.mapper is None:
-            raise ValueError("method mapper needs the URI of a mapper")
+            raise ValueError("method mapper needs the URI of a mapper; give its best.safetensors as mapper")
+
+        # of any generator, as this one is not known yet
+        try:
+            allowed_layers(layer_names(), self.include, self.exclude)
+        except LayoutMismatchError as error:
+            raise ValueError(str(error)) from error
         return self
 
     @property
     def automatic(self) -> bool:
         """Return whether alpha or beta is to be chosen."""
         return self.alpha == "auto" or self.beta == "auto"
+
+    @property
+    def choices(self) -> int:
+        """Return how many variants the step stands for."""
+        if self.method == "global":
+            return max(1, len(_as_tuple(self.alpha))) * max(1, len(_as_tuple(self.beta)))
+        return len(_as_tuple(self.strength)) if self.method == "mapper" else 1
 
     @property
     def chosen_weights(self) -> Weights:
@@ -283,7 +183,7 @@ class Edit(EditStep):
 
     @model_validator(mode="after")
     def _check_name(self) -> Edit:
-        if self.name and not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9.+-]{{0,{_NAME - 1}}}", self.name):
+        if self.name and not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9.+-]{{0,{NAME - 1}}}", self.name):
             raise ValueError(
                 f"edit name {self.name!r} must be a folder name of letters, digits, '-', '+' and '.'"
             )
@@ -292,7 +192,7 @@ class Edit(EditStep):
     def variants(self) -> list[EditVariant]:
         """Return the edit with every combination of the choices that its steps list."""
         steps: list[EditStep] = [self, *self.then]
-        name = self.name or "+".join(_slug(step.target) for step in steps)[:_NAME]
+        name = self.name or "+".join(slug(step.target) for step in steps)[:NAME]
         return [
             EditVariant(name=name, steps=chosen)
             for chosen in product(*(step.step_variants() for step in steps))
@@ -326,57 +226,60 @@ def replace_steps(edits: list[Edit], replace: Callable[[EditStep], EditStep]) ->
     return found
 
 
+def all_steps(edits: list[Edit]) -> list[EditStep]:
+    """Return every step of the edits, the first ones and those that follow."""
+    return [step for edit in edits for step in (edit, *edit.then)]
+
+
 def automatic_steps(edits: list[Edit]) -> list[EditStep]:
     """Return every step whose alpha or beta is to be chosen."""
-    return [step for edit in edits for step in (edit, *edit.then) if step.automatic]
+    return [step for step in all_steps(edits) if step.automatic]
 
 
-def _slug(target: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", target.lower()).strip("-")[:_NAME] or "edit"
-
-
-def all_variants(edits: list[Edit]) -> list[EditVariant]:
+def all_variants(edits: list[Edit], most: int = MOST_VARIANTS) -> list[EditVariant]:
     """Return every variant of a list of edits.
 
+    Args:
+        edits: What to do to every image.
+        most: How many variants they may stand for.
+
     Raises:
-        SettingsError: If the list is empty, or two variants would write to one folder.
+        SettingsError: If the list is empty, stands for more, or two variants would write to one folder.
     """
+    # counted before they are made: five lists of a hundred values are ten thousand million variants
+    counts = [(prod(step.choices for step in (edit, *edit.then)), edit) for edit in edits]
+    total = sum(count for count, _ in counts)
+    if total > most:
+        largest, edit = max(counts, key=lambda each: each[0])
+        raise SettingsError(
+            f"the edits stand for {total:,} variants of every image, {largest:,} of them by "
+            f"{edit.name or edit.target!r}; list fewer values, or allow {total} (most_variants)"
+        )
+
     variants = [variant for edit in edits for variant in edit.variants()]
-    labels = [variant.label for variant in variants]
-    twice = sorted({label for label in labels if labels.count(label) > 1})
-    if twice:
-        raise SettingsError(f"two edits write to the same folder {twice[0]!r}; give one of them another name")
+    (folder, times), *_ = [*Counter(each.label for each in variants).most_common(1), ("", 1)]
+    if times > 1:
+        raise SettingsError(f"two edits write to the same folder {folder!r}; give one of them another name")
     if not variants:
         raise SettingsError("there is no edit to do; list at least one with a target prompt")
     return variants
 
 
-def load_edits(uri: str) -> list[Edit]:
+def load_edits(uri: str, most: int = MOST_VARIANTS) -> list[Edit]:
     """Read an edit file: a YAML or JSON list, or a mapping with the list under ``edits``.
 
     Raises:
         SettingsError: If it is no such list; the message names the entry and the field.
     """
-    from tasks.storage import read_bytes  # takes a second, and `styleclip --help` has no use for it
-
-    try:
-        content = yaml.safe_load(read_bytes(uri))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{uri} is neither YAML nor JSON: {' '.join(str(error).split())}") from error
-
-    entries = content.get("edits") if isinstance(content, dict) else content
-    if not isinstance(entries, list):
-        raise SettingsError(f"{uri} must hold a list of edits, or a mapping with the list under 'edits'")
-
     edits = []
-    for number, entry in enumerate(entries, start=1):
+    for number, entry in enumerate(read_list(uri, "edits"), start=1):
         try:
             edits.append(Edit.model_validate(entry))
         except ValidationError as error:
             raise SettingsError(f"{uri}, edit {number}: {describe(error)}") from error
 
     # for its check: that two edits share a folder is best said of the file
-    all_variants(replace_steps(edits, stand_in))
+    all_variants(replace_steps(edits, stand_in), most)
     return edits
 
 

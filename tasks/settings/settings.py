@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import date, datetime
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 from zoneinfo import ZoneInfo
 
 from annotated_types import Ge
@@ -37,11 +37,12 @@ from styleclip_core.options import (
     NamedWith,
     Says,
     annotated_fields,
+    describe_excess,
     parameters,
 )
 from styleclip_core.pivotal import PivotalSettings
 from styleclip_core.relevance import RelevanceSettings
-from tasks.settings.uris import OptionalUri, TemplateSet, TimeZone, Uri, UriOrNone
+from tasks.settings.uris import Clip, OptionalUri, Prompt, TemplateSet, TimeZone, Uri, UriOrNone
 
 _REFUSING = ConfigDict(extra="forbid", hide_input_in_errors=True)
 _T = TypeVar("_T")
@@ -56,6 +57,14 @@ class Settings(BaseModel):
     """A form: a value, and nothing else in it than its fields."""
 
     model_config = ConfigDict(frozen=True, **_REFUSING)
+
+    @model_validator(mode="after")
+    def _check_numbers(self) -> Self:
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if wanted := describe_excess(value):
+                raise ValueError(f"{name} must be {wanted}, got {value}")
+        return self
 
 
 def fields_of(form: type) -> Mapping[str, FieldInfo]:
@@ -100,7 +109,7 @@ class Models(Settings):
     generator: Uri = Field(
         description="URI of the StyleGAN2 weights (.safetensors, NVIDIA's .pkl, rosinality's .pt)"
     )
-    clip: OptionalUri = Field("ViT-B/32", description="CLIP name, or URI of its weights")
+    clip: Clip = Field("ViT-B/32", description="CLIP name, or URI of its weights")
     encoder: UriOrNone = Field(
         None, description="URI of the encoder (ours, e4e or pSp); none starts at the average w"
     )
@@ -116,11 +125,11 @@ class Models(Settings):
 class Judges(Settings):
     """The networks that evaluate edits; they need not be those that made them."""
 
-    clip: str = Field("ViT-B/32", description="CLIP name, or URI of its weights; best one that made no edit")
-    identity: str | None = Field(
+    clip: Clip = Field("ViT-B/32", description="CLIP name, or URI of its weights; best one that made no edit")
+    identity: UriOrNone = Field(
         None, description="URI of an identity network (model_ir_se50.pth); none scores no identity"
     )
-    perceptual: str | None = Field(
+    perceptual: UriOrNone = Field(
         None, description="URI of AlexNet's or VGG16's published weights, for LPIPS; none measures no LPIPS"
     )
 
@@ -249,7 +258,7 @@ class Choosing(ChoosingSettings, _Naming):
         Says("Inverted photographs, or sampled codes, that the choice is made on; at most"),
     ] = 24  # fmt: skip
     keep: Annotated[
-        tuple[str, ...],
+        tuple[Prompt, ...],
         Says("Prompts of what should stay, e.g. face with a hat; none for all that CLIP sees"),
     ] = ()
     batch_size: Annotated[

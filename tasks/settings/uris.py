@@ -1,32 +1,66 @@
-"""Kinds of values that forms take: URIs without credentials, prompts, names that are known."""
+"""Kinds of values that forms take: places in their one form, prompts, names that are known."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 from zoneinfo import available_timezones
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 
 from styleclip_core.templates import TEMPLATE_SETS
 
-# A URI with a user's name and password, or an S3 one with keys where its bucket should be.
-_CREDENTIALS = r"[A-Za-z0-9+.-]+://[^/]*:[^/]*@|[sS]3[aA]?://(?!arn:)[^/]*[:@]"
+# What names a weights file and not a network that is published under a name (``ViT-B/32``).
+_FILE = r"[./~]|[A-Za-z][A-Za-z0-9+.-]*:|.*\.(?:pt|pth|safetensors)$"
 
 
-def _without_credentials(uri: str) -> str:
-    if re.match(_CREDENTIALS, uri):
-        raise ValueError("the URI holds credentials; give them in the environment, never in a parameter")
-    return uri
+def is_clip_name(given: str) -> bool:
+    """Return whether a CLIP is given by its published name, not as a file."""
+    return not re.match(_FILE, given)
 
 
-# What the server checks before there is a run that would store the value. An empty one passes: it is what a
-# deployment has whose variables were not set, and a run that needs it says so.
-_URI_SCHEMA = WithJsonSchema({"type": "string", "pattern": f"^(?!{_CREDENTIALS})"})
-Prompt = Annotated[str, Field(min_length=1)]
-OptionalUri = Annotated[str, AfterValidator(_without_credentials), _URI_SCHEMA]
+def _place(given: str) -> str:
+    from tasks.storage import canonical  # takes a second, and `styleclip --help` has no use for it
+
+    return canonical(given)
+
+
+def _place_or_empty(given: str) -> str:
+    return _place(given) if given else given
+
+
+def _clip(given: str) -> str:
+    return given if is_clip_name(given) else _place(given)
+
+
+class _PlaceSchema:
+    """What the server checks before there is a run that would store the value.
+
+    An empty one passes: it is what a deployment has whose variables were not set, and a run that needs it
+    says so.
+    """
+
+    def __get_pydantic_json_schema__(self, _core: Any, _handler: Any) -> dict[str, Any]:  # noqa: ANN401
+        from tasks.storage import NO_PLACE
+
+        return {"type": "string", "pattern": f"^(?!{NO_PLACE})"}
+
+
+OptionalUri = Annotated[str, AfterValidator(_place_or_empty), _PlaceSchema()]
 UriOrNone = Annotated[OptionalUri | None, BeforeValidator(lambda given: given or None)]  # a form sends ""
-Uri = Annotated[str, Field(min_length=1), AfterValidator(_without_credentials), _URI_SCHEMA]
+Uri = Annotated[str, AfterValidator(_place), _PlaceSchema()]
+Clip = Annotated[str, AfterValidator(_clip), _PlaceSchema()]
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("a prompt is blank; say what an image shows, e.g. grey hair")
+    return text
+
+
+Prompt = Annotated[
+    str, AfterValidator(_not_blank), WithJsonSchema({"type": "string", "minLength": 1, "pattern": r"\S"})
+]
 
 
 def _known_templates(name: str) -> str:

@@ -8,18 +8,17 @@ URI prefixes to fsspec options, for S3 usually a profile of the AWS credentials 
     {"s3://photographs/": {"profile": "reader"}, "s3://results/": {"profile": "writer"}}
 
 The longest prefix that matches decides; a prefix ends where a folder ends, so that
-``s3://photographs`` does not speak for ``s3://photographs-raw``. An object is complete or absent: locally
-it is written aside and moved, on an object store it is committed by one request. Object keys are
-untrusted: ``output_key`` maps any of them to a path that cannot leave its prefix. What fails, why, and
-for how long a store that does not answer is waited for, is in ``tasks.storage.outages``.
+``s3://photographs`` does not speak for ``s3://photographs-raw``. A place has one name, however it was
+spelled: ``tasks.storage.places``. An object is complete or absent: locally it is written aside and moved,
+on an object store it is committed by one request. Object keys are untrusted: ``output_key`` maps any of
+them to a path that cannot leave its prefix. What fails, why, and for how long a store that does not answer
+is waited for, is in ``tasks.storage.outages``.
 """
 
 from __future__ import annotations
 
 from tasks.storage.filesystems import filesystem as filesystem
-from tasks.storage.filesystems import is_local as is_local
 from tasks.storage.filesystems import join as join
-from tasks.storage.filesystems import local_path as local_path
 from tasks.storage.items import item_under as item_under
 from tasks.storage.items import read_item as read_item
 from tasks.storage.keys import output_key as output_key
@@ -41,4 +40,12 @@ from tasks.storage.outages import ChangedObjectError as ChangedObjectError
 from tasks.storage.outages import MissingObjectError as MissingObjectError
 from tasks.storage.outages import StorageError as StorageError
 from tasks.storage.outages import StoreError as StoreError
+from tasks.storage.places import NO_PLACE as NO_PLACE
+from tasks.storage.places import PlaceError as PlaceError
+from tasks.storage.places import canonical as canonical
+from tasks.storage.places import here as here
+from tasks.storage.places import is_local as is_local
+from tasks.storage.places import lies_in as lies_in
+from tasks.storage.places import local_path as local_path
+from tasks.storage.places import scheme_of as scheme_of
 from tasks.storage.presence import versions_of as versions_of

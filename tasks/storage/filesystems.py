@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -13,19 +12,17 @@ from typing import Any, TypeVar
 import fsspec
 
 from tasks.storage.outages import CredentialsError, StorageError, explained, patiently
+from tasks.storage.places import (
+    PlaceError,
+    canonical_prefix,
+    is_local,
+    lies_in,
+    local_path,
+    refuse_credentials,
+    scheme_of,
+)
 
-_HOLDS_KEYS = re.compile(r"(?!arn:)[^@]*[:@]")  # no bucket has such a name
 _T = TypeVar("_T")
-
-
-def is_local(uri: str) -> bool:
-    """Return whether a URI is a path on this machine."""
-    return "://" not in uri or uri.startswith("file://")
-
-
-def local_path(uri: str) -> Path:
-    """Return the path of a local URI."""
-    return Path(uri.removeprefix("file://")).expanduser()
 
 
 def join(prefix: str, *parts: str) -> str:
@@ -42,12 +39,13 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     Raises:
         StorageError: If the URI holds credentials, or there is no such kind of storage.
     """
-    _refuse_unsafe(uri)
-    protocol = "file" if is_local(uri) else uri.split("://", 1)[0]
+    refuse_credentials(uri)
+    protocol = scheme_of(uri)
     path = str(local_path(uri)) if protocol == "file" else uri
 
-    options = _options(uri)
-    s3 = protocol in ("s3", "s3a")
+    options, s3 = _options(uri), protocol == "s3"
+    if s3 and "?versionId=" in uri:
+        raise StorageError(f"cannot use {uri}: s3fs reads '?versionId=' as a version; rename the object")
     if s3:  # whoever calls is patient, so that botocore need not be
         once = {"retries": {"mode": "standard", "total_max_attempts": 1}}
         options = {"use_listings_cache": False, "config_kwargs": once, **options}
@@ -64,26 +62,6 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         ) from error
 
 
-def _refuse_unsafe(uri: str) -> None:
-    """Refuse what would leak a secret into logs and results, or be read as something else."""
-    if is_local(uri):
-        return
-    protocol, _, rest = uri.partition("://")
-
-    account = rest.split("/", 1)[0]
-    s3 = protocol in ("s3", "s3a")
-
-    # the message does not name the URI: it would repeat the secret
-    if (":" in account.partition("@")[0] and "@" in account) or (s3 and _HOLDS_KEYS.match(account)):
-        raise StorageError(
-            f"a {protocol}:// URI holds credentials; give them in the environment, e.g. "
-            "AWS_ACCESS_KEY_ID or AWS_PROFILE, never in a URI"
-        )
-
-    if s3 and "?versionId=" in rest:
-        raise StorageError(f"cannot use {uri}: s3fs reads '?versionId=' as a version; rename the object")
-
-
 def _options(uri: str) -> dict[str, Any]:
     config = os.environ.get("STYLECLIP_STORAGE_OPTIONS")
     if not config:
@@ -91,13 +69,9 @@ def _options(uri: str) -> dict[str, Any]:
 
     # the time of change goes with the path, so that an edited file is read anew
     prefixes = _read_options(config, Path(config).stat().st_mtime_ns if Path(config).exists() else 0)
-    matching = [prefix for prefix in prefixes if _covers(prefix, uri)]
+    place = f"{scheme_of(uri)}://{uri.partition('://')[2].rstrip('/')}" if not is_local(uri) else uri
+    matching = [prefix for prefix in prefixes if lies_in(place, prefix)]
     return dict(prefixes[max(matching, key=len)]) if matching else {}
-
-
-def _covers(prefix: str, uri: str) -> bool:
-    """Return whether a URI is a prefix or lies under it, counted in whole folders."""
-    return f"{uri.rstrip('/')}/".startswith(prefix if prefix.endswith("/") else f"{prefix}/")
 
 
 @lru_cache(maxsize=8)
@@ -111,7 +85,11 @@ def _read_options(path: str, _changed: int) -> dict[str, dict[str, Any]]:
 
     if not isinstance(options, dict) or not all(isinstance(value, dict) for value in options.values()):
         raise StorageError(f"{path} must map URI prefixes to fsspec options")
-    return options
+
+    try:
+        return {canonical_prefix(prefix): value for prefix, value in options.items()}
+    except PlaceError as error:
+        raise StorageError(f"{path} maps what is no URI prefix: {error}") from error
 
 
 def ask(
@@ -126,9 +104,9 @@ def ask(
             return work(*filesystem(uri))
 
     # waited for by bucket: another store may answer meanwhile
-    protocol, _, rest = uri.partition("://")
+    protocol, bucket = scheme_of(uri), uri.partition("://")[2].split("/", 1)[0]
     try:
-        return patiently(f"{protocol}://{rest.split('/', 1)[0]}", uri, action, lambda: work(*filesystem(uri)))
+        return patiently(f"{protocol}://{bucket}", uri, action, lambda: work(*filesystem(uri)))
     except CredentialsError:
         fsspec.get_filesystem_class(protocol).clear_instance_cache()  # who asks again reads them anew
         raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tasks.storage.filesystems import is_local, join
+from tasks.storage.filesystems import join
 from tasks.storage.listing import first_page
 from tasks.storage.objects import answers, read_bytes
 from tasks.storage.outages import (
@@ -17,6 +17,7 @@ from tasks.storage.outages import (
     UnreadablePrefixError,
     UnservedObjectError,
 )
+from tasks.storage.places import is_local
 
 _OTHERS = 3  # objects that are asked for before a store is said to serve nothing
 

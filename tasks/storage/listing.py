@@ -21,8 +21,9 @@ from typing import Any
 import fsspec
 
 from tasks.storage import temporaries
-from tasks.storage.filesystems import ask, etag_of, file_etag, filesystem, is_local, local_path
-from tasks.storage.outages import StorageError, explained
+from tasks.storage.filesystems import ask, etag_of, file_etag, filesystem
+from tasks.storage.outages import MissingObjectError, StorageError, explained
+from tasks.storage.places import here, is_local, local_path, scheme_of
 
 _ENDING = re.compile(r"(?<=[^/])\.(?=[0-9]*[a-z])[0-9a-z]{1,8}$")
 _PAGE, _RUN = 1000, 20_000  # objects of a listing that are asked for, and that are sorted, at once
@@ -158,7 +159,7 @@ def _pages(prefix: str, size: int | None = None, patient: bool = True) -> Iterat
     size = size or _PAGE
     if is_local(prefix):
         yield from _batched(_local_files(prefix), size)
-    elif prefix.startswith(("s3://", "s3a://")):
+    elif scheme_of(prefix) == "s3":
         yield from s3_pages(prefix, size, patient=patient)
     else:
         yield from _found(prefix, patient)
@@ -173,8 +174,12 @@ def _local_files(prefix: str) -> Iterator[ObjectInfo]:
     with explained(prefix, "list"):
         if root.is_file():
             raise StorageError(f"cannot list {prefix}: it is one file; give its folder, {root.parent}")
+        # a worker has other disks and another working directory than whoever typed a path into a form
         if not root.is_dir():
-            raise FileNotFoundError(prefix)
+            raise MissingObjectError(
+                f"cannot list {prefix}: there is no such object or bucket where this is executed ({here()}); "
+                "give an absolute path that exists there, or a URI"
+            )
 
         # not os.walk, which passes over a folder that cannot be read without a word
         waiting = [(os.fspath(root), "")]

@@ -16,8 +16,9 @@ import fsspec
 import fsspec.asyn
 
 from tasks.storage import temporaries
-from tasks.storage.filesystems import ask, etag_of, file_etag, is_local, local_path
+from tasks.storage.filesystems import ask, etag_of, file_etag
 from tasks.storage.outages import ChangedObjectError, MissingObjectError, StorageError, explained
+from tasks.storage.places import is_local, local_path, scheme_of
 
 _CONTENT_TYPES = {
     "html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf-8", "png": "image/png",
@@ -36,7 +37,7 @@ def read_bytes(uri: str) -> bytes:
             return local_path(uri).read_bytes()
 
     # one request: s3fs otherwise asks for the size first, and no such answer says why it refuses
-    options = {"max_concurrency": 1} if uri.startswith(("s3://", "s3a://")) else {}
+    options = {"max_concurrency": 1} if scheme_of(uri) == "s3" else {}
     content: bytes = ask(uri, "read", lambda fs, path: fs.cat_file(path, **options))
     return content
 
@@ -69,7 +70,7 @@ def read_version(uri: str, etag: str) -> bytes:
         with explained(uri, "read"):
             content = _read_file_version(local_path(uri), etag)
     else:
-        read = _read_s3_version if uri.startswith(("s3://", "s3a://")) else _read_any_version
+        read = _read_s3_version if scheme_of(uri) == "s3" else _read_any_version
         content = ask(uri, "read", partial(read, etag=etag))
 
     if content is None:
@@ -254,7 +255,7 @@ def _sync(stream: BinaryIO) -> None:
 def _content_type(uri: str) -> dict[str, str]:
     """Return what S3 is told of an object's type; other stores guess it from the name."""
     known = _CONTENT_TYPES.get(uri.rpartition(".")[2].lower())
-    return {"ContentType": known} if known and uri.startswith(("s3://", "s3a://")) else {}
+    return {"ContentType": known} if known and scheme_of(uri) == "s3" else {}
 
 
 def exists(uri: str) -> bool:

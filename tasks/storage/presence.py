@@ -8,6 +8,7 @@ from tasks.storage.filesystems import join
 from tasks.storage.listing import s3_pages
 from tasks.storage.objects import version
 from tasks.storage.outages import MissingObjectError
+from tasks.storage.places import scheme_of
 
 
 def versions_of(prefix: str, names: Collection[str]) -> dict[str, str]:
@@ -26,7 +27,7 @@ def versions_of(prefix: str, names: Collection[str]) -> dict[str, str]:
     """
     if not names:
         return {}
-    listed = _s3_versions(prefix, set(names)) if prefix.startswith(("s3://", "s3a://")) else {}
+    listed = _s3_versions(prefix, set(names)) if scheme_of(prefix) == "s3" else {}
 
     for name in set(names) - set(listed):
         try:

@@ -10,10 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from published_files import state_dict_of, write_nvidia, write_tensorflow
+from safetensors.torch import save_file
 
 from styleclip_core import load_generator, save_generator
 from styleclip_core.errors import CheckpointError
 from styleclip_core.models.checkpoints import export_rosinality
+from styleclip_core.models.rosinality import from_nvidia
 from styleclip_core.models.stylegan2 import Generator, GeneratorConfig
 
 SMALL = {"z_dim": 16, "w_dim": 16, "channel_max": 24}
@@ -125,18 +127,30 @@ def test_other_architectures_are_refused(tmp_path, architecture):
         load_generator(tmp_path / "t.pkl")
 
 
-def test_stylegan3_and_grayscale_are_refused(tmp_path):
+def test_stylegan3_is_refused(tmp_path):
     network = _network()
     state = network.state_dict() | {"synthesis.input.freqs": torch.zeros(4, 2)}
     write_nvidia(tmp_path / "3.pkl", state, network.config, canary=tmp_path / "c")
     with pytest.raises(CheckpointError, match="StyleGAN3"):
         load_generator(tmp_path / "3.pkl")
-    gray = {
-        k: v[:1] if k.endswith(("torgb.weight", "torgb.bias")) else v for k, v in network.state_dict().items()
-    }
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_generator_of_other_channels_is_told_what_it_is_and_not_to_be_fetched_again(tmp_path, channels):
+    network = _network()
+    state = network.state_dict()
+    colours = [name for name in state if name.endswith(("torgb.weight", "torgb.bias"))]
+    gray = state | {name: torch.cat([state[name]] * 2)[:channels].clone() for name in colours}
     write_nvidia(tmp_path / "g.pkl", gray, network.config, canary=tmp_path / "c")
-    with pytest.raises(CheckpointError, match="draws 1 channels per pixel"):
-        load_generator(tmp_path / "g.pkl")
+    torch.save({"g_ema": gray}, tmp_path / "g.pt")
+    torch.save(gray, tmp_path / "bare.pt")
+    torch.save({"g_ema": from_nvidia(gray)}, tmp_path / "rosinality.pt")
+    save_file(gray, tmp_path / "g.safetensors")
+    kind = "a grey-scale generator, of 1 channel" if channels == 1 else "a generator of 4 channels"
+    for name in ("g.pkl", "g.pt", "bare.pt", "rosinality.pt", "g.safetensors"):
+        with pytest.raises(CheckpointError, match=rf"{name} is {kind}; 3 are needed") as caught:
+            load_generator(tmp_path / name)
+        assert "fetch it again" not in str(caught.value)
 
 
 def test_models_trained_without_noise_load(tmp_path):

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import pytest
 from annotated_types import Ge, Gt, Le, Lt, MultipleOf
+from hypothesis import given
+from hypothesis import strategies as st
 
 from styleclip_core.options import (
     ChangesNoResult,
@@ -13,6 +15,7 @@ from styleclip_core.options import (
     Says,
     annotated_fields,
     check,
+    describe_excess,
     parameters,
 )
 
@@ -38,13 +41,22 @@ class Kitchen(Oven):
     second: Annotated[Oven | None, NamedIfChanged()] = None
 
 
+@given(st.floats() | st.integers())
+def test_a_number_of_any_setting_is_finite_and_bounded(value):
+    assert bool(describe_excess(value)) == bool(describe_excess((1.0, value)))
+    whole = isinstance(value, int)
+    assert (not describe_excess(value)) == (abs(value) <= (2**31 - 1 if whole else 1e6))
+
+
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("values", "message"),
     [
         ({"heat": 0}, "heat must be more than 0, got 0"),
         ({"heat": 300.0}, r"heat must be less than 300, got 300\.0"),
         ({"heat": float("nan")}, "heat must be a finite number, got nan"),
         ({"heat": float("inf")}, "heat must be a finite number, got inf"),
+        ({"steam": 1e300}, r"steam must be from -1,000,000 to 1,000,000, got 1e\+300"),
+        ({"speed": 2**31}, "speed must be from -2,147,483,647 to 2,147,483,647, got 2147483648"),
         ({"trays": 0}, "trays must be at least 2, got 0"),
         ({"trays": 8}, "trays must be at most 6, got 8"),
         ({"trays": 3}, "trays must be a multiple of 2, got 3"),
@@ -52,10 +64,10 @@ class Kitchen(Oven):
         ({"alarm": 0}, "alarm must be at least 1, got 0"),
     ],
 )
-def test_a_value_out_of_bounds_is_named_with_its_bound(given, message):
+def test_a_value_out_of_bounds_is_named_with_its_bound(values, message):
     for kind in (Oven, Kitchen):
         with pytest.raises(ValueError, match=f"^{message}$"):
-            kind(**given)
+            kind(**values)
 
 
 def test_values_at_their_bounds_and_none_are_fine():

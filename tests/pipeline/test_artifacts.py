@@ -137,6 +137,18 @@ def test_what_made_a_table_must_agree_and_counts_only_where_no_stop_decides_them
         write_table(uri, _records(0.5)[:1], PROVENANCE)
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_table_of_other_inputs_is_refused_by_what_differs_however_near_its_numbers_are(tmp_path, streamed):
+    uri = str(tmp_path / "t.parquet")
+    write_table(uri, _records(0.5), PROVENANCE)
+    other = replace(PROVENANCE, fingerprint="e" * 32, inputs={"file": "5f" * 16}, parameters={"beta": 0.15})
+    with pytest.raises(
+        ArtifactConflictError,
+        match=r"t\.parquet was made of something else: (.*, )?file is None there and (5f){8} here.*; give an",
+    ):
+        _write_second(uri, _records(0.500001), other, streamed=streamed)
+
+
 @pytest.mark.parametrize("damage", [b"", b"text", None])
 def test_damaged_files_say_what_to_do(tmp_path, damage):
     path = tmp_path / "t.parquet"

@@ -162,6 +162,25 @@ def test_latents_come_in_and_go_out(run, published, network_files, tmp_path, nam
     assert json.loads((tmp_path / "back.pt.json").read_text()) == table["image_key"].to_pylist()
 
 
+def test_another_file_is_no_second_import_into_one_place(run, published, network_files, tmp_path):
+    folder, fs3, *_, w_plus = published
+    networks = ("--generator", network_files["generator"], "--clip", network_files["clip"])
+    np.save(folder / "other.npy", np.roll(fs3, 1, axis=0))
+    np.save(folder / "near.npy", w_plus * np.float32(1.00001))
+    for option, first, second in (("relevance", "fs3", "other"), ("latents", "w_plus", "near")):
+        once, again = (
+            ("import", "--out", tmp_path / "o", f"--{option}", folder / f"{name}.npy", *networks)
+            for name in (first, second)
+        )
+        assert run(*once) == run(*once)
+        with pytest.raises(
+            ArtifactConflictError,
+            match=rf"{option}\.parquet was made of something else: imported_from is {first}\.npy there and "
+            rf"{second}\.npy here, file is [0-9a-f]{{16}} there and [0-9a-f]{{16}} here; give another place",
+        ):
+            run(*again)
+
+
 def test_wrong_files_say_what_to_do(run, published, network_files, tmp_path):
     folder, *_ = published
     networks = ("--generator", network_files["generator"], "--clip", network_files["clip"])

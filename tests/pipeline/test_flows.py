@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -16,7 +17,12 @@ from PIL import Image
 from flows.build_relevance import build_relevance
 from flows.edit_images import edit_images
 from styleclip_core import load_clip, load_generator
-from styleclip_core.errors import ArtifactConflictError, LayoutMismatchError, PromptError
+from styleclip_core.errors import (
+    ArtifactConflictError,
+    LayoutMismatchError,
+    NoRelevantChannelError,
+    PromptError,
+)
 from styleclip_core.images import decode_image, from_uint8
 from tasks.artifacts import read_provenance
 from tasks.directions.relevance import read_relevance
@@ -25,7 +31,7 @@ from tasks.photographs.images import NoImagesError
 from tasks.running.progress import ShardsFailedError
 from tasks.running.run import ModelHashes, Networks, Run
 from tasks.settings import Execution, Inversion, Models, Relevance, Sampling, SettingsError
-from tasks.settings.edits import Edit
+from tasks.settings.edits import Edit, EditStep
 from tasks.storage import AccessDeniedError, list_objects, read_bytes, write_bytes_atomic
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -258,7 +264,11 @@ def test_one_failed_shard_fails_the_run_and_the_next_run_does_only_that(
     ("edit", "error", "message"),
     [
         (Edit(target="face", neutral="face"), PromptError, "cannot tell 'face' from 'face'"),
-        (Edit(target="hat", include=("b99.*",)), LayoutMismatchError, r"'b99.\*' matches no editable layer"),
+        (
+            Edit(target="hat", include=("b512.*",)),
+            LayoutMismatchError,
+            r"'b512.\*' matches no editable layer",
+        ),
         (Edit(target="word " * 100), PromptError, "77 tokens"),
     ],
 )
@@ -266,6 +276,27 @@ def test_edits_that_cannot_work_stop_the_run_before_any_work(models, photos, tmp
     with pytest.raises(error, match=message):
         run(models, photos, tmp_path / "out", [edit])
     assert not (tmp_path / "out").exists()
+
+
+def test_thresholds_that_no_channel_reaches_are_told_together_before_any_image_is_read(
+    models, photos, tmp_path
+):
+    sure = Edit(name="sure", target="face with a hat", top_k=3)
+    for others in ([], [Edit(name="open", target="beard", alpha="auto", beta=0.1)]):
+        edits = [
+            sure, Edit(name="high", target="hat", beta=1, alpha=(1, 2)), *others,
+            Edit(name="both", target="grey hair", beta=(0, 1), then=(EditStep(target="beard", beta=0.99),)),
+        ]  # fmt: skip
+        with pytest.raises(NoRelevantChannelError) as caught:
+            run(models, photos, tmp_path / "out", edits)
+        assert re.fullmatch(
+            r"3 edits cannot work: edit 'high' \('face' to 'hat'\): no style channel reaches beta=1: the "
+            r"largest \|relevance\| is 0\.\d{3}, at b\d+\.conv\d\[\d+\]; give beta <= 0\.\d{3} or prompts "
+            r"that differ more; edit 'both' \('face' to 'grey hair'\): .*beta=1: .*"
+            r"; edit '(both|beard)' \('face' to 'beard'\): .*beta=0\.99: .*",
+            str(caught.value),
+        )
+        assert not (tmp_path / "out" / "workspace" / "latents").exists()
 
 
 def test_places_that_cannot_work_are_refused(models, photos, tmp_path):

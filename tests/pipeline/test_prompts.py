@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -20,7 +21,7 @@ from styleclip_core.errors import LayoutMismatchError
 from styleclip_core.prompts import text_direction
 from tasks.evaluation.attributes import AttributePrompts
 from tasks.inspection.pictures import Strip, draw_strips
-from tasks.inspection.prompts import BETAS, markdown, warnings
+from tasks.inspection.prompts import BETAS, PROMPTS_SCHEMA, foreign, markdown, warnings
 from tasks.running.shown import markdown_table
 from tasks.settings import Models, Optimization, Relevance, Sampling, SettingsError
 from tasks.settings.edits import Edit
@@ -96,6 +97,13 @@ def test_prompts_that_coincide_are_warned_of(inspected):
     assert all(row["coincide"] for row in same if row["kind"] == "text")
     assert next(row["cosine"] for row in same if row["kind"] == "text") == pytest.approx(1, abs=1e-5)
     assert any("text directions" in line for line in warnings(inspected.diagnosis.correlations))
+
+
+def test_prompts_in_another_language_are_warned_of(tmp_path):
+    table = pa.Table.from_pylist([{"neutral": "Haare", "target": "graue Haare"}] * 2, PROMPTS_SCHEMA)
+    pq.write_table(table, tmp_path / "prompts.parquet")
+    (line,) = foreign(str(tmp_path / "prompts.parquet"))
+    assert line.startswith("'graue Haare' seems to be in another language than English")
 
 
 def test_a_second_inspection_computes_nothing(network_files, inspected, workspace):

@@ -9,7 +9,7 @@ import os
 from urllib.parse import quote
 
 from tasks.settings import SettingsError
-from tasks.storage import is_local, local_path
+from tasks.storage import canonical, is_local, local_path, scheme_of
 
 _VARIABLE = "STYLECLIP_LINKS"
 
@@ -66,12 +66,11 @@ def public_url(uri: str) -> str:
     if is_local(uri):
         return local_path(uri).absolute().as_uri()
 
-    protocol, _, rest = uri.partition("://")
-    if protocol not in ("s3", "s3a"):
+    if scheme_of(uri) != "s3":
         return uri
 
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return f"{(endpoint or 'https://s3.amazonaws.com').rstrip('/')}/{quote(rest)}"
+    return f"{(endpoint or 'https://s3.amazonaws.com').rstrip('/')}/{quote(uri.partition('://')[2])}"
 
 
 def _served() -> dict[str, str]:
@@ -83,5 +82,5 @@ def _served() -> dict[str, str]:
                 f"{_VARIABLE} has the entry {entry!r}; write PREFIX=https://PLACE, more of them after spaces"
             )
 
-        served[prefix] = place
+        served[canonical(prefix)] = place
     return served

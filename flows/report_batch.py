@@ -44,7 +44,7 @@ def report_batch(
 
 @flow(name="report-partial", task_runner=task_runner(), persist_result=True)
 def report_partial(out: Uri, workspace: OptionalUri = "") -> list[str]:
-    """Return the URIs of pages of what is done, one for each batch that was begun; a complete one has its own.
+    """Return the URIs of pages of what is done, one for each batch that was begun.
 
     For a run whose process was killed, and which could not say itself how far it came.
 

@@ -12,7 +12,13 @@ from pydantic import BaseModel, ConfigDict
 from flows import engine
 from flows.run import StepCounts, begin, counts, gather_items, leaving, task_runner
 from flows.steps import photographs
-from tasks.evaluation.image_scores import ScoresRef, gather_scores, plan_scores, score_shard, write_partial_scores
+from tasks.evaluation.image_scores import (
+    ScoresRef,
+    gather_scores,
+    plan_scores,
+    score_shard,
+    write_partial_scores,
+)
 from tasks.evaluation.labels import LabelPrompt, load_truth
 from tasks.running.run import Networks
 from tasks.settings import Execution, OptionalUri, TemplateSet, Uri

@@ -1,6 +1,6 @@
 """Ctrl-C: the first lets what is under way end well, the second ends the process at once; the status is 130.
 
-Prefect would raise the interrupt in the thread that waits and go on with the others, so signals are taken here.
+Prefect would raise the interrupt in the thread that waits and go on with the others, so it is taken here.
 """
 
 from __future__ import annotations

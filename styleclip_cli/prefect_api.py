@@ -46,8 +46,11 @@ class _Spared(SubprocessASGIServer):
                 self.server_process.terminate()
 
 
-def reach() -> None:
+def reach(*, named: bool = False) -> None:
     """Start the temporary server, or ask the named one whether it is there.
+
+    Args:
+        named: Whether a temporary one is of no use.
 
     Raises:
         ServerError: If there is none.
@@ -60,6 +63,11 @@ def reach() -> None:
             raise ServerError(not_answering(problem))
         return
 
+    if named:
+        raise ServerError(
+            "there is no Prefect server: start one and give its address, "
+            "PREFECT_API_URL=http://127.0.0.1:4200/api"
+        )
     ephemeral = settings.server.ephemeral
     if not ephemeral.enabled:
         raise ServerError(
@@ -91,7 +99,9 @@ def _start(patience: int) -> None:
 def not_answering(problem: Exception) -> str:
     """Return what to say of a server that does not answer, or no more."""
     url = get_current_settings().api.url
-    where = f"the Prefect server at {url}, which PREFECT_API_URL names," if url else "Prefect's temporary server"
+    where = (
+        f"the Prefect server at {url}, which PREFECT_API_URL names," if url else "Prefect's temporary server"
+    )
     said = " ".join(str(problem).split())[:200] or type(problem).__name__
     if isinstance(problem, httpx.HTTPStatusError):
         return f"{where} refuses: {said}; if it has a password, give that in PREFECT_API_AUTH_STRING"

@@ -33,7 +33,9 @@ def report(
     from tasks.storage import is_local, local_path
 
     if bool(manifest) == bool(partial):
-        raise SettingsError("say what to report: --manifest of a batch, or --partial with a prefix, one of them")
+        raise SettingsError(
+            "say what to report: --manifest of a batch, or --partial with a prefix, one of them"
+        )
     if partial:
         for page in with_progress(lambda: report_partial(partial, workspace)):
             typer.echo(f"report page    {page}")

@@ -124,7 +124,7 @@ def choose(run: Run, edits: list[Edit], planned: ChoicePlan) -> tuple[list[Edit]
 def plan(
     run: Run, edits: list[PreparedEdit], listed: ImageIndex, settings: Inversion
 ) -> list[editing.EditPlan]:
-    """Prepared edits -> where their rows and images will lie, written down for whoever comes after this run."""
+    """Prepared edits -> where their rows and images will lie, written down for who comes after this run."""
     planned = inversion.plan(run, listed.photos, settings)
     plans = [editing.plan(run, each, planned) for each in edits]
     note_batch(run, plans, listed)

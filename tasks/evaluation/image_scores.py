@@ -234,9 +234,7 @@ def gather_scores(run: Run, planned: ScorePlan, index: ImageIndex, labels: str) 
 def write_partial_scores(run: Run, planned: ScorePlan, index: ImageIndex, why: str) -> str:
     """Write the scores of the shards that are done; see ``write_partial_table``."""
     made = planned.recipe.made("image-scores", {"index": index.fingerprint})
-    return write_partial_table(
-        "scores.parquet", run.out, SCORES_SCHEMA, made, index.shards, planned.log, why
-    )
+    return write_partial_table("scores.parquet", run.out, SCORES_SCHEMA, made, index.shards, planned.log, why)
 
 
 def accuracy(

@@ -1,4 +1,4 @@
-"""What a batch is, written down before it is edited: so what is done of it can be shown whatever ends the run.
+"""What a batch is, written down before it is edited, so that it can be shown whatever ends the run.
 
 A process that is killed shows nothing any more, and no other knows its edits and its images. Both lie in
 ``WORKSPACE/batches/<edits>/<images>.json``, once for all runs of the same batch.

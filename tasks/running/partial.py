@@ -48,9 +48,7 @@ class Part(BaseModel):
     superseded_by: str = ""
 
     @classmethod
-    def named(
-        cls, batch: Mapping[str, str], attempts: Sequence[str], shards: int, of: int, why: str
-    ) -> Part:
+    def named(cls, batch: Mapping[str, str], attempts: Sequence[str], shards: int, of: int, why: str) -> Part:
         """Return a part under the names of what makes the batch and of what it has of that."""
         content = fingerprint(FOLDER, "1", {"attempts": list(attempts), "of": of}, batch)
         return cls(batch=batch_name(batch), content=content[:_NAME], shards=shards, of=of, why=why)

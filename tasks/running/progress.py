@@ -156,8 +156,8 @@ def _refuse_broken(step: str, futures: list[PrefectFuture[_R]]) -> None:
     broken = [future for future in futures if not future.state.is_completed()]
     if broken and is_stopping():
         raise RunStoppedError(
-            f"stopped: {len(futures) - len(broken)} of {len(futures)} {step} shards are done; the same command "
-            "goes on from here"
+            f"stopped: {len(futures) - len(broken)} of {len(futures)} {step} shards are done; the same "
+            "command goes on from here"
         )
     if broken:
         table = [{"task run": _name(future), "error": _message(future)} for future in broken]

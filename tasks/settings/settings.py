@@ -216,7 +216,7 @@ class Nightly(Settings):
     night: str = Field(
         "",
         pattern=r"^(\d{4}-\d{2}-\d{2})?$",
-        description="Date of the night's morning, as 2031-05-17; empty for the night in which the run was due",
+        description="Date of a night's morning, as 2031-05-17; empty for the night when the run was due",
     )
 
     def date_of(self, due: datetime) -> str:

@@ -1,6 +1,6 @@
 """Every date has its night, in every time zone: a scheduled start for each date, and no two for one.
 
-Prefect's own schedule is slow, so its starts are computed here as well, and compared with it where clocks change.
+Prefect's own schedule is slow, so its starts are computed here too, and compared with it where clocks change.
 """
 
 import asyncio

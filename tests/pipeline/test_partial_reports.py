@@ -25,7 +25,6 @@ from tasks.reports.notes import NoBatchError, noted_batches
 from tasks.running import partial
 from tasks.running.partial import Part, done_shards, supersede
 from tasks.settings import Execution, FaceSource
-from tests.pipeline.test_flows import encoded, portrait
 from tests.pipeline.test_retry import press_retry, six_photographs
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -182,7 +181,7 @@ def test_of_a_run_that_was_killed_somebody_else_shows_what_is_done(job, tmp_path
     whole = flow(**parameters)
     assert report_partial(out) == [whole.report.page]
     assert "Superseded" in Path(page).read_text()
-    with pytest.raises(NoBatchError, match="no run has begun to edit into .*/other, going by"):
+    with pytest.raises(NoBatchError, match=r"no run has begun to edit into .*/other, going by"):
         report_partial(f"{out}/other", f"{out}/workspace")
 
 
@@ -216,7 +215,9 @@ def test_tables_of_faces_and_scores_are_left_too(network_files, tmp_path, monkey
 
         def once(*given, real=real, calls=calls):
             calls.append(given)
-            if any(part == "p5.png" or part[0] == "p5.png" for part in given if isinstance(part, str | tuple)):
+            if any(
+                part == "p5.png" or part[0] == "p5.png" for part in given if isinstance(part, str | tuple)
+            ):
                 raise RuntimeError("injected fault")
             return real(*given)
 
@@ -250,7 +251,9 @@ def test_a_partial_table_has_the_shards_that_are_done_and_no_others(tmp_path_fac
     for number, log in enumerate(logs):
         if done[number]:
             log.append([{"image_key": f"k{number}"} | success()], schema, MADE)
-    assert done_shards(logs, lambda log: [log]) == [log for log, is_done in zip(logs, done, strict=True) if is_done]
+    assert done_shards(logs, lambda log: [log]) == [
+        log for log, is_done in zip(logs, done, strict=True) if is_done
+    ]
 
     def written(why: str) -> str:
         return partial.write_partial_table("rows.parquet", out, schema, MADE, logs, lambda log: log, why)

@@ -10,7 +10,7 @@ from prefect import flow
 from pydantic import BaseModel, ConfigDict
 
 from flows import engine
-from flows.run import StepCounts, begin, counts, gather_items, is_retry, summarize, task_runner
+from flows.run import StepCounts, begin, counts, gather_items, is_retry, leaving, summarize, task_runner
 from flows.steps import photographs
 from tasks.photographs import faces
 from tasks.reports.summaries import failed_items
@@ -53,7 +53,8 @@ def align_faces(
 
     planned = faces.plan(run, photos, source, source_hash, alignment)
     calls = [(run, planned, shard) for shard in index.shards]
-    summary = gather_items("align-faces", faces.align_shard, calls)
+    with leaving(lambda why, _quickly: faces.write_partial_faces(planned, index, why)):
+        summary = gather_items("align-faces", faces.align_shard, calls)
 
     # a Retry may have mended rows of shards that were finished, which the kept result does not know
     written = faces.write_faces.with_options(refresh_cache=is_retry())(planned, index)

@@ -13,9 +13,9 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
-from flows.run import RunResult, StepCounts, begin, check_places, counts, task_runner
+from flows.run import RunResult, StepCounts, begin, check_places, counts, leaving, task_runner
 from flows.steps import editing, photographs
-from flows.steps.report import report
+from flows.steps.report import partial_report, report
 from flows.steps.table import sample, table_for
 from tasks.directions.choosing import ChoicePlan, ChosenStrength
 from tasks.settings import (
@@ -110,9 +110,15 @@ def edit_images(
 
     prepared = editing.directions(run, variants, others, found, styles, instant)
     diagnosis = editing.diagnose(run, prepared)
-    plans, summaries = editing.invert_and_edit(run, prepared, index, inversion)
-    # where strengths were chosen, inverting has been counted
-    done += [counts(summary) for summary in summaries[1 if choices else 0 :]]
+    plans = editing.plan(run, prepared, index, inversion)
+    tried = [each.uri for each in choices]
+
+    # whatever ends this early leaves manifest and page of the shards that are done
+    with leaving(lambda why, quickly: partial_report(run, plans, index, why, tried, quickly=quickly)):
+        summaries = editing.invert_and_edit(run, plans, index)
+        # where strengths were chosen, inverting has been counted
+        done += [counts(summary) for summary in summaries[1 if choices else 0 :]]
+        compared = editing.compare(run, plans, index)
 
     return RunResult(
         steps=done,
@@ -120,8 +126,8 @@ def edit_images(
         table=found,
         latents=plans[0].inversion.folder,
         diagnosis=diagnosis,
-        step_similarity=editing.compare(run, plans, index),
-        report=report(run, plans, index, done, [each.uri for each in choices]),
+        step_similarity=compared,
+        report=report(run, plans, index, done, tried),
         edits=edits,
         choices=choices,
         passed_over=index.passed_over,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from prefect import flow
 from pydantic import BaseModel, ConfigDict
 
-from flows.run import StepCounts, begin, counts, gather_items, is_retry, summarize, task_runner
+from flows.run import StepCounts, begin, counts, gather_items, is_retry, leaving, summarize, task_runner
 from tasks.photographs import pasting
 from tasks.reports.summaries import failed_items
 from tasks.running.run import Networks
@@ -54,7 +54,8 @@ def paste_faces(
 
     planned = pasting.plan(run, table, edited, settings)
     calls = [(planned, shard) for shard in index.shards]
-    summary = gather_items("paste-faces", pasting.paste_shard, calls)
+    with leaving(lambda why, _quickly: pasting.write_partial_pasted(planned, index, why)):
+        summary = gather_items("paste-faces", pasting.paste_shard, calls)
 
     # a Retry may have mended rows of shards that were finished, which the kept result does not know
     written = pasting.write_pasted.with_options(refresh_cache=is_retry())(planned, index)

@@ -1,7 +1,9 @@
-"""Write the page of a batch that was edited before, say with the scores of an evaluation.
+"""Write the page of a batch anew, say with the scores of an evaluation, or of one that was not finished.
 
 manifest -> thumbnails ------+
 evaluations -> more scores --+-> index.html beside the manifest, scripts of data in pages/
+
+what a run has written down of its batch, shards that are done -> partial manifest and its page
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from prefect.artifacts import create_link_artifact
 
 from flows.run import begin, task_runner
 from flows.steps import report
+from tasks.reports.notes import noted_batches
 from tasks.reports.page.links import parent, public_url
 from tasks.running.run import Networks
 from tasks.settings import Execution, OptionalUri, Uri
@@ -37,3 +40,21 @@ def report_batch(
     page = report.page(run, manifest, evaluations or [], choices or [])
     create_link_artifact(public_url(page), link_text="report page", key="report-batch-page", description=page)
     return page
+
+
+@flow(name="report-partial", task_runner=task_runner(), persist_result=True)
+def report_partial(out: Uri, workspace: OptionalUri = "") -> list[str]:
+    """Return the URIs of pages of what is done, one for each batch that was begun.
+
+    For a run whose process was killed, and which could not say itself how far it came.
+
+    Args:
+        out: URI of the prefix for results that the run was given.
+        workspace: URI of the folder for artifacts that the run was given; OUT/workspace if empty.
+    """
+    run, pages = begin(Networks(), Execution(), workspace, out), list[str]()
+    for batch in noted_batches(run.workspace, out):
+        why = "the run ended before it was complete, press Retry or start it again"
+        written = report.partial_report(batch.run, batch.plans, batch.index, why)
+        pages += [written.page] if written else []
+    return pages

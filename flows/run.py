@@ -5,7 +5,8 @@ A step is a plain function, so one flow run holds all task runs of a chain, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from prefect import Task, runtime
@@ -28,6 +29,7 @@ from tasks.running import networks as models
 from tasks.running.caching import probe_result_storage
 from tasks.running.progress import ShardResult, StepSummary, gather
 from tasks.running.run import Networks, Run, identify_models
+from tasks.running.stopping import RunStoppedError, closing
 from tasks.settings import Execution, Judges, Models, SettingsError
 from tasks.settings.edits import Edit
 from tasks.storage import delete_stale_temporaries, join, lies_in
@@ -142,6 +144,41 @@ def gather_items(
 def anew(work: Task[..., ShardResult]) -> Task[..., ShardResult]:
     """Return a task that is executed even if a result of it is kept."""
     return work.with_options(refresh_cache=True)
+
+
+@contextmanager
+def leaving(write: Callable[[str, bool], object]) -> Iterator[None]:
+    """Write down what is done if the block ends early, and let what ended it go on.
+
+    A run that is cancelled, or whose worker stops, has some seconds between SIGTERM, which Prefect raises
+    here as an exception, and SIGKILL. A process that is killed at once leaves this to ``report_partial``.
+
+    Args:
+        write: Writes tables of what is done. It is given what ended the run, with what goes on from there,
+            and whether only seconds are left.
+    """
+    try:
+        yield
+    except BaseException as ended:
+        try:
+            with closing():
+                write(_why(ended), not isinstance(ended, Exception))
+        except Exception as error:  # what ended the run is told, whatever becomes of this
+            get_run_logger().warning("what is done could not be written down: %s", error)
+        raise
+
+
+def _why(ended: BaseException) -> str:
+    """Return what ended a run, and what goes on from there."""
+    how = "failed" if isinstance(ended, Exception) else "was cancelled, or its worker stopped"
+    stopped = isinstance(ended, RunStoppedError | KeyboardInterrupt)
+    # without a deployment there is no button
+    return f"the run {'was stopped' if stopped else how}, {remedy()}"
+
+
+def remedy() -> str:
+    """Return how this run is gone on with."""
+    return "press Retry" if runtime.deployment.id else "start it again"
 
 
 def is_retry() -> bool:

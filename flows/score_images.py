@@ -12,9 +12,23 @@ from prefect import flow
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows import engine
-from flows.run import StepCounts, begin, counts, gather_items, task_runner, warn_of_languages
+from flows.run import (
+    StepCounts,
+    begin,
+    counts,
+    gather_items,
+    leaving,
+    task_runner,
+    warn_of_languages,
+)
 from flows.steps import photographs
-from tasks.evaluation.image_scores import ScoresRef, gather_scores, plan_scores, score_shard
+from tasks.evaluation.image_scores import (
+    ScoresRef,
+    gather_scores,
+    plan_scores,
+    score_shard,
+    write_partial_scores,
+)
 from tasks.evaluation.labels import LabelPrompt, load_truth
 from tasks.running.run import Networks
 from tasks.settings import Clip, Execution, OptionalUri, TemplateSet, Uri
@@ -62,6 +76,7 @@ def score_images(
     index = photographs.index(run, images, execution)
     planned = engine.run(plan_scores, run, images, prompts, templates)
     calls = [(run, planned, shard) for shard in index.shards]
-    summary = gather_items("score-images", score_shard, calls)
+    with leaving(lambda why, _quickly: write_partial_scores(run, planned, index, why)):
+        summary = gather_items("score-images", score_shard, calls)
     written = gather_scores(run, planned, index, labels)
     return ScoresResult(steps=[counts(summary)], scores=written, passed_over=index.passed_over)

@@ -51,6 +51,7 @@ class ServerSetup(BaseModel):
     Attributes:
         pool: Name of the work pool.
         device_limits: Names of the limits of the devices, one run at a time computes on each.
+        runs_per_device: Runs of the pool at once for each of these; without any its limit is left alone.
         results: URI of the folder for task results; Prefect's own place if empty.
         webhook: URL that is told of failed and crashed runs; none if empty.
         notification_block: Prefect block that is told of them, as ``slack-webhook/ops``; none if empty.
@@ -61,6 +62,7 @@ class ServerSetup(BaseModel):
 
     pool: str = POOL
     device_limits: tuple[str, ...] = ()
+    runs_per_device: int = Field(2, ge=1)
     results: str = ""
     webhook: SecretStr = SecretStr("")
     notification_block: str = ""
@@ -92,7 +94,9 @@ def set_up(wanted: ServerSetup) -> list[str]:
             environment["PREFECT_DEFAULT_RESULT_STORAGE_BLOCK"] = block
             lines.append(f"result storage {block}: {wanted.results}")
 
-        lines.append(_pool(client, wanted.pool, environment))
+        lines.append(
+            _pool(client, wanted.pool, environment, wanted.runs_per_device * len(wanted.device_limits))
+        )
         lines += [_queue(client, wanted.pool, name, priority) for name, priority in QUEUES.items()]
         for name in wanted.device_limits:
             client.upsert_global_concurrency_limit_by_name(name, 1)
@@ -120,8 +124,12 @@ def _save_results(uri: str) -> str:
     return f"remote-file-system/{RESULTS}"
 
 
-def _pool(client: SyncPrefectClient, name: str, environment: dict[str, str]) -> str:
-    """Make the pool, or add to the environment that it gives to its runs."""
+def _pool(client: SyncPrefectClient, name: str, environment: dict[str, str], runs: int) -> str:
+    """Make the pool, or add to the environment that it gives to its runs; 0 runs at once leave its limit.
+
+    The pool limits them, not its workers: a worker that is started with a limit ends with all its runs, when
+    one of them is retried before Prefect has done with its crash.
+    """
     try:
         template = client.read_work_pool(name).base_job_template
         done = "there"
@@ -136,8 +144,9 @@ def _pool(client: SyncPrefectClient, name: str, environment: dict[str, str]) -> 
     # what an operator has put into the template beside ours stays
     variable: dict[str, Any] = template["variables"]["properties"]["env"]
     variable["default"] = {**(variable.get("default") or {}), **environment}
-    client.update_work_pool(name, WorkPoolUpdate(base_job_template=template))
-    return f"work pool {name}: {done}"
+    limit = {"concurrency_limit": runs} if runs else {}
+    client.update_work_pool(name, WorkPoolUpdate(base_job_template=template, **limit))
+    return f"work pool {name}: {done}" + (f", {runs} runs at once" if runs else "")
 
 
 def _queue(client: SyncPrefectClient, pool: str, name: str, priority: int) -> str:

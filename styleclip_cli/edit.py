@@ -167,7 +167,8 @@ def train_mapper(
     weight = {} if identity else {"identity_weight": 0.0}
     settings = MapperTraining.model_validate(weight | training)
 
-    for mapper in flow(chosen_models(generator, clip, "", identity), target, workspace, settings).mappers:
+    chosen = chosen_models(generator, clip, "", identity)
+    for mapper in with_progress(lambda: flow(chosen, target, workspace, settings)).mappers:
         done = "found" if mapper.reused else "trained"
         console.print(
             f"{mapper.target}: {done}, {mapper.steps} steps, best validation loss {mapper.loss:.4f}"

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import data
 from styleclip_cli.generated import Shown
+from styleclip_cli.interrupts import stoppable
 from tasks.settings import Execution, Inversion, Models, Relevance, Sampling
 
 console = Console(stderr=True, highlight=False)
@@ -94,8 +95,15 @@ def prepare(workers: int, verbose: bool) -> None:
 
 
 def with_progress(work: Callable[[], _T]) -> _T:
-    """Run a flow with one progress bar per step."""
+    """Run a flow with one progress bar per step; the first Ctrl-C lets its shards under way end.
+
+    Raises:
+        ServerError: If there is no Prefect server to run on.
+    """
+    from styleclip_cli.prefect_api import reach
     from tasks.running.progress import observe
+
+    reach()  # before there are bars, which would stand still
 
     columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TextColumn("shards"))
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
@@ -106,7 +114,7 @@ def with_progress(work: Callable[[], _T]) -> _T:
                 bars[step] = progress.add_task(step, total=total)
             progress.update(bars[step], completed=done)
 
-        with observe(show):
+        with observe(show), stoppable():
             return work()
 
 

@@ -1,4 +1,4 @@
-"""The command that writes the page of a batch anew."""
+"""The command that writes the page of a batch, whole or not."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from typing import Annotated
 import typer
 
 from styleclip_cli.options import OutWorkspace, Verbose, Workers, prepare, with_progress
+from tasks.settings import SettingsError
 
 
 def report(
-    manifest: Annotated[str, typer.Option(help="URI of a batch's manifest.parquet")],
+    manifest: Annotated[str, typer.Option(help="URI of a batch's manifest.parquet")] = "",
+    partial: Annotated[
+        str,
+        typer.Option(help="Prefix for results of a run that was killed: manifest and page of what is done"),
+    ] = "",
     evaluation: Annotated[
         list[str] | None,
         typer.Option(help="URI of a table of further scores; those beside the manifest are found"),
@@ -22,11 +27,20 @@ def report(
     workers: Workers = 0,
     verbose: Verbose = False,
 ) -> None:
-    """Write the page of a batch that was edited before."""
+    """Write the page of a batch that was edited before, or of what is done of one."""
     prepare(workers, verbose)
-    from flows.report_batch import report_batch as flow
+    from flows.report_batch import report_batch, report_partial
 
-    page = with_progress(lambda: flow(manifest, evaluation or [], workspace, choice or []))
+    if bool(manifest) == bool(partial):
+        raise SettingsError(
+            "say what to report: --manifest of a batch, or --partial with a prefix, one of them"
+        )
+    if partial:
+        for page in with_progress(lambda: report_partial(partial, workspace)):
+            typer.echo(f"report page    {page}")
+        return
+
+    page = with_progress(lambda: report_batch(manifest, evaluation or [], workspace, choice or []))
     typer.echo(f"report page    {page}")
 
 

@@ -1,8 +1,9 @@
-"""The command that prepares a Prefect server for the deployments."""
+"""The commands of a Prefect server: prepare it, deploy to it, ask it how runs went."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -31,6 +32,10 @@ def setup_server(
             "is read from STYLECLIP_NOTIFY_URL"
         ),
     ] = "",
+    runs_per_device: Annotated[
+        int,
+        typer.Option(min=1, help="Runs of the pool at once for each device limit; they share its memory"),
+    ] = 2,
     silence: Annotated[
         int, typer.Option(min=90, help="Seconds without a sign of life after which a run has crashed")
     ] = 90,
@@ -38,7 +43,7 @@ def setup_server(
 ) -> None:
     """Make pool, queues, limits, result storage and notifications on the server of PREFECT_API_URL.
 
-    What is there already is brought up to date; `prefect deploy --all` comes next.
+    What is there already is brought up to date; `styleclip deploy` comes next.
     """
     prepare(0, verbose)
     from flows.server_setup import ServerSetup, set_up
@@ -46,6 +51,7 @@ def setup_server(
     wanted = ServerSetup(
         pool=pool,
         device_limits=tuple(device_limit or ()),
+        runs_per_device=runs_per_device,
         results=results,
         webhook=SecretStr(os.environ.get("STYLECLIP_NOTIFY_URL", "")),
         notification_block=notify_block,
@@ -53,6 +59,34 @@ def setup_server(
     )
 
     for line in set_up(wanted):
+        typer.echo(line)
+
+
+def deploy(
+    env_file: Annotated[
+        str,
+        typer.Option(
+            help="File of KEY=VALUE lines, as systemd reads them, with the STYLECLIP_ variables that "
+            "prefect.yaml names; they count more than those of the shell"
+        ),
+    ] = "",
+    prefect_file: Annotated[
+        str, typer.Option(help="File of the deployments; modules are imported from its folder")
+    ] = "prefect.yaml",
+    verbose: Verbose = False,
+) -> None:
+    """Deploy all that prefect.yaml says to the server of PREFECT_API_URL.
+
+    A schedule that would lack a value is refused before anything is deployed; what was paused stays paused.
+    """
+    prepare(0, verbose)
+    from flows.deployments import deploy as deploy_all
+    from flows.deployments import read_environment
+    from styleclip_cli.prefect_api import reach
+
+    values = read_environment(Path(env_file)) if env_file else {}
+    reach(named=True)
+    for line in deploy_all(Path(prefect_file), values):
         typer.echo(line)
 
 
@@ -67,4 +101,5 @@ def server_metrics(verbose: Verbose = False) -> None:
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("setup-server")(setup_server)
+    app.command()(deploy)
     app.command("server-metrics")(server_metrics)

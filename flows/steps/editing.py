@@ -28,6 +28,7 @@ from tasks.inspection import step_similarity
 from tasks.inspection.prompts import DiagnosisRef
 from tasks.photographs import inversion
 from tasks.photographs.images import ImageIndex
+from tasks.reports.notes import note_batch
 from tasks.running.overlap import shards_at_once
 from tasks.running.progress import ShardResult, StepSummary, gather_chain
 from tasks.running.run import Run
@@ -186,16 +187,25 @@ def choose(run: Run, edits: list[Edit], planned: ChoicePlan) -> tuple[list[Edit]
     return replace_steps(edits, number), list(chosen.values())
 
 
-def invert_and_edit(
+def plan(
     run: Run, edits: list[PreparedEdit], listed: ImageIndex, settings: Inversion
-) -> tuple[list[planning.EditPlan], list[StepSummary[ShardResult]]]:
-    """An index of images + prepared edits -> latents, edited images and their rows.
+) -> list[planning.EditPlan]:
+    """Prepared edits -> where their rows and images will lie, written down for who comes after this run."""
+    planned = inversion.plan(run, listed.photos, settings)
+    plans = [planning.plan(run, each, planned) for each in edits]
+    note_batch(run, plans, listed)
+    return plans
+
+
+def invert_and_edit(
+    run: Run, plans: list[planning.EditPlan], listed: ImageIndex
+) -> list[StepSummary[ShardResult]]:
+    """An index of images + planned edits -> latents, edited images and their rows.
 
     A shard is edited while later ones are inverted, so that writing its images hides behind their
     computing. Its edits are submitted so many places behind that they find its latents done, or nearly.
     """
-    planned = inversion.plan(run, listed.photos, settings)
-    plans = [planning.plan(run, each, planned) for each in edits]
+    planned = plans[0].inversion
     inverted, edited = list[PrefectFuture[ShardResult]](), list[PrefectFuture[ShardResult]]()
     shards, behind = listed.shards, shards_at_once(run.device)
 
@@ -215,7 +225,7 @@ def invert_and_edit(
         return anew(editing.edit_shard).submit(run, plans, shards[number])
 
     again = {"invert-images": invert_again, "edit-images": edit_again} if is_retry() else {}
-    return plans, gather_chain({"invert-images": inverted, "edit-images": edited}, again)
+    return gather_chain({"invert-images": inverted, "edit-images": edited}, again)
 
 
 def compare(run: Run, plans: Sequence[planning.EditPlan], listed: ImageIndex) -> str:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from prefect.artifacts import create_link_artifact
+from prefect.logging import get_run_logger
+
 from flows.run import StepCounts, is_retry, summarize
 from tasks.editing.plans import EditPlan
 from tasks.photographs.images import ImageIndex
@@ -11,8 +14,10 @@ from tasks.reports import batch as reports
 from tasks.reports.batch import ReportRef
 from tasks.reports.page import thumbnails
 from tasks.reports.page.evaluations import find_evaluations
-from tasks.reports.page.page import write_page
+from tasks.reports.page.links import public_url
+from tasks.reports.page.page import build_page, write_page, write_superseded
 from tasks.reports.summaries import publish_batch
+from tasks.running.partial import read_part, supersede
 from tasks.running.progress import gather
 from tasks.running.run import Run
 
@@ -28,6 +33,7 @@ def report(
     write = reports.write_report.with_options(refresh_cache=is_retry())  # a Retry may have mended items
     written = write(run, plans, listed)
     page(run, written.manifest, choices=choices)
+    _supersede(run, plans, written)
 
     publish_batch(written.page, written.contact_sheet)
     headline = (
@@ -39,6 +45,56 @@ def report(
     }  # fmt: skip
     summarize("edit-images", headline, steps, places, reports.broken_items(written.manifest))
     return written
+
+
+def partial_report(
+    run: Run,
+    plans: list[EditPlan],
+    listed: ImageIndex,
+    why: str,
+    choices: Sequence[str] = (),
+    *,
+    quickly: bool = False,
+) -> ReportRef | None:
+    """Shards that are done -> manifest, contact sheet and page of them; the whole report if all are.
+
+    Args:
+        run: Networks and places.
+        plans: The edits.
+        listed: All images of the batch.
+        why: What ended the run, and what goes on from there.
+        choices: Tables of what auto tried.
+        quickly: Whether only seconds are left. The page is written first without the pictures that nobody has
+            made small yet, then with them.
+
+    Returns:
+        Where it lies; None where no shard is done.
+    """
+    written = reports.write_partial_report(run, plans, listed, why)
+    if not written:
+        return None
+
+    if quickly:
+        planned, found = thumbnails.plan_page.fn(run, written.manifest), find_evaluations(written.manifest)
+        build_page(planned, 0, found, list(choices))
+        made = [thumbnails.thumbnail_chunk.fn(planned.source, chunk) for chunk in planned.chunks]
+        build_page(planned, sum(each.size for each in made), found, list(choices))
+    else:
+        page(run, written.manifest, choices=choices)
+    if not read_part(written.folder):
+        _supersede(run, plans, written)
+
+    create_link_artifact(
+        public_url(written.page), link_text="report page", key="edit-images-page", description=written.page
+    )
+    get_run_logger().warning("what is done: %s", written.page)
+    return written
+
+
+def _supersede(run: Run, plans: list[EditPlan], written: ReportRef) -> None:
+    """Say in the partial reports of a batch where the whole one is, now that its page is there."""
+    for folder in supersede(run.out, reports.batch_of(plans), written.page):
+        write_superseded(folder)
 
 
 def page(run: Run, manifest: str, evaluations: Sequence[str] = (), choices: Sequence[str] = ()) -> str:

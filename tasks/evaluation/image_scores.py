@@ -29,6 +29,7 @@ from tasks.evaluation.labels import LabelPrompt, load_truth
 from tasks.photographs.images import ImageIndex, ImageShard, read_shard
 from tasks.running.caching import unit_of_work
 from tasks.running.overlap import computing, read_ahead
+from tasks.running.partial import supersede, write_partial_table
 from tasks.running.progress import ShardResult
 from tasks.running.run import Run
 from tasks.running.shards import finish_shard, without_result
@@ -216,6 +217,7 @@ def gather_scores(run: Run, planned: ScorePlan, index: ImageIndex, labels: str) 
 
     made = replace(planned.recipe.made("image-scores", scored), fingerprint=whole)
     write_table(found.scores, pa.Table.from_pylist(rows, schema=SCORES_SCHEMA), made)
+    supersede(run.out, {STEP: planned.recipe.fingerprint}, by=found.scores)
     if not labels:
         return found
 
@@ -230,6 +232,12 @@ def gather_scores(run: Run, planned: ScorePlan, index: ImageIndex, labels: str) 
     made = replace(planned.recipe.made("label-accuracy", inputs), fingerprint=whole)
     write_table(uri, pa.Table.from_pylist(lines, schema=ACCURACY_SCHEMA), made)
     return found.model_copy(update={"accuracy": uri})
+
+
+def write_partial_scores(run: Run, planned: ScorePlan, index: ImageIndex, why: str) -> str:
+    """Write the scores of the shards that are done; see ``write_partial_table``."""
+    made = planned.recipe.made("image-scores", {"index": index.fingerprint})
+    return write_partial_table("scores.parquet", run.out, SCORES_SCHEMA, made, index.shards, planned.log, why)
 
 
 def accuracy(

@@ -38,6 +38,7 @@ from tasks.artifacts.lineage import Span, follow
 from tasks.artifacts.outcomes import OK, STATUS_FIELDS, Row
 from tasks.photographs.images import cut, digest
 from tasks.running.caching import unit_of_work
+from tasks.running.partial import FOLDER
 from tasks.running.run import Run
 from tasks.settings import SettingsError
 from tasks.storage import MissingObjectError, ObjectInfo, canonical, join, list_objects
@@ -109,11 +110,13 @@ class EditsIndex(BaseModel):
 def place_of(manifest: str) -> str:
     """Return the prefix that a manifest's output keys are relative to: ``OUT/batches/<batch>/<manifest>``.
 
+    A partial manifest lies in ``OUT/partial/<batch>-<content>/``.
+
     Raises:
         SettingsError: If the manifest does not lie where a batch's does.
     """
     parts = manifest.split("/")
-    if len(parts) < 4 or parts[-3] != "batches":
+    if len(parts) < 4 or parts[-3] not in ("batches", FOLDER):
         raise SettingsError(
             f"{manifest} does not lie in OUT/batches/<batch>/, so where its images are is not known; give out"
         )

@@ -35,6 +35,7 @@ from tasks.photographs.landmarks import read_landmarks
 from tasks.running import networks as models
 from tasks.running.caching import unit_of_work
 from tasks.running.overlap import computing
+from tasks.running.partial import supersede, write_partial_table
 from tasks.running.progress import ShardResult
 from tasks.running.run import Run
 from tasks.running.shards import Files, Outcomes, finish_shard
@@ -273,6 +274,7 @@ def write_faces(planned: AlignmentPlan, index: ImageIndex) -> FacesRef:
     if not is_complete(uri):
         tables = (planned.log(shard).table(FACES_SCHEMA) for shard in index.shards)
         write_tables(uri, FACES_SCHEMA, tables, planned.recipe.made("faces"))
+    supersede(planned.out, {STEP: planned.recipe.fingerprint}, by=uri)
 
     found = read_table(uri, columns=["status", "error_type"])
     counts = {status: count(found, "status", status) for status in (OK, SKIPPED, FAILED)}
@@ -281,6 +283,14 @@ def write_faces(planned: AlignmentPlan, index: ImageIndex) -> FacesRef:
         table=uri, faces=planned.faces, photographs=index.rows, aligned=counts[OK], without=nobody,
         skipped=counts[SKIPPED] - nobody, failed=counts[FAILED],
     )  # fmt: skip
+
+
+def write_partial_faces(planned: AlignmentPlan, index: ImageIndex, why: str) -> str:
+    """Write the table of the faces of the shards that are done; see ``write_partial_table``."""
+    made = planned.recipe.made("faces")
+    return write_partial_table(
+        "faces.parquet", planned.out, FACES_SCHEMA, made, index.shards, planned.log, why
+    )
 
 
 @lru_cache(maxsize=2)  # of a process that works on many shards of one table

@@ -32,6 +32,7 @@ from tasks.artifacts.outcomes import FAILED, OK, SKIPPED, STATUS_FIELDS, Outcome
 from tasks.photographs.faces import read_faces
 from tasks.photographs.images import ImageIndex, ImageShard, read_shard, write_index
 from tasks.running.caching import unit_of_work
+from tasks.running.partial import supersede, write_partial_table
 from tasks.running.progress import ShardResult
 from tasks.running.run import Run
 from tasks.running.shards import Files, Outcomes, finish_shard
@@ -307,6 +308,7 @@ def write_pasted(planned: PastingPlan, index: ImageIndex) -> PastedRef:
     if not is_complete(uri):
         tables = (planned.log(shard).table(PASTED_SCHEMA) for shard in index.shards)
         write_tables(uri, PASTED_SCHEMA, tables, planned.made())
+    supersede(planned.out, {STEP: planned.recipe.fingerprint}, by=uri)
 
     found = read_table(uri, columns=["status"])
     counts = {status: count(found, "status", status) for status in (OK, SKIPPED, FAILED)}
@@ -314,3 +316,11 @@ def write_pasted(planned: PastingPlan, index: ImageIndex) -> PastedRef:
         table=uri, photographs=planned.photographs, pasted=counts[OK], skipped=counts[SKIPPED],
         failed=counts[FAILED],
     )  # fmt: skip
+
+
+def write_partial_pasted(planned: PastingPlan, index: ImageIndex, why: str) -> str:
+    """Write the table of the photographs of the shards that are done; see ``write_partial_table``."""
+    made = planned.recipe.made(_KIND)
+    return write_partial_table(
+        "pasted.parquet", planned.out, PASTED_SCHEMA, made, index.shards, planned.log, why
+    )

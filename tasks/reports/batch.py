@@ -30,8 +30,9 @@ from tasks.artifacts.outcomes import OK, Row
 from tasks.directions.style_directions import ALPHA_UNIT
 from tasks.editing.plans import EditPlan
 from tasks.editing.schemas import MANIFEST_SCHEMA, TIMING_SCHEMA
-from tasks.photographs.images import ImageIndex
+from tasks.photographs.images import ImageIndex, ImageShard
 from tasks.running.caching import unit_of_work
+from tasks.running.partial import Part, all_attempts, done_shards
 from tasks.running.run import Run
 from tasks.storage import StoreError, item_under, join, read_bytes, write_bytes_atomic
 
@@ -57,7 +58,34 @@ class ReportRef(BaseModel):
 @unit_of_work("write-report")
 def write_report(run: Run, plans: list[EditPlan], index: ImageIndex) -> ReportRef:
     """Gather the rows of all edits into a manifest and draw the contact sheet."""
-    attempts = [uri for plan in plans for shard in index.shards for uri in plan.log(shard).attempts()]
+    return _write(run, plans, index, index.shards)
+
+
+def write_partial_report(run: Run, plans: list[EditPlan], index: ImageIndex, why: str) -> ReportRef | None:
+    """Gather the rows of the shards that are done, all edits of them; the whole report if all are.
+
+    Args:
+        run: Networks and places.
+        plans: The edits.
+        index: All images of the batch.
+        why: What ended the run, and what goes on from there.
+
+    Returns:
+        Where manifest and contact sheet lie; None where no shard is done.
+    """
+    done = done_shards(index.shards, lambda shard: [plan.log(shard) for plan in plans])
+    return _write(run, plans, index, done, why) if done else None
+
+
+def batch_of(plans: list[EditPlan]) -> dict[str, str]:
+    """Return what makes a batch, of whichever images: its edits, and the latents they are made from."""
+    return {plan.images: plan.fingerprint for plan in plans}
+
+
+def _write(
+    run: Run, plans: list[EditPlan], index: ImageIndex, shards: list[ImageShard], why: str = ""
+) -> ReportRef:
+    attempts = all_attempts([plan.log(shard) for plan in plans for shard in shards])
     recipe = Recipe(
         STEP, VERSION, {"attempts": attempts}, {"index": index.fingerprint},
         run.hashes.generator, run.hashes.clip,
@@ -65,12 +93,16 @@ def write_report(run: Run, plans: list[EditPlan], index: ImageIndex) -> ReportRe
     folder = join(run.out, "batches", recipe.fingerprint[:16])
 
     # attempts name the manifest; it says what they were made of instead, which is shorter
-    inputs = {**recipe.inputs, **{plan.images: plan.fingerprint for plan in plans}}
-    made = replace(recipe.made("edits-manifest", inputs), parameters=_made_of(run, plans, index))
+    made = recipe.made("edits-manifest", {**recipe.inputs, **batch_of(plans)})
+    made = replace(made, parameters=_made_of(run, plans, index))
+    if len(shards) < len(index.shards):
+        part = Part.named(batch_of(plans), attempts, len(shards), len(index.shards), why)
+        folder, made = part.folder(run.out), part.mark(made)
+        part.keep(run.out)
 
     manifest, timings = join(folder, "manifest.parquet"), join(folder, "timings.parquet")
     if not is_complete(manifest):
-        write_tables(manifest, MANIFEST_SCHEMA, _rows(plans, index), made)
+        write_tables(manifest, MANIFEST_SCHEMA, _rows(plans, shards), made)
     if not is_complete(timings):
         with suppress(ArtifactConflictError):  # a run beside this one was first, with other times
             write_tables(timings, TIMING_SCHEMA, _timings(attempts), made)
@@ -205,11 +237,11 @@ def _cut(line: str, font: Font) -> str:
     return f"{line}..."
 
 
-def _rows(plans: list[EditPlan], index: ImageIndex) -> Iterator[pa.Table]:
+def _rows(plans: list[EditPlan], shards: list[ImageShard]) -> Iterator[pa.Table]:
     """Yield the rows of all edits, a shard at a time."""
     for plan in plans:
         variant = pa.scalar(plan.variant, pa.string())
-        for shard in index.shards:
+        for shard in shards:
             table = plan.log(shard).table(MANIFEST_SCHEMA)
             place = table.column_names.index("variant")
 

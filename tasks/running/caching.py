@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import Task, runtime, task
@@ -21,6 +21,7 @@ from prefect.cache_policies import INPUTS, CachePolicy
 from prefect.context import TaskRunContext
 
 from styleclip_core.errors import StyleCLIPError
+from tasks.running.stopping import begun
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -64,7 +65,18 @@ def unit_of_work(name: str, run_name: str = "") -> Callable[[Callable[_P, _R]], 
         name: Of the task; a part of its result's key, so it must not change between releases.
         run_name: Of a run of it, with parameters in braces; Prefect thinks of one if it is empty.
     """
-    return task(name=name, task_run_name=run_name or None, cache_policy=PER_RUN, persist_result=True)
+
+    def decorate(work: Callable[_P, _R]) -> Task[_P, _R]:
+        @wraps(work)
+        def counted(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            with begun():
+                return work(*args, **kwargs)
+
+        return task(name=name, task_run_name=run_name or None, cache_policy=PER_RUN, persist_result=True)(
+            counted
+        )
+
+    return decorate
 
 
 @unit_of_work("probe-result-storage")

@@ -17,6 +17,7 @@ from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict
 
 from styleclip_core.errors import StyleCLIPError
+from tasks.running.stopping import RunStoppedError, is_stopping
 
 _R = TypeVar("_R", bound="ShardResult")
 Observer = Callable[[str, int, int], None]
@@ -102,6 +103,7 @@ def gather(
     Raises:
         ShardsFailedError: After all have ended, if any failed: a flow run with a failed shard must
             end Failed, or nobody can press Retry.
+        RunStoppedError: The same, if the run was asked to stop.
     """
     return gather_chain({step: futures}, {step: again} if again else {})[0]
 
@@ -152,6 +154,11 @@ def _start_again(
 
 def _refuse_broken(step: str, futures: list[PrefectFuture[_R]]) -> None:
     broken = [future for future in futures if not future.state.is_completed()]
+    if broken and is_stopping():
+        raise RunStoppedError(
+            f"stopped: {len(futures) - len(broken)} of {len(futures)} {step} shards are done; the same "
+            "command goes on from here"
+        )
     if broken:
         table = [{"task run": _name(future), "error": _message(future)} for future in broken]
         create_table_artifact(table=table, key=f"{step}-failures", description=f"failed shards of {step}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import Annotated, Any, Literal, Self, TypeVar
 from zoneinfo import ZoneInfo
 
@@ -225,12 +225,18 @@ class Nightly(Settings):
     night: str = Field(
         "",
         pattern=r"^(\d{4}-\d{2}-\d{2})?$",
-        description="Date of the night, as 2031-05-17; empty for the date on which the run was due",
+        description="Date of a night's morning, as 2031-05-17; empty for the night when the run was due",
     )
 
     def date_of(self, due: datetime) -> str:
-        """Return the date of the night that a run which was due then belongs to."""
-        return self.night or due.astimezone(ZoneInfo(self.time_zone)).date().isoformat()
+        """Return the date of the night that a run which was due then belongs to.
+
+        A night reaches from noon to noon and has the date of its morning. Midnight would not do: where the
+        clock skips it, Prefect starts a run of 0:00 at 23:00, on the date before, which has had its run.
+        """
+        here = due.astimezone(ZoneInfo(self.time_zone))
+        # the clock's own hours are counted, as no clock is changed about noon
+        return self.night or (here.replace(tzinfo=None) + timedelta(hours=12)).date().isoformat()
 
     @model_validator(mode="after")
     def _check(self) -> Nightly:

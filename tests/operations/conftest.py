@@ -99,7 +99,10 @@ def prefect(
         environment["SETUP"] = running.styleclip(
             "setup-server", "--device-limit", LIMIT, "--results", "s3://results/prefect"
         )
-        environment["DEPLOYED"] = running.run("deploy", "--all")
+        values = ("STYLECLIP_GENERATOR", "STYLECLIP_CLIP", "STYLECLIP_WORKSPACE")
+        file = folder / "deploy.env"
+        file.write_text("".join(f"{name}={environment[name]}\n" for name in values))
+        environment["DEPLOYED"] = running.styleclip("deploy", "--env-file", str(file))
         environment.pop("STYLECLIP_NOTIFY_URL")  # only setting up needs it
         running.run(
             "deploy", "tests/operations/faulty.py:build_relevance", "--name", "faulty",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -24,6 +25,17 @@ LAYER = "b8.conv1"  # the layer whose shard is made to fail
 PATIENCE = int(os.environ.get("OPERATIONS_PATIENCE", "1"))  # factor on every deadline, for a busy machine
 PAGE = 60_000 * PATIENCE  # milliseconds until a page shows what it should
 SCREENSHOTS = ROOT / "build" / "screenshots"
+
+
+def worker_command(instance: int = 0) -> list[str]:
+    """Return a worker's arguments to ``prefect`` as its unit file has them, for one of its instances."""
+    unit = (ROOT / "docs" / "systemd" / "styleclip-worker@.service").read_text()
+    (line,) = [line for line in unit.splitlines() if line.startswith("ExecStart=")]
+    command = line.removeprefix("ExecStart=")
+    host = socket.gethostname().partition(".")[0]
+    program, *arguments = shlex.split(command.replace("%i", str(instance)).replace("%l", host))
+    assert program == "/opt/styleclip/.venv/bin/prefect"
+    return arguments
 
 
 def free_port() -> int:
@@ -90,9 +102,9 @@ class Prefect:
         self.server = self.start("server", "start", *options, name="server")
         wait_until(lambda: _answers(f"{self.url}/api/health"), "the server answers", 120, self.tail)
 
-    def work(self, *options: str) -> subprocess.Popen:
-        """Start a worker, which takes runs once it is there."""
-        worker = self.start("worker", "start", "--pool", POOL, "--type", "process", *options, name="worker")
+    def work(self, instance: int = 0) -> subprocess.Popen:
+        """Start a worker as its unit does, which takes runs once it is there."""
+        worker = self.start(*worker_command(instance), name="worker")
         self.workers.append(worker)
         return worker
 

@@ -181,6 +181,19 @@ def test_a_process_that_is_killed_crashes_its_run_which_is_then_retried(build, p
     assert build.files() == expected
 
 
+def test_the_worker_survives_a_retry_right_after_a_crash(build, prefect, expected):
+    run, _ = build.disturbed("die", "Crashed")
+    # at once, and by the API: Prefect has not done with the crash, as it loads the flow to look for its hooks
+    retry = {"type": "SCHEDULED", "name": "AwaitingRetry", "message": "Retry from the test"}
+    prefect.post(f"flow_runs/{run}/set_state", state=retry, force=True)
+    wait_until(lambda: prefect.state(run) in ("Running", "Completed"), "the retry runs", 120, prefect.tail)
+    build.complete(run)
+    assert build.files() == expected
+    # another run is taken after it: the worker is there, and so is its slot of the pool
+    build.complete(build.start())
+    assert [worker.poll() for worker in prefect.workers] == [None] * len(prefect.workers), prefect.tail()
+
+
 def test_a_server_that_restarts_in_the_middle_loses_nothing(build, prefect, expected):
     run = build.hanging()
     prefect.serve()
@@ -203,9 +216,10 @@ def test_a_cancelled_run_is_retried_from_where_it_was(build, prefect, expected):
 
 def test_a_machine_that_goes_away_frees_its_device_and_its_run_is_retried(build, prefect, expected, tmp_path):
     prefect.stop_workers()
-    gone = prefect.work("--limit", "1")
+    gone = prefect.work()
     run = build.hanging()
-    kept = prefect.work()  # another machine that shares the device's limit
+    os.kill(gone.pid, signal.SIGSTOP)  # so that the other run goes to the other worker
+    kept = prefect.work(instance=1)  # another machine that shares the device's limit
     other = build.start(tmp_path / "other")
     prefect.wait_for(other, "Running")
     wait_until(lambda: any("generator " in line for line in prefect.logs(other)), "it has its networks", 60)

@@ -96,10 +96,15 @@ def test_two_runs_of_one_night_at_once_make_one_table(models, tmp_path):
     assert sum(key.endswith("/relevance.parquet") for key in tables) == 3  # first, added, both
 
 
-def test_the_date_is_that_of_the_time_zone_and_of_when_the_run_was_due():
+def test_a_night_reaches_from_noon_to_noon_of_the_time_zone_and_has_the_date_of_its_morning():
     due = datetime(2031, 5, 17, 23, 30, tzinfo=UTC)
-    assert Nightly().date_of(due) == "2031-05-17"
+    assert Nightly().date_of(due) == "2031-05-18"
     assert Nightly(time_zone="Europe/Berlin").date_of(due) == "2031-05-18"
+    assert Nightly(time_zone="America/New_York").date_of(due) == "2031-05-18"
+    assert Nightly(time_zone="America/Los_Angeles").date_of(due) == "2031-05-18"
+    assert Nightly(time_zone="Asia/Tokyo").date_of(due) == "2031-05-18"
+    assert Nightly().date_of(datetime(2031, 5, 17, 11, 59, tzinfo=UTC)) == "2031-05-17"
+    assert Nightly().date_of(datetime(2031, 5, 17, 12, 0, tzinfo=UTC)) == "2031-05-18"
     assert Nightly(night="2031-01-02").date_of(due) == "2031-01-02"
     for wrong in ({"night": "2031-13-40"}, {"night": "tonight"}, {"time_zone": "Berlin"}):
         with pytest.raises(ValueError, match=r"month|pattern|unknown time zone"):

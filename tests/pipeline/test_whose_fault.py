@@ -13,6 +13,7 @@ import s3fs
 from flows.edit_images import edit_images
 from flows.steps import editing as editing_steps
 from tasks.artifacts.outcomes import OK, OutcomeLog, Row, failure
+from tasks.editing import plans as planning
 from tasks.editing import shards as editing
 from tasks.evaluation import image_scores
 from tasks.evaluation import shards as evaluation
@@ -68,7 +69,7 @@ class Batch:
 
     run: Run
     shard: images.ImageShard
-    edited: editing.EditPlan
+    edited: planning.EditPlan
     aligned: faces.AlignmentPlan
     table: str
     manifest: str
@@ -102,7 +103,7 @@ def batch(prefect_server, s3, network_files, tmp_path_factory) -> Batch:
     return Batch(
         run=run,
         shard=index.shards[0],
-        edited=editing.plan(run, prepared[0], inversion.plan(run, photos, settings)),
+        edited=planning.plan(run, prepared[0], inversion.plan(run, photos, settings)),
         aligned=aligned,
         table=faces.write_faces.fn(aligned, index).table,
         manifest=result.report.manifest,

@@ -36,6 +36,7 @@ from tasks.reports.page.links import below, parent, relative_link
 from tasks.reports.page.thumbnails import SIDE, PagePlan, leaves
 from tasks.running.caching import unit_of_work
 from tasks.running.overlap import Writes
+from tasks.running.partial import Part, read_part
 from tasks.storage import join, write_bytes_atomic
 
 STEP, VERSION = "page", "1"
@@ -87,9 +88,22 @@ def build_page(
 
     # the page comes last: it names files that must be there
     meta = _meta(batch, plan, f"./{base}/" if base else "", shape or (1, 1))
-    page = render(batch, meta, blocks.kept, evaluations, [read_choice(each) for each in choices])
+    part = read_part(folder) if "partial" in batch.made.parameters else None
+    page = render(batch, meta, blocks.kept, evaluations, [read_choice(each) for each in choices], part)
     write_bytes_atomic(uri, page.encode())
     return uri, blocks.written
+
+
+def write_superseded(folder: str) -> None:
+    """Write, in place of the page of a partial folder, one that leads to the whole one."""
+    part = read_part(folder)
+    if part and part.superseded_by:
+        # both lie two folders below OUT
+        link = relative_link(below(part.superseded_by, parent(folder, 2)), up=2)
+        page = _TEMPLATES.get_template("superseded.html").render(
+            css=Markup(_part("page.css")), part=part, link=link
+        )
+        write_bytes_atomic(join(folder, "index.html"), page.encode())
 
 
 def _name(plan: PagePlan, evaluations: Sequence[str]) -> str:
@@ -208,6 +222,7 @@ def render(
     blocks: list[tuple[str, str]],
     evaluations: Sequence[str],
     choices: Sequence[Choice],
+    part: Part | None = None,
 ) -> str:
     """Return the page; ``blocks`` are data by name, as JSON that may stand in a script element."""
     script = _part("page.js")
@@ -228,7 +243,7 @@ def render(
         trades=[*_choices(choices), *_trade_offs(batch, found)],
         problems=batch.problems, max_problems=MAX_PROBLEMS, problem_counts=batch.problem_counts.most_common(),
         facts=list(_facts(batch, evaluations)),
-        settings=json.dumps([edit.record for edit in batch.edits], indent=1, ensure_ascii=False),
+        settings=json.dumps([edit.record for edit in batch.edits], indent=1, ensure_ascii=False), part=part,
     )  # fmt: skip
 
 

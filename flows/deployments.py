@@ -1,0 +1,212 @@
+"""Deploying what ``prefect.yaml`` says, without taking anything from a schedule that runs.
+
+``prefect deploy --all`` leaves empty what the shell does not know, and replaces the schedules of a deployment
+by those of the file, all of them active. So the values are read from a file, what a schedule would lack is
+refused before anything is deployed, and Prefect is given a file in which the server's schedules stand beside
+ours.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import DeploymentSchedule
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
+from prefect.exceptions import ObjectNotFound
+
+from styleclip_core.errors import StyleCLIPError
+
+_VARIABLE = re.compile(r"\{\{\s*\$(\w+)\s*\}\}")
+_ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)")
+
+
+class DeployError(StyleCLIPError):
+    """The deployments were not deployed, or not all of them."""
+
+
+def read_environment(path: Path) -> dict[str, str]:
+    """Read KEY=VALUE lines as systemd reads an EnvironmentFile.
+
+    A line that begins with # or ; is a comment, and nothing else is: what follows a value belongs to it.
+    Quotes around a value are taken off.
+
+    Raises:
+        DeployError: If there is no such file, or a line is none of these.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DeployError(f"cannot read the environment file {path}: {error}") from error
+
+    found = {}
+    for number, line in enumerate(map(str.strip, lines), start=1):
+        if not line or line.startswith(("#", ";")):
+            continue
+        matched = _ASSIGNMENT.fullmatch(line)
+        if not matched:
+            # not shown, as it may hold a secret
+            raise DeployError(f"{path}:{number} is no KEY=VALUE; write one, or begin a comment with #")
+        name, value = matched.groups()
+        quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
+        found[name] = value[1:-1] if quoted else value
+    return found
+
+
+def deploy(file: Path, values: Mapping[str, str]) -> list[str]:
+    """Deploy all of a file; return a line about each deployment.
+
+    Args:
+        file: As ``prefect.yaml``; modules are imported, and runs started, in its folder.
+        values: Variables of the environment; those beside them are read too.
+
+    Raises:
+        DeployError: If a schedule would lack values, before anything is deployed; or if Prefect refuses.
+    """
+    environment = {**os.environ, **values}
+    content = yaml.safe_load(_read(file))
+    with get_client(sync_client=True) as client:
+        known = {_name(each): _known(client, each) for each in content["deployments"]}
+
+    lacking = [
+        line for each in content["deployments"] for line in _lacks(each, known[_name(each)], environment)
+    ]
+    if lacking:
+        raise DeployError(
+            f"{'; '.join(lacking)}; give them in the environment file or the shell; nothing was deployed"
+        )
+
+    for each in content["deployments"]:
+        _keep(each, known[_name(each)])
+    _run_prefect(content, file.resolve().parent, environment)
+    return [_told(_name(each), known[_name(each)]) for each in content["deployments"]]
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DeployError(f"cannot read {file}: {error}; run this where prefect.yaml lies") from error
+
+
+def _name(deployment: Mapping[str, Any]) -> str:
+    """Return what the server calls a deployment; a flow's name is that of its function, with dashes."""
+    function = str(deployment["entrypoint"]).rpartition(":")[2]
+    return f"{function.replace('_', '-')}/{deployment['name']}"
+
+
+def _known(client: SyncPrefectClient, deployment: Mapping[str, Any]) -> DeploymentResponse | None:
+    try:
+        return client.read_deployment_by_name(_name(deployment))
+    except ObjectNotFound:
+        return None
+
+
+def _lacks(
+    deployment: Mapping[str, Any], known: DeploymentResponse | None, environment: Mapping[str, str]
+) -> Iterator[str]:
+    """Yield what a deployment with a schedule would lack."""
+    unset = [
+        (place, name)
+        for place, name in _variables(deployment.get("parameters", {}))
+        if not environment.get(name)
+    ]
+    if known and known.schedules and not deployment.get("schedules"):
+        # somebody has given it a schedule: what is filled in now must not be emptied
+        unset = [(place, name) for place, name in unset if _at(known.parameters, place)]
+    elif not deployment.get("schedules"):
+        return
+
+    if unset:
+        names = ", ".join(dict.fromkeys(name for _, name in unset))
+        yield f"{_name(deployment)} has a schedule and would lack {names}"
+
+
+def _variables(value: object, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield the variables in parameters, each with the place of its value."""
+    if isinstance(value, Mapping):
+        for name, each in value.items():
+            yield from _variables(each, (*place, str(name)))
+    elif isinstance(value, str):
+        for name in _VARIABLE.findall(value):
+            yield place, name
+
+
+def _at(value: Any, place: tuple[str, ...]) -> Any:  # noqa: ANN401 - a JSON value
+    for name in place:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def _keep(deployment: dict[str, Any], known: DeploymentResponse | None) -> None:
+    """Write into a deployment what the server has beside it: who paused what, and schedules of others."""
+    if known is None:
+        return
+    if known.paused:
+        deployment["paused"] = True
+    if not deployment.get("schedules"):  # Prefect leaves those of the server alone
+        return
+
+    slugs = {schedule.slug: schedule for schedule in known.schedules}
+    ours = [dict(each) for each in deployment["schedules"]]
+    for each in ours:
+        if each.get("slug") in slugs:
+            each["active"] = slugs[each["slug"]].active
+    names = {each.get("slug") for each in ours}
+    others = [_written(each) for each in known.schedules if each.slug is None or each.slug not in names]
+    deployment["schedules"] = [*ours, *others]
+
+
+def _written(known: DeploymentSchedule) -> dict[str, Any]:
+    """Return a schedule of the server as ``prefect.yaml`` says it."""
+    schedule = known.schedule
+    found: dict[str, Any] = {"active": known.active, "timezone": getattr(schedule, "timezone", None)}
+    if isinstance(schedule, CronSchedule):
+        found |= {"cron": schedule.cron, "day_or": schedule.day_or}
+    elif isinstance(schedule, IntervalSchedule):
+        found |= {
+            "interval": schedule.interval.total_seconds(), "anchor_date": schedule.anchor_date.isoformat(),
+        }  # fmt: skip
+    elif isinstance(schedule, RRuleSchedule):
+        found |= {"rrule": schedule.rrule}
+    found |= {"parameters": known.parameters, "slug": known.slug}
+    return {name: value for name, value in found.items() if value not in (None, {})}
+
+
+def _run_prefect(content: Mapping[str, Any], folder: Path, environment: Mapping[str, str]) -> None:
+    with tempfile.TemporaryDirectory(prefix="styleclip-deploy-") as place:
+        merged = Path(place) / "prefect.yaml"
+        merged.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        command = [
+            sys.executable,
+            "-m",
+            "prefect",
+            "--no-prompt",
+            "deploy",
+            "--all",
+            "--prefect-file",
+            str(merged),
+        ]
+        done = subprocess.run(
+            command, cwd=folder, env=dict(environment), capture_output=True, text=True, check=False,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    if done.returncode:
+        said = " ".join((done.stdout + done.stderr).split())[-600:]
+        raise DeployError(f"prefect deploy ended with {done.returncode}, some may be deployed: {said}")
+
+
+def _told(name: str, known: DeploymentResponse | None) -> str:
+    if known is None:
+        return f"{name}: made"
+    paused = known.paused or any(not each.active for each in known.schedules)
+    return f"{name}: brought up to date{', what was paused stays paused' if paused else ''}"

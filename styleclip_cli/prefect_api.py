@@ -1,0 +1,110 @@
+"""The Prefect server of a command: the one that PREFECT_API_URL names, or a temporary one of this process."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from contextlib import suppress
+from typing import Any
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.server.api.server import SubprocessASGIServer
+from prefect.settings import get_current_settings
+
+from styleclip_cli.interrupts import at_once
+from styleclip_core.errors import StyleCLIPError
+
+PATIENCE = 600  # seconds; on a busy machine a first start makes its database for minutes
+_VARIABLE = "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"
+_ANSWER = 30.0  # seconds for one answer of a server
+
+
+class ServerError(StyleCLIPError):
+    """There is no Prefect server to run on."""
+
+
+class _Spared(SubprocessASGIServer):
+    """A temporary server that Ctrl-C at the terminal does not reach: it ends when its command does.
+
+    A terminal sends Ctrl-C to all processes of a command, and the run would wait minutes for a server that
+    has gone.
+    """
+
+    def _run_uvicorn_command(self) -> subprocess.Popen[Any]:
+        # a process inherits which signals are blocked, and one that stays blocked is never delivered
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return super()._run_uvicorn_command()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def end(self) -> None:
+        """Tell it to end, and do not wait for that."""
+        if self.server_process:
+            with suppress(OSError):
+                self.server_process.terminate()
+
+
+def reach(*, named: bool = False) -> None:
+    """Start the temporary server, or ask the named one whether it is there.
+
+    Args:
+        named: Whether a temporary one is of no use.
+
+    Raises:
+        ServerError: If there is none.
+    """
+    settings = get_current_settings()
+    if settings.api.url:
+        with get_client(sync_client=True, httpx_settings={"timeout": _ANSWER}) as client:
+            problem = client.api_healthcheck()
+        if problem:
+            raise ServerError(not_answering(problem))
+        return
+
+    if named:
+        raise ServerError(
+            "there is no Prefect server: start one and give its address, "
+            "PREFECT_API_URL=http://127.0.0.1:4200/api"
+        )
+    ephemeral = settings.server.ephemeral
+    if not ephemeral.enabled:
+        raise ServerError(
+            "there is no Prefect server: give the address of one in PREFECT_API_URL, or let commands start a "
+            "temporary one, PREFECT_SERVER_EPHEMERAL_ENABLED=true"
+        )
+    _start(ephemeral.startup_timeout_seconds if _is_set(ephemeral) else PATIENCE)
+
+
+def _is_set(ephemeral: Any) -> bool:  # noqa: ANN401 - Prefect's settings, whose class is not public
+    return "startup_timeout_seconds" in ephemeral.model_fields_set
+
+
+def _start(patience: int) -> None:
+    # Prefect takes it for its own: there is one of them in a process, whoever makes it
+    server = _Spared()
+    at_once(server.end)
+    try:
+        server.start(timeout=patience)
+    except Exception as error:
+        ended = server.server_process.poll() if server.server_process else None
+        how = f"ended with status {ended}" if ended is not None else f"did not start within {patience} s"
+        raise ServerError(
+            f"Prefect's temporary server {how}; give it longer, {_VARIABLE}={2 * patience}, or start one of "
+            "your own, prefect server start, and give its address in PREFECT_API_URL"
+        ) from error
+
+
+def not_answering(problem: Exception) -> str:
+    """Return what to say of a server that does not answer, or no more."""
+    url = get_current_settings().api.url
+    where = (
+        f"the Prefect server at {url}, which PREFECT_API_URL names," if url else "Prefect's temporary server"
+    )
+    said = " ".join(str(problem).split())[:200] or type(problem).__name__
+    if isinstance(problem, httpx.HTTPStatusError):
+        return f"{where} refuses: {said}; if it has a password, give that in PREFECT_API_AUTH_STRING"
+
+    remedy = "start it, or unset PREFECT_API_URL to use a temporary one" if url else "run the command again"
+    return f"{where} does not answer: {said}; {remedy}"

@@ -1,0 +1,173 @@
+"""Ctrl-C and servers that are not there, as processes of their own, on the embedded networks.
+
+Signals go to the whole group of a process, as a terminal sends them. What happens is read off what it prints.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+import data
+from tests.object_store import free_ports
+
+STYLECLIP = [sys.executable, "-W", "ignore", "-m", "styleclip_cli.main"]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def environment(tmp_path):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    home = {"PREFECT_HOME": str(tmp_path / "prefect")}
+    return kept | home | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "STYLECLIP_WORKERS": "1"}
+
+
+@pytest.fixture
+def invert(tmp_path):
+    """The inversion of eight embedded portraits, a shard each, which takes long enough to be stopped."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for path in sorted(data.PHOTOGRAPHS.glob("*.png"))[:8]:
+        shutil.copy(path, photos)
+    return [
+        "invert", "--photos", photos, "--workspace", tmp_path / "out", "--steps", "150", "--shard-size", "1",
+        "--verbose",
+    ]  # fmt: skip
+
+
+@contextmanager
+def started(environment, arguments) -> Iterator[subprocess.Popen[str]]:
+    """Start the command in a group of its own; ended by its pid, with all of the group, whatever happens."""
+    process = subprocess.Popen(
+        [*STYLECLIP, *map(str, arguments)], env=environment, cwd=ROOT, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+
+
+def read_until(process, text: str) -> list[str]:
+    """Return what a process prints, up to a line with some text in it."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if text in line:
+            return lines
+    raise AssertionError(f"{text!r} was never printed:\n{''.join(lines)}")
+
+
+def interrupt(process) -> None:
+    os.killpg(process.pid, signal.SIGINT)
+
+
+def latents(out: Path) -> int:
+    return len(list(out.glob("latents/*/*.attempt-000.parquet")))
+
+
+def test_the_first_interrupt_lets_shards_end_and_the_same_command_goes_on(environment, invert, tmp_path):
+    with started(environment, invert) as process:
+        read_until(process, "invert-images 1/8")
+        interrupt(process)  # reaches the temporary server too, which must not end
+        (told,) = [line for line in read_until(process, "again to stop now") if "stopping" in line]
+        assert told.startswith("stopping after the shards under way (")
+        under_way = int(told.partition("(")[2].partition(")")[0])
+        rest = process.stdout.read()
+        assert process.wait() == 130, rest
+    (last,) = [line for line in rest.splitlines() if line.startswith("error: ")]
+    done = latents(tmp_path / "out")
+    assert (
+        f"error: stopped: {done} of 8 invert-images shards are done; the same command goes on from here"
+        in last
+    )
+    assert 1 <= under_way <= 3
+    assert 2 <= done < 8  # what was under way has ended, and nothing has begun since
+
+    again = subprocess.run(
+        [*STYLECLIP, *map(str, invert)],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert again.returncode == 0, again.stderr
+    assert f"8 rows in 8 shards, {8 - done} computed now" in again.stderr
+
+
+def test_the_second_interrupt_ends_at_once_and_leaves_no_process(environment, invert):
+    with started(environment, [*invert, "--steps", "1000000", "--patience", "1000000"]) as process:
+        read_until(process, "generator ")  # the networks are loaded, and inversion begins
+        interrupt(process)
+        read_until(process, "again to stop now")
+        interrupt(process)
+        assert process.wait(timeout=60) == 130  # a shard alone would take an hour
+        rest = process.stdout.read()  # until the server has closed its end, too
+    assert "Traceback" not in rest
+
+
+def test_an_interrupt_before_there_is_a_run_ends_the_command(environment, invert):
+    with started(environment | {"PYTHONVERBOSE": "1"}, invert) as process:
+        read_until(process, "styleclip_cli.prefect_api")  # it is about to look for its server
+        interrupt(process)
+        rest = process.stdout.read()
+        assert process.wait() == 130
+    assert "stopped" in rest
+    assert "Traceback" not in rest
+
+
+def failing(environment, arguments) -> str:
+    """Return the one line that a command ends with."""
+    done = subprocess.run(
+        [*STYLECLIP, *map(str, arguments)],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    return done.stderr
+
+
+def test_a_server_that_does_not_answer_is_one_line(environment, invert):
+    (port,) = free_ports(1)
+    told = failing(environment | {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}, invert[:-1])
+    assert told.startswith(f"error: the Prefect server at http://127.0.0.1:{port}/api, which PREFECT_API_URL")
+    assert "does not answer" in told
+    assert "start it, or unset PREFECT_API_URL" in told
+
+
+def test_a_server_that_does_not_start_in_time_is_one_line(environment, invert):
+    hurried = environment | {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "1"}
+    told = failing(hurried, invert[:-1])
+    assert "Prefect's temporary server did not start within 1 s; give it longer" in told
+    assert "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS=2" in told
+
+
+def test_patience_is_the_user_s_where_there_is_one(monkeypatch):
+    from prefect.settings import get_current_settings
+    from prefect.settings.context import temporary_settings  # noqa: F401 - the settings of a user
+
+    from styleclip_cli import prefect_api
+
+    waited = []
+    monkeypatch.setattr(prefect_api._Spared, "start", lambda self, timeout: waited.append(timeout))
+    ephemeral = get_current_settings().server.ephemeral
+    unset = ephemeral.model_copy(update={"enabled": True})
+    unset.model_fields_set.discard("startup_timeout_seconds")
+    chosen = type(ephemeral)(enabled=True, startup_timeout_seconds=7)
+    assert not prefect_api._is_set(unset)
+    assert prefect_api._is_set(chosen)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from prefect.context import refresh_global_settings_context
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
 
 from tests.object_store import S3, object_store
 from tests.prefect_server import server_in
@@ -24,6 +26,9 @@ def prefect_server(tmp_path_factory) -> Iterator[str]:
         patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))  # where results are kept
         refresh_global_settings_context()
         yield os.environ["PREFECT_API_URL"]
+        # what is still to be sent would be tried for a minute, to a server that has gone
+        for worker in (APILogWorker, EventsWorker):
+            worker.drain_all(timeout=30)
     refresh_global_settings_context()
 
 

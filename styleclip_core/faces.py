@@ -32,6 +32,7 @@ Form = Literal["68", "5"]
 
 _LEFT_EYE, _RIGHT_EYE, _MOUTH_CORNERS = slice(36, 42), slice(42, 48), (48, 54)  # of the 68 points
 _MIN_SIDE, _MAX_COORDINATE = 4.0, 1e6
+_BAND = 256  # rows of a photograph that are placed in a quad at once
 _MAX_ENLARGEMENT = 4  # a quad this many times as large as its photograph is a mistake of units
 
 
@@ -341,7 +342,8 @@ def paste_faces(
         feather: Width of the fade at the edge of a quad, as a fraction of its side.
 
     Returns:
-        The photograph with the faces; pixels outside the quads are the photograph's own.
+        The photograph with the faces; pixels outside the quads are the photograph's own. No picture between
+        is larger than the photograph or a face.
 
     Raises:
         ValueError: If an image is not RGB, or ``feather`` is not above 0 and at most 0.5.
@@ -402,12 +404,16 @@ class _Window:
         first = np.clip(np.floor(corners.min(axis=0)), 0, size).astype(int)
         last = np.maximum(np.clip(np.ceil(corners.max(axis=0)) + 1, 0, size).astype(int), first)
 
-        y, x = np.mgrid[first[1] : last[1], first[0] : last[0]]
-        place = np.stack([x - corners[0, 0], y - corners[0, 1]])
-        u, v = np.tensordot(quad.into_unit_square(), place, axes=1)
+        depth = np.empty((last - first)[::-1], np.float32)
+        rows, x = quad.into_unit_square(), np.arange(first[0], last[0]) - corners[0, 0]
 
-        depth = np.minimum(np.minimum(u, 1 - u), np.minimum(v, 1 - v)).clip(0)
-        return cls(quad, first, depth.astype(np.float32))
+        # a band at a time: places in double precision take many times what the window itself does
+        for top in range(0, len(depth), _BAND):
+            band = depth[top : top + _BAND]
+            y = np.arange(first[1] + top, first[1] + top + len(band))[:, None] - corners[0, 1]
+            u, v = (across * x + down * y for across, down in rows)
+            band[:] = np.minimum(np.minimum(u, 1 - u), np.minimum(v, 1 - v)).clip(0)
+        return cls(quad, first, depth)
 
     def draw(self, face: Image.Image) -> np.ndarray:
         """Draw a face into its quad, ``[h, w, 3]`` float32."""

@@ -31,11 +31,18 @@ def run() -> None:
     """Run the command line; errors that a user can act on are one line."""
     try:
         app()
-    except (StyleCLIPError, ValidationError, ValueError) as error:
+    except Exception as error:
+        # here and not above: they take seconds, and `styleclip --help` has no use for them
+        from prefect.exceptions import ParameterTypeError
+
         from tasks.running.progress import ShardsFailedError
         from tasks.settings import describe
 
+        if not isinstance(error, (StyleCLIPError, ValueError, ParameterTypeError)):
+            raise
         text = describe(error) if isinstance(error, ValidationError) else " ".join(str(error).split())
+        # of a flow's parameters it is Prefect that speaks, in lines of its own
+        text = text.removeprefix("Flow run received invalid parameters: - ").replace("Value error, ", "")
         console.print(f"error: {text}", markup=False, soft_wrap=True)
         sys.exit(1 if isinstance(error, ShardsFailedError) else 2)
 

@@ -96,6 +96,7 @@ def test_every_command_has_help_with_units(called):
         (["invert", "--photos", "x", "--workspace", "y", "--generator", "no.safetensors"], "/no.safetensors; give"),
         (["invert", "--photos", "s3:/b/x", "--workspace", "y"], "error: photos: s3:/b/x is neither a URI nor a"),
         (["edit", "--photos", "x", "--out", "./x/../x", "--target", "hat"], "x lies inside the photographs"),
+        (["edit", "--photos", "x/images", "--out", "x", "--target", "hat"], "images lies inside the photographs"),
         (["edit", "--photos", "x", "--out", "y", "--target", " "], "target: a prompt is blank"),
         (["edit", "--photos", "x", "--out", "y", "--target", "hat", "--alpha", "inf"], "a finite number, got"),
         (["edit", "--photos", "x", "--out", "y", "--target", "hat", "--alpha", "1e300"], "alpha must be from -1"),

@@ -77,7 +77,8 @@ def edit_images(
             counted; more are refused, so that a slip in a list of values is no month of work.
     """
     variants = all_variants(replace_steps(edits, stand_in), most_variants)
-    check_places([photos], images=join(out, "images"))  # which may be what is read, though out lies above it
+    # what is read may be the folder of all edits' images, though out lies above it
+    check_places([photos], out=out, images=join(out, "images"))
     run = begin(models, execution, workspace, out, sources=[photos])
 
     # what cannot work ends the run here, before hours of work on the table

@@ -50,8 +50,13 @@ def _said(error: Exception) -> str | None:
         from tasks.settings import describe
 
         return describe(error)
-    if isinstance(error, StyleCLIPError | ValueError):
-        return " ".join(str(error).split())
+    # here and not above: it takes seconds, and `styleclip --help` has no use for it
+    from prefect.exceptions import ParameterTypeError
+
+    if isinstance(error, StyleCLIPError | ValueError | ParameterTypeError):
+        text = " ".join(str(error).split())
+        # of a flow's parameters it is Prefect that speaks, in lines of its own
+        return text.removeprefix("Flow run received invalid parameters: - ").replace("Value error, ", "")
 
     # Prefect raises what its client raises, where a server refuses or has gone in the middle
     if any(each.__module__.startswith("httpx") for each in type(error).__mro__):

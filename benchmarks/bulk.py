@@ -235,7 +235,8 @@ def _flow(keys: list[str], steps: int) -> tuple[float, float, float]:
         prefix = f"s3://photographs/bulk-{len(keys)}"
         listed = photographs.index(run, prefix, Execution(shard_size=BATCH))
         started = time.perf_counter()
-        plans, _ = edits.invert_and_edit(run, prepared, listed, Inversion(steps=steps))
+        plans = edits.plan(run, prepared, listed, Inversion(steps=steps))
+        edits.invert_and_edit(run, plans, listed)
         seconds.append(time.perf_counter() - started)
         return str(report.report(run, plans, listed, []).manifest)
 

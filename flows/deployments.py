@@ -162,22 +162,25 @@ def _keep(deployment: dict[str, Any], known: DeploymentResponse | None) -> None:
         if each.get("slug") in slugs:
             each["active"] = slugs[each["slug"]].active
     names = {each.get("slug") for each in ours}
-    others = [_written(each) for each in known.schedules if each.slug is None or each.slug not in names]
-    deployment["schedules"] = [*ours, *others]
+    others = [each for each in known.schedules if each.slug is None or each.slug not in names]
+    deployment["schedules"] = [*ours, *filter(None, map(_written, others))]
 
 
 def _written(known: DeploymentSchedule) -> dict[str, Any]:
-    """Return a schedule of the server as ``prefect.yaml`` says it."""
+    """Return a schedule of the server as ``prefect.yaml`` says it; nothing of one that is none."""
     schedule = known.schedule
-    found: dict[str, Any] = {"active": known.active, "timezone": getattr(schedule, "timezone", None)}
     if isinstance(schedule, CronSchedule):
-        found |= {"cron": schedule.cron, "day_or": schedule.day_or}
+        found: dict[str, Any] = {"cron": schedule.cron, "day_or": schedule.day_or}
     elif isinstance(schedule, IntervalSchedule):
-        found |= {
+        found = {
             "interval": schedule.interval.total_seconds(), "anchor_date": schedule.anchor_date.isoformat(),
         }  # fmt: skip
     elif isinstance(schedule, RRuleSchedule):
-        found |= {"rrule": schedule.rrule}
+        found = {"rrule": schedule.rrule}
+    else:
+        return {}
+
+    found |= {"timezone": schedule.timezone, "active": known.active}
     found |= {"parameters": known.parameters, "slug": known.slug}
     return {name: value for name, value in found.items() if value not in (None, {})}
 

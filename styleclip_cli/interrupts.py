@@ -74,7 +74,13 @@ def taken() -> Iterator[None]:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Let the first Ctrl-C inside the block stop the run, see ``tasks.running.stopping``."""
+    """Let the first Ctrl-C inside the block stop the run, see ``tasks.running.stopping``.
+
+    Raises:
+        Interrupted: If Ctrl-C was pressed before: while modules are imported, Python may drop what is raised.
+    """
+    if _interrupts.came:
+        raise Interrupted
     _interrupts.running = True
     try:
         yield

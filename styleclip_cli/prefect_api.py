@@ -11,6 +11,7 @@ import httpx
 from prefect.client.orchestration import get_client
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import get_current_settings
+from prefect.settings.models.server.ephemeral import ServerEphemeralSettings
 
 from styleclip_cli.interrupts import at_once
 from styleclip_core.errors import StyleCLIPError
@@ -74,14 +75,17 @@ def reach(*, named: bool = False) -> None:
             "there is no Prefect server: give the address of one in PREFECT_API_URL, or let commands start a "
             "temporary one, PREFECT_SERVER_EPHEMERAL_ENABLED=true"
         )
-    _start(ephemeral.startup_timeout_seconds if _is_set(ephemeral) else PATIENCE)
+    start(ephemeral)
 
 
-def _is_set(ephemeral: Any) -> bool:  # noqa: ANN401 - Prefect's settings, whose class is not public
-    return "startup_timeout_seconds" in ephemeral.model_fields_set
+def start(ephemeral: ServerEphemeralSettings) -> None:
+    """Start the temporary server, with our patience where the user has set none.
 
-
-def _start(patience: int) -> None:
+    Raises:
+        ServerError: If it does not start.
+    """
+    chosen = "startup_timeout_seconds" in ephemeral.model_fields_set
+    patience = ephemeral.startup_timeout_seconds if chosen else PATIENCE
     # Prefect takes it for its own: there is one of them in a process, whoever makes it
     server = _Spared()
     at_once(server.end)

@@ -142,6 +142,10 @@ class Nights:
         """Compare what a night has left with the calm one."""
         calm = self.calm if calm is None else calm
         found = self.files() if found is None else found
+        # a report of a part stays, and says where the whole is
+        parts = {key: content for key, content in found.items() if key.startswith("partial/")}
+        found = {key: content for key, content in found.items() if key not in parts}
+        notes = [content for key, content in parts.items() if key.endswith("partial.json")]
         account.nights += 1
         lost = [key for key in calm if key not in found or not alike(key, calm[key], found[key])]
         left = [key for key in found if key not in calm]
@@ -152,7 +156,7 @@ class Nights:
         )
         account.lost += len(lost) + PHOTOS * len(ALPHAS) - int((rows.status == "ok").sum())
         account.doubled += int(rows.duplicated(["image_key", "edit", "alpha"]).sum())
-        account.left_behind += len(left)
+        account.left_behind += len(left) + sum(not json.loads(note)["superseded_by"] for note in notes)
         account.remarks += [f"lost {key}" for key in lost[:5]] + [f"left {key}" for key in left[:5]]
         sys.stdout.write(f"{account.scenario}: night {account.nights}, fault {account.disturbances}\n")
         sys.stdout.flush()

@@ -3,6 +3,7 @@
 import os
 import signal
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pandas as pd
@@ -45,19 +46,21 @@ def partials(out: Path) -> list[Path]:
     return sorted((out / "partial").iterdir()) if (out / "partial").exists() else []
 
 
-def ending(monkeypatch, end, after: int):
-    """Let editing end in some way once it has finished so many shards; returns the numbers of those."""
-    done, real = [], editing_task._finish
+def ending(monkeypatch, end, good: set[int]):
+    """Let editing end in some way in all shards but the good ones, and only when those are done."""
+    done, real, ready = set(), editing_task._finish, Event()
 
     def finish(begun, shard):
-        if len(done) >= after:
-            return end(begun, shard, real)
+        if shard.number not in good:
+            assert not good or ready.wait(300)
+            return end()
         rows = real(begun, shard)
-        done.append(shard.number)
+        done.add(shard.number)
+        if done == good:
+            ready.set()
         return rows
 
     monkeypatch.setattr(editing_task, "_finish", finish)
-    return done
 
 
 def broken(*_given):
@@ -68,7 +71,7 @@ def test_a_failed_run_shows_what_is_done_and_retry_completes_it(job, tmp_path, m
     flow, parameters = job
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        done = ending(patch, broken, after=1)
+        ending(patch, broken, good={0})
         first = flow(**parameters, return_state=True)
     assert first.is_failed()
     assert "edit-images shards failed" in first.message  # the failure is what it was
@@ -77,8 +80,8 @@ def test_a_failed_run_shows_what_is_done_and_retry_completes_it(job, tmp_path, m
     rows = pd.read_parquet(folder / "manifest.parquet")
     index = next(noted_batches(str(out / "workspace"), str(out))).index
     of = len(index.shards)
-    assert 1 == len(done) < of
-    assert len(rows) == index.shards[done[0]].rows
+    assert of == 3
+    assert len(rows) == index.shards[0].rows
     assert set(rows.status) == {"ok"}
     made = read_provenance(str(folder / "manifest.parquet"))
     assert made.parameters["partial"] == {"shards": 1, "of": of}
@@ -104,9 +107,9 @@ def test_a_failed_run_shows_what_is_done_and_retry_completes_it(job, tmp_path, m
 def test_a_second_failure_has_a_report_of_its_own(job, tmp_path, monkeypatch):
     flow, parameters = job
     found = []
-    for after in (1, 2):  # the second time, one is found done
+    for good in ({0}, {0, 1}):
         with monkeypatch.context() as patch:
-            ending(patch, broken, after)
+            ending(patch, broken, good)
             assert flow(**parameters, return_state=True).is_failed()
         found.append(len(partials(tmp_path / "out")))
     assert found == [1, 2]
@@ -117,14 +120,14 @@ def test_a_second_failure_has_a_report_of_its_own(job, tmp_path, monkeypatch):
 
 def test_a_run_that_does_nothing_well_leaves_no_report(job, tmp_path, monkeypatch):
     flow, parameters = job
-    ending(monkeypatch, broken, after=0)
+    ending(monkeypatch, broken, good=set())
     assert flow(**parameters, return_state=True).is_failed()
     assert partials(tmp_path / "out") == []
 
 
 def test_what_cannot_be_written_down_hides_no_failure(job, monkeypatch):
     flow, parameters = job
-    ending(monkeypatch, broken, after=1)
+    ending(monkeypatch, broken, good={0})
     monkeypatch.setattr("tasks.reports.batch.done_shards", broken)
     first = flow(**parameters, return_state=True)
     assert first.is_failed()
@@ -145,14 +148,14 @@ def test_a_run_that_is_cancelled_shows_what_is_done(job, tmp_path, monkeypatch):
     flow, parameters = job
     before, sent = signal.getsignal(signal.SIGTERM), []
 
-    def terminate(begun, shard, real):
+    def terminate():
         # what Prefect's worker does to the process of a run that is cancelled; no shard ends after that
         if not sent:
-            sent.append(shard)
+            sent.append(True)
             os.kill(os.getpid(), signal.SIGTERM)
         raise RuntimeError("the process is ending")
 
-    ending(monkeypatch, terminate, after=1)
+    ending(monkeypatch, terminate, good={0})
     # by Prefect's rule the signal is sent again, to the handler there was before the flow's own
     signal.signal(signal.SIGTERM, lambda *_: None)
     try:
@@ -170,7 +173,7 @@ def test_of_a_run_that_was_killed_somebody_else_shows_what_is_done(job, tmp_path
     flow, parameters = job
     out = str(tmp_path / "out")
     with monkeypatch.context() as patch:
-        ending(patch, broken, after=1)
+        ending(patch, broken, good={0})
         patch.setattr("flows.edit_images.partial_report", lambda *_, **__: None)  # nobody is left to do it
         assert flow(**parameters, return_state=True).is_failed()
     assert partials(tmp_path / "out") == []

@@ -16,7 +16,7 @@ import fsspec
 import fsspec.asyn
 
 from tasks.storage import temporaries
-from tasks.storage.filesystems import ask, etag_of, file_etag, is_local, local_path
+from tasks.storage.filesystems import ask, etag_of, file_etag, is_local, local_path, moment_of
 from tasks.storage.outages import ChangedObjectError, MissingObjectError, explained
 
 _CONTENT_TYPES = {
@@ -275,6 +275,18 @@ def version(uri: str) -> str:
         with explained(uri, "look for"):
             return file_etag(local_path(uri).stat())
     return ask(uri, "look for", lambda fs, path: etag_of(fs.info(path)))
+
+
+def written(uri: str) -> float:
+    """Return when an object was written, in seconds since 1970; infinite if the store does not say.
+
+    Raises:
+        StorageError: If it is missing.
+    """
+    if is_local(uri):
+        with explained(uri, "look for"):
+            return local_path(uri).stat().st_mtime
+    return ask(uri, "look for", lambda fs, path: moment_of(fs.info(path)))
 
 
 def copy_to_local(uri: str, path: Path) -> None:

@@ -42,4 +42,5 @@ from tasks.storage.outages import AccessDeniedError as AccessDeniedError
 from tasks.storage.outages import ChangedObjectError as ChangedObjectError
 from tasks.storage.outages import MissingObjectError as MissingObjectError
 from tasks.storage.outages import StorageError as StorageError
+from tasks.storage.presence import contents_of as contents_of
 from tasks.storage.presence import versions_of as versions_of

@@ -11,7 +11,7 @@ import sys
 import typer
 from pydantic import ValidationError
 
-from styleclip_cli import choosing, edit, exchange, faces, look, report, server, table
+from styleclip_cli import choosing, edit, exchange, faces, keeping, look, report, server, table
 from styleclip_cli.models import app as models_app
 from styleclip_cli.options import console
 from styleclip_core.errors import StyleCLIPError
@@ -23,7 +23,7 @@ app = typer.Typer(
     help="Text-driven editing of image data sets with StyleGAN2 and CLIP.",
 )
 app.add_typer(models_app, name="models")
-for commands in (exchange, table, edit, choosing, faces, look, report, server):
+for commands in (exchange, table, edit, choosing, faces, look, report, keeping, server):
     commands.register(app)
 
 

@@ -12,7 +12,19 @@ import sys
 import typer
 from pydantic import ValidationError
 
-from styleclip_cli import choosing, edit, exchange, faces, interrupts, look, report, server, serving, table
+from styleclip_cli import (
+    choosing,
+    edit,
+    exchange,
+    faces,
+    interrupts,
+    keeping,
+    look,
+    report,
+    server,
+    serving,
+    table,
+)
 from styleclip_cli.models import app as models_app
 from styleclip_cli.options import console
 from styleclip_core.errors import StyleCLIPError
@@ -24,7 +36,7 @@ app = typer.Typer(
     help="Text-driven editing of image data sets with StyleGAN2 and CLIP.",
 )
 app.add_typer(models_app, name="models")
-for commands in (exchange, table, edit, choosing, faces, look, report, serving, server):
+for commands in (exchange, table, edit, choosing, faces, look, report, serving, keeping, server):
     commands.register(app)
 
 

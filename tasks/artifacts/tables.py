@@ -8,7 +8,7 @@ import json
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -248,14 +248,18 @@ def column_names(uri: str) -> list[str]:
         return list(pq.read_schema(stream).names)
 
 
-def read_provenance(uri: str) -> Provenance:
+def read_provenance(uri: str, *, large: bool = False) -> Provenance:
     """Read what made a table.
+
+    Args:
+        uri: Where it lies.
+        large: Whether it may be larger than memory; a remote one goes through a temporary file then.
 
     Raises:
         DamagedArtifactError: If the file is no artifact of this project.
     """
-    with _readable(uri):
-        schema = _parquet(uri).schema_arrow
+    with _readable(uri), open_binary(uri) if large else nullcontext() as stream:
+        schema = pq.read_schema(stream) if stream else _parquet(uri).schema_arrow
     return _provenance(uri, schema)
 
 

@@ -174,12 +174,17 @@ def write_index(
         ImageShard(**{**row, "index": join(folder, row["index"])}) for row in read_table(uri).to_pylist()
     ]
     # named by what is listed and how it is cut: the next list of the same images is held against this one
-    name = fingerprint(STEP, VERSION, {**parameters, **(about or {})}, {})
+    name = list_name(photos, shard_size, about)
     spans = follow(workspace, name, [_span(shard) for shard in listed])
     shards = [
         shard.model_copy(update={"before": span.before}) for shard, span in zip(listed, spans, strict=True)
     ]
     return ImageIndex(photos=photos, uri=uri, fingerprint=recipe.fingerprint, shards=shards)
+
+
+def list_name(photos: str, shard_size: int, about: Mapping[str, str] | None = None) -> str:
+    """Return the name under which the last list of some objects is kept; see ``tasks.artifacts.lineage``."""
+    return fingerprint(STEP, VERSION, {"photos": photos, "shard_size": shard_size, **(about or {})}, {})
 
 
 _SHARDS = pa.schema([

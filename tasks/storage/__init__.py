@@ -17,6 +17,7 @@ is waited for, is in ``tasks.storage.outages``.
 
 from __future__ import annotations
 
+from tasks.storage.deleting import delete_objects as delete_objects
 from tasks.storage.filesystems import filesystem as filesystem
 from tasks.storage.filesystems import join as join
 from tasks.storage.items import item_under as item_under
@@ -24,6 +25,7 @@ from tasks.storage.items import read_item as read_item
 from tasks.storage.keys import output_key as output_key
 from tasks.storage.listing import ObjectInfo as ObjectInfo
 from tasks.storage.listing import delete_stale_temporaries as delete_stale_temporaries
+from tasks.storage.listing import list_folders as list_folders
 from tasks.storage.listing import list_objects as list_objects
 from tasks.storage.listing import sorted_objects as sorted_objects
 from tasks.storage.objects import copy_from_local as copy_from_local
@@ -35,6 +37,7 @@ from tasks.storage.objects import read_bytes as read_bytes
 from tasks.storage.objects import read_version as read_version
 from tasks.storage.objects import version as version
 from tasks.storage.objects import write_bytes_atomic as write_bytes_atomic
+from tasks.storage.objects import written as written
 from tasks.storage.outages import AccessDeniedError as AccessDeniedError
 from tasks.storage.outages import ChangedObjectError as ChangedObjectError
 from tasks.storage.outages import MissingObjectError as MissingObjectError
@@ -48,4 +51,5 @@ from tasks.storage.places import is_local as is_local
 from tasks.storage.places import lies_in as lies_in
 from tasks.storage.places import local_path as local_path
 from tasks.storage.places import scheme_of as scheme_of
+from tasks.storage.presence import contents_of as contents_of
 from tasks.storage.presence import versions_of as versions_of

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -129,3 +131,14 @@ def etag_of(info: dict[str, Any]) -> str:
     # kinds of storage name the time differently; with the size it stands for a version
     stamp = info.get("mtime") or info.get("LastModified") or info.get("created") or ""
     return f"{info['size']}-{stamp}"
+
+
+def moment_of(info: dict[str, Any]) -> float:
+    """Return when an object was written, in seconds since 1970; infinite if that is not told."""
+    for name in ("LastModified", "mtime", "created"):
+        found = info.get(name)
+        if isinstance(found, datetime):
+            return found.timestamp()
+        if isinstance(found, (int, float)):
+            return float(found)
+    return math.inf

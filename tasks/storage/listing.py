@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import re
 import stat
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from heapq import merge
-from itertools import groupby, islice
-from operator import attrgetter
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
 from tasks.storage import temporaries
-from tasks.storage.filesystems import ask, etag_of, file_etag, filesystem
+from tasks.storage.filesystems import ask, etag_of, file_etag, filesystem, moment_of
 from tasks.storage.outages import MissingObjectError, StorageError, explained
 from tasks.storage.places import here, is_local, local_path, scheme_of
+from tasks.storage.sorting import Sorted, batched
 
 _ENDING = re.compile(r"(?<=[^/])\.(?=[0-9]*[a-z])[0-9a-z]{1,8}$")
 _PAGE, _RUN = 1000, 20_000  # objects of a listing that are asked for, and that are sorted, at once
@@ -38,11 +38,13 @@ class ObjectInfo:
         key: Its path relative to the prefix, with ``/``.
         etag: Names its version; for local files made of size and modification time.
         size: Bytes.
+        modified: When it was written, in seconds since 1970; infinite where the store does not say.
     """
 
     key: str
     etag: str
     size: int
+    modified: float = field(default=math.inf, compare=False)
 
 
 def first_page(prefix: str, size: int = _PAGE, *, patient: bool = True) -> list[ObjectInfo]:
@@ -84,44 +86,17 @@ def sorted_objects(
 
 
 class _Sorted(Iterable[ObjectInfo]):
-    """Objects in the order of their keys: an external merge sort."""
+    """Objects in the order of their keys."""
 
     def __init__(self, objects: Iterable[ObjectInfo], folder: Path) -> None:
-        self._runs: list[Callable[[], Iterator[ObjectInfo]]] = []
-        for number, run in enumerate(_batched(objects, _RUN)):
-            ordered = sorted(run, key=attrgetter("key"))
-
-            # a run that is not full is the whole listing, and never touches the disk
-            if number == 0 and len(run) < _RUN:
-                self._runs.append(partial(iter, ordered))
-            else:
-                self._runs.append(partial(_read_run, _write_run(folder / str(number), ordered)))
+        rows = ((item.key, item.etag, item.size, item.modified) for item in objects)
+        self._rows = Sorted(rows, folder, _RUN)
 
     def __iter__(self) -> Iterator[ObjectInfo]:
-        in_order = merge(*(run() for run in self._runs), key=attrgetter("key"))
-
-        # merging is stable and takes earlier runs first, so the last one was seen last
-        for _, same in groupby(in_order, key=attrgetter("key")):
+        # of rows that begin alike, the last one was seen last
+        for _, same in groupby(self._rows, key=itemgetter(0)):
             *_, last = same
-            yield last
-
-
-def _batched(objects: Iterable[ObjectInfo], size: int) -> Iterator[list[ObjectInfo]]:
-    rest = iter(objects)
-    while batch := list(islice(rest, size)):
-        yield batch
-
-
-def _write_run(path: Path, objects: list[ObjectInfo]) -> Path:
-    with explained(str(path), "write"), path.open("w") as stream:
-        stream.writelines(json.dumps([item.key, item.etag, item.size]) + "\n" for item in objects)
-    return path
-
-
-def _read_run(path: Path) -> Iterator[ObjectInfo]:
-    with path.open() as stream:
-        for line in stream:
-            yield ObjectInfo(*json.loads(line))
+            yield ObjectInfo(*last)
 
 
 def _kept(prefix: str, suffixes: tuple[str, ...], passed_over: Counter[str]) -> Iterator[ObjectInfo]:
@@ -158,7 +133,7 @@ def _pages(prefix: str, size: int | None = None, patient: bool = True) -> Iterat
     """Yield what lies under a prefix, in no order, a page at a time; other kinds of storage have one page."""
     size = size or _PAGE
     if is_local(prefix):
-        yield from _batched(_local_files(prefix), size)
+        yield from batched(_local_files(prefix), size)
     elif scheme_of(prefix) == "s3":
         yield from s3_pages(prefix, size, patient=patient)
     else:
@@ -191,9 +166,14 @@ def _local_files(prefix: str) -> Iterator[ObjectInfo]:
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append((entry.path, f"{above}{entry.name}/"))
                     elif found := _stat(entry):
-                        linked = "/" if stat.S_ISDIR(found.st_mode) else ""
-                        size = 0 if linked else found.st_size
-                        yield ObjectInfo(f"{above}{entry.name}{linked}", file_etag(found), size)
+                        yield _of_file(above + entry.name, found)
+
+
+def _of_file(key: str, found: os.stat_result) -> ObjectInfo:
+    # a folder is a link to one, which is not followed
+    linked = stat.S_ISDIR(found.st_mode)
+    size = 0 if linked else found.st_size
+    return ObjectInfo(f"{key}/" if linked else key, file_etag(found), size, found.st_mtime)
 
 
 def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
@@ -208,27 +188,37 @@ def s3_pages(
     prefix: str, size: int = _PAGE, *, after: str = "", patient: bool = True
 ) -> Iterator[list[ObjectInfo]]:
     """Yield what lies under a prefix of a bucket, or after a key of it, in pages, as the store sorts it."""
+    bucket, below = s3_place(prefix)
+    start = {"StartAfter": below + after} if after else {}
+    wanted = {"Bucket": bucket, "Prefix": below, "MaxKeys": size, **start}
+    for page in _s3_answers(prefix, wanted, patient=patient):
+        if found := _s3_objects(page, below):
+            yield found
+
+
+def s3_place(prefix: str) -> tuple[str, str]:
+    """Return the bucket of a prefix, and what keys below it begin with."""
     fs, path = filesystem(prefix)
     bucket, key, _ = fs.split_path(path.rstrip("/"))
     # the slash keeps out longer names that begin alike
-    below = f"{key}/" if key else ""
-    wanted = {"Bucket": bucket, "Prefix": below, "MaxKeys": size}
-    if after:
-        wanted["StartAfter"] = below + after
+    return bucket, f"{key}/" if key else ""
 
+
+def _s3_answers(prefix: str, wanted: dict[str, Any], *, patient: bool = True) -> Iterator[dict[str, Any]]:
     while True:
         page = ask(prefix, "list", partial(_s3_page, wanted), patient=patient)
-        found = [
-            ObjectInfo(item["Key"][len(below) :], etag_of(item), int(item["Size"] or 0))
-            for item in page.get("Contents", [])
-            if not item["Key"].endswith("/")  # the mark of a folder
-        ]
-
-        if found:
-            yield found
+        yield page
         if not page.get("IsTruncated"):
             return
-        wanted["ContinuationToken"] = page["NextContinuationToken"]
+        wanted = {**wanted, "ContinuationToken": page["NextContinuationToken"]}
+
+
+def _s3_objects(page: dict[str, Any], below: str) -> list[ObjectInfo]:
+    return [
+        ObjectInfo(item["Key"][len(below) :], etag_of(item), int(item["Size"] or 0), moment_of(item))
+        for item in page.get("Contents", [])
+        if not item["Key"].endswith("/")  # the mark of a folder
+    ]
 
 
 def _s3_page(wanted: dict[str, Any], fs: fsspec.AbstractFileSystem, _path: str) -> dict[str, Any]:
@@ -243,10 +233,40 @@ def _found(prefix: str, patient: bool) -> Iterator[list[ObjectInfo]]:
     found = ask(prefix, "list", lambda fs, path: fs.find(path, detail=True), patient=patient)
 
     objects = [
-        ObjectInfo(name[len(root) :], etag_of(info), int(info["size"] or 0)) for name, info in found.items()
+        ObjectInfo(name[len(root) :], etag_of(info), int(info["size"] or 0), moment_of(info))
+        for name, info in found.items()
     ]
     if objects:
         yield objects
+
+
+def list_folders(prefix: str) -> list[str]:
+    """Return the names of the folders right under a prefix, sorted; none if it is not there.
+
+    What lies deeper is not listed where the store can leave it out: S3 tells a thousand folders at a time.
+
+    Raises:
+        StorageError: If that cannot be found out.
+    """
+    if is_local(prefix):
+        with (
+            explained(prefix, "list"),
+            suppress(FileNotFoundError),
+            os.scandir(local_path(prefix)) as entries,
+        ):
+            return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+        return []
+
+    if scheme_of(prefix) == "s3":
+        bucket, below = s3_place(prefix)
+        pages = _s3_answers(prefix, {"Bucket": bucket, "Prefix": below, "Delimiter": "/"})
+        found = (each["Prefix"] for page in pages for each in page.get("CommonPrefixes", []))
+        return sorted(name[len(below) : -1] for name in found)
+
+    with suppress(MissingObjectError):
+        keys = (item.key for page in _pages(prefix) for item in page)
+        return sorted({key.partition("/")[0] for key in keys if "/" in key})
+    return []
 
 
 def _is_utf8(key: str) -> bool:

@@ -16,7 +16,7 @@ import fsspec
 import fsspec.asyn
 
 from tasks.storage import temporaries
-from tasks.storage.filesystems import ask, etag_of, file_etag
+from tasks.storage.filesystems import ask, etag_of, file_etag, moment_of
 from tasks.storage.outages import ChangedObjectError, MissingObjectError, StorageError, explained
 from tasks.storage.places import is_local, local_path, scheme_of
 
@@ -285,6 +285,18 @@ def version(uri: str) -> str:
         with explained(uri, "look for"):
             return file_etag(local_path(uri).stat())
     return ask(uri, "look for", lambda fs, path: etag_of(fs.info(path)))
+
+
+def written(uri: str) -> float:
+    """Return when an object was written, in seconds since 1970; infinite if the store does not say.
+
+    Raises:
+        StorageError: If it is missing.
+    """
+    if is_local(uri):
+        with explained(uri, "look for"):
+            return local_path(uri).stat().st_mtime
+    return ask(uri, "look for", lambda fs, path: moment_of(fs.info(path)))
 
 
 def copy_to_local(uri: str, path: Path) -> None:

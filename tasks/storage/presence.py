@@ -1,14 +1,16 @@
-"""Which of some objects are there, and in what version, at the price of a listing and not of each."""
+"""Which of some objects are there, in what version or with what content, at the price of a listing."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import hashlib
+from collections.abc import Callable, Collection
+from contextlib import suppress
 
 from tasks.storage.filesystems import join
 from tasks.storage.listing import s3_pages
 from tasks.storage.objects import version
 from tasks.storage.outages import MissingObjectError
-from tasks.storage.places import scheme_of
+from tasks.storage.places import is_local, local_path, scheme_of
 
 
 def versions_of(prefix: str, names: Collection[str]) -> dict[str, str]:
@@ -46,3 +48,31 @@ def _s3_versions(prefix: str, names: set[str]) -> dict[str, str]:
         if page[-1].key >= last:
             break
     return found
+
+
+def contents_of(prefix: str) -> Callable[[str, bytes], bool]:
+    """Return what says whether an object below a prefix has some content, by its name and that content.
+
+    S3 is listed once, now: the etag of an object that was written with one request is the MD5 of its content.
+    One whose etag is something else, as with some encryption, counts as other content, and so does everything
+    on other kinds of remote storage. Files of this machine are read where the size is right.
+
+    Args:
+        prefix: URI of a folder, which need not be there.
+
+    Raises:
+        StorageError: If the prefix cannot be listed.
+    """
+    if is_local(prefix):
+        return lambda name, content: _is_in_file(join(prefix, name), content)
+
+    s3 = scheme_of(prefix) == "s3"
+    etags = {item.key: item.etag for page in s3_pages(prefix) for item in page} if s3 else {}
+    return lambda name, content: etags.get(name) == hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def _is_in_file(uri: str, content: bytes) -> bool:
+    path = local_path(uri)
+    with suppress(OSError):  # whoever writes it then is told what is wrong
+        return path.stat().st_size == len(content) and path.read_bytes() == content
+    return False

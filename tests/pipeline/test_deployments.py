@@ -28,9 +28,9 @@ def test_a_wrong_parameter_would_be_noticed(deployment):
 
     flow = _flow(deployment)
     taken = flow.parameters.properties
-    settings = next(name for name in ("models", "execution", "manifest") if name in taken)
+    settings = next(name for name in ("models", "execution", "manifest", "out") if name in taken)
     wrong = {**deployment["parameters"], settings: {"generator": "g", "klip": "x"}}
-    with pytest.raises(ParameterTypeError, match="manifest" if settings == "manifest" else "klip"):
+    with pytest.raises(ParameterTypeError, match=settings if settings in ("manifest", "out") else "klip"):
         flow.validate_parameters(wrong)
 
 

@@ -23,6 +23,7 @@ from flows.report_batch import report_batch
 from tasks.artifacts import DamagedArtifactError, Provenance, read_provenance, read_table, write_table
 from tasks.artifacts.outcomes import OK
 from tasks.reports.page import charts, thumbnails
+from tasks.reports.page import page as pages
 from tasks.reports.page.batch import SCORES, read_batch, sweeps
 from tasks.reports.page.evaluations import add_evaluations, find_evaluations
 from tasks.reports.page.links import below, parent, public_url, relative_link, safe_name
@@ -31,7 +32,7 @@ from tasks.reports.page.thumbnails import leaves, plan_page, thumbnail_chunk
 from tasks.running.run import Run
 from tasks.settings import SettingsError
 from tasks.settings.edits import Edit
-from tasks.storage import output_key, write_bytes_atomic
+from tasks.storage import delete_objects, output_key, read_bytes, write_bytes_atomic
 
 HOSTILE = [
     "<script>document.title='owned'</script>.png", 'a "quoted" & <b>.png', "über/\u202ertl 日本語#?%.png",
@@ -290,6 +291,40 @@ def test_a_large_page_has_its_data_beside_it(made, plan):
     again, _ = build_page(plan, ALONE + 1, [])
     assert sorted(folder.glob("*.js")) == files
     assert again == uri
+
+
+@pytest.mark.parametrize("where", ["local", "s3"])
+def test_a_page_that_is_made_again_writes_no_data_that_is_there(where, request, tmp_path, monkeypatch):
+    place = str(tmp_path)
+    if where == "s3":
+        request.getfixturevalue("s3_identities")
+        place = "s3://results/pages-again"
+    batch = make_batch(place, KEYS[:14], EDITS[1:], size=32)
+    planned = plan_page.fn(Run(workspace=batch.workspace), batch.manifest)
+    for chunk in planned.chunks:
+        thumbnail_chunk.fn(planned.source, chunk)
+    writes: list[str] = []
+
+    def counted(uri: str, data: bytes) -> None:
+        writes.append(uri)
+        write_bytes_atomic(uri, data)
+
+    monkeypatch.setattr(pages, "write_bytes_atomic", counted)
+    uri, beside = build_page(planned, ALONE + 1, [])
+    assert len(writes) == beside + 1 > 6
+    scripts, writes[:] = sorted(set(writes) - {uri}), []
+    assert build_page(planned, ALONE + 1, []) == (uri, beside)
+    assert writes == [uri]
+
+    # one that is gone, one of the same size and other content, and one that is cut off are written again
+    content = read_bytes(scripts[1])
+    delete_objects(scripts[0].rpartition("/")[0], [scripts[0].rpartition("/")[2]])
+    write_bytes_atomic(scripts[1], content[:-1] + b" ")
+    write_bytes_atomic(scripts[2], b"half")
+    writes.clear()
+    build_page(planned, ALONE + 1, [])
+    assert sorted(writes) == sorted([*scripts[:3], uri])
+    assert read_bytes(scripts[1]) == content
 
 
 @given(st.dictionaries(st.text(max_size=8), st.lists(st.text(max_size=20), max_size=3), max_size=3))

@@ -37,7 +37,7 @@ from tasks.reports.page.thumbnails import SIDE, PagePlan, leaves
 from tasks.running.caching import unit_of_work
 from tasks.running.overlap import Writes
 from tasks.running.partial import Part, read_part
-from tasks.storage import join, write_bytes_atomic
+from tasks.storage import contents_of, join, write_bytes_atomic
 
 STEP, VERSION = "page", "1"
 LEAF, PER_PAGE = 12, 24
@@ -57,7 +57,7 @@ def write_page(plan: PagePlan, size: int, evaluations: list[str], choices: list[
 def build_page(
     plan: PagePlan, size: int, evaluations: Sequence[str] = (), choices: Sequence[str] = ()
 ) -> tuple[str, int]:
-    """Write the page of a batch, and return its URI and the number of files beside it.
+    """Write the page of a batch, and return its URI and the number of files beside it, new or not.
 
     Args:
         plan: The batch and its thumbnails.
@@ -114,16 +114,21 @@ def _name(plan: PagePlan, evaluations: Sequence[str]) -> str:
 
 
 class _Blocks:
-    """Where the data of a page goes: into the page, or into scripts beside it."""
+    """Where the data of a page goes: into the page, or into scripts beside it.
+
+    A script that is there with the same data is not written again: a run that finds everything done, or a
+    few thumbnails mended, writes the page and what is new.
+    """
 
     def __init__(self, folder: str = "") -> None:
         self.kept: list[tuple[str, str]] = []
         self.written = 0
+        self._is_there = contents_of(folder) if folder else None
         self._folder, self._writes = folder, Writes[None](_WRITES)
         self._pending: list[Future[None]] = []
 
     def put(self, name: str, data: object) -> None:
-        """Take a block of data; only a few dozen wait to be written."""
+        """Take a block of data; only a few dozen wait to be written, if that is needed."""
         text = script_json(data)
         if not self._folder:
             self.kept.append((name, text))
@@ -147,7 +152,8 @@ class _Blocks:
             self._pending.pop(0).result()
 
     def _write(self, name: str, code: bytes) -> None:
-        write_bytes_atomic(join(self._folder, f"{name}.js"), code)
+        if not (self._is_there and self._is_there(f"{name}.js", code)):
+            write_bytes_atomic(join(self._folder, f"{name}.js"), code)
 
 
 def script_json(data: object) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -185,6 +185,22 @@ def _write_chunks(batch: Batch, workspace: str, versions: Mapping[str, str]) -> 
         chunks.append(PageChunk(number=number, digest=digest(part), uri=uri, rows=len(keys)))
         first += len(keys)
     return chunks
+
+
+def folders_of(made: Provenance, images: Iterable[str]) -> dict[str, set[str]]:
+    """Return the names of the folders that the page of a batch uses in a workspace, by their kind.
+
+    Args:
+        made: What made the batch's manifest.
+        images: URIs of the folders of its edited images.
+    """
+    chunks = {
+        Recipe("page-chunks", VERSION, {"indexed": indexed}, {"manifest": made.fingerprint}).fingerprint
+        for indexed in (False, True)
+    }
+    photos, latents = made.parameters["photos"], made.parameters.get("latents", "")
+    shown = {photos, *images, *([join(latents, "reconstructions")] if latents else [])}
+    return {"pages": chunks, "thumbnails": {_column(prefix, "").recipe.fingerprint for prefix in shown}}
 
 
 def _column(

@@ -1,0 +1,30 @@
+"""Say what a place holds.
+
+manifests -> what they refer to --+
+listings -------------------------+-> account: batches, kinds of artifacts, tables, what nothing refers to
+"""
+
+from __future__ import annotations
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+
+from flows.run import begin, task_runner
+from tasks.keeping.accounts import Account, account_place
+from tasks.keeping.shown import account_lines
+from tasks.running.run import Networks
+from tasks.settings import Execution, OptionalUri, Uri
+
+
+@flow(name="account-storage", task_runner=task_runner(), persist_result=True)
+def account_storage(out: Uri, workspace: OptionalUri = "") -> Account:
+    """Return what lies at a place, by batch and by kind; nothing of it is changed.
+
+    Args:
+        out: URI of the prefix of results.
+        workspace: URI of the folder for artifacts; OUT/workspace if empty.
+    """
+    run = begin(Networks(), Execution(), workspace, out)
+    found = account_place(run)
+    create_markdown_artifact("\n".join(account_lines(found)), key="account-storage", description=out)
+    return found

@@ -25,6 +25,7 @@ from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 from prefect.workers.process import ProcessWorker
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from flows.doors import open_doors
 from styleclip_core.errors import StyleCLIPError
 from tasks.storage import canonical, is_local
 
@@ -56,6 +57,7 @@ class ServerSetup(BaseModel):
         webhook: URL that is told of failed and crashed runs; none if empty.
         notification_block: Prefect block that is told of them, as ``slack-webhook/ops``; none if empty.
         silence: Seconds without a sign of life after which a run counts as crashed.
+        unprotected: Whether a server that lets anybody in is set up all the same.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -67,13 +69,14 @@ class ServerSetup(BaseModel):
     webhook: SecretStr = SecretStr("")
     notification_block: str = ""
     silence: int = Field(90, ge=3 * HEARTBEAT)
+    unprotected: bool = False
 
 
 def set_up(wanted: ServerSetup) -> list[str]:
     """Make what is missing on the server that ``PREFECT_API_URL`` names; return a line about each thing.
 
     Raises:
-        SetupError: If there is no such server, or no such block.
+        SetupError: If there is no such server, or no such block, or if the server lets anybody in.
         StorageError: If the folder for results cannot be used.
     """
     with get_client(sync_client=True) as client:
@@ -85,6 +88,8 @@ def set_up(wanted: ServerSetup) -> list[str]:
         problem = client.api_healthcheck()
         if problem:
             raise SetupError(f"the Prefect server at {client.api_url} does not answer: {problem}")
+        if not wanted.unprotected:
+            _refuse_open(str(client.api_url))
 
         # the pool's template gives these to every run, whichever worker starts it
         environment = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT)}
@@ -108,6 +113,16 @@ def set_up(wanted: ServerSetup) -> list[str]:
     if actions:
         lines.append(_automation(_notify(actions)))
     return lines
+
+
+def _refuse_open(api: str) -> None:
+    found = open_doors(api)
+    if found:
+        raise SetupError(
+            f"the Prefect server at {api} lets anybody in, and whoever is in can have a command run as the "
+            f"worker: {'; '.join(found)}; see docs/operations.md, or give --unprotected where nobody else, "
+            "and no browser, reaches it"
+        )
 
 
 def _save_results(uri: str) -> str:
@@ -140,6 +155,11 @@ def _pool(client: SyncPrefectClient, name: str, environment: dict[str, str], run
             WorkPoolCreate(name=name, type="process", description=description, base_job_template=template)
         )
         done = "made"
+
+    # a run needs neither, and whoever may start one could have any command executed
+    for name_ in ("command", "working_dir"):
+        template["variables"]["properties"].pop(name_, None)
+        template["job_configuration"].pop(name_, None)
 
     # what an operator has put into the template beside ours stays
     variable: dict[str, Any] = template["variables"]["properties"]["env"]

@@ -39,6 +39,12 @@ def setup_server(
     silence: Annotated[
         int, typer.Option(min=90, help="Seconds without a sign of life after which a run has crashed")
     ] = 90,
+    unprotected: Annotated[
+        bool,
+        typer.Option(
+            "--unprotected", help="Set up a server without a password, or one that any page may ask"
+        ),
+    ] = False,
     verbose: Verbose = False,
 ) -> None:
     """Make pool, queues, limits, result storage and notifications on the server of PREFECT_API_URL.
@@ -56,6 +62,7 @@ def setup_server(
         webhook=SecretStr(os.environ.get("STYLECLIP_NOTIFY_URL", "")),
         notification_block=notify_block,
         silence=silence,
+        unprotected=unprotected,
     )
 
     for line in set_up(wanted):

@@ -97,7 +97,7 @@ def prefect(
     try:
         running.serve()
         environment["SETUP"] = running.styleclip(
-            "setup-server", "--device-limit", LIMIT, "--results", "s3://results/prefect"
+            "setup-server", "--unprotected", "--device-limit", LIMIT, "--results", "s3://results/prefect"
         )
         values = ("STYLECLIP_GENERATOR", "STYLECLIP_CLIP", "STYLECLIP_WORKSPACE")
         file = folder / "deploy.env"

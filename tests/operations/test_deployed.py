@@ -72,7 +72,9 @@ def test_setting_up_twice_changes_nothing(prefect, receiver):
         ]
 
     before = everything()
-    said = prefect.styleclip("setup-server", "--device-limit", LIMIT, "--results", "s3://results/prefect")
+    said = prefect.styleclip(
+        "setup-server", "--unprotected", "--device-limit", LIMIT, "--results", "s3://results/prefect"
+    )
     after = everything()
     assert said.count("there") == 3  # pool and queues
     names = {each["name"] for each in after}

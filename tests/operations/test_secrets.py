@@ -15,6 +15,7 @@ import pytest
 import s3fs
 from running import PAGE, PATIENCE, SCREENSHOTS, Prefect, free_port
 
+from flows.doors import open_doors
 from tests.pipeline.test_flows import encoded, portrait
 
 
@@ -151,29 +152,50 @@ def test_the_contact_sheet_and_the_summary_are_shown(prefect, browser, edited):
     page.close()
 
 
+def test_a_server_that_lets_anybody_in_is_not_set_up(prefect):
+    assert open_doors(f"{prefect.url}/api") == [
+        "it answers without a password: set PREFECT_SERVER_API_AUTH_STRING",
+        "pages of every origin may ask it: set PREFECT_SERVER_CORS_ALLOWED_ORIGINS",
+    ]
+    with pytest.raises(AssertionError, match="lets anybody in") as refused:
+        prefect.styleclip("setup-server")
+    assert "PREFECT_SERVER_API_AUTH_STRING" in str(refused.value)
+
+
 def test_with_a_password_nobody_else_is_served(prefect, tmp_path):
     port = free_port()
     locked = Prefect(tmp_path, port, {
         **{k: v for k, v in prefect.environment.items() if not k.startswith(("PREFECT_", "AWS_"))},
         "PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_SERVER_API_AUTH_STRING": "operator:canary-password",
-        "PREFECT_SERVER_METRICS_ENABLED": "true",
+        "PREFECT_SERVER_METRICS_ENABLED": "true", "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port}",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1",
     })  # fmt: skip
+    wait = 30 * PATIENCE
     try:
         locked.serve()
         for path in ("flow_runs/filter", "deployments/filter", "block_documents/filter"):
             url = f"{locked.url}/api/{path}"
-            assert httpx.post(url, json={}, timeout=30 * PATIENCE).status_code == 401
-            for password, status in (("guess", 401), ("canary-password", 200)):
-                signed = httpx.post(url, json={}, auth=("operator", password), timeout=30 * PATIENCE)
-                assert signed.status_code == status
-        assert httpx.get(f"{locked.url}/api/metrics", timeout=30 * PATIENCE).status_code == 401
-        assert (
-            httpx.get(f"{locked.url}/api/health", timeout=30 * PATIENCE).status_code == 200
-        )  # for load balancers
+            assert httpx.post(url, json={}, timeout=wait).status_code in (401, 403)
+            # what a browser sends along by itself is not enough
+            signed = httpx.post(url, json={}, auth=("operator", "canary-password"), timeout=wait)
+            assert signed.status_code == 403
+        for password, status in (("guess", 401), ("canary-password", 200)):
+            auth = ("operator", password)
+            pools = httpx.get(f"{locked.url}/api/admin/version", auth=auth, timeout=wait)
+            assert pools.status_code == status
+        assert httpx.get(f"{locked.url}/api/metrics", timeout=wait).status_code == 401
+        assert httpx.get(f"{locked.url}/api/health", timeout=wait).status_code == 200  # for load balancers
         locked.environment["PREFECT_API_AUTH_STRING"] = "operator:canary-password"
         assert "made" in locked.styleclip("setup-server")
+
+        # nobody who may start a run can say what is executed
+        pool = httpx.get(f"{locked.url}/api/work_pools/styleclip-gpu", auth=auth, timeout=wait).json()
+        template = pool["base_job_template"]
+        for part in (template["job_configuration"], template["variables"]["properties"]):
+            assert "env" in part
+            assert not {"command", "working_dir"} & set(part)
         log = (tmp_path / "server.log").read_text()
         assert "canary-password" not in log
     finally:

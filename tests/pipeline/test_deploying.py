@@ -69,7 +69,7 @@ def states(deployment) -> dict[object, tuple[object, bool]]:
 
 
 def test_what_people_paused_and_scheduled_stays_and_the_rest_is_as_in_the_file(file, client):
-    set_up(ServerSetup())
+    set_up(ServerSetup(unprotected=True))
     assert deploy(file, VALUES) == [f"{NIGHTLY}: made", f"{PROMPTS}: made"]
     nightly, prompts = (client.read_deployment_by_name(name) for name in (NIGHTLY, PROMPTS))
     assert nightly.parameters["models"] == {"generator": "s3://models/g.pkl", "clip": "ViT-B/32"}
@@ -164,9 +164,9 @@ def _written(folder: Path, block: str) -> Path:
 
 
 def test_the_pool_limits_runs_and_its_workers_do_not(client):
-    set_up(ServerSetup(device_limits=("a-gpu-0", "a-gpu-1"), runs_per_device=3))
+    set_up(ServerSetup(device_limits=("a-gpu-0", "a-gpu-1"), runs_per_device=3, unprotected=True))
     assert client.read_work_pool(POOL).concurrency_limit == 6
-    set_up(ServerSetup())  # says nothing of devices, and changes nothing of them
+    set_up(ServerSetup(unprotected=True))  # says nothing of devices, and changes nothing of them
     assert client.read_work_pool(POOL).concurrency_limit == 6
     unit = (ROOT / "docs" / "systemd" / "styleclip-worker@.service").read_text()
     (command,) = [line for line in unit.splitlines() if line.startswith("ExecStart=")]

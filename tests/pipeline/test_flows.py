@@ -289,13 +289,14 @@ def test_thresholds_that_no_channel_reaches_are_told_together_before_any_image_i
         ]  # fmt: skip
         with pytest.raises(NoRelevantChannelError) as caught:
             run(models, photos, tmp_path / "out", edits)
-        assert re.fullmatch(
-            r"3 edits cannot work: edit 'high' \('face' to 'hat'\): no style channel reaches beta=1: the "
-            r"largest \|relevance\| is 0\.\d{3}, at b\d+\.conv\d\[\d+\]; give beta <= 0\.\d{3} or prompts "
-            r"that differ more; edit 'both' \('face' to 'grey hair'\): .*beta=1: .*"
-            r"; edit '(both|beard)' \('face' to 'beard'\): .*beta=0\.99: .*",
-            str(caught.value),
+        told = str(caught.value)
+        assert told.startswith(
+            "3 edits cannot work: edit 'high' ('face' to 'hat'): no style channel reaches "
         )
+        assert re.search(r"edit 'both' \('face' to 'grey hair'\): no style channel reaches beta=1: ", told)
+        assert re.search(r"edit '(both|beard)' \('face' to 'beard'\): no style channel .*beta=0\.99: ", told)
+        largest = r"the largest \|relevance\| is 0\.\d{3}, at b\d+\.conv\d\[\d+\]; give beta <= 0\.\d{3} or"
+        assert len(re.findall(largest, told)) == 3
         assert not (tmp_path / "out" / "workspace" / "latents").exists()
 
 

@@ -69,7 +69,7 @@ def _command_lines() -> Iterator[str]:
             said = [
                 each
                 for each in get_args(parameter.annotation)[1:]
-                if isinstance(each, typer.models.OptionInfo)
+                if isinstance(each, typer.models.ParameterInfo)
             ]
 
             if said:
@@ -77,7 +77,11 @@ def _command_lines() -> Iterator[str]:
         yield ""
 
 
-def _option_row(name: str, default: Any, said: typer.models.OptionInfo) -> str:  # noqa: ANN401
+def _option_row(name: str, default: Any, said: typer.models.ParameterInfo) -> str:  # noqa: ANN401
+    # an argument has no flag, but stands where the usage names it
+    if isinstance(said, typer.models.ArgumentInfo):
+        return _row(said.metavar or name.upper(), default, "", said.help or "")
+
     flags = [each for each in (said.default, *(said.param_decls or ())) if isinstance(each, str)]
     bounds = [
         f"at least {said.min}" if said.min is not None else "",

@@ -43,6 +43,7 @@ from tasks.storage import (
     StorageError,
     copy_from_local,
     copy_to_local,
+    delete_objects,
     exists,
     list_objects,
     listing,
@@ -146,6 +147,9 @@ def test_every_call_gets_over_a_passing_fault(store, tmp_path, fault):
         assert [item.key for item in list_objects(PLACE)] == [str(number) for number in range(7)]
         assert not exists(f"{PLACE}/7")
     assert {item.key: item.size for item in list_objects(PLACE)} == {str(n): 30_000 for n in range(7)}
+    with store.misbehaving(fault):
+        assert delete_objects(PLACE, [str(number) for number in range(5)]) == 5
+    assert [item.key for item in list_objects(PLACE)] == ["5", "6"]
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 

@@ -79,7 +79,7 @@ def test_every_command_has_help_with_units(called):
     flows = ["demo", "sample-styles", "build-relevance", "invert", "edit", "align", "paste", "train-mapper"]
     flows += ["evaluate", "score", "prompts", "channels", "report"]
     assert status == 0
-    for command in [*flows, "convert", "import", "export", "models"]:
+    for command in [*flows, "convert", "import", "export", "models", "storage", "prune"]:
         assert command in overview
         status, shown, _ = called(command, "--help")
         assert status == 0
@@ -112,6 +112,7 @@ def test_every_command_has_help_with_units(called):
         (["invert", "--photos", "x", "--workspace", "y", "--pivotal-locality", "1"], "give --pivotal-steps too"),
         (["evaluate", "--manifest", "none.parquet"], "none.parquet: there is no such object"),
         (["score", "--images", "x", "--out", "y"], "say what to look for: --prompts with a file, or --prompt"),
+        (["prune", "y"], "say which batches go: older than an age, by name, or all but the last ones"),
         (["channels", "--target", "hat"], "give --table with the folder of a relevance table, or --workspace"),
     ],
 )  # fmt: skip

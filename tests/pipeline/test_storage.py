@@ -14,16 +14,19 @@ from tasks.storage import (
     ChangedObjectError,
     MissingObjectError,
     StorageError,
+    delete_objects,
     delete_stale_temporaries,
     exists,
     filesystem,
     join,
+    list_folders,
     list_objects,
     output_key,
     read_bytes,
     read_version,
     version,
     write_bytes_atomic,
+    written,
 )
 from tasks.storage.filesystems import _options
 from tasks.storage.temporaries import temporary_name
@@ -116,6 +119,39 @@ def test_a_file_from_the_first_second_of_1970_and_a_link_have_the_version_that_w
         uri = join(str(tmp_path), item.key)
         assert version(uri) == item.etag
         assert read_version(uri, item.etag) == b"old"
+
+
+def test_objects_are_deleted_by_the_thousand_and_listed_with_their_time(folder):
+    for number in range(5):
+        write_bytes_atomic(join(folder, f"a/{number}"), b".")
+    write_bytes_atomic(join(folder, "b/c/0"), b".")
+    assert all(abs(item.modified - time.time()) < 3600 for item in list_objects(folder))
+    assert abs(written(join(folder, "b/c/0")) - time.time()) < 3600
+    assert list_folders(folder) == ["a", "b"]
+    assert list_folders(join(folder, "nothing")) == []
+
+    # more than one request of S3 takes; most have gone already, which is no error
+    assert delete_objects(folder, (f"a/{number}" for number in range(1_200))) == 1_200
+    assert [item.key for item in list_objects(folder)] == ["b/c/0"]
+    assert delete_objects(folder, ["b/c/0"], folders=True) == 1
+    assert list_folders(folder) in ([], ["a"])  # on a disk, a folder that may be written to stays
+
+
+def test_an_object_that_may_not_be_deleted_is_named(s3_identities, tmp_path, monkeypatch):
+    options = tmp_path / "options.json"
+    options.write_text('{"s3://": {"profile": "admin"}}')
+    with monkeypatch.context() as admin:
+        admin.setenv("STYLECLIP_STORAGE_OPTIONS", str(options))
+        write_bytes_atomic("s3://photographs/kept/x.png", b".")
+    with pytest.raises(AccessDeniedError, match=r"cannot delete .*s3://photographs/kept"):
+        delete_objects("s3://photographs/kept", ["x.png"])
+    assert [item.key for item in list_objects("s3://photographs/kept")] == ["x.png"]
+
+
+def test_a_folder_that_cannot_be_emptied_names_its_file(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    with pytest.raises(StorageError, match=r"cannot delete .*/a/b"):
+        delete_objects(str(tmp_path), ["a/b"])
 
 
 def test_missing_objects_say_so(folder):

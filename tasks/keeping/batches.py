@@ -9,6 +9,8 @@ from functools import cached_property
 from styleclip_core.errors import StyleCLIPError
 from tasks.artifacts import Provenance, read_provenance
 from tasks.reports.page.thumbnails import folders_of
+from tasks.running.partial import FOLDER as PARTIAL
+from tasks.running.partial import read_part
 from tasks.storage import (
     MissingObjectError,
     ObjectInfo,
@@ -31,21 +33,23 @@ class Batch:
     """A batch of edits, of what its manifest says about itself.
 
     Attributes:
-        name: Its folder under ``OUT/batches``.
+        name: Its folder under ``OUT/batches``, or under ``OUT/partial`` if it is a part of one.
         out: URI of the place.
         written: When its manifest was written, in seconds since 1970.
         made: What made its manifest.
+        under: Which of the two.
     """
 
     name: str
     out: str
     written: float
     made: Provenance
+    under: str = "batches"
 
     @property
     def manifest(self) -> str:
         """Return the URI of its manifest."""
-        return join(self.out, "batches", self.name, "manifest.parquet")
+        return join(self.out, self.under, self.name, "manifest.parquet")
 
     @property
     def latents(self) -> str:
@@ -88,7 +92,7 @@ class Place:
             has not come so far.
         edits: The rows of edits in the workspace, by fingerprint.
         sharing: Other places whose images the workspace has rows of, with the number of their batches.
-        others: The batches of those.
+        others: The batches of those, and of all places the parts of batches that nothing has completed yet.
     """
 
     out: str
@@ -128,11 +132,11 @@ def look_at(out: str, workspace: str) -> Place:
     edits = _edits(workspace)
 
     # a workspace may serve several places, whose manifests count as well
-    sharing, others = dict[str, int](), list[Batch]()
+    sharing, others = dict[str, int](), list(_parts(out))
     for place in sorted({normal(each.out) for each in edits.values() if each.out} - {normal(out)}):
         found, _ = find_batches(place)
         sharing[place] = len(found)
-        others += found
+        others += [*found, *_parts(place)]
     return Place(out, workspace, batches, leftovers, edits, sharing, others)
 
 
@@ -152,6 +156,19 @@ def find_batches(out: str) -> tuple[list[Batch], list[str]]:
         if made.kind == "edits-manifest":
             batches.append(Batch(name, out, moment, made))
     return sorted(batches, key=lambda batch: (batch.written, batch.name)), without
+
+
+def _parts(out: str) -> Iterator[Batch]:
+    """Yield what runs that ended early have left of batches, as long as no whole one has taken its place."""
+    for name in list_folders(join(out, PARTIAL)):
+        part = read_part(join(out, PARTIAL, name))
+        if part is None or part.superseded_by:
+            continue
+
+        manifest = join(out, PARTIAL, name, "manifest.parquet")
+        if exists(manifest):  # else it is the part of a table of another kind
+            made = read_provenance(manifest, large=True)
+            yield Batch(name, out, written(manifest), made, under=PARTIAL)
 
 
 def has_new_batches(place: Place, remaining: Sequence[Batch]) -> bool:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.evaluation.manifest import iter_rows
-from tasks.keeping.batches import Batch, Place, listed
+from tasks.keeping.batches import Batch, Place, listed, same
 from tasks.storage import ObjectInfo, join, list_folders, output_key
 from tasks.storage.sorting import Sorted
 
@@ -93,14 +93,15 @@ def references_of(place: Place, batches: Sequence[Batch]) -> Iterator[References
 
 def _all(place: Place, batches: Sequence[Batch], counted: list[int]) -> Iterator[tuple[str, int]]:
     for number, batch in enumerate((*batches, *place.others)):
-        mine = number < len(batches)
+        mine, here = number < len(batches), same(batch.out, place.out)
         drawn = f"workspace/latents/{batch.latents}"
         tuned = batch.latents and "tunings" in list_folders(join(place.workspace, "latents", batch.latents))
 
         for part in iter_rows(batch.manifest, ("image_key", "content_hash", "output_key", "steps")):
-            # images of another place lie there, and are none of ours
             if mine:
                 counted[number] += part.num_rows
+            # images of another place lie there, and are none of ours
+            if here:
                 yield from ((f"out/{key}", number) for key in _files(part) if _is_ours(key))
 
             pairs = zip(part["image_key"].to_pylist(), part["content_hash"].to_pylist(), strict=True)

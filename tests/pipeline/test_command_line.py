@@ -104,7 +104,7 @@ def test_every_command_has_help_with_units(called):
         (["edit", "--photos", "x", "--out", "y", "--target", "hat", "--exclude", "*"], "leaves no layer to edit"),
         (["edit", "--photos", "x"], "Missing option"),
         (["report"], "say what to report: --manifest of a batch, or --partial with a prefix"),
-        (["report", "--partial", "y"], "no run has begun to edit into y, going by y/workspace/batches"),
+        (["report", "--partial", "y"], "no run has begun to edit into"),
         (["report", "--manifest", "none.parquet"], "none.parquet: there is no such object"),
         (["build-relevance", "--workspace", "y", "--precision", "int8"], "Invalid value for '--precision'"),
         (["build-relevance", "--workspace", "y", "--fast", "--centre", "mean"], "use centre 'sample'"),

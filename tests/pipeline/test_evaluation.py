@@ -25,7 +25,7 @@ from tasks.reports.page.evaluations import find_evaluations
 from tasks.running.run import Run
 from tasks.settings import Comparison, Execution, Judges, Models, SettingsError
 from tasks.settings.edits import Edit
-from tasks.storage import MissingObjectError, StorageError, read_bytes
+from tasks.storage import MissingObjectError, StorageError, read_item
 from tests.pipeline.test_flows import encoded, files_of, portrait, run
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -212,13 +212,13 @@ def test_a_second_evaluation_computes_nothing_and_another_lies_beside_it(edited,
 
 
 def test_an_image_that_cannot_be_read_is_a_row_and_is_tried_again_alone(edited, judges, monkeypatch):
-    def refuse(uri):
-        if "/p0.png~" in uri and "/images/grey" in uri:
-            raise StorageError(f"cannot read {uri}")
-        return read_bytes(uri)
+    def refuse(prefix, key):
+        if "/p0.png~" in key and "images/grey" in key:
+            raise StorageError(f"cannot read {key}")
+        return read_item(prefix, key)
 
     judges = judges.model_copy(update={"identity": None})
-    monkeypatch.setattr(evaluation, "read_bytes", refuse)
+    monkeypatch.setattr(evaluation, "read_item", refuse)
     first = evaluated(edited, judges, comparison=Comparison(templates="none"))
     monkeypatch.undo()
     found = table(first.evaluation.evaluation)
@@ -287,5 +287,5 @@ def test_shipped_lists_of_attributes_are_whole(tmp_path):
     with pytest.raises(SettingsError, match="attribute 1"):
         load_attributes(str(path))
     path.write_text("[]")
-    with pytest.raises(SettingsError, match="must hold a list"):
+    with pytest.raises(SettingsError, match="holds an empty list of attributes; list at least one"):
         load_attributes(str(path))

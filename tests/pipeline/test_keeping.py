@@ -33,6 +33,7 @@ from tasks.keeping.accounts import account
 from tasks.keeping.batches import OverlapError, find_batches
 from tasks.keeping.pruning import Choice, PlaceChangedError, prune, seconds_of
 from tasks.keeping.tables import night_tables, thinned
+from tasks.running.partial import Part
 from tasks.settings import SettingsError
 from tasks.settings.edits import Edit
 from tasks.storage import (
@@ -300,6 +301,25 @@ def test_manifests_of_another_place_with_the_same_workspace_count(tmp_path):
     Path(rows).unlink()
     alone = run_prune(mine, Choice(batches=(batch_of(mine),)), confirmed=False)
     assert next(each.objects for each in alone.going if each.kind == "reconstructions") == 4
+
+
+def test_what_a_run_left_that_ended_early_stays_until_the_whole_has_taken_its_place(tmp_path):
+    out = f"{tmp_path}/out"
+    whole = make_batch(str(tmp_path), KEYS, [SMILE], size=16)
+    part = Part(batch="b" * 12, content="c" * 12, shards=1, of=2, why="it was cancelled")
+    Path(part.folder(out)).parent.mkdir()
+    Path(whole.manifest).parent.rename(part.folder(out))
+    part.keep(out)
+    make_batch(str(tmp_path), KEYS, [HAT], size=16)
+    pictures = {key for key in keys_of(out) if key.startswith("images/smile")}
+    assert len(pictures) == len(KEYS)
+
+    choice = Choice(keep_last=1)
+    prune(out, f"{out}/workspace", choice, grace_s=DAY, now=LATER, confirmed=True)
+    assert pictures <= keys_of(out)
+    part.model_copy(update={"superseded_by": "elsewhere"}).keep(out)
+    prune(out, f"{out}/workspace", choice, grace_s=DAY, now=LATER, confirmed=True)
+    assert not pictures & keys_of(out)
 
 
 def test_photographs_that_lie_where_something_is_deleted_are_refused(tmp_path):

@@ -123,8 +123,8 @@ def _aligned(**settings):
         (
             _trained,
             {"preset": "small", "levels": ("coarse",), "seed": 3, "precision": "bfloat16", "patience": 4,
-             "latents": "l", "templates": "styleclip-79"},
-            "9d709f69153c5f8446b4b7f84bd3e3c9",
+             "latents": "s3://b/l.parquet", "templates": "styleclip-79"},
+            "fa0945ec83e27a1e10291aaf97764cf2",
         ),
     ],
 )  # fmt: skip

@@ -92,7 +92,7 @@ def batch(prefect_server, s3, network_files, tmp_path_factory) -> Batch:
             inversion=Inversion(steps=0, pivotal=PivotalTuning(steps=1, rank=2)),
             execution=Execution(shard_size=100, device="cpu"),
         )  # fmt: skip
-    run, prepared, index, settings = seen[0]
+    run, plans, index = seen[0]
 
     landmarks = tmp_path_factory.mktemp("faces") / "landmarks.json"
     landmarks.write_text(json.dumps(dict.fromkeys(KEYS, (FACE + 48).tolist())))
@@ -103,7 +103,7 @@ def batch(prefect_server, s3, network_files, tmp_path_factory) -> Batch:
     return Batch(
         run=run,
         shard=index.shards[0],
-        edited=planning.plan(run, prepared[0], inversion.plan(run, photos, settings)),
+        edited=plans[0],
         aligned=aligned,
         table=faces.write_faces.fn(aligned, index).table,
         manifest=result.report.manifest,

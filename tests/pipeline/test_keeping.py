@@ -6,7 +6,6 @@ import io
 import itertools
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,9 +17,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.batches import Made, make_batch
-from flows.account_storage import account_storage
-from flows.prune import prune as flow
-from styleclip_cli import main
 from styleclip_core.errors import StyleCLIPError
 from tasks.artifacts import Recipe, write_table
 from tasks.artifacts.outcomes import OK
@@ -335,34 +331,6 @@ def test_a_manifest_that_cannot_be_read_ends_it_before_anything_goes(two, root):
     with pytest.raises(StyleCLIPError, match=r"manifest.parquet is no readable Parquet file"):
         run_prune(first, Choice(batches=(batch_of(first),)))
     assert keys_of(root) == before
-
-
-@pytest.mark.usefixtures("prefect_server")
-def test_the_flows_and_commands_say_the_same_and_delete_only_where_that_is_confirmed(
-    tmp_path, capsys, monkeypatch
-):
-    made = make_batch(str(tmp_path), KEYS[:2], [SMILE])
-    other = make_batch(str(tmp_path), KEYS[:2], [HAT])
-    old = time.time() - 100 * DAY
-    for item in list_objects(str(tmp_path)):
-        os.utime(tmp_path / item.key, (old, old))
-    os.utime(other.manifest)
-
-    assert account_storage(made.out) == account(made.out, made.workspace)
-    said = flow(made.out, older_than="90d")
-    assert exists(made.manifest)
-
-    for arguments in (["storage", made.out], ["prune", made.out, "--older-than", "90d", "--yes"]):
-        monkeypatch.setattr(sys, "argv", ["styleclip", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main.run()
-        assert not ended.value.code
-    told = capsys.readouterr().out
-    assert f"| {batch_of(made)} | " in told
-    assert f"Deleted 1 batches ({batch_of(made)}); 1 stay" in told
-    assert told.splitlines()[-1].startswith(f"deleted       {said.objects} objects, ")
-    assert not exists(made.manifest)
-    check_law(other.out)
 
 
 def test_ages_are_hours_days_and_weeks():

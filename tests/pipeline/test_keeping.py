@@ -6,10 +6,8 @@ import io
 import itertools
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,20 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.batches import Made, make_batch
-from flows.account_storage import account_storage
-from flows.prune import prune as flow
-from styleclip_cli import main
 from styleclip_core.errors import StyleCLIPError
 from tasks.artifacts import Recipe, write_table
 from tasks.artifacts.outcomes import OK
-from tasks.directions.refining import REFINE_STEP
-from tasks.directions.relevance import STEP
 from tasks.editing.schemas import MANIFEST_SCHEMA
 from tasks.keeping import pruning, references
 from tasks.keeping.accounts import account
 from tasks.keeping.batches import OverlapError, find_batches
 from tasks.keeping.pruning import Choice, PlaceChangedError, prune, seconds_of
-from tasks.keeping.tables import night_tables, thinned
 from tasks.running.partial import Part
 from tasks.settings import SettingsError
 from tasks.settings.edits import Edit
@@ -361,93 +353,8 @@ def test_a_manifest_that_cannot_be_read_ends_it_before_anything_goes(two, root):
     assert keys_of(root) == before
 
 
-@pytest.mark.usefixtures("prefect_server")
-def test_the_flows_and_commands_say_the_same_and_delete_only_where_that_is_confirmed(
-    tmp_path, capsys, monkeypatch
-):
-    made = make_batch(str(tmp_path), KEYS[:2], [SMILE])
-    other = make_batch(str(tmp_path), KEYS[:2], [HAT])
-    old = time.time() - 100 * DAY
-    for item in list_objects(str(tmp_path)):
-        os.utime(tmp_path / item.key, (old, old))
-    os.utime(other.manifest)
-
-    assert account_storage(made.out) == account(made.out, made.workspace)
-    said = flow(made.out, older_than="90d")
-    assert exists(made.manifest)
-
-    for arguments in (["storage", made.out], ["prune", made.out, "--older-than", "90d", "--yes"]):
-        monkeypatch.setattr(sys, "argv", ["styleclip", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main.run()
-        assert not ended.value.code
-    told = capsys.readouterr().out
-    assert f"| {batch_of(made)} | " in told
-    assert f"Deleted 1 batches ({batch_of(made)}); 1 stay" in told
-    assert told.splitlines()[-1].startswith(f"deleted       {said.objects} objects, ")
-    assert not exists(made.manifest)
-    check_law(other.out)
-
-
 def test_ages_are_hours_days_and_weeks():
     assert [seconds_of(age) for age in ("36h", "90d", "2w")] == [36 * 3600, 90 * DAY, 14 * DAY]
-
-
-@dataclass
-class Night:
-    """A workspace in which a table has grown for some nights."""
-
-    workspace: Path
-    now: float
-    merged: list[str] = field(default_factory=list)
-    added: list[str] = field(default_factory=list)
-    first: str = ""
-
-
-@pytest.fixture
-def nights(tmp_path) -> Night:
-    """Sixty nights of ten samples each, the last one today."""
-    found = Night(tmp_path / "out/workspace", LATER)
-
-    def table(step: str, ranges: list[list[int]], night: int) -> str:
-        recipe = Recipe(step, "2", {"shift": 5, "sample_ranges": ranges}, {"styles": "s"}, "g", "c")
-        folder = recipe.folder(str(found.workspace), "relevance")
-        write_table(join(folder, "relevance.parquet"), pa.table({"n": [1]}), recipe.made("relevance"))
-        write_table(join(folder, "parts/part-0.parquet"), pa.table({"n": [1]}), recipe.made("part"))
-        moment = LATER - (59 - night) * DAY - 3600
-        os.utime(join(folder, "relevance.parquet"), (moment, moment))
-        return recipe.fingerprint
-
-    found.first = table(STEP, [[0, 10]], 0)
-    for night in range(1, 60):
-        found.added.append(table(STEP, [[10 * night, 10 * night + 10]], night))
-        found.merged.append(table(REFINE_STEP, [[0, 10], [10, 10 * night + 10]], night))
-    return found
-
-
-def test_tables_of_former_nights_thin_out_by_the_rule(nights):
-    tables = night_tables(str(nights.workspace))
-    assert len(tables) == 1 + 2 * 59
-    going = {table.name for table in thinned(tables, {nights.merged[3]})}
-    stay = {table.name for table in tables} - going
-    assert {nights.first, nights.merged[-1], nights.merged[3]} <= stay
-    assert {*nights.merged[-14:], *nights.added[-14:]} <= stay
-    assert not stay & set(nights.added[:-14])
-
-    weeks = {table.day.isocalendar()[:2] for table in tables if table.name in nights.merged[:-14]}
-    kept = [table for table in tables if table.name in stay & set(nights.merged[:-14])]
-    assert {table.day.isocalendar()[:2] for table in kept if table.name != nights.merged[3]} <= weeks
-    assert len(kept) <= len(weeks) + 1
-
-
-def test_pruning_thins_tables_and_ends_what_was_interrupted(nights, tmp_path, monkeypatch):
-    made = make_batch(str(tmp_path), KEYS[:1], [SMILE])
-    said = account(made.out, made.workspace)
-    going = {table.name for table in said.tables if table.thinned}
-    assert len(going) > 59
-    run_prune(made, Choice(keep_last=1))
-    assert going.isdisjoint(list_folders(join(made.workspace, "relevance")))
-    assert not any(table.thinned for table in account(made.out, made.workspace).tables)
 
 
 @given(st.data())

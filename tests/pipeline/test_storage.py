@@ -134,7 +134,9 @@ def test_objects_are_deleted_by_the_thousand_and_listed_with_their_time(folder):
     assert delete_objects(folder, (f"a/{number}" for number in range(1_200))) == 1_200
     assert [item.key for item in list_objects(folder)] == ["b/c/0"]
     assert delete_objects(folder, ["b/c/0"], folders=True) == 1
-    assert list_folders(folder) in ([], ["a"])  # on a disk, a folder that may be written to stays
+    assert list(list_objects(folder)) == []
+    if not folder.startswith("s3://"):  # a store may go on telling of folders that are empty
+        assert list_folders(folder) == ["a"]  # nobody said that nothing is about to be written there
 
 
 def test_an_object_that_may_not_be_deleted_is_named(s3_identities, tmp_path, monkeypatch):

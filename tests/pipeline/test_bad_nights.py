@@ -146,10 +146,8 @@ def test_every_call_gets_over_a_passing_fault(store, tmp_path, fault):
         copy_from_local(tmp_path / "copy", f"{PLACE}/6")
         assert [item.key for item in list_objects(PLACE)] == [str(number) for number in range(7)]
         assert not exists(f"{PLACE}/7")
-    assert {item.key: item.size for item in list_objects(PLACE)} == {str(n): 30_000 for n in range(7)}
-    with store.misbehaving(fault):
-        assert delete_objects(PLACE, [str(number) for number in range(5)]) == 5
-    assert [item.key for item in list_objects(PLACE)] == ["5", "6"]
+        assert delete_objects(PLACE, ["5", "6"]) == 2
+    assert {item.key: item.size for item in list_objects(PLACE)} == {str(n): 30_000 for n in range(5)}
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 

@@ -187,22 +187,19 @@ def _written(known: DeploymentSchedule) -> dict[str, Any]:
 
 def _run_prefect(content: Mapping[str, Any], folder: Path, environment: Mapping[str, str]) -> None:
     with tempfile.TemporaryDirectory(prefix="styleclip-deploy-") as place:
+        # a file of its own: the one that was given stays as it is
         merged = Path(place) / "prefect.yaml"
         merged.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-        command = [
-            sys.executable,
-            "-m",
-            "prefect",
-            "--no-prompt",
-            "deploy",
-            "--all",
-            "--prefect-file",
-            str(merged),
-        ]
+
+        # this interpreter's Prefect, whatever else is on the path
+        prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
+        command = [*prefect, "deploy", "--all", "--prefect-file", str(merged)]
         done = subprocess.run(
             command, cwd=folder, env=dict(environment), capture_output=True, text=True, check=False,
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
+
+    # it says what was wrong at the end of what it says
     if done.returncode:
         said = " ".join((done.stdout + done.stderr).split())[-600:]
         raise DeployError(f"prefect deploy ended with {done.returncode}, some may be deployed: {said}")

@@ -57,6 +57,7 @@ def reach(*, named: bool = False) -> None:
         ServerError: If there is none.
     """
     settings = get_current_settings()
+    # one that is named must answer; no other takes its place
     if settings.api.url:
         with get_client(sync_client=True, httpx_settings={"timeout": _ANSWER}) as client:
             problem = client.api_healthcheck()
@@ -69,6 +70,7 @@ def reach(*, named: bool = False) -> None:
             "there is no Prefect server: start one and give its address, "
             "PREFECT_API_URL=http://127.0.0.1:4200/api"
         )
+
     ephemeral = settings.server.ephemeral
     if not ephemeral.enabled:
         raise ServerError(

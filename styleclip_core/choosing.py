@@ -174,6 +174,7 @@ def measure_on(
         index = torch.arange(codes.batch_size)
         return torch.cat([found for _, found in Batches(batch_size).run(index, work)])
 
+    # the unedited images, once for every trial
     before = embed(torch.zeros(generator.layout.num_editable))
 
     def measure(step: Tensor) -> Measured:
@@ -349,11 +350,14 @@ class _Search:
         """Return the threshold of least movement, its strength, and the effect at which they are compared."""
         if self._alpha:
             enough = [each for each in curves if each.most >= self.settings.effect]
+            # of those that reach the effect, the one that moves least; else the one that comes nearest
             if enough:
                 best = enough[least([each.movements[-1] for each in enough])]
                 return best, self._alpha, self.settings.effect
             best = curves[least([-each.most for each in curves])]
             return best, self._alpha, best.most
+
+        # where none reaches the effect, they are compared at what nearly the best one reaches
         wanted = self.settings.effect
         if all(each.at(wanted) is None for each in curves):
             most = max(each.most for each in curves)
@@ -363,6 +367,7 @@ class _Search:
                     f"{most:.3f} at most after one; give prompts that CLIP knows, or numbers instead of auto"
                 )
             wanted = self.before + _NEARLY * (most - self.before)
+
         reached = [(each, found) for each in curves if (found := each.at(wanted)) is not None]
         chosen, (strength, _) = reached[least([movement for _, (_, movement) in reached])]
         return chosen, strength, wanted

@@ -103,6 +103,8 @@ def refine(
         raise ValueError(f"target must be {expected} for these latents, got {list(target.shape)}")
     start = w_start.detach()
     progress = Progress(start, settings.patience)
+
+    # without a step the start is the result
     if not settings.steps:
         yield _state(0, progress, active=torch.zeros_like(progress.running, dtype=torch.bool))
         return
@@ -110,6 +112,7 @@ def refine(
     def terms(moving: Tensor, images: Tensor) -> Tensor:
         drawn = generator.synthesize(generator.styles(moving))
         loss = reconstruction_loss(drawn, target[images])
+        # a latent far from its start draws the photograph, and is edited badly
         loss = loss + settings.latent_weight * (moving - start[images]).square().mean(dim=1).sum(dim=1)
         if perceptual is not None:
             loss = loss + settings.perceptual_weight * perceptual(drawn, target[images])
@@ -120,6 +123,8 @@ def refine(
     for step in range(settings.steps + 1):
         losses, gradient = evaluate(latents, progress.running, terms, chunk=settings.chunk)
         fine = losses[0].isfinite() & gradient.isfinite().flatten(1).all(dim=1)
+
+        # judged before the step, so that the state is of what was evaluated
         running = progress.judge(latents, losses[0], fine, last=step == settings.steps)
         yield _state(step, progress, active=progress.status == Status.RUNNING)
         if not running.any():
@@ -128,6 +133,7 @@ def refine(
         optimizer.param_groups[0]["lr"] = settings.learning_rate * _rate(step / settings.steps)
         latents.grad = gradient
         optimizer.step()
+        # those that have ended cost nothing any more
         if not running.all():
             latents, optimizer = only(running, latents, optimizer)
 

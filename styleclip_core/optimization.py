@@ -152,6 +152,8 @@ def optimize(
     """
     _check(generator, w_source, text, settings, embed_identity)
     problem = _Problem(generator, embed_images, embed_identity, settings)
+
+    # where the distance is measured from stays, a copy of it moves
     first = source = problem.start(w_source.detach(), offset)
     latents = source.moving.clone()
     optimizer = torch.optim.Adam([latents], lr=settings.learning_rate, eps=settings.epsilon)

@@ -125,15 +125,20 @@ def tune(
     expected = [len(w_plus), 3, *generator.image_size]
     if list(target.shape) != expected or not len(w_plus):
         raise ValueError(f"target must be {expected} for these pivots, got {list(target.shape)}")
+
+    # the numbers of all changes in one row per image, and the random codes that hold the generator elsewhere
     form = TuningForm.of(generator, settings.rank)
     spread = _spread(generator, settings.seed)
     problem = _Problem(generator, form, settings, perceptual, target, w_plus.detach(), spread)
     numbers = _first_numbers(form, settings.seed).to(w_plus).repeat(len(w_plus), 1)
+
     optimizer = torch.optim.Adam([numbers], lr=settings.learning_rate)
     progress = Progress(numbers, settings.patience)
     for step in range(settings.steps + 1):
         loss, gradient = problem.evaluate(numbers, progress.running, step)
         fine = loss.isfinite() & gradient.isfinite().all(dim=1)
+
+        # judged before the step, so that the state is of what was evaluated
         running = progress.judge(numbers, loss, fine, last=step == settings.steps)
         yield PivotalState(
             step, form, progress.result.clone(), progress.loss.clone(), progress.status.clone()

@@ -127,9 +127,13 @@ def measure_channels(
     wanted = list(channels)
     chosen = torch.as_tensor(wanted, dtype=torch.int64)
     check_layer(generator, layer, chosen, mean, std)
+
+    # layers below the moved one are computed once for all channels of a code
     position = [each.name for each in generator.layout.layers].index(layer)
     device, dtype = generator.device, getattr(torch, settings.precision)
     directions, on_device = Accumulator(len(chosen), device, expected), chosen.to(device)
+
+    # each channel is moved both ways
     size = bytes_per_move(generator, layer, dtype) * 2
     together = min(settings.batch_size // 2, _ONE_SIZE) if settings.tolerance else settings.batch_size // 2
     batches = Batches(together, free=free_memory(device), bytes_per_item=size)
@@ -137,6 +141,7 @@ def measure_channels(
         rows = directions.unsettled(settings)
         if not len(rows):
             break
+
         code = codes.select(slice(index, index + 1))
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             below = generator.advance(generator.begin(1), code, position)

@@ -218,6 +218,7 @@ def invert_and_edit(
                 editing.edit_shard.submit(run, plans, shard, return_state=False, wait_for=[latents])
             )
 
+    # on Retry, finished shards with failed items are executed once more
     def invert_again(number: int) -> PrefectFuture[ShardResult]:
         return anew(inversion.invert_shard).submit(run, planned, shards[number])
 

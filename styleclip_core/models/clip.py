@@ -289,6 +289,7 @@ def _build(path: Path, state: dict[str, Tensor], device: torch.device) -> nn.Mod
             f"{path} is no CLIP of OpenAI's architecture ({reason}); give the state dict of one"
         ) from error
 
+    # one such value makes every embedding none
     broken = [name for name, tensor in state.items() if not is_finite(tensor)]
     if broken:
         raise CheckpointError(f"{path} holds values that are not finite, in {broken[0]}; fetch it again")

@@ -133,6 +133,7 @@ def choose_strength(run: Run, step: EditStep, planned: ChoicePlan) -> ChosenStre
         )
         write_table(uri, trials_table(found), made)
 
+    # read back in any case, so that a choice that was found is told like one that was made
     chosen = _read(uri)
     log = get_run_logger()
     (log.info if chosen.reached else log.warning)("%s: %s", chosen.target, chosen.summary)

@@ -194,6 +194,7 @@ def _receive(response: httpx.Response, url: str, part: Path, offset: int, observ
 
     done = offset
     with part.open("r+b" if offset else "wb") as stream:
+        # what lies behind the offset is of no use: it came before the state was written
         stream.seek(offset)
         stream.truncate()
         for chunk in _chunks(response):
@@ -203,6 +204,7 @@ def _receive(response: httpx.Response, url: str, part: Path, offset: int, observ
             done += len(chunk)
             observe(done, total)
 
+    # a connection that is cut ends like one that is done
     if total is not None and done != total:
         raise _CutError(f"the connection ended after {done:,} of {total:,} bytes")
     if not done:

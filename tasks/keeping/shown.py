@@ -22,6 +22,7 @@ def account_lines(found: Account) -> list[str]:
         ),
     )  # fmt: skip
 
+    # what nothing refers to stands at the end of each row: it is what pruning would take
     lines += ["", "## By kind", ""]
     lines += _table(
         ("kind", "folders", "objects", "size", "oldest", "newest", "objects of no batch", "size"),

@@ -257,6 +257,7 @@ def _align(planned: AlignmentPlan, row: Row, image: Image.Image, face: Face) -> 
     except (StyleCLIPError, OSError) as error:
         return row | failure(error)
 
+    # the version that lies there now: another photograph's face may take its place
     written = {
         "output_key": key, "output_etag": version(join(planned.faces, key)),
         "face_hash": hashlib.sha256(content).hexdigest(),

@@ -148,6 +148,7 @@ class EditStep(Settings):
                 f"alpha or beta towards {self.target!r} is auto; choose them first (`styleclip choose`)"
             )
 
+        # ensembles are the style directions' own; other methods take a prompt as it is
         shared: dict[str, Any] = {
             "neutral": self.neutral, "target": self.target, "method": self.method,
             "templates": self.templates or ("styleclip-79" if self.method == "global" else "none"),
@@ -160,6 +161,7 @@ class EditStep(Settings):
         if self.method == "optimization":
             return [StepVariant(**shared, optimization=self.optimization or Optimization())]
 
+        # a step that counts its channels has no threshold
         default = (0.15,) if self.top_k is None else (None,)
         betas = default if self.beta is None else _as_tuple(self.beta)
         channels = {

@@ -44,6 +44,7 @@ def read_list(uri: str, name: str) -> list[object]:
     except SettingsError as error:
         raise SettingsError(f"{uri}, {error}") from error
 
+    # a file may hold the list alone, or say what it is a list of
     entries = content.get(name) if isinstance(content, dict) else content
     if not isinstance(entries, list):
         raise SettingsError(f"{uri} must hold a list of {name}, or a mapping with the list under {name!r}")

@@ -43,6 +43,7 @@ def item_under(prefix: str, key: str) -> Iterator[None]:
         yield
     except ChangedObjectError:
         raise
+
     except StoreUnavailableError as error:
         # on a disk nobody has waited, and such an error is the machine's: too many open files, a stale mount
         if is_local(prefix) or not _serves_another(prefix, key):
@@ -53,12 +54,16 @@ def item_under(prefix: str, key: str) -> Iterator[None]:
         ) from error
     except StoreError:
         raise
+
+    # what is gone is the item's own, unless everything is
     except MissingObjectError as error:
         if not _lists_anything(prefix):
             raise UnreadablePrefixError(
                 f"{error}, and nothing lies under {prefix} any more; mend that, then press Retry"
             ) from error
         raise
+
+    # so is what may not be read, unless nothing may
     except StorageError as error:
         if not _serves_another(prefix, key):
             raise UnreadablePrefixError(

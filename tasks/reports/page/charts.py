@@ -95,6 +95,7 @@ def trade_off(batch: Batch, effect: Score, cost: Score, sweep: Sweep | None = No
         figure, axes = _square()
         for place, (name, numbers) in enumerate(series.items()):
             points = np.array([[*_cost(batch, n, cost), *batch.mean(n, effect.name)] for n in numbers])
+            # an edit of which no image is done has no place
             keep = np.isfinite(points[:, 0]) & np.isfinite(points[:, 2])
             x, dx, y, dy = points[keep].T
             colour = _SERIES[place % len(_SERIES)] if sweep else _ACCENT

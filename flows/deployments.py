@@ -120,11 +120,12 @@ def _lacks(
         for place, name in _variables(deployment.get("parameters", {}))
         if not environment.get(name)
     ]
-    if known and known.schedules and not deployment.get("schedules"):
-        # somebody has given it a schedule: what is filled in now must not be emptied
+    # a schedule that waits to be switched on starts nothing that could lack a value
+    if not any(each.get("active", True) for each in deployment.get("schedules") or ()):
+        if not known or not known.schedules:
+            return
+        # somebody has given it a schedule, or may have: what is filled in now must not be emptied
         unset = [(place, name) for place, name in unset if _at(known.parameters, place)]
-    elif not deployment.get("schedules"):
-        return
 
     if unset:
         names = ", ".join(dict.fromkeys(name for _, name in unset))

@@ -13,6 +13,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
 
+from flows import deployments
 from flows.deployments import DeployError, deploy, read_environment
 from flows.server_setup import POOL, ServerSetup, set_up
 
@@ -109,6 +110,17 @@ def test_what_people_paused_and_scheduled_stays_and_the_rest_is_as_in_the_file(f
     # a schedule of the UI counts as one: what it has now may not be emptied
     with pytest.raises(DeployError, match="inspect-prompts/on-demand has a schedule and would lack"):
         deploy(file, {})
+
+
+def test_a_schedule_that_waits_to_be_switched_on_may_lack_values(file):
+    content = yaml.safe_load(file.read_text())
+    nightly, prompts = ([each] for each in content["deployments"])
+    nightly[0]["schedules"][0]["active"] = False
+    lacking = deployments._lacks
+    assert list(lacking(nightly[0], None, {})) == []
+    nightly[0]["schedules"].append({"cron": "0 4 * * *", "slug": "more"})
+    assert len(list(lacking(nightly[0], None, {}))) == 1
+    assert list(lacking(prompts[0], None, {})) == []
 
 
 def test_prefect_s_own_refusal_is_one_line(file):

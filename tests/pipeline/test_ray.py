@@ -241,7 +241,8 @@ def test_a_machine_that_is_no_node_uses_a_cluster_through_its_client_server(buil
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=500, check=False
         )
-        if "ZombieProcess" not in done.stderr:  # Ray's proxy forks beside its threads, and the child may die
+        # Ray's proxy forks beside its threads, and the child may die, or not begin in time on a busy machine
+        if not any(each in done.stderr for each in ("ZombieProcess", "Starting Ray client server failed")):
             break
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert build.files() == undisturbed[0]

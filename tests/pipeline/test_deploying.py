@@ -114,13 +114,12 @@ def test_what_people_paused_and_scheduled_stays_and_the_rest_is_as_in_the_file(f
 
 def test_a_schedule_that_waits_to_be_switched_on_may_lack_values(file):
     content = yaml.safe_load(file.read_text())
-    nightly, prompts = ([each] for each in content["deployments"])
-    nightly[0]["schedules"][0]["active"] = False
+    nightly, prompts = content["deployments"]
+    nightly["schedules"][0]["active"] = False
     lacking = deployments._lacks
-    assert list(lacking(nightly[0], None, {})) == []
-    nightly[0]["schedules"].append({"cron": "0 4 * * *", "slug": "more"})
-    assert len(list(lacking(nightly[0], None, {}))) == 1
-    assert list(lacking(prompts[0], None, {})) == []
+    assert list(lacking(nightly, None, {})) == list(lacking(prompts, None, {})) == []
+    nightly["schedules"].append({"cron": "0 4 * * *", "slug": "more"})
+    assert len(list(lacking(nightly, None, {}))) == 1
 
 
 def test_prefect_s_own_refusal_is_one_line(file):

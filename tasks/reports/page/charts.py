@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,16 @@ _STYLE: Any = {
 }  # fmt: skip
 
 
+_alone = threading.Lock()
+
+
+@contextmanager
+def _styled() -> Iterator[None]:
+    """Draw in the style of the page; one at a time, as a style is the whole process's."""
+    with _alone, rc_context(_STYLE):
+        yield
+
+
 def distributions(batch: Batch, score: Score, edits: Sequence[int]) -> str:
     """Return histograms of one score, an edit a row on a common axis, as SVG; nothing if there is no value.
 
@@ -55,7 +67,7 @@ def distributions(batch: Batch, score: Score, edits: Sequence[int]) -> str:
     low, high = _range([each for _, each in values])
     bins = np.linspace(low, high, _BINS + 1)
 
-    with rc_context(_STYLE):
+    with _styled():
         figure = Figure(figsize=(_WIDTH, _ROW * len(values) + 0.5))
         axes = figure.add_axes(
             (0.34, 0.4 / (_ROW * len(values) + 0.5), 0.63, 1 - 0.45 / (_ROW * len(values) + 0.5))
@@ -91,7 +103,7 @@ def trade_off(batch: Batch, effect: Score, cost: Score, sweep: Sweep | None = No
     """
     series = _sweep_series(sweep) if sweep else {"": list(range(len(batch.edits)))}
 
-    with rc_context(_STYLE):
+    with _styled():
         figure, axes = _square()
         for place, (name, numbers) in enumerate(series.items()):
             points = np.array([[*_cost(batch, n, cost), *batch.mean(n, effect.name)] for n in numbers])
@@ -123,7 +135,7 @@ def tried(choice: Choice) -> str:
     """
     betas = sorted(set(choice.betas), key=lambda value: (value is not None, value or 0))
 
-    with rc_context(_STYLE):
+    with _styled():
         figure, axes = _square()
         axes.axhline(choice.wanted, color=_MUTED, linewidth=0.8, linestyle=(0, (3, 2)))
 

@@ -70,12 +70,12 @@ class _Pages(BaseHTTPRequestHandler):
         if named not in (f"127.0.0.1:{self.server.server_port}", f"localhost:{self.server.server_port}"):  # type: ignore[attr-defined]
             return None
 
-        before, secret, *parts = map(unquote, [*urlsplit(self.path).path.split("/"), ""])
-        if not secrets.compare_digest(secret.encode(), self._secret.encode()):
+        before, _, path = urlsplit(self.path).path.partition("/")
+        # read after it is cut, so that a slash in a part is seen
+        secret, *parts = map(unquote, path.split("/"))
+        if before or not secrets.compare_digest(secret.encode(), self._secret.encode()):
             return None
-        # the empty part is the end that was put there, so that there are two parts in any case
-        *parts, _ = parts or [""]
-        return "/".join(parts) if parts and not before and all(map(_is_plain, parts)) else None
+        return "/".join(parts) if parts and all(map(_is_plain, parts)) else None
 
     def _answer(self, status: HTTPStatus, content: bytes, ending: str = "") -> None:
         self.send_response(status)

@@ -34,7 +34,7 @@ from tasks.photographs.images import ImageIndex, ImageShard
 from tasks.running.caching import unit_of_work
 from tasks.running.partial import Part, all_attempts, done_shards
 from tasks.running.run import Run
-from tasks.storage import StoreError, item_under, join, read_bytes, write_bytes_atomic
+from tasks.storage import StoreError, join, read_item, write_bytes_atomic
 
 STEP, VERSION = "report", "4"
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -209,9 +209,7 @@ def _images(manifest: str, keys: Sequence[str]) -> dict[str, Row]:
 def _tile(sheet: Image.Image, item: tuple[str, str], place: tuple[int, int], *, whole: bool) -> None:
     """Draw a generated image whole, of a photograph the middle, which is what its inversion sees."""
     try:
-        with item_under(*item):
-            data = read_bytes(join(*item))
-        image = decode_image(data)
+        image = decode_image(read_item(*item))
     except StoreError:
         raise
     except StyleCLIPError as error:  # a picture that has gone since is drawn as its error

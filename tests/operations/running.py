@@ -14,6 +14,8 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import httpx
 
@@ -139,13 +141,7 @@ class Prefect:
         return self.ask("GET", path).raise_for_status().json()
 
     def ask(self, method: str, path: str, body: object = None) -> httpx.Response:
-        """Call the server as its own clients do, again where its database was locked."""
-        deadline = time.monotonic() + 60 * PATIENCE
-        while True:
-            answer = httpx.request(method, f"{self.url}/api/{path}", json=body, timeout=30 * PATIENCE)
-            if answer.status_code < 500 or time.monotonic() > deadline:
-                return answer
-            time.sleep(1)
+        return patiently(method, f"{self.url}/api/{path}", json=body)
 
     def state(self, run: str) -> str:
         return str(self.get(f"flow_runs/{run}")["state_name"])
@@ -171,8 +167,28 @@ class Prefect:
 
     def start_run(self, deployment: str, parameters: dict) -> str:
         found = self.get(f"deployments/name/{deployment}")
-        made = self.post(f"deployments/{found['id']}/create_flow_run", parameters=parameters)
+        # one run, however often it is asked for
+        made = self.post(
+            f"deployments/{found['id']}/create_flow_run", parameters=parameters, idempotency_key=uuid4().hex
+        )
         return str(made["id"])
+
+
+def patiently(method: str, url: str, **options: Any) -> httpx.Response:  # noqa: ANN401 - httpx's
+    """Call a server as Prefect's own clients do: again where it is away, silent, or its database locked.
+
+    A server that has just begun, or whose disk is slow, may keep a request for longer than a minute.
+    """
+    deadline = time.monotonic() + 180 * PATIENCE
+    while True:
+        try:
+            answer = httpx.request(method, url, timeout=30 * PATIENCE, **options)
+            if answer.status_code < 500 or time.monotonic() > deadline:
+                return answer
+        except httpx.TransportError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(1)
 
 
 def _answers(url: str) -> bool:

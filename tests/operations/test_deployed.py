@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import httpx
 import pytest
 import yaml
-from running import LIMIT, PAGE, PATIENCE, POOL, ROOT, SCREENSHOTS, Prefect, wait_until
+from running import LIMIT, PAGE, POOL, ROOT, SCREENSHOTS, Prefect, wait_until
 
 DEPLOYED = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
 
@@ -97,7 +96,7 @@ def test_the_server_listens_on_loopback_alone(prefect):
 
 
 def test_metrics_of_the_server_s_process_are_there(prefect):
-    text = httpx.get(f"{prefect.url}/api/metrics", timeout=30 * PATIENCE).text
+    text = prefect.ask("GET", "metrics").text
     assert "process_resident_memory_bytes" in text
 
 

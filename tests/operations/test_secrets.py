@@ -9,11 +9,10 @@ import os
 from datetime import datetime
 from pathlib import Path
 
-import httpx
 import pyarrow.parquet as pq
 import pytest
 import s3fs
-from running import PAGE, PATIENCE, SCREENSHOTS, Prefect, free_port
+from running import PAGE, SCREENSHOTS, Prefect, free_port, patiently
 
 from flows.doors import open_doors
 from tests.pipeline.test_flows import encoded, portrait
@@ -172,26 +171,25 @@ def test_with_a_password_nobody_else_is_served(prefect, tmp_path):
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port}",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1",
     })  # fmt: skip
-    wait = 30 * PATIENCE
     try:
         locked.serve()
         for path in ("flow_runs/filter", "deployments/filter", "block_documents/filter"):
             url = f"{locked.url}/api/{path}"
-            assert httpx.post(url, json={}, timeout=wait).status_code in (401, 403)
+            assert patiently("POST", url, json={}).status_code in (401, 403)
             # what a browser sends along by itself is not enough
-            signed = httpx.post(url, json={}, auth=("operator", "canary-password"), timeout=wait)
+            signed = patiently("POST", url, json={}, auth=("operator", "canary-password"))
             assert signed.status_code == 403
         for password, status in (("guess", 401), ("canary-password", 200)):
             auth = ("operator", password)
-            pools = httpx.get(f"{locked.url}/api/admin/version", auth=auth, timeout=wait)
+            pools = patiently("GET", f"{locked.url}/api/admin/version", auth=auth)
             assert pools.status_code == status
-        assert httpx.get(f"{locked.url}/api/metrics", timeout=wait).status_code == 401
-        assert httpx.get(f"{locked.url}/api/health", timeout=wait).status_code == 200  # for load balancers
+        assert patiently("GET", f"{locked.url}/api/metrics").status_code == 401
+        assert patiently("GET", f"{locked.url}/api/health").status_code == 200  # for load balancers
         locked.environment["PREFECT_API_AUTH_STRING"] = "operator:canary-password"
         assert "made" in locked.styleclip("setup-server")
 
         # nobody who may start a run can say what is executed
-        pool = httpx.get(f"{locked.url}/api/work_pools/styleclip-gpu", auth=auth, timeout=wait).json()
+        pool = patiently("GET", f"{locked.url}/api/work_pools/styleclip-gpu", auth=auth).json()
         template = pool["base_job_template"]
         for part in (template["job_configuration"], template["variables"]["properties"]):
             assert "env" in part

@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 ON_ALL_CORES := -n auto --maxprocesses=8 --dist=loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-long operations browser soak volume parity check format hostile bench methods quality models world-quality setup help
+.PHONY: demo test test-long operations browser soak identity volume parity check format hostile bench methods quality models world-quality setup help
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -36,6 +36,9 @@ operations: $(STAMP) browser  ## Deployments, Retry, limits and secrets on a rea
 
 soak: $(STAMP)  ## Bad nights of store, workers and server, and an account of what they cost (half an hour)
 	$(BIN)/python -W ignore -m tests.nights.soak
+
+identity: $(STAMP)  ## Replace every input of every step at every moment of a run, and say what became of it (half an hour)
+	$(BIN)/python -W ignore -m tests.nights.identity_matrix
 
 volume: $(STAMP)  ## List a million objects and edit ten thousand: images/s and peak memory (over an hour)
 	$(BIN)/python -W ignore -m benchmarks.volume

@@ -35,12 +35,12 @@ error
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
-from typing import cast
 
 import pyarrow as pa
 import torch
@@ -50,7 +50,7 @@ from pydantic import BaseModel, ConfigDict
 from styleclip_core.errors import ImageSizeError, StyleCLIPError
 from styleclip_core.images import decode_image, fit
 from tasks.artifacts import Recipe, read_table
-from tasks.artifacts.outcomes import OK, STATUS_FIELDS, OutcomeLog, Row, failure, success
+from tasks.artifacts.outcomes import OK, STATUS_FIELDS, Item, OutcomeLog, Row, failure, success
 from tasks.evaluation.attributes import AttributePrompts
 from tasks.evaluation.manifest import EDIT_FIELDS, EditsIndex, EditsShard
 from tasks.evaluation.panel import Panel, Place
@@ -58,11 +58,11 @@ from tasks.running.caching import unit_of_work
 from tasks.running.overlap import computing, read_ahead
 from tasks.running.progress import ShardResult
 from tasks.running.run import Run
-from tasks.running.shards import Outcomes, finish_shard
+from tasks.running.shards import Files, Outcomes, finish_shard
 from tasks.running.texts import text_vector
 from tasks.settings import Comparison
 from tasks.settings.edits import StepVariant
-from tasks.storage import ChangedObjectError, join, output_key, read_item
+from tasks.storage import ChangedObjectError, join, output_key, read_item, versions_of
 
 STEP, VERSION = "evaluate-edits", "2"
 JUDGES = ("clip", "identity", "perceptual")  # networks of a run that take part
@@ -87,6 +87,7 @@ SUMMARY_SCHEMA = pa.schema([
 ])  # fmt: skip
 SCORED_SCHEMA = pa.schema([  # what a shard knows: deviations need all of them
     ("image_key", pa.string()), ("variant", pa.string()), ("version", pa.string()),
+    ("output_version", pa.string()), ("before_version", pa.string()), ("pictures", pa.string()),
     *[(name, pa.float32()) for name in METRICS],
     ("logits_before", pa.list_(pa.float32())), ("logits_after", pa.list_(pa.float32())), *STATUS_FIELDS,
 ])  # fmt: skip
@@ -121,22 +122,35 @@ class EvaluationPlan(BaseModel):
         """Return the attempts at a shard."""
         return OutcomeLog(self.folder, shard.digest, ("image_key", "variant"), shard.before, "version")
 
+    @property
+    def drawn(self) -> bool:
+        """Return whether edits are compared with what the generator drew of a latent."""
+        return self.comparison.before == "inversion"
+
+    def before_key(self, row: Row) -> str:
+        """Return where the unedited image of a row lies, relative to ``before``."""
+        if not self.drawn:
+            return str(row["image_key"])
+        return output_key(row["image_key"], suffix=".png", version=row["content_hash"])
+
     def read_before(self, row: Row) -> bytes:
-        """Return the image of a row as it was before any edit; an inversion has a name of ours.
+        """Return the image of a row as it was before any edit.
 
         Raises:
-            ChangedObjectError: If the photograph is not the one any more that was edited.
+            ChangedObjectError: If it is not the one any more that was edited, or that was listed.
             StorageError: If it is missing or cannot be read; a ``StoreError`` if that is the store's fault.
         """
-        drawn = self.comparison.before == "inversion"
-        version = row["content_hash"]
-        key = output_key(row["image_key"], suffix=".png", version=version) if drawn else row["image_key"]
-        content = read_item(self.before, key)
+        key, made_of = self.before_key(row), row["content_hash"]
+        content = read_item(self.before, key, row["before_version"] or "")
 
         # manifests that were written before there was the column do not say what was edited
-        if not drawn and version not in (None, hashlib.sha256(content).hexdigest()):
+        if not self.drawn and made_of not in (None, hashlib.sha256(content).hexdigest()):
             raise ChangedObjectError(f"{key} is not the photograph any more that was edited; edit it again")
         return content
+
+    def read_after(self, row: Row) -> bytes:
+        """Return the edited image of a row, in the version that was listed; raises as ``read_before``."""
+        return read_item(self.index.out, row["output_key"], row["output_version"] or "")
 
 
 class EvaluationRef(BaseModel):
@@ -215,17 +229,60 @@ def evaluate_shard(run: Run, planned: EvaluationPlan, shard: EditsShard) -> Shar
             rows for rows in images if any(known.get(log.item(row), {}).get("status") != OK for row in rows)
         ]
 
+    pictures = _pictures_of(planned, edited)
+
     def score(missing: Sequence[list[Row]]) -> Iterator[Row]:
         panel = Panel(run, planned.comparison.templates, planned.attributes)
-        for chunk in _chunks(missing):
+        listed = _listed([row for rows in missing for row in rows], pictures)
+        for chunk in _chunks([[listed[log.item(row)] for row in rows] for rows in missing]):
             yield from _score(run, planned, panel, chunk)
 
     done = finish_shard(
         log, todo, score, planned.recipe.made("edit-scores", {}), lambda: SCORED_SCHEMA,
-        versions={row["image_key"]: row["version"] for row in edited},
+        versions={row["image_key"]: row["version"] for row in edited}, files=pictures,
     )  # fmt: skip
     unedited = shard.rows - len(edited)
     return done.model_copy(update={"rows": shard.rows, "failed": done.failed + unedited})
+
+
+def _pictures_of(planned: EvaluationPlan, edited: list[Row]) -> list[Files]:
+    """Return the pictures that scores are of: the edited images of each variant, and what they came from.
+
+    Photographs are not among them, as the manifest says what they hold.
+    """
+    by_variant = defaultdict[str, dict[str, str]](dict)
+    for row in edited:
+        by_variant[row["variant"]][row["image_key"]] = row["output_key"]
+
+    # the images of a variant lie together, so a listing of them is short
+    def output(row: Row, *, variant: str) -> str | None:
+        return by_variant[variant].get(row["image_key"]) if row["variant"] == variant else None
+
+    found = [
+        Files(planned.index.out, partial(output, variant=variant), "output_version") for variant in by_variant
+    ]
+    if planned.drawn:
+        hashes = {row["image_key"]: row["content_hash"] for row in edited}
+        found.append(Files(
+            planned.before,
+            lambda row: planned.before_key({**row, "content_hash": hashes[row["image_key"]]}),
+            "before_version",
+        ))  # fmt: skip
+    return found
+
+
+def _listed(rows: list[Row], pictures: Sequence[Files]) -> dict[Item, Row]:
+    """Return rows by what names them, each with the versions of its pictures that are there now."""
+    found = {
+        (row["image_key"], row["variant"]): row | {"output_version": None, "before_version": None}
+        for row in rows
+    }
+    for each in pictures:
+        names = {item: name for item, row in found.items() if (name := each.name(row))}
+        there = versions_of(each.prefix, set(names.values()))
+        for item, name in names.items():
+            found[item][each.version] = there.get(name)  # of one that is not there, reading says so
+    return found
 
 
 def _chunks(images: Sequence[list[Row]]) -> Iterator[list[list[Row]]]:
@@ -247,60 +304,69 @@ def _score(run: Run, planned: EvaluationPlan, panel: Panel, chunk: list[list[Row
     edited = [row for rows in chunk for row in rows]
     owners = [place for place, rows in enumerate(chunk) for _ in rows]
 
-    after = _pictures([partial(read_item, planned.index.out, row["output_key"]) for row in edited])
+    after = _pictures([partial(planned.read_after, row) for row in edited])
     before = _pictures([partial(planned.read_before, rows[0]) for rows in chunk])
     # one generator drew them all, so any that can be read tells the size
-    size = next((each.size for each in after if isinstance(each, Image.Image)), (0, 0))
+    size = next((each.image.size for each in after if isinstance(each, _Picture)), (0, 0))
 
-    able = []
+    able: list[tuple[int, _Picture, _Picture]] = []
     for number, row in enumerate(edited):
-        problem = _problem(after[number], before[owners[number]], size)
-        if problem:
-            yield _scored(row) | problem
+        mine, other = after[number], before[owners[number]]
+        if isinstance(mine, _Picture) and isinstance(other, _Picture) and mine.image.size == size:
+            able.append((number, mine, other))
         else:
-            able.append(number)
+            yield _scored(row) | _problem(mine, other, size)
     if not able:
         return
 
     # unedited images whose edits are all broken are not shown to the networks
     height, width = size[1], size[0]
-    shown = sorted({owners[number] for number in able})
-    unedited = torch.stack([fit(cast(Image.Image, before[owner]), height, width) for owner in shown])
-    moved = torch.stack([fit(cast(Image.Image, after[number]), height, width) for number in able])
+    shown = {owners[number]: other for number, _, other in able}
+    unedited = torch.stack([fit(other.image, height, width) for other in shown.values()])
+    moved = torch.stack([fit(mine.image, height, width) for _, mine, _ in able])
 
-    places = [_place(edited[number], shown.index(owners[number])) for number in able]
+    order = list(shown)
+    places = [_place(edited[number], order.index(owners[number])) for number, _, _ in able]
     with computing(run.device):
         scores = panel.score(unedited, moved, places)
 
-    for number, score in zip(able, scores, strict=True):
-        yield _scored(edited[number]) | score | success()
+    for (number, mine, other), score in zip(able, scores, strict=True):
+        pictures = hashlib.sha256(f"{other.digest} {mine.digest}".encode()).hexdigest()
+        yield _scored(edited[number]) | {"pictures": pictures} | score | success()
 
 
-def _pictures(reads: list[Callable[[], bytes]]) -> list[Image.Image | Row]:
+@dataclass(frozen=True)
+class _Picture:
+    """A picture, and the hash of the file that holds it."""
+
+    image: Image.Image
+    digest: str
+
+
+def _pictures(reads: list[Callable[[], bytes]]) -> list[_Picture | Row]:
     return list(read_ahead(reads, _read, ahead=_PICTURES))
 
 
-def _read(read: Callable[[], bytes]) -> Image.Image | Row:
+def _read(read: Callable[[], bytes]) -> _Picture | Row:
     """Read and decode a picture, or return the status columns that say why that cannot be."""
     try:
-        return decode_image(read())
+        content = read()
+        return _Picture(decode_image(content), hashlib.sha256(content).hexdigest())
     except (StyleCLIPError, OSError) as error:
         return failure(error)
 
 
-def _problem(after: Image.Image | Row, before: Image.Image | Row, size: tuple[int, int]) -> Row | None:
+def _problem(after: _Picture | Row, before: _Picture | Row, size: tuple[int, int]) -> Row:
     """Return the status columns of an edit that cannot be scored, for itself or for the image before it."""
-    for each in (after, before):
-        if not isinstance(each, Image.Image):
-            return each
-
-    if isinstance(after, Image.Image) and after.size != size:
-        message = (
-            f"the edited image is {after.width} x {after.height} pixels, others of its batch are {size[0]} x "
-            f"{size[1]}; evaluate edits of one generator at a time"
-        )
-        return failure(ImageSizeError(message))
-    return None
+    if not isinstance(after, _Picture):
+        return after
+    if not isinstance(before, _Picture):
+        return before
+    width, height = after.image.size
+    return failure(ImageSizeError(
+        f"the edited image is {width} x {height} pixels, others of its batch are {size[0]} x {size[1]}; "
+        "evaluate edits of one generator at a time"
+    ))  # fmt: skip
 
 
 def _place(row: Row, owner: int) -> Place:
@@ -309,5 +375,7 @@ def _place(row: Row, owner: int) -> Place:
 
 
 def _scored(row: Row) -> Row:
-    named = {name: row[name] for name in ("image_key", "variant", "version")}
+    named = {
+        name: row[name] for name in ("image_key", "variant", "version", "output_version", "before_version")
+    }
     return dict.fromkeys(SCORED_SCHEMA.names) | named

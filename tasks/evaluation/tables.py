@@ -61,9 +61,10 @@ def gather_evaluation(run: Run, planned: EvaluationPlan) -> EvaluationRef:
     _add_moves(run, planned, rows)
     rows.sort(key=lambda row: (row["variant"], row["image_key"]))
 
-    # rows that a later run may score belong to the name, so that it does not find it taken
+    # what the pictures held and which rows a later run may score belong to the name: it must not be taken
     broken = sorted((row["variant"], row["image_key"], row["error"]) for row in rows if row["mendable"])
-    name = planned.whole.fingerprint[:16] + (f"-{_digest(broken)}" if broken else "")
+    seen = sorted((row["variant"], row["image_key"], row["pictures"]) for row in rows if row["pictures"])
+    name = f"{planned.whole.fingerprint[:16]}.{_digest(seen)}" + (f"-{_digest(broken)}" if broken else "")
     written, index = reference(join(planned.results, name)), planned.index
     # a CLIP that made the edits flatters them as a judge, so the tables say whether it did
     about = {
@@ -92,7 +93,7 @@ def _rows(planned: EvaluationPlan, shard: str, scored: list[Row]) -> Iterator[Ro
             **dict.fromkeys(EVALUATION_SCHEMA.names),
             **{name: item[name] for name in ("image_key", "output_key", "prompts", "sweep", *_EDIT)},
             **{name: _finite(found.get(name)) for name in METRICS},
-            **{name: found.get(name) for name in ("logits_before", "logits_after")},
+            **{name: found.get(name) for name in ("logits_before", "logits_after", "pictures")},
             "mendable": item["status"] == OK and found.get("status") != OK,
             **{name: outcome[name] for name, _ in STATUS_FIELDS},
         }

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from tasks.storage.filesystems import join
 from tasks.storage.listing import first_page
-from tasks.storage.objects import answers, read_bytes
+from tasks.storage.objects import answers, read_bytes, read_version
 from tasks.storage.outages import (
     ChangedObjectError,
     MissingObjectError,
@@ -72,10 +72,16 @@ def item_under(prefix: str, key: str) -> Iterator[None]:
         raise
 
 
-def read_item(prefix: str, key: str) -> bytes:
-    """Return the content of an item's object; what is raised says whose fault it is, see ``item_under``."""
+def read_item(prefix: str, key: str, version: str = "") -> bytes:
+    """Return the content of an item's object; what is raised says whose fault it is, see ``item_under``.
+
+    Args:
+        prefix: URI of the prefix that the item was found under.
+        key: Its key relative to that.
+        version: Its version as it was listed; whichever is there if empty.
+    """
     with item_under(prefix, key):
-        return read_bytes(join(prefix, key))
+        return read_version(join(prefix, key), version) if version else read_bytes(join(prefix, key))
 
 
 def _reason(error: StorageError) -> str:

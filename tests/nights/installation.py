@@ -41,6 +41,7 @@ class Account:
     nights: int = 0
     disturbances: int = 0
     lost: int = 0
+    wrong: int = 0
     doubled: int = 0
     left_behind: int = 0
     recovery: list[float] = field(default_factory=list)
@@ -147,7 +148,8 @@ class Nights:
         found = {key: content for key, content in found.items() if key not in parts}
         notes = [content for key, content in parts.items() if key.endswith("partial.json")]
         account.nights += 1
-        lost = [key for key in calm if key not in found or not alike(key, calm[key], found[key])]
+        lost = [key for key in calm if key not in found]
+        wrong = [key for key in calm if key in found and not alike(key, calm[key], found[key])]
         left = [key for key in found if key not in calm]
         rows = pd.concat(
             pd.read_parquet(io.BytesIO(each))
@@ -157,7 +159,9 @@ class Nights:
         account.lost += len(lost) + PHOTOS * len(ALPHAS) - int((rows.status == "ok").sum())
         account.doubled += int(rows.duplicated(["image_key", "edit", "alpha"]).sum())
         account.left_behind += len(left) + sum(not json.loads(note)["superseded_by"] for note in notes)
-        account.remarks += [f"lost {key}" for key in lost[:5]] + [f"left {key}" for key in left[:5]]
+        account.wrong += len(wrong)
+        for what, keys in (("lost", lost), ("wrong", wrong), ("left", left)):
+            account.remarks += [f"{what} {key}" for key in keys[:5]]
         sys.stdout.write(f"{account.scenario}: night {account.nights}, fault {account.disturbances}\n")
         sys.stdout.flush()
 

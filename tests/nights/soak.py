@@ -1,8 +1,8 @@
 """The soak: a bulk edit through server, worker, bucket and proxy, night after night, each with its fault.
 
-``make soak`` prints one account: of every scenario, how many nights there were, what was lost, doubled or
-left behind against an undisturbed night (all must be 0), and how long after the end of the fault the run
-was complete. The moments of the kills are drawn from a seed.
+``make soak`` prints one account: of every scenario, how many nights there were, what was lost, doubled,
+left behind, or other than in an undisturbed night (all must be 0), and how long after the end of the fault
+the run was complete. The moments of the kills are drawn from a seed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
                 live_through(scenario, nights, accounts[-1], console)
     finally:  # an interrupted soak has its account too
         console.print(table(accounts))
-    if any(each.lost or each.doubled or each.left_behind for each in accounts):
+    if any(each.lost or each.wrong or each.doubled or each.left_behind for each in accounts):
         sys.exit(1)
 
 
@@ -74,14 +74,15 @@ def live_through(scenario: Scenario, nights: Nights, account: Account, console: 
 def table(accounts: list[Account]) -> Table:
     """Return the account of all nights."""
     found = Table(
-        "scenario", "nights", "faults", "lost", "doubled", "left behind", "recovery, median", "longest",
-        title="soak", title_justify="left",
+        "scenario", "nights", "faults", "lost", "wrong", "doubled", "left behind", "recovery, median",
+        "longest", title="soak", title_justify="left",
     )  # fmt: skip
     for each in accounts:
         recovery = each.recovery or [float("nan")]
         found.add_row(
-            each.scenario, str(each.nights), str(each.disturbances), str(each.lost), str(each.doubled),
-            str(each.left_behind), f"{statistics.median(recovery):.1f} s", f"{max(recovery):.1f} s",
+            each.scenario, str(each.nights), str(each.disturbances), str(each.lost), str(each.wrong),
+            str(each.doubled), str(each.left_behind), f"{statistics.median(recovery):.1f} s",
+            f"{max(recovery):.1f} s",
         )  # fmt: skip
     return found
 

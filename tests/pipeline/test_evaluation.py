@@ -212,10 +212,10 @@ def test_a_second_evaluation_computes_nothing_and_another_lies_beside_it(edited,
 
 
 def test_an_image_that_cannot_be_read_is_a_row_and_is_tried_again_alone(edited, judges, monkeypatch):
-    def refuse(prefix, key):
+    def refuse(prefix, key, version):
         if "/p0.png~" in key and "images/grey" in key:
             raise StorageError(f"cannot read {key}")
-        return read_item(prefix, key)
+        return read_item(prefix, key, version)
 
     judges = judges.model_copy(update={"identity": None})
     monkeypatch.setattr(evaluation, "read_item", refuse)

@@ -35,12 +35,13 @@ def find_evaluations(manifest: str) -> list[str]:
     except MissingObjectError:
         return []
 
-    # one with rows that could not be scored is superseded by the one that has them all
-    whole = {key for key in keys if "-" not in key.split("/")[0]}
+    # one with rows that could not be scored is superseded by one of the same scores that has them all
+    names = {key: key.partition("/")[0] for key in keys}
+    whole = {name.partition(".")[0] for name in names.values() if "-" not in name}
     return [
         join(folder, key)
-        for key in keys
-        if key in whole or re.sub(r"^([^/]*?)-[^/]*", r"\1", key) not in whole
+        for key, name in names.items()
+        if "-" not in name or re.split(r"[.-]", name)[0] not in whole
     ]
 
 

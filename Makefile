@@ -38,7 +38,7 @@ soak: $(STAMP)  ## Bad nights of store, workers and server, and an account of wh
 	$(BIN)/python -W ignore -m tests.nights.soak
 
 identity: $(STAMP)  ## Replace every input of every step at every moment of a run, and say what became of it (half an hour)
-	$(BIN)/python -W ignore -m tests.nights.identity_matrix
+	PREFECT_LOGGING_LEVEL=CRITICAL $(BIN)/python -W ignore -m tests.nights.identity_matrix
 
 volume: $(STAMP)  ## List a million objects and edit ten thousand: images/s and peak memory (over an hour)
 	$(BIN)/python -W ignore -m benchmarks.volume

@@ -5,9 +5,7 @@ For codes w the mapper M is trained to make w_hat = w + strength M(w) show the p
     clip (1 - cos(E_I(G(w_hat)), E_T(t))) + id (1 - <R(G(w_hat)), R(G(w))>) + l2 mean((w_hat - w)^2)
 
 each a mean over the batch; in style space the L2 term is summed over the layers that move. The published
-optimizer, Ranger, calls functions that torch has since removed. Here it is RAdam of torch with
-Ranger's moments: the rectified part of Ranger, kept and tested by torch itself; what is left out is
-Lookahead and the centring of gradients.
+optimizer is Ranger; for short trainings at high rates there is its rectified part alone, RAdam.
 
 A training is a value that can be stored between any two steps: weights, the best weights, moments, step,
 curve. Which codes a step sees is a function of (seed, step), and so is the learning rate. So a
@@ -39,6 +37,7 @@ from styleclip_core.errors import ArtifactConflictError, CheckpointError, Traini
 from styleclip_core.models.mapper import PUBLISHED_STRENGTH, Kind, Mapper, MapperConfig
 from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.options import NamedIfChanged, Says, check
+from styleclip_core.ranger import BETAS, EPS, Ranger
 from styleclip_core.style_space import StyleCode
 from styleclip_core.tuned import AnyGenerator
 
@@ -53,7 +52,10 @@ _FIRST_ROW = {"coarse": 0, "medium": 4, "fine": 8}
 
 @dataclass(frozen=True, slots=True)
 class MapperTrainingSettings:
-    """What is trained, and how; weights, rate, batch and steps are the published ones."""
+    """What is trained, and how; weights, rate, batch and steps are the published ones.
+
+    Whoever makes a training gives it the image embedding that ``reference_compat`` asks for.
+    """
 
     kind: Annotated[Kind, Says("Networks: one per level of W+, one for all rows, or one per style layer")] = (
         "levels"
@@ -65,7 +67,17 @@ class MapperTrainingSettings:
     steps: Annotated[int, Ge(1), Says("Optimizer steps, at most")] = 50_000
     batch_size: Annotated[int, Ge(1), Says("Codes per step")] = 2
     # weights are stored a hundredfold
-    learning_rate: Annotated[float, Gt(0), Says("RAdam's rate; the effective one is a hundredth")] = 0.5
+    learning_rate: Annotated[float, Gt(0), Says("Optimizer's rate; the effective one is a hundredth")] = 0.5
+    optimizer: Annotated[
+        Literal["radam", "ranger"],
+        Says("ranger, the published one, adds Lookahead and centred gradients to radam"),
+        NamedIfChanged(),
+    ] = "radam"
+    reference_compat: Annotated[
+        bool,
+        Says("Show CLIP what the published losses do: box-filtered pixels, not normalized"),
+        NamedIfChanged(),
+    ] = False
     decay: Annotated[
         float,
         Ge(0),
@@ -98,7 +110,7 @@ class MapperTrainingSettings:
 
 
 PRESETS: Mapping[str, MapperTrainingSettings] = MappingProxyType({
-    "published": MapperTrainingSettings(),
+    "published": MapperTrainingSettings(optimizer="ranger", reference_compat=True),
     # for small generators and small CLIPs: minutes instead of hours, and no identity network needed. A
     # mapper begins with a random step and weights stored a hundredfold, which takes a high rate to leave
     # in few steps; in style space that first step changes less that the prompt does not name
@@ -190,8 +202,10 @@ class MapperTraining:
         self._text, self._codes, self._validation = text, codes, validation
         self.mapper = new_mapper(generator, settings).to(generator.device)
         self.best = copy.deepcopy(self.mapper)
-        self._optimizer = torch.optim.RAdam(
-            self.mapper.parameters(), lr=settings.learning_rate, betas=(0.95, 0.999), eps=1e-5
+        weights, rate = self.mapper.parameters(), settings.learning_rate
+        ranger = settings.optimizer == "ranger"
+        self._optimizer: torch.optim.Optimizer = (
+            Ranger(weights, rate) if ranger else torch.optim.RAdam(weights, rate, BETAS, EPS)
         )
         self.step, self.best_loss, self._stale = 0, math.inf, 0
         self.curve: list[tuple[float, ...]] = []

@@ -23,6 +23,7 @@ from styleclip_core.editing import EditedLatents
 from styleclip_core.mapper_training import CURVE_COLUMNS, MapperTraining, apply_mapper
 from styleclip_core.models.mapper import Mapper, save_mapper
 from styleclip_core.models.stylegan2 import Generator
+from styleclip_core.optimization import published_embedding
 from styleclip_core.sampling import sample_z
 from tasks.artifacts import (
     Recipe,
@@ -165,14 +166,15 @@ def _training(run: Run, planned: MapperPlan) -> MapperTraining:
             "train on: give more latents or a smaller validation"
         )
 
-    weighted = settings.settings().identity_weight > 0
+    wanted = settings.settings()
+    weighted = wanted.identity_weight > 0
     return MapperTraining(
         run.generator,
-        run.clip.embed_whole,
+        published_embedding(run.clip) if wanted.reference_compat else run.clip.embed_whole,
         target_embedding(run, planned.target, settings.templates),
         codes[: -settings.validation],
         codes[-settings.validation :],
-        settings.settings(),
+        wanted,
         embed_identity=run.identity.embed if run.identity and weighted else None,
     )
 

@@ -22,8 +22,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="cases whose name contains this")
     chosen, console = parser.parse_args(), Console(width=150)
-    os.environ["PREFECT_LOGGING_LEVEL"] = "CRITICAL"
-
     table = Table("input", "replaced", "that run", "Retry", "put back", "wrong", "lost", title="identity")
     bad = list[str]()
     with (

@@ -29,7 +29,7 @@ from styleclip_core.batches import Batches, free_memory
 from styleclip_core.errors import ArtifactConflictError, LayoutMismatchError
 from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.moves import ChannelMoves, bytes_per_move
-from styleclip_core.options import ChangesNoResult, NamedWith, Says, check
+from styleclip_core.options import ChangesNoResult, NamedIfChanged, NamedWith, Says, check
 from styleclip_core.style_space import StyleCode, StyleLayout
 
 Centre = Literal["sample", "mean"]
@@ -51,7 +51,12 @@ class RelevanceSettings:
         int, Ge(2), MultipleOf(2), Says("Images synthesized at once, at most; fewer if memory is short"),
         ChangesNoResult("moves do not see each other; only rounding may differ, with a tolerance no bit"),
     ] = 32  # fmt: skip
-    eight_bit: Annotated[bool, Says("Round images to 8 bits before CLIP, as the published code does")] = False
+    eight_bit: Annotated[bool, Says("Bring images to 8 bits before CLIP, as the published code does")] = False
+    eight_bit_by: Annotated[
+        Literal["round", "truncate"],
+        Says("How: the published TensorFlow script rounds, the PyTorch one truncates"),
+        NamedIfChanged(), NamedWith("eight_bit"),
+    ] = "round"  # fmt: skip
     tolerance: Annotated[
         float, Ge(0),
         Says(
@@ -167,7 +172,9 @@ def _filled(rows: Tensor, size: int) -> Tensor:
 
 def _embed(images: Tensor, embed_images: EmbedImages, settings: RelevanceSettings) -> Tensor:
     if settings.eight_bit:
-        images = images.mul(127.5).add_(127.5).round_().clamp_(0, 255).div_(127.5).sub_(1)
+        levels = images.mul(127.5).add_(127.5).clamp_(0, 255)
+        levels = levels.floor_() if settings.eight_bit_by == "truncate" else levels.round_()
+        images = levels.div_(127.5).sub_(1)
     dtype = getattr(torch, settings.precision)
     with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
         return embed_images(images).float()

@@ -197,7 +197,7 @@ class Relevance(RelevanceSettings, _Naming):
         if self.derivatives and self.centre == "mean":
             raise ValueError("derivatives are taken at the code's own values; use centre 'sample'")
 
-        decided = ("centre", "precision", "eight_bit", "tolerance")
+        decided = ("centre", "precision", "eight_bit", "eight_bit_by", "tolerance")
         changed = [name for name in decided if getattr(self, name) != fields_of(Relevance)[name].default]
         if self.reference_compat and changed:
             raise ValueError(f"reference_compat decides {', '.join(changed)} itself; leave it out")

@@ -124,20 +124,31 @@ def _layout(channels):
     return StyleLayout((StyleLayer("b8.conv1", 8, channels, 0),))
 
 
-def test_eight_bits_are_those_of_an_image_file(generator, codes):
-    seen = []
+def truncated(images):
+    """Return images as a cast to 8 bits leaves them, as the published PyTorch script writes them."""
+    return from_uint8(((images + 1) * 127.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy())
 
-    def embed(images):
-        seen.append(images)
-        return _embed(images)
 
-    std = torch.full((12,), 0.3)
-    measure_channels(
-        generator, embed, codes, layer="b8.conv1", channels=[1], mean=std, std=std,
-        settings=RelevanceSettings(eight_bit=True),
-    )  # fmt: skip
-    for images in seen:
-        assert_close(images, from_uint8(to_uint8(images)), atol=1e-6, rtol=0)
+@pytest.mark.parametrize(
+    ("rule", "written"), [("round", lambda images: from_uint8(to_uint8(images))), ("truncate", truncated)]
+)
+def test_eight_bits_are_those_of_an_image_file(generator, codes, rule, written):
+    def shown(**settings):
+        seen = []
+
+        def embed(images):
+            seen.append(images.clone())
+            return _embed(images)
+
+        std = torch.full((12,), 0.3)
+        measure_channels(
+            generator, embed, codes, layer="b8.conv1", channels=[1], mean=std, std=std,
+            settings=RelevanceSettings(**settings),
+        )  # fmt: skip
+        return seen
+
+    for whole, images in zip(shown(), shown(eight_bit=True, eight_bit_by=rule), strict=True):
+        assert_close(images, written(whole), atol=1e-6, rtol=0)
 
 
 def test_memory_that_is_too_small_halves_the_batch(generator, codes):

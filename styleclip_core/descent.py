@@ -47,8 +47,10 @@ class Progress:
         self.loss = torch.full((len(start),), math.inf, device=start.device, dtype=start.dtype)
         self.status, self._stale = torch.zeros_like(self.running), torch.zeros_like(self.running)
 
-    def judge(self, numbers: Tensor, loss: Tensor, fine: Tensor, *, last: bool) -> Tensor:
-        """Take note of an evaluation and return which of the A problems go on, ``[A]`` bool.
+    def judge(self, numbers: Tensor, loss: Tensor, fine: Tensor, *, last: bool) -> Tensor | None:
+        """Take note of an evaluation and return which of the A problems go on, ``[a]`` int64; None for all.
+
+        The host waits for the device once: to learn whether a problem has ended.
 
         Args:
             numbers: What the problems that run are at, ``[A, ...]``.
@@ -58,18 +60,25 @@ class Progress:
         """
         each, value = self.running, loss.to(self.loss)
         improved = fine & improves(value, self.loss[each], by=_IMPROVEMENT)
-        kept = fine if self._patience is None else improved
-        self.result[each[kept]] = numbers[kept]
-        self.loss[each[improved]] = value[improved]
+
+        # without a mask as an index, whose size the host would have to know
+        kept = (fine if self._patience is None else improved).view(-1, *[1] * (numbers.ndim - 1))
+        self.result[each] = torch.where(kept, numbers.detach(), self.result[each])
+        self.loss[each] = torch.where(improved, value, self.loss[each])
         self._stale[each] = torch.where(improved, 0, self._stale[each] + 1)
+
         outcome = torch.full_like(each, Status.DONE if last else Status.RUNNING)
         if self._patience is not None:
-            outcome[self._stale[each] >= self._patience] = Status.CONVERGED
-        outcome[~fine] = Status.DIVERGED
+            outcome = outcome.masked_fill(self._stale[each] >= self._patience, Status.CONVERGED)
+        outcome = outcome.masked_fill(~fine, Status.DIVERGED)
         self.status[each] = outcome
+
         running = outcome == Status.RUNNING
-        self.running = each[running]
-        return running
+        if running.all():
+            return None
+        (going,) = running.nonzero(as_tuple=True)
+        self.running = each[going]
+        return going
 
 
 def chunks(count: int, size: int, device: torch.device) -> Iterator[Tensor]:
@@ -116,7 +125,7 @@ def evaluate(numbers: Tensor, problems: Tensor, terms: Terms, *, chunk: int) -> 
 
 
 def only(kept: Tensor, latents: Tensor, optimizer: torch.optim.Adam) -> tuple[Tensor, torch.optim.Adam]:
-    """Return some of the problems ``[A, ...]``, by a mask, and an Adam for them, with their moments."""
+    """Return some of the problems ``[A, ...]``, by their places, and an Adam for them, with their moments."""
     fewer = latents[kept]
     smaller = torch.optim.Adam([fewer], eps=optimizer.param_groups[0]["eps"])
     smaller.state[fewer] = {

@@ -125,17 +125,17 @@ def refine(
         fine = losses[0].isfinite() & gradient.isfinite().flatten(1).all(dim=1)
 
         # judged before the step, so that the state is of what was evaluated
-        running = progress.judge(latents, losses[0], fine, last=step == settings.steps)
+        kept = progress.judge(latents, losses[0], fine, last=step == settings.steps)
         yield _state(step, progress, active=progress.status == Status.RUNNING)
-        if not running.any():
+        if not len(progress.running):
             return
 
         optimizer.param_groups[0]["lr"] = settings.learning_rate * _rate(step / settings.steps)
         latents.grad = gradient
         optimizer.step()
         # those that have ended cost nothing any more
-        if not running.all():
-            latents, optimizer = only(running, latents, optimizer)
+        if kept is not None:
+            latents, optimizer = only(kept, latents, optimizer)
 
 
 def _state(step: int, progress: Progress, *, active: Tensor) -> Refinement:

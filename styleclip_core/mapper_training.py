@@ -357,7 +357,8 @@ class MapperTraining:
                 found = self._embed_identity(image)
             identity = (1 - (found.float() * known.float()).sum(dim=1)).mean()
         loss = settings.clip_weight * clip + settings.identity_weight * identity + settings.l2_weight * l2
-        return loss, Losses(clip.item(), identity.item(), l2.item(), loss.item())
+        # together, so that the device is waited for once
+        return loss, Losses(*torch.stack([clip, identity, l2, loss]).detach().tolist())
 
     def _note(self, losses: Losses, rate: float, *, validation: bool) -> None:
         self.curve.append((

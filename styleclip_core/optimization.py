@@ -163,21 +163,21 @@ def optimize(
         terms, gradient = problem.evaluate(latents, source, text[pairs])
         clip, l2, identity, loss = terms
         fine = loss.isfinite() & (l2 <= settings.max_move**2 * latents[0].numel())
-        running = progress.judge(latents, loss, fine, last=step + 1 == settings.steps)
+        kept = progress.judge(latents, loss, fine, last=step + 1 == settings.steps)
         yield OptimizationState(
             step, pairs, clip, l2, identity, loss,
             problem.whole(progress.result, first), problem.moved(progress.result, first, w_source),
             progress.status.clone(),
         )  # fmt: skip
-        if not running.any():
+        if not len(progress.running):
             return
 
         optimizer.param_groups[0]["lr"] = settings.learning_rate * learning_rate_factor(step, settings.steps)
         latents.grad = gradient
         optimizer.step()
-        if not running.all():
-            latents, optimizer = only(running, latents, optimizer)
-            source = source.select(running)
+        if kept is not None:
+            latents, optimizer = only(kept, latents, optimizer)
+            source = source.select(kept)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

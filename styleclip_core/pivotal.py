@@ -139,18 +139,18 @@ def tune(
         fine = loss.isfinite() & gradient.isfinite().all(dim=1)
 
         # judged before the step, so that the state is of what was evaluated
-        running = progress.judge(numbers, loss, fine, last=step == settings.steps)
+        kept = progress.judge(numbers, loss, fine, last=step == settings.steps)
         yield PivotalState(
             step, form, progress.result.clone(), progress.loss.clone(), progress.status.clone()
         )
-        if not running.any():
+        if not len(progress.running):
             return
 
         optimizer.param_groups[0]["lr"] = settings.learning_rate * _rate(step, settings.steps)
         numbers.grad = gradient
         optimizer.step()
-        if not running.all():
-            numbers, optimizer = only(running, numbers, optimizer)
+        if kept is not None:
+            numbers, optimizer = only(kept, numbers, optimizer)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

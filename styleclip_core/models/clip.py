@@ -55,6 +55,7 @@ class ClipModel:
         device: Where it runs.
         embedding_dim: D.
         input_resolution: Side of the images the network reads, in pixels.
+        logit_scale: Its temperature: what cosines are multiplied by before a softmax (100 in OpenAI's).
     """
 
     def __init__(self, model: nn.Module, *, name: str, fingerprint: str, device: torch.device) -> None:
@@ -65,10 +66,9 @@ class ClipModel:
         self._image_tower = fold_batch_norm(cast(nn.Module, self.model.visual))
         self.embedding_dim = int(cast(Tensor, model.text_projection).shape[1])
 
-    @property
-    def logit_scale(self) -> float:
-        """Return CLIP's temperature: what cosines are multiplied by before a softmax (100 in OpenAI's)."""
-        return float(cast(Tensor, self.model.logit_scale).exp())
+        # once, as the host would have to wait for the device at every use
+        self.logit_scale = float(cast(Tensor, self.model.logit_scale).exp())
+        self._mean, self._std = (torch.tensor(each, device=device).view(1, 3, 1, 1) for each in (_MEAN, _STD))
 
     def preprocess(self, image: Tensor) -> Tensor:
         """Resize, crop and normalize as CLIP does.
@@ -102,9 +102,7 @@ class ClipModel:
         top, left = (round((extent - side) / 2) for extent in pixels.shape[-2:])
         pixels = pixels[..., top : top + side, left : left + side]
 
-        mean = torch.tensor(_MEAN, device=pixels.device).view(1, 3, 1, 1)
-        std = torch.tensor(_STD, device=pixels.device).view(1, 3, 1, 1)
-        return (pixels - mean) / std
+        return (pixels - self._mean) / self._std
 
     def embed_images(self, image: Tensor) -> Tensor:
         """Embed images.

@@ -125,11 +125,13 @@ def optimize_batch(
 
 def _terms(state: OptimizationState, image_keys: list[str]) -> list[Row]:
     """Return the loss terms of a step, a row for each pair that still runs."""
-    terms = {name: getattr(state, name).tolist() for name in ("clip", "l2", "identity", "loss")}
+    names = ("clip", "l2", "identity", "loss")
+    # together, so that the device is waited for once; numbers of pairs are small, and exact as float64
+    figures = [state.pairs, *(getattr(state, name) for name in names)]
+    columns = torch.stack([each.double() for each in figures]).T.tolist()
     return [
-        {"image_key": image_keys[pair], "step": state.step}
-        | {name: values[place] for name, values in terms.items()}
-        for place, pair in enumerate(state.pairs.tolist())
+        {"image_key": image_keys[int(pair)], "step": state.step, **dict(zip(names, values, strict=True))}
+        for pair, *values in columns
     ]
 
 

@@ -273,8 +273,9 @@ def _edit_batch(planned: EditPlan, sources: Sources, batch: list[Row]) -> _Edite
 
 def _per_image(scores: dict[str, Tensor]) -> Iterator[Row]:
     """Yield the scores of each image of a batch."""
-    columns = [score.tolist() for score in scores.values()]
-    return (dict(zip(scores, values, strict=True)) for values in zip(*columns, strict=True))
+    # together, so that the device is waited for once
+    columns = torch.stack(list(scores.values())).float().T.tolist()
+    return (dict(zip(scores, values, strict=True)) for values in columns)
 
 
 def _write_optimized(planned: EditPlan, shard: ImageShard, parts: list[_Part]) -> dict[int, str]:

@@ -237,13 +237,18 @@ def _inverted(run: Run, planned: InversionPlan, batch: list[_Photo]) -> Iterator
             **_likeness(run, image.clamp(-1, 1), target),
         }
 
+    # the device is waited for once for each of these, not for each image
+    finite = (end.w_plus.isfinite().flatten(1).all(dim=1) & quality.isfinite()).tolist()
+    latents = end.w_plus.flatten(1).cpu().numpy()
+    measured = {name: score.tolist() for name, score in scores.items()}
+
     rows = []
     contents = [tuning.to_bytes() if tuning else b"" for tuning in tunings]
     for index, photo in enumerate(batch):
         row = {**_empty_row(photo.key, photo.etag), "content_hash": photo.content_hash}
 
         # what is not finite is this image's own failure; its neighbours are none the worse
-        if not (end.w_plus[index].isfinite().all() and quality[index].isfinite()):
+        if not finite[index]:
             rows.append(row | failure(DivergedError("the latent is not finite; lower the learning rate")))
             continue
         if planned.settings.pivotal and not contents[index]:
@@ -254,9 +259,9 @@ def _inverted(run: Run, planned: InversionPlan, batch: list[_Photo]) -> Iterator
         if contents[index]:
             row |= {"tuning": planned.tuning_key(row), "tuning_bytes": len(contents[index])}
         row |= {
-            "w_plus": end.w_plus[index].flatten().cpu().numpy(),
+            "w_plus": latents[index],
             "method": _method(run, planned),
-            **{name: score[index].item() for name, score in scores.items()},
+            **{name: values[index] for name, values in measured.items()},
         }
         rows.append(row | success())
     return zip(rows, image.cpu(), contents, strict=True)

@@ -6,17 +6,16 @@ listings -------------------------+-> account: batches, kinds of artifacts, tabl
 
 from __future__ import annotations
 
-from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
-from flows.run import begin, task_runner
+from flows.run import begin, pipeline
 from tasks.keeping.accounts import Account, account_place
 from tasks.keeping.shown import account_lines
 from tasks.running.run import Networks
 from tasks.settings import Execution, OptionalUri, Uri
 
 
-@flow(name="account-storage", task_runner=task_runner(), persist_result=True)
+@pipeline("account-storage")
 def account_storage(out: Uri, workspace: OptionalUri = "") -> Account:
     """Return what lies at a place, by batch and by kind; nothing of it is changed.
 

@@ -6,16 +6,15 @@ bucket prefix -> index in shards -> aligned faces (a row per face; one for a pho
 
 from __future__ import annotations
 
-from prefect import flow
 from pydantic import BaseModel, ConfigDict
 
 from flows import engine
-from flows.run import StepCounts, begin, counts, gather_items, is_retry, leaving, summarize, task_runner
+from flows.run import StepCounts, begin, counts, gather_items, is_retry, leaving, pipeline, summarize
 from flows.steps import photographs
 from tasks.photographs import faces
 from tasks.reports.summaries import failed_items
 from tasks.running.run import Networks
-from tasks.settings import Alignment, Execution, FaceSource, OptionalUri, Uri
+from tasks.settings import Alignment, Execution, FaceSource, OptionalUri, OrUsual, Uri
 
 
 class AlignResult(BaseModel):
@@ -28,14 +27,14 @@ class AlignResult(BaseModel):
     passed_over: str = ""
 
 
-@flow(name="align-faces", task_runner=task_runner(), persist_result=True)
+@pipeline("align-faces")
 def align_faces(
     source: FaceSource,
     photos: Uri,
     out: Uri,
     workspace: OptionalUri = "",
-    alignment: Alignment = Alignment(),
-    execution: Execution = Execution(),
+    alignment: OrUsual[Alignment] = Alignment(),
+    execution: OrUsual[Execution] = Execution(),
 ) -> AlignResult:
     """Align every face of every photograph; a photograph without a face is a row, not a failed run.
 

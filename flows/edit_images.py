@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from prefect import flow
 from pydantic import Field
 
-from flows.run import RunResult, StepCounts, begin, check_places, counts, leaving, task_runner
+from flows.run import RunResult, StepCounts, begin, check_places, counts, leaving, pipeline
 from flows.steps import editing, photographs
 from flows.steps.report import partial_report, report
 from flows.steps.table import sample, table_for
@@ -25,6 +24,7 @@ from tasks.settings import (
     Inversion,
     Models,
     OptionalUri,
+    OrUsual,
     Relevance,
     Sampling,
     Uri,
@@ -41,20 +41,20 @@ from tasks.settings.edits import (
 from tasks.storage import join
 
 
-@flow(name="edit-images", task_runner=task_runner(), persist_result=True)
+@pipeline("edit-images")
 def edit_images(
     models: Models,
     photos: Uri,
     out: Uri,
     edits: Annotated[list[Edit], Field(min_length=1)],
     workspace: OptionalUri = "",
-    sampling: Sampling = Sampling(),
-    relevance: Relevance = Relevance(),
-    inversion: Inversion = Inversion(),
-    execution: Execution = Execution(),
+    sampling: OrUsual[Sampling] = Sampling(),
+    relevance: OrUsual[Relevance] = Relevance(),
+    inversion: OrUsual[Inversion] = Inversion(),
+    execution: OrUsual[Execution] = Execution(),
     table: OptionalUri = "",
-    instant: Instant = Instant(),
-    choosing: Choosing = Choosing(),
+    instant: OrUsual[Instant] = Instant(),
+    choosing: OrUsual[Choosing] = Choosing(),
     most_variants: Annotated[int, Field(ge=1)] = MOST_VARIANTS,
 ) -> RunResult:
     """Edit every image with every edit; what an earlier run finished is found and kept.

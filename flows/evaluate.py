@@ -6,18 +6,17 @@ unedited images --------------------------------------^
 
 from __future__ import annotations
 
-from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from pydantic import BaseModel, ConfigDict
 
 from flows import engine
-from flows.run import StepCounts, begin, check_places, counts, gather_items, task_runner
+from flows.run import StepCounts, begin, check_places, counts, gather_items, pipeline
 from tasks.evaluation.attributes import FACES, AttributePrompts, load_attributes
 from tasks.evaluation.manifest import find_inversions, index_edits, place_of
 from tasks.evaluation.shards import EvaluationRef, evaluate_shard, plan_evaluation
 from tasks.evaluation.tables import gather_evaluation, markdown
 from tasks.reports.page.links import parent
-from tasks.settings import Comparison, Execution, Judges, OptionalUri, SettingsError, Uri
+from tasks.settings import Comparison, Execution, Judges, OptionalUri, OrUsual, SettingsError, Uri
 from tasks.storage import join
 
 
@@ -30,15 +29,15 @@ class EvaluationResult(BaseModel):
     evaluation: EvaluationRef
 
 
-@flow(name="evaluate-edits", task_runner=task_runner(), persist_result=True)
+@pipeline("evaluate-edits")
 def evaluate_edits(
     manifest: Uri,
     attributes: tuple[AttributePrompts, ...] = (),
-    judges: Judges = Judges(),
-    comparison: Comparison = Comparison(),
+    judges: OrUsual[Judges] = Judges(),
+    comparison: OrUsual[Comparison] = Comparison(),
     out: OptionalUri = "",
     workspace: OptionalUri = "",
-    execution: Execution = Execution(),
+    execution: OrUsual[Execution] = Execution(),
 ) -> EvaluationResult:
     """Score every edit of a manifest; what an earlier run scored is found and kept.
 

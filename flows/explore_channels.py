@@ -6,11 +6,10 @@ prompt, or channel and attributes -----------------------+
 
 from __future__ import annotations
 
-from prefect import flow
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows import engine
-from flows.run import StepCounts, begin, task_runner
+from flows.run import StepCounts, begin, pipeline
 from flows.steps.table import table_for
 from tasks.evaluation.attributes import FACES, AttributePrompts, load_attributes
 from tasks.inspection.channels import ExplorationRef, explore_channel, explore_target
@@ -18,6 +17,7 @@ from tasks.settings import (
     Execution,
     Models,
     OptionalUri,
+    OrUsual,
     Prompt,
     Relevance,
     Sampling,
@@ -48,15 +48,15 @@ class Answer(BaseModel):
     found: ExplorationRef
 
 
-@flow(name="explore-channels", task_runner=task_runner(), persist_result=True)
+@pipeline("explore-channels")
 def explore_channels(
     models: Models,
     question: Question,
     workspace: Uri,
     attributes: tuple[AttributePrompts, ...] = (),
-    sampling: Sampling = Sampling(),
-    relevance: Relevance = Relevance(),
-    execution: Execution = Execution(),
+    sampling: OrUsual[Sampling] = Sampling(),
+    relevance: OrUsual[Relevance] = Relevance(),
+    execution: OrUsual[Execution] = Execution(),
     table: OptionalUri = "",
 ) -> Answer:
     """List and draw channels of a prompt, or the attributes that a channel is nearest to.

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from pydantic import Field
 
-from flows.run import begin, task_runner
+from flows.run import begin, pipeline
 from tasks.keeping.pruning import Choice, Pruned, prune_place
 from tasks.keeping.shown import pruned_lines
 from tasks.running.run import Networks
 from tasks.settings import Execution, OptionalUri, Uri
 
 
-@flow(name="prune", task_runner=task_runner(), persist_result=True)
+@pipeline("prune")
 def prune(
     out: Uri,
     workspace: OptionalUri = "",

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
-from prefect import Task, runtime
+from prefect import Flow, Task, flow, runtime
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict
 
 from flows import engine
-from flows.engine import task_runner as task_runner  # flows take it from here
+from flows.engine import task_runner as task_runner  # of runs that are begun elsewhere, on other machines say
+from flows.names import run_name
 from styleclip_core.prompts import language_warnings
 from tasks.artifacts.outcomes import Row
 from tasks.directions.choosing import ChosenStrength
@@ -33,6 +34,20 @@ from tasks.running.stopping import RunStoppedError, closing
 from tasks.settings import Execution, Judges, Models, SettingsError
 from tasks.settings.edits import Edit
 from tasks.storage import delete_stale_temporaries, join, lies_in
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def pipeline(name: str) -> Callable[[Callable[_P, _R]], Flow[_P, _R]]:
+    """Return the decorator of all flows: runs are named after what they do, results kept for Retry."""
+
+    def decorate(function: Callable[_P, _R]) -> Flow[_P, _R]:
+        return flow(name=name, flow_run_name=run_name(name), task_runner=task_runner(), persist_result=True)(
+            function
+        )
+
+    return decorate
 
 
 class StepCounts(BaseModel):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from prefect import flow
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows import engine
@@ -18,7 +17,7 @@ from flows.run import (
     counts,
     gather_items,
     leaving,
-    task_runner,
+    pipeline,
     warn_of_languages,
 )
 from flows.steps import photographs
@@ -31,7 +30,7 @@ from tasks.evaluation.image_scores import (
 )
 from tasks.evaluation.labels import LabelPrompt, load_truth
 from tasks.running.run import Networks
-from tasks.settings import Clip, Execution, OptionalUri, TemplateSet, Uri
+from tasks.settings import Clip, Execution, OptionalUri, OrUsual, TemplateSet, Uri
 
 
 class ScoresResult(BaseModel):
@@ -44,7 +43,7 @@ class ScoresResult(BaseModel):
     passed_over: str = ""
 
 
-@flow(name="score-images", task_runner=task_runner(), persist_result=True)
+@pipeline("score-images")
 def score_images(
     images: Uri,
     prompts: list[LabelPrompt],
@@ -53,7 +52,7 @@ def score_images(
     labels: OptionalUri = "",
     templates: TemplateSet = "styleclip-79",
     workspace: OptionalUri = "",
-    execution: Execution = Execution(),
+    execution: OrUsual[Execution] = Execution(),
 ) -> ScoresResult:
     """Score every image with every prompt; what an earlier run scored is found and kept.
 

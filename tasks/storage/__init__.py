@@ -47,6 +47,7 @@ from tasks.storage.places import NO_PLACE as NO_PLACE
 from tasks.storage.places import PlaceError as PlaceError
 from tasks.storage.places import canonical as canonical
 from tasks.storage.places import here as here
+from tasks.storage.places import holds_credentials as holds_credentials
 from tasks.storage.places import is_local as is_local
 from tasks.storage.places import lies_in as lies_in
 from tasks.storage.places import local_path as local_path

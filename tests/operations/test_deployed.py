@@ -101,20 +101,20 @@ def test_metrics_of_the_server_s_process_are_there(prefect):
 
 
 WRONG = [
-    ("edit-images/on-demand", {"edits": []}, "edits"),
-    ("edit-images/on-demand", {"edits": [{"target": "hat", "method": "magic"}]}, "magic"),
-    ("edit-images/on-demand", {"edits": [{"target": "hat", "templates": "mine"}]}, "mine"),
-    ("edit-images/on-demand", {"execution": {"shard_size": 0}}, "shard_size"),
-    ("edit-images/on-demand", {"photos": "https://user:canary-userinfo@host/in"}, "photos"),
-    ("edit-images/on-demand", {"photos": "s3://AKIAX:canary-userinfo@bucket/in"}, "photos"),
+    ("edit-images/edit-photographs", {"edits": []}, "edits"),
+    ("edit-images/edit-photographs", {"edits": [{"target": "hat", "method": "magic"}]}, "magic"),
+    ("edit-images/edit-photographs", {"edits": [{"target": "hat", "templates": "mine"}]}, "mine"),
+    ("edit-images/edit-photographs", {"execution": {"shard_size": 0}}, "shard_size"),
+    ("edit-images/edit-photographs", {"photos": "https://user:canary-userinfo@host/in"}, "photos"),
+    ("edit-images/edit-photographs", {"photos": "s3://AKIAX:canary-userinfo@bucket/in"}, "photos"),
     ("build-relevance/nightly", {"relevance": {"batch_size": 33}}, "batch_size"),
     ("build-relevance/nightly", {"relevance": {"strenght": 2}}, "strenght"),
     ("build-relevance/nightly", {"nightly": {"time_zone": "Atlantis/Capital"}}, "Atlantis"),
     ("build-relevance/nightly", {"nightly": {"night": "tomorrow"}}, "tomorrow"),
     ("build-relevance/nightly", {"add_samples": -1}, "add_samples"),
-    ("train-mapper/on-demand", {"targets": []}, "targets"),
-    ("train-mapper/on-demand", {"training": {"decay": 2}}, "decay"),
-    ("align-faces/on-demand", {"alignment": {"output_size": 1}}, "output_size"),
+    ("train-mapper/train-mappers", {"targets": []}, "targets"),
+    ("train-mapper/train-mappers", {"training": {"decay": 2}}, "decay"),
+    ("align-faces/cut-out-faces", {"alignment": {"output_size": 1}}, "output_size"),
 ]  # fmt: skip
 
 

@@ -80,14 +80,14 @@ def _folded(field: Schema, definitions: Mapping[str, Any]) -> Schema:
     kinds = field.get("anyOf") or field.get("allOf") or [{"$ref": field["$ref"]}]
     (group,) = [each for each in kinds if "$ref" in each]
 
-    # what the group says of itself is not repeated by Prefect, and nobody would see it in a group that is shut
+    # what a group says of itself Prefect does not repeat, and in one that is shut nobody would see it
     kept = {"description": definitions[group["$ref"].rpartition("/")[2]].get("description", "")}
     kept |= {name: field[name] for name in ("title", "description", "position") if name in field}
     return kept | {"anyOf": [dict(AS_USUAL), group | {"title": "change"}], "default": None}
 
 
 def _one_line(field: Schema) -> None:
-    """Make a text that may be nothing a plain one, which may be empty; without a default nothing is one too."""
+    """Make a text that may be nothing a plain one; without a default the server takes nothing, too."""
     kinds = field.get("anyOf", ())
     if len(kinds) == 2 and NULL in kinds and all("enum" not in kind for kind in kinds):
         (other,) = [kind for kind in kinds if kind != NULL]

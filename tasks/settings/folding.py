@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 ADVANCED = "advanced"
+_NOTHING = [None, ""]  # what a form sends of a text that nobody wrote
 EVERYDAY = ("target", "neutral", "name", "method", "alpha", "beta")  # in the order of the form
 
 
@@ -56,11 +57,12 @@ def _rules() -> dict[str, Any]:
 
     Nothing here may depend on ``required``: a server that is given a deployment leaves that out everywhere.
     """
-    no_threshold = {"properties": {"beta": {"type": "null"}}}
+    # a server repeats what it wanted instead, so that is said in words; the field itself takes no such text
+    no_threshold = {"properties": {"beta": {"enum": [None, "none: give beta or top_k, one of them"]}}}
     folded_away = _given(ADVANCED) | {"properties": {ADVANCED: _given("mapper")}}
     needs_file = {
-        "if": {"properties": {"method": {"const": "mapper"}}},
-        "then": {"anyOf": [_given("mapper"), folded_away]},
+        "if": {"properties": {"method": {"const": "mapper"}, **_absent("mapper")}, "not": folded_away},
+        "then": {"properties": {"method": {"const": "mapper, with its weights as advanced.mapper"}}},
     }
     return {
         "dependentSchemas": {
@@ -71,6 +73,10 @@ def _rules() -> dict[str, Any]:
     }
 
 
+def _absent(name: str) -> dict[str, Any]:
+    return {name: {"enum": _NOTHING}}
+
+
 def _given(name: str) -> dict[str, Any]:
     """Return the schema of a mapping in which a field is there and says something."""
-    return {"type": "object", "not": {"properties": {name: {"enum": [None, ""]}}}}
+    return {"type": "object", "not": {"properties": _absent(name)}}

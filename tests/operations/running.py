@@ -174,7 +174,7 @@ class Prefect:
         return str(made["id"])
 
 
-def patiently(method: str, url: str, **options: Any) -> httpx.Response:  # noqa: ANN401 - httpx's
+def patiently(method: str, url: str, **options: Any) -> httpx.Response:
     """Call a server as Prefect's own clients do: again where it is away, silent, or its database locked.
 
     A server that has just begun, or whose disk is slow, may keep a request for longer than a minute.

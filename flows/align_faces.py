@@ -9,7 +9,17 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from flows import engine
-from flows.run import StepCounts, begin, counts, gather_items, is_retry, leaving, pipeline, summarize
+from flows.run import (
+    StepCounts,
+    announce,
+    begin,
+    counts,
+    gather_items,
+    is_retry,
+    leaving,
+    pipeline,
+    summarize,
+)
 from flows.steps import photographs
 from tasks.photographs import faces
 from tasks.reports.summaries import failed_items
@@ -49,6 +59,7 @@ def align_faces(
     run = begin(Networks(), execution, workspace, out, sources=[photos])
     source_hash = engine.run(faces.identify_source, run, source)
     index = photographs.index(run, photos, execution)
+    announce("align-faces", f"cuts the faces out of {index.rows} photographs under {photos}, into {out}")
 
     planned = faces.plan(run, photos, source, source_hash, alignment)
     calls = [(run, planned, shard) for shard in index.shards]

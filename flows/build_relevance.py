@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from flows.run import RunResult, begin, pipeline
+from flows.run import RunResult, announce, begin, pipeline
 from flows.steps import table as steps
 from tasks.settings import (
     Execution,
@@ -60,6 +60,7 @@ def build_relevance(
         raise SettingsError("a nightly run decides itself what to add; leave add_samples and last_table out")
 
     run = begin(models, execution, workspace)
+    announce("build-relevance", steps.described(run, relevance, add=add_samples, nightly=nightly))
     if nightly:
         result = steps.refine_nightly(run, sampling, relevance, nightly)
     elif add_samples:

@@ -10,10 +10,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from flows.run import RunResult, StepCounts, begin, counts, pipeline
+from flows.run import RunResult, StepCounts, begin, counts, pipeline, summarize
 from flows.steps import editing, photographs
 from flows.steps.table import sample, table_for
 from tasks.directions.choosing import ChoicePlan
+from tasks.running.shown import code, plain
 from tasks.settings import (
     Choosing,
     Execution,
@@ -87,6 +88,9 @@ def choose_edits(
         planned = planned.model_copy(update={"inversion": inverted, "shards": index.shards})
 
     chosen, choices = editing.choose(run, edits, planned)
+    lines = [f"- {code(each.target)}: {plain(each.summary)}" for each in choices]
+    places = {f"pairs tried for {each.target}": each.uri for each in choices}
+    summarize("choose-edits", f"{len(choices)} choices", done, places, sections=["\n".join(lines)])
     return RunResult(
         steps=done, styles=styles, table=found, edits=chosen, choices=choices, passed_over=passed_over
     )

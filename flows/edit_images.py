@@ -12,10 +12,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from flows.run import RunResult, StepCounts, begin, check_places, counts, leaving, pipeline
+from flows.run import RunResult, StepCounts, announce, begin, check_places, counts, leaving, pipeline
 from flows.steps import editing, photographs
 from flows.steps.report import partial_report, report
-from flows.steps.table import sample, table_for
+from flows.steps.table import described, sample, table_for
 from tasks.directions.choosing import ChoicePlan, ChosenStrength
 from tasks.settings import (
     Choosing,
@@ -86,6 +86,12 @@ def edit_images(
     others = editing.prepare_others(run, variants)
     index = photographs.index(run, photos, execution)
 
+    about = (
+        f"edits {index.rows} photographs under {photos} with {len(edits)} edits ({len(variants)} variants)"
+    )
+    table_too = [described(run, relevance, given=table)] if editing.needs(variants, "table") else []
+    announce("edit-images", "; ".join([f"{about}, into {out}", "inverts them", *table_too]))
+
     # relevance comes from a table or from gradients at sampled codes, as the edits ask for
     styles, found, done = None, None, list[StepCounts]()
     if editing.needs(variants, "instant"):
@@ -110,7 +116,7 @@ def edit_images(
         variants = all_variants(edits, most_variants)
 
     prepared = editing.directions(run, variants, others, found, styles, instant)
-    diagnosis = editing.diagnose(run, prepared)
+    diagnosis, said = editing.diagnose(run, prepared)
     plans = editing.plan(run, prepared, index, inversion)
     tried = [each.uri for each in choices]
 
@@ -128,7 +134,7 @@ def edit_images(
         latents=plans[0].inversion.folder,
         diagnosis=diagnosis,
         step_similarity=compared,
-        report=report(run, plans, index, done, tried),
+        report=report(run, plans, index, done, tried, sections=[said]),
         edits=edits,
         choices=choices,
         passed_over=index.passed_over,

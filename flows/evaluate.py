@@ -6,11 +6,10 @@ unedited images --------------------------------------^
 
 from __future__ import annotations
 
-from prefect.artifacts import create_markdown_artifact
 from pydantic import BaseModel, ConfigDict
 
 from flows import engine
-from flows.run import StepCounts, begin, check_places, counts, gather_items, pipeline
+from flows.run import StepCounts, begin, check_places, counts, gather_items, pipeline, summarize
 from tasks.evaluation.attributes import FACES, AttributePrompts, load_attributes
 from tasks.evaluation.manifest import find_inversions, index_edits, place_of
 from tasks.evaluation.shards import EvaluationRef, evaluate_shard, plan_evaluation
@@ -66,5 +65,8 @@ def evaluate_edits(
     calls = [(run, planned, shard) for shard in index.shards]
     summary = gather_items("evaluate-edits", evaluate_shard, calls)
     written = engine.run(gather_evaluation, run, planned)
-    create_markdown_artifact(markdown(written), key="evaluation", description="what the edits did")
-    return EvaluationResult(steps=[counts(summary)], evaluation=written)
+
+    done = [counts(summary)]
+    headline = f"{written.rows} edits scored, {written.failed} failed"
+    summarize("evaluate-edits", headline, done, {"evaluation": written.folder}, sections=[markdown(written)])
+    return EvaluationResult(steps=done, evaluation=written)

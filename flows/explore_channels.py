@@ -9,10 +9,11 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows import engine
-from flows.run import StepCounts, begin, pipeline
+from flows.run import StepCounts, begin, pipeline, summarize
 from flows.steps.table import table_for
 from tasks.evaluation.attributes import FACES, AttributePrompts, load_attributes
 from tasks.inspection.channels import ExplorationRef, explore_channel, explore_target
+from tasks.running.shown import code
 from tasks.settings import (
     Execution,
     Models,
@@ -84,4 +85,7 @@ def explore_channels(
     else:
         listed = list(attributes) or load_attributes(FACES)
         found = engine.run(explore_channel, run, question.channel, listed, question.templates, built)
+    places = {"list": found.table, "picture": found.picture}
+    asked = question.channel or f"{question.neutral!r} to {question.target!r}"
+    summarize("explore-channels", f"channels and prompts: {code(asked)}", done, places)
     return Answer(steps=done, found=found)

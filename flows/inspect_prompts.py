@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from prefect.artifacts import create_markdown_artifact
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows import engine
-from flows.run import StepCounts, begin, pipeline
+from flows.run import StepCounts, begin, pipeline, summarize
 from flows.steps.editing import check_edits, distinct_steps
 from flows.steps.table import table_for
 from tasks.inspection import prompts as diagnostics
@@ -64,7 +63,6 @@ def inspect_prompts(
 
     _, found, done = table_for(run, sampling, relevance, given=table)
     diagnosis = engine.run(diagnostics.diagnose_prompts, run, distinct_steps(variants), found)
-    create_markdown_artifact(
-        diagnostics.markdown(diagnosis), key="prompts", description="what the prompts will do"
-    )
+    headline = f"what {len(distinct_steps(variants))} prompts will do"
+    summarize("inspect-prompts", headline, done, {}, sections=[diagnostics.markdown(diagnosis)])
     return InspectionResult(steps=done, diagnosis=diagnosis)

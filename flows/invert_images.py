@@ -5,7 +5,7 @@ bucket prefix -> index in shards -> latents (a row per image, with its error if 
 
 from __future__ import annotations
 
-from flows.run import RunResult, begin, counts, pipeline, summarize
+from flows.run import RunResult, announce, begin, counts, pipeline, summarize
 from flows.steps import photographs
 from tasks.reports.summaries import failed_items
 from tasks.running.run import Networks
@@ -31,6 +31,9 @@ def invert_images(
     """
     run = begin(Networks.of(models).without_clip(), execution, workspace, sources=[photos])
     index = photographs.index(run, photos, execution)
+    announce(
+        "invert-images", f"inverts {index.rows} photographs under {photos}, in {len(index.shards)} shards"
+    )
     planned, summary = photographs.invert(run, index, inversion)
 
     done = [counts(summary)]

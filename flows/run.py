@@ -25,11 +25,12 @@ from tasks.directions.style_directions import TableRef
 from tasks.editing.mappers import MapperRef
 from tasks.inspection.prompts import DiagnosisRef
 from tasks.reports.batch import ReportRef
-from tasks.reports.summaries import publish_summary
+from tasks.reports.summaries import publish_report, publish_summary
 from tasks.running import networks as models
 from tasks.running.caching import probe_result_storage
 from tasks.running.progress import ShardResult, StepSummary, gather
 from tasks.running.run import Networks, Run, identify_models
+from tasks.running.shown import code
 from tasks.running.stopping import RunStoppedError, closing
 from tasks.settings import Execution, Judges, Models, SettingsError
 from tasks.settings.edits import Edit
@@ -201,11 +202,22 @@ def is_retry() -> bool:
     return (runtime.flow_run.run_count or 0) > 1
 
 
+def announce(flow: str, plan: str) -> None:
+    """Say what a run is about to do: in its log, and in its report until that says what was done."""
+    get_run_logger().info("this run %s", plan)
+    publish_report(flow, f"This run {code(plan)}", plan)
+
+
 def summarize(
-    flow: str, headline: str, steps: list[StepCounts], places: dict[str, str], problems: Sequence[Row] = ()
+    flow: str,
+    headline: str,
+    steps: list[StepCounts],
+    places: dict[str, str],
+    problems: Sequence[Row] = (),
+    sections: Sequence[str] = (),
 ) -> None:
     """Show in Prefect's UI what a run did, where its results lie, and what failed."""
-    publish_summary(flow, headline, [step.model_dump() for step in steps], places, problems)
+    publish_summary(flow, headline, [step.model_dump() for step in steps], places, problems, sections)
 
 
 def counts(summary: StepSummary[ShardResult]) -> StepCounts:

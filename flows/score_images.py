@@ -13,11 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from flows import engine
 from flows.run import (
     StepCounts,
+    announce,
     begin,
     counts,
     gather_items,
     leaving,
     pipeline,
+    summarize,
     warn_of_languages,
 )
 from flows.steps import photographs
@@ -29,6 +31,7 @@ from tasks.evaluation.image_scores import (
     write_partial_scores,
 )
 from tasks.evaluation.labels import LabelPrompt, load_truth
+from tasks.reports.summaries import failed_items
 from tasks.running.run import Networks
 from tasks.settings import Clip, Execution, OptionalUri, OrUsual, TemplateSet, Uri
 
@@ -73,9 +76,15 @@ def score_images(
 
     warn_of_languages(text for each in prompts for text in (each.prompt, each.negative))
     index = photographs.index(run, images, execution)
+    announce("score-images", f"scores {index.rows} images under {images} with {len(prompts)} prompts")
     planned = engine.run(plan_scores, run, images, prompts, templates)
     calls = [(run, planned, shard) for shard in index.shards]
     with leaving(lambda why, _quickly: write_partial_scores(run, planned, index, why)):
         summary = gather_items("score-images", score_shard, calls)
     written = gather_scores(run, planned, index, labels)
-    return ScoresResult(steps=[counts(summary)], scores=written, passed_over=index.passed_over)
+
+    done = [counts(summary)]
+    headline = f"{written.rows} images scored, {written.failed} failed{index.aside}"
+    places = {"scores": written.scores, "accuracy": written.accuracy}
+    summarize("score-images", headline, done, places, failed_items(summary.results))
+    return ScoresResult(steps=done, scores=written, passed_over=index.passed_over)

@@ -30,8 +30,10 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
 from flows.forms import flow_of, form_of
 from styleclip_core.errors import StyleCLIPError
+from tasks.storage import holds_credentials
 
 _VARIABLE = re.compile(r"\{\{\s*\$(\w+)\s*\}\}")
+_SECRET = re.compile(r"(?i)secret|passw|token|credential|access_key|api_key|auth_string")
 _TAG = "styleclip"  # which all deployments of ours have
 _PAGE = 100  # deployments of one question to the server
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)")
@@ -84,6 +86,11 @@ def deploy(file: Path, values: Mapping[str, str]) -> list[str]:
     with get_client(sync_client=True) as client:
         known = {_name(each): _known(client, each) for each in content["deployments"]}
 
+    if telling := [line for each in content["deployments"] for line in _tells(each, environment)]:
+        raise DeployError(
+            f"{'; '.join(telling)}; whatever is deployed can be read on the server, so give credentials in "
+            "the environment of the worker, or as {{ prefect.blocks.secret.NAME }}; nothing was deployed"
+        )
     lacking = [
         line for each in content["deployments"] for line in _lacks(each, known[_name(each)], environment)
     ]
@@ -142,6 +149,26 @@ def _lacks(
     if unset:
         names = ", ".join(dict.fromkeys(name for _, name in unset))
         yield f"{_name(deployment)} has a schedule and would lack {names}"
+
+
+def _tells(deployment: Mapping[str, Any], environment: Mapping[str, str]) -> Iterator[str]:
+    """Yield where a deployment would tell the server a secret; never the secret."""
+    for part in ("parameters", "schedules", "work_pool"):
+        for place, text in _texts(deployment.get(part), (part,)):
+            # what a variable stands for is what would be stored
+            filled = _VARIABLE.sub(lambda found: environment.get(found[1], ""), text)
+            named = part == "work_pool" and _SECRET.search(place[-1]) and "prefect.blocks." not in filled
+            if holds_credentials(filled) or (named and filled):
+                yield f"{_name(deployment)} holds credentials in {'.'.join(place)}"
+
+
+def _texts(value: object, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield every text in a value, each with its place."""
+    if isinstance(value, str):
+        yield place, value
+    pairs = value.items() if isinstance(value, Mapping) else ()
+    for name, each in enumerate(value) if isinstance(value, list) else pairs:
+        yield from _texts(each, (*place, str(name)))
 
 
 def _variables(value: object, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:

@@ -79,7 +79,8 @@ def edit_images(
     variants = all_variants(replace_steps(edits, stand_in), most_variants)
     # what is read may be the folder of all edits' images, though out lies above it
     check_places([photos], out=out, images=join(out, "images"))
-    run = begin(models, execution, workspace, out, sources=[photos])
+    given = [join(table, "relevance.parquet")] if table else []
+    run = begin(models, execution, workspace, out, sources=[photos], files=given)
 
     # what cannot work ends the run here, before hours of work on the table
     editing.check_edits(run, variants)

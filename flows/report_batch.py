@@ -34,7 +34,7 @@ def report_batch(
         choices: URIs of tables of the pairs of alpha and beta that were tried for edits.
     """
     place = workspace or f"{parent(manifest, 3)}/workspace"
-    run = begin(Networks(), Execution(), place, parent(manifest))
+    run = begin(Networks(), Execution(), place, parent(manifest), files=[manifest])
 
     page = report.page(run, manifest, evaluations or [], choices or [])
     create_link_artifact(public_url(page), link_text="report page", key="report-batch-page", description=page)

@@ -34,7 +34,7 @@ from tasks.running.shown import code
 from tasks.running.stopping import RunStoppedError, closing
 from tasks.settings import Execution, Judges, Models, SettingsError
 from tasks.settings.edits import Edit
-from tasks.storage import delete_stale_temporaries, join, lies_in
+from tasks.storage import delete_stale_temporaries, first_page, join, lies_in, version
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -90,6 +90,7 @@ def begin(
     out: str = "",
     *,
     sources: Sequence[str] = (),
+    files: Sequence[str] = (),
 ) -> Run:
     """Check places and result storage, clear up, load the networks once, and say what the run uses.
 
@@ -99,8 +100,10 @@ def begin(
         workspace: URI of the folder for artifacts; OUT/workspace if empty.
         out: URI of the prefix for results, of flows that have some.
         sources: Prefixes that are read; nothing may be written below them. All places in their one form.
+        files: Objects that are read.
 
     Raises:
+        StorageError: If what is to be read is not there.
         SettingsError: If results would lie among what is read.
         ResultStorageError: If Prefect cannot keep results, so that Retry would do everything again.
     """
@@ -109,9 +112,11 @@ def begin(
     for place in dict.fromkeys([out or workspace, workspace]):  # buckets have nothing to clear up
         delete_stale_temporaries(place)
 
+    # before networks are loaded, which takes longer; a Retry may find done what is there no more
+    if not is_retry():
+        _check_inputs(sources, files)
     device = engine.pick_device(execution)
     models.share_cores(device)
-    # before networks are loaded, which takes longer
     probe_result_storage()
 
     chosen = networks if isinstance(networks, Networks) else Networks.of(networks)
@@ -119,6 +124,14 @@ def begin(
     used = ", ".join(f"{kind} {hash_[:12]}" for kind, hash_ in hashes.model_dump().items() if hash_)
     get_run_logger().info("%s on %s", used or "no networks", device)
     return Run(models=chosen, hashes=hashes, workspace=workspace, out=out, device=device)
+
+
+def _check_inputs(sources: Sequence[str], files: Sequence[str]) -> None:
+    """Refuse inputs that are not there; which images lie under a prefix, and whether any do, comes later."""
+    for source in filter(None, sources):
+        first_page(source, 1)
+    for uri in filter(None, files):
+        version(uri)
 
 
 def check_places(sources: Sequence[str], **written: str) -> None:

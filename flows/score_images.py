@@ -70,7 +70,7 @@ def score_images(
         workspace: URI of the folder for artifacts; OUT/workspace if empty.
         execution: How the work is run; none of it changes a result.
     """
-    run = begin(Networks(clip=clip), execution, workspace, out, sources=[images])
+    run = begin(Networks(clip=clip), execution, workspace, out, sources=[images], files=[labels])
     if labels:
         load_truth(labels, prompts)  # a table of another form ends the run here, at once
 

@@ -12,7 +12,7 @@ from pydantic_core import CoreSchema, core_schema
 from styleclip_core.templates import TEMPLATE_SETS
 
 # What names a weights file and not a network that is published under a name (``ViT-B/32``).
-_FILE = r"[./~]|[A-Za-z][A-Za-z0-9+.-]*:|.*\.(?:pt|pth|safetensors)$"
+_FILE = r"[./~]|[A-Za-z][A-Za-z0-9+.-]*:|.*\.(?:pt|pth|safetensors)$|.*[=?;@#]"
 
 
 _Group = TypeVar("_Group")

@@ -17,7 +17,6 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, GetJsonSchemaHandler, ValidationError, WithJsonSchema, model_validator
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
 
 from styleclip_core.editing import ChannelSelection, Weights, allowed_layers, layer_names
 from styleclip_core.errors import LayoutMismatchError
@@ -92,7 +91,7 @@ class EditStep(Settings):
         return unfolded(given)
 
     @classmethod
-    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(cls, core: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:  # noqa: ANN401
         return folded(handler.resolve_ref_schema(handler(core)))
 
     @model_validator(mode="after")

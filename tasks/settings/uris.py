@@ -7,7 +7,6 @@ from typing import Annotated, Any, TypeVar
 from zoneinfo import available_timezones
 
 from pydantic import AfterValidator, BeforeValidator, GetCoreSchemaHandler, WithJsonSchema
-from pydantic_core import CoreSchema, core_schema
 
 from styleclip_core.templates import TEMPLATE_SETS
 
@@ -21,11 +20,11 @@ _Group = TypeVar("_Group")
 class _UsualIfNone:
     """Takes nothing for a group of settings as they usually are: a form sends that for one nobody opened."""
 
-    def __get_pydantic_core_schema__(self, group: Any, handler: GetCoreSchemaHandler) -> CoreSchema:  # noqa: ANN401
+    def __get_pydantic_core_schema__(self, group: Any, handler: GetCoreSchemaHandler) -> Any:  # noqa: ANN401
         def filled_in(given: object) -> object:
             return group() if given is None else given
 
-        return core_schema.no_info_before_validator_function(filled_in, handler(group))
+        return handler.generate_schema(Annotated[group, BeforeValidator(filled_in)])
 
 
 OrUsual = Annotated[_Group, _UsualIfNone()]

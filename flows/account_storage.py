@@ -6,17 +6,14 @@ listings -------------------------+-> account: batches, kinds of artifacts, tabl
 
 from __future__ import annotations
 
-from prefect import flow
-from prefect.artifacts import create_markdown_artifact
-
-from flows.run import begin, task_runner
+from flows.run import begin, pipeline, summarize
 from tasks.keeping.accounts import Account, account_place
 from tasks.keeping.shown import account_lines
 from tasks.running.run import Networks
 from tasks.settings import Execution, OptionalUri, Uri
 
 
-@flow(name="account-storage", task_runner=task_runner(), persist_result=True)
+@pipeline("account-storage")
 def account_storage(out: Uri, workspace: OptionalUri = "") -> Account:
     """Return what lies at a place, by batch and by kind; nothing of it is changed.
 
@@ -26,5 +23,5 @@ def account_storage(out: Uri, workspace: OptionalUri = "") -> Account:
     """
     run = begin(Networks(), Execution(), workspace, out)
     found = account_place(run)
-    create_markdown_artifact("\n".join(account_lines(found)), key="account-storage", description=out)
+    summarize("account-storage", f"what lies under {out}", [], {}, sections=["\n".join(account_lines(found))])
     return found

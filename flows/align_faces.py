@@ -6,16 +6,25 @@ bucket prefix -> index in shards -> aligned faces (a row per face; one for a pho
 
 from __future__ import annotations
 
-from prefect import flow
 from pydantic import BaseModel, ConfigDict
 
 from flows import engine
-from flows.run import StepCounts, begin, counts, gather_items, is_retry, leaving, summarize, task_runner
+from flows.run import (
+    StepCounts,
+    announce,
+    begin,
+    counts,
+    gather_items,
+    is_retry,
+    leaving,
+    pipeline,
+    summarize,
+)
 from flows.steps import photographs
 from tasks.photographs import faces
 from tasks.reports.summaries import failed_items
 from tasks.running.run import Networks
-from tasks.settings import Alignment, Execution, FaceSource, OptionalUri, Uri
+from tasks.settings import Alignment, Execution, FaceSource, OptionalUri, OrUsual, Uri
 
 
 class AlignResult(BaseModel):
@@ -28,14 +37,14 @@ class AlignResult(BaseModel):
     passed_over: str = ""
 
 
-@flow(name="align-faces", task_runner=task_runner(), persist_result=True)
+@pipeline("align-faces")
 def align_faces(
     source: FaceSource,
     photos: Uri,
     out: Uri,
     workspace: OptionalUri = "",
-    alignment: Alignment = Alignment(),
-    execution: Execution = Execution(),
+    alignment: OrUsual[Alignment] = Alignment(),
+    execution: OrUsual[Execution] = Execution(),
 ) -> AlignResult:
     """Align every face of every photograph; a photograph without a face is a row, not a failed run.
 
@@ -50,6 +59,7 @@ def align_faces(
     run = begin(Networks(), execution, workspace, out, sources=[photos])
     source_hash = engine.run(faces.identify_source, run, source)
     index = photographs.index(run, photos, execution)
+    announce("align-faces", f"cuts the faces out of {index.rows} photographs under {photos}, into {out}")
 
     planned = faces.plan(run, photos, source, source_hash, alignment)
     calls = [(run, planned, shard) for shard in index.shards]

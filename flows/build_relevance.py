@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from prefect import flow
 from pydantic import Field
 
-from flows.run import RunResult, begin, task_runner
+from flows.run import RunResult, announce, begin, pipeline
 from flows.steps import table as steps
 from tasks.settings import (
     Execution,
     Models,
     Nightly,
     OptionalUri,
+    OrUsual,
     Relevance,
     Sampling,
     SettingsError,
@@ -26,13 +26,13 @@ from tasks.settings import (
 )
 
 
-@flow(name="build-relevance", task_runner=task_runner(), persist_result=True)
+@pipeline("build-relevance")
 def build_relevance(
     models: Models,
     workspace: Uri,
-    sampling: Sampling = Sampling(),
-    relevance: Relevance = Relevance(),
-    execution: Execution = Execution(),
+    sampling: OrUsual[Sampling] = Sampling(),
+    relevance: OrUsual[Relevance] = Relevance(),
+    execution: OrUsual[Execution] = Execution(),
     add_samples: Annotated[int, Field(ge=0)] = 0,
     last_table: OptionalUri = "",
     nightly: Nightly | None = None,
@@ -60,6 +60,7 @@ def build_relevance(
         raise SettingsError("a nightly run decides itself what to add; leave add_samples and last_table out")
 
     run = begin(models, execution, workspace)
+    announce("build-relevance", steps.described(run, relevance, add=add_samples, nightly=nightly))
     if nightly:
         result = steps.refine_nightly(run, sampling, relevance, nightly)
     elif add_samples:

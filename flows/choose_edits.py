@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from prefect import flow
 from pydantic import Field
 
-from flows.run import RunResult, StepCounts, begin, counts, task_runner
+from flows.run import RunResult, StepCounts, begin, counts, pipeline, summarize
 from flows.steps import editing, photographs
 from flows.steps.table import sample, table_for
 from tasks.directions.choosing import ChoicePlan
+from tasks.running.shown import code, plain
 from tasks.settings import (
     Choosing,
     Execution,
@@ -22,6 +22,7 @@ from tasks.settings import (
     Inversion,
     Models,
     OptionalUri,
+    OrUsual,
     Relevance,
     Sampling,
     Uri,
@@ -29,19 +30,19 @@ from tasks.settings import (
 from tasks.settings.edits import MOST_VARIANTS, Edit, all_variants, automatic_steps, replace_steps, stand_in
 
 
-@flow(name="choose-edits", task_runner=task_runner(), persist_result=True)
+@pipeline("choose-edits")
 def choose_edits(
     models: Models,
     edits: list[Edit],
     workspace: Uri,
     photos: OptionalUri = "",
-    sampling: Sampling = Sampling(),
-    relevance: Relevance = Relevance(),
-    inversion: Inversion = Inversion(),
-    execution: Execution = Execution(),
+    sampling: OrUsual[Sampling] = Sampling(),
+    relevance: OrUsual[Relevance] = Relevance(),
+    inversion: OrUsual[Inversion] = Inversion(),
+    execution: OrUsual[Execution] = Execution(),
     table: OptionalUri = "",
-    instant: Instant = Instant(),
-    choosing: Choosing = Choosing(),
+    instant: OrUsual[Instant] = Instant(),
+    choosing: OrUsual[Choosing] = Choosing(),
     most_variants: Annotated[int, Field(ge=1)] = MOST_VARIANTS,
 ) -> RunResult:
     """Put numbers in place of every auto: chosen on the images under a prefix, or on sampled style codes.
@@ -87,6 +88,9 @@ def choose_edits(
         planned = planned.model_copy(update={"inversion": inverted, "shards": index.shards})
 
     chosen, choices = editing.choose(run, edits, planned)
+    lines = [f"- {code(each.target)}: {plain(each.summary)}" for each in choices]
+    places = {f"pairs tried for {each.target}": each.uri for each in choices}
+    summarize("choose-edits", f"{len(choices)} choices", done, places, sections=["\n".join(lines)])
     return RunResult(
         steps=done, styles=styles, table=found, edits=chosen, choices=choices, passed_over=passed_over
     )

@@ -3,30 +3,39 @@
 ``prefect deploy --all`` leaves empty what the shell does not know, and replaces the schedules of a deployment
 by those of the file, all of them active. So the values are read from a file, what a schedule would lack is
 refused before anything is deployed, and Prefect is given a file in which the server's schedules stand beside
-ours.
+ours. Then every deployment gets the form that ``flows.forms`` makes of its flow, and what of ours the file
+does not have any more is named; nothing is ever deleted.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentUpdate
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.objects import DeploymentSchedule
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
+from flows.forms import flow_of, form_of
 from styleclip_core.errors import StyleCLIPError
+from tasks.storage import holds_credentials
 
 _VARIABLE = re.compile(r"\{\{\s*\$(\w+)\s*\}\}")
+_SECRET = re.compile(r"(?i)secret|passw|token|credential|access_key|api_key|auth_string")
+_TAG = "styleclip"  # which all deployments of ours have
+_PAGE = 100  # deployments of one question to the server
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)")
 
 
@@ -77,6 +86,11 @@ def deploy(file: Path, values: Mapping[str, str]) -> list[str]:
     with get_client(sync_client=True) as client:
         known = {_name(each): _known(client, each) for each in content["deployments"]}
 
+    if telling := [line for each in content["deployments"] for line in _tells(each, environment)]:
+        raise DeployError(
+            f"{'; '.join(telling)}; whatever is deployed can be read on the server, so give credentials in "
+            "the environment of the worker, or as {{ prefect.blocks.secret.NAME }}; nothing was deployed"
+        )
     lacking = [
         line for each in content["deployments"] for line in _lacks(each, known[_name(each)], environment)
     ]
@@ -88,7 +102,12 @@ def deploy(file: Path, values: Mapping[str, str]) -> list[str]:
     for each in content["deployments"]:
         _keep(each, known[_name(each)])
     _run_prefect(content, file.resolve().parent, environment)
-    return [_told(_name(each), known[_name(each)]) for each in content["deployments"]]
+
+    with get_client(sync_client=True) as client:
+        for each in content["deployments"]:
+            _give_form(client, each)
+        told = [_told(_name(each), known[_name(each)]) for each in content["deployments"]]
+        return [*told, *_left_behind(client, content["deployments"])]
 
 
 def _read(file: Path) -> str:
@@ -130,6 +149,26 @@ def _lacks(
     if unset:
         names = ", ".join(dict.fromkeys(name for _, name in unset))
         yield f"{_name(deployment)} has a schedule and would lack {names}"
+
+
+def _tells(deployment: Mapping[str, Any], environment: Mapping[str, str]) -> Iterator[str]:
+    """Yield where a deployment would tell the server a secret; never the secret."""
+    for part in ("parameters", "schedules", "work_pool"):
+        for place, text in _texts(deployment.get(part), (part,)):
+            # what a variable stands for is what would be stored
+            filled = _VARIABLE.sub(lambda found: environment.get(found[1], ""), text)
+            named = part == "work_pool" and _SECRET.search(place[-1]) and "prefect.blocks." not in filled
+            if holds_credentials(filled) or (named and filled):
+                yield f"{_name(deployment)} holds credentials in {'.'.join(place)}"
+
+
+def _texts(value: object, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield every text in a value, each with its place."""
+    if isinstance(value, str):
+        yield place, value
+    pairs = value.items() if isinstance(value, Mapping) else ()
+    for name, each in enumerate(value) if isinstance(value, list) else pairs:
+        yield from _texts(each, (*place, str(name)))
 
 
 def _variables(value: object, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -204,6 +243,46 @@ def _run_prefect(content: Mapping[str, Any], folder: Path, environment: Mapping[
     if done.returncode:
         said = " ".join((done.stdout + done.stderr).split())[-600:]
         raise DeployError(f"prefect deploy ended with {done.returncode}, some may be deployed: {said}")
+
+
+def _give_form(client: SyncPrefectClient, deployment: Mapping[str, Any]) -> None:
+    """Put the form in the place of what Prefect has derived from the flow's signature."""
+    form = form_of(flow_of(str(deployment["entrypoint"])))
+    known = client.read_deployment_by_name(_name(deployment))
+    try:
+        client.update_deployment(known.id, DeploymentUpdate(parameter_openapi_schema=form))
+    except PrefectHTTPStatusError as error:
+        # the values of the file do not fit the form, which Prefect has not asked about
+        raise DeployError(
+            f"{_name(deployment)} is deployed, but the server refuses its values: {error.response.text[:600]}"
+        ) from error
+
+
+def _left_behind(client: SyncPrefectClient, wanted: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a line about each deployment of ours that the file does not have (any more)."""
+    names = {_name(each) for each in wanted}
+    flows = sorted({name.partition("/")[0] for name in names})
+    pools = {each["work_pool"]["name"] for each in wanted if each.get("work_pool")}
+
+    # of a flow of ours, and in our pool or with our tag: others may have a flow of that name
+    for flow in flows:
+        for known in _all_deployments(client, flow):
+            name = f"{flow}/{known.name}"
+            if name in names or not (known.work_pool_name in pools or _TAG in known.tags):
+                continue
+            running = not known.paused and any(each.active for each in known.schedules)
+            goes_on = "; its schedule goes on starting runs until then" if running else ""
+            yield (
+                f"{name}: is on the server and not in the file; if nobody needs it, remove it with "
+                f"`prefect deployment delete {shlex.quote(name)}`{goes_on}"
+            )
+
+
+def _all_deployments(client: SyncPrefectClient, flow: str) -> Iterator[DeploymentResponse]:
+    wanted, offset = FlowFilter(name=FlowFilterName(any_=[flow])), 0
+    while found := client.read_deployments(flow_filter=wanted, limit=_PAGE, offset=offset):
+        yield from found
+        offset += len(found)
 
 
 def _told(name: str, known: DeploymentResponse | None) -> str:

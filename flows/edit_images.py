@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from prefect import flow
 from pydantic import Field
 
-from flows.run import RunResult, StepCounts, begin, check_places, counts, leaving, task_runner
+from flows.run import RunResult, StepCounts, announce, begin, check_places, counts, leaving, pipeline
 from flows.steps import editing, photographs
 from flows.steps.report import partial_report, report
-from flows.steps.table import sample, table_for
+from flows.steps.table import described, sample, table_for
 from tasks.directions.choosing import ChoicePlan, ChosenStrength
 from tasks.settings import (
     Choosing,
@@ -25,6 +24,7 @@ from tasks.settings import (
     Inversion,
     Models,
     OptionalUri,
+    OrUsual,
     Relevance,
     Sampling,
     Uri,
@@ -41,20 +41,20 @@ from tasks.settings.edits import (
 from tasks.storage import join
 
 
-@flow(name="edit-images", task_runner=task_runner(), persist_result=True)
+@pipeline("edit-images")
 def edit_images(
     models: Models,
     photos: Uri,
     out: Uri,
     edits: Annotated[list[Edit], Field(min_length=1)],
     workspace: OptionalUri = "",
-    sampling: Sampling = Sampling(),
-    relevance: Relevance = Relevance(),
-    inversion: Inversion = Inversion(),
-    execution: Execution = Execution(),
+    sampling: OrUsual[Sampling] = Sampling(),
+    relevance: OrUsual[Relevance] = Relevance(),
+    inversion: OrUsual[Inversion] = Inversion(),
+    execution: OrUsual[Execution] = Execution(),
     table: OptionalUri = "",
-    instant: Instant = Instant(),
-    choosing: Choosing = Choosing(),
+    instant: OrUsual[Instant] = Instant(),
+    choosing: OrUsual[Choosing] = Choosing(),
     most_variants: Annotated[int, Field(ge=1)] = MOST_VARIANTS,
 ) -> RunResult:
     """Edit every image with every edit; what an earlier run finished is found and kept.
@@ -79,12 +79,19 @@ def edit_images(
     variants = all_variants(replace_steps(edits, stand_in), most_variants)
     # what is read may be the folder of all edits' images, though out lies above it
     check_places([photos], out=out, images=join(out, "images"))
-    run = begin(models, execution, workspace, out, sources=[photos])
+    given = [join(table, "relevance.parquet")] if table else []
+    run = begin(models, execution, workspace, out, sources=[photos], files=given)
 
     # what cannot work ends the run here, before hours of work on the table
     editing.check_edits(run, variants)
     others = editing.prepare_others(run, variants)
     index = photographs.index(run, photos, execution)
+
+    about = (
+        f"edits {index.rows} photographs under {photos} with {len(edits)} edits ({len(variants)} variants)"
+    )
+    table_too = [described(run, relevance, given=table)] if editing.needs(variants, "table") else []
+    announce("edit-images", "; ".join([f"{about}, into {out}", "inverts them", *table_too]))
 
     # relevance comes from a table or from gradients at sampled codes, as the edits ask for
     styles, found, done = None, None, list[StepCounts]()
@@ -110,7 +117,7 @@ def edit_images(
         variants = all_variants(edits, most_variants)
 
     prepared = editing.directions(run, variants, others, found, styles, instant)
-    diagnosis = editing.diagnose(run, prepared)
+    diagnosis, said = editing.diagnose(run, prepared)
     plans = editing.plan(run, prepared, index, inversion)
     tried = [each.uri for each in choices]
 
@@ -128,7 +135,7 @@ def edit_images(
         latents=plans[0].inversion.folder,
         diagnosis=diagnosis,
         step_similarity=compared,
-        report=report(run, plans, index, done, tried),
+        report=report(run, plans, index, done, tried, sections=[said]),
         edits=edits,
         choices=choices,
         passed_over=index.passed_over,

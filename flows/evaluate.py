@@ -6,18 +6,16 @@ unedited images --------------------------------------^
 
 from __future__ import annotations
 
-from prefect import flow
-from prefect.artifacts import create_markdown_artifact
 from pydantic import BaseModel, ConfigDict
 
 from flows import engine
-from flows.run import StepCounts, begin, check_places, counts, gather_items, task_runner
+from flows.run import StepCounts, begin, check_places, counts, gather_items, pipeline, summarize
 from tasks.evaluation.attributes import FACES, AttributePrompts, load_attributes
 from tasks.evaluation.manifest import find_inversions, index_edits, place_of
 from tasks.evaluation.shards import EvaluationRef, evaluate_shard, plan_evaluation
 from tasks.evaluation.tables import gather_evaluation, markdown
 from tasks.reports.page.links import parent
-from tasks.settings import Comparison, Execution, Judges, OptionalUri, SettingsError, Uri
+from tasks.settings import Comparison, Execution, Judges, OptionalUri, OrUsual, SettingsError, Uri
 from tasks.storage import join
 
 
@@ -30,15 +28,15 @@ class EvaluationResult(BaseModel):
     evaluation: EvaluationRef
 
 
-@flow(name="evaluate-edits", task_runner=task_runner(), persist_result=True)
+@pipeline("evaluate-edits")
 def evaluate_edits(
     manifest: Uri,
     attributes: tuple[AttributePrompts, ...] = (),
-    judges: Judges = Judges(),
-    comparison: Comparison = Comparison(),
+    judges: OrUsual[Judges] = Judges(),
+    comparison: OrUsual[Comparison] = Comparison(),
     out: OptionalUri = "",
     workspace: OptionalUri = "",
-    execution: Execution = Execution(),
+    execution: OrUsual[Execution] = Execution(),
 ) -> EvaluationResult:
     """Score every edit of a manifest; what an earlier run scored is found and kept.
 
@@ -54,7 +52,9 @@ def evaluate_edits(
     listed = list(attributes) or load_attributes(FACES)
     out = out or place_of(manifest)
     workspace = workspace or join(out, "workspace")
-    run = begin(judges, execution, workspace, parent(manifest))  # tables lie beside the manifest
+    run = begin(
+        judges, execution, workspace, parent(manifest), files=[manifest]
+    )  # tables lie beside the manifest
 
     index = index_edits(run, manifest, out, execution.shard_size)
     check_places([index.photographs], workspace=workspace)
@@ -67,5 +67,8 @@ def evaluate_edits(
     calls = [(run, planned, shard) for shard in index.shards]
     summary = gather_items("evaluate-edits", evaluate_shard, calls)
     written = engine.run(gather_evaluation, run, planned)
-    create_markdown_artifact(markdown(written), key="evaluation", description="what the edits did")
-    return EvaluationResult(steps=[counts(summary)], evaluation=written)
+
+    done = [counts(summary)]
+    headline = f"{written.rows} edits scored, {written.failed} failed"
+    summarize("evaluate-edits", headline, done, {"evaluation": written.folder}, sections=[markdown(written)])
+    return EvaluationResult(steps=done, evaluation=written)

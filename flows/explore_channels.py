@@ -6,18 +6,19 @@ prompt, or channel and attributes -----------------------+
 
 from __future__ import annotations
 
-from prefect import flow
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows import engine
-from flows.run import StepCounts, begin, task_runner
+from flows.run import StepCounts, begin, pipeline, summarize
 from flows.steps.table import table_for
 from tasks.evaluation.attributes import FACES, AttributePrompts, load_attributes
 from tasks.inspection.channels import ExplorationRef, explore_channel, explore_target
+from tasks.running.shown import code
 from tasks.settings import (
     Execution,
     Models,
     OptionalUri,
+    OrUsual,
     Prompt,
     Relevance,
     Sampling,
@@ -48,15 +49,15 @@ class Answer(BaseModel):
     found: ExplorationRef
 
 
-@flow(name="explore-channels", task_runner=task_runner(), persist_result=True)
+@pipeline("explore-channels")
 def explore_channels(
     models: Models,
     question: Question,
     workspace: Uri,
     attributes: tuple[AttributePrompts, ...] = (),
-    sampling: Sampling = Sampling(),
-    relevance: Relevance = Relevance(),
-    execution: Execution = Execution(),
+    sampling: OrUsual[Sampling] = Sampling(),
+    relevance: OrUsual[Relevance] = Relevance(),
+    execution: OrUsual[Execution] = Execution(),
     table: OptionalUri = "",
 ) -> Answer:
     """List and draw channels of a prompt, or the attributes that a channel is nearest to.
@@ -84,4 +85,7 @@ def explore_channels(
     else:
         listed = list(attributes) or load_attributes(FACES)
         found = engine.run(explore_channel, run, question.channel, listed, question.templates, built)
+    places = {"list": found.table, "picture": found.picture}
+    asked = question.channel or f"{question.neutral!r} to {question.target!r}"
+    summarize("explore-channels", f"channels and prompts: {code(asked)}", done, places)
     return Answer(steps=done, found=found)

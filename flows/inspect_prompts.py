@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from prefect import flow
-from prefect.artifacts import create_markdown_artifact
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows import engine
-from flows.run import StepCounts, begin, task_runner
+from flows.run import StepCounts, begin, pipeline, summarize
 from flows.steps.editing import check_edits, distinct_steps
 from flows.steps.table import table_for
 from tasks.inspection import prompts as diagnostics
 from tasks.inspection.prompts import DiagnosisRef
-from tasks.settings import Execution, Models, OptionalUri, Relevance, Sampling, Uri
+from tasks.settings import Execution, Models, OptionalUri, OrUsual, Relevance, Sampling, Uri
 from tasks.settings.edits import MOST_VARIANTS, Edit, all_variants
 
 
@@ -32,14 +30,14 @@ class InspectionResult(BaseModel):
     diagnosis: DiagnosisRef
 
 
-@flow(name="inspect-prompts", task_runner=task_runner(), persist_result=True)
+@pipeline("inspect-prompts")
 def inspect_prompts(
     models: Models,
     edits: list[Edit],
     workspace: Uri,
-    sampling: Sampling = Sampling(),
-    relevance: Relevance = Relevance(),
-    execution: Execution = Execution(),
+    sampling: OrUsual[Sampling] = Sampling(),
+    relevance: OrUsual[Relevance] = Relevance(),
+    execution: OrUsual[Execution] = Execution(),
     table: OptionalUri = "",
     most_variants: Annotated[int, Field(ge=1)] = MOST_VARIANTS,
 ) -> InspectionResult:
@@ -65,7 +63,6 @@ def inspect_prompts(
 
     _, found, done = table_for(run, sampling, relevance, given=table)
     diagnosis = engine.run(diagnostics.diagnose_prompts, run, distinct_steps(variants), found)
-    create_markdown_artifact(
-        diagnostics.markdown(diagnosis), key="prompts", description="what the prompts will do"
-    )
+    headline = f"what {len(distinct_steps(variants))} prompts will do"
+    summarize("inspect-prompts", headline, done, {}, sections=[diagnostics.markdown(diagnosis)])
     return InspectionResult(steps=done, diagnosis=diagnosis)

@@ -5,22 +5,20 @@ bucket prefix -> index in shards -> latents (a row per image, with its error if 
 
 from __future__ import annotations
 
-from prefect import flow
-
-from flows.run import RunResult, begin, counts, summarize, task_runner
+from flows.run import RunResult, announce, begin, counts, pipeline, summarize
 from flows.steps import photographs
 from tasks.reports.summaries import failed_items
 from tasks.running.run import Networks
-from tasks.settings import Execution, Inversion, Models, Uri
+from tasks.settings import Execution, Inversion, Models, OrUsual, Uri
 
 
-@flow(name="invert-images", task_runner=task_runner(), persist_result=True)
+@pipeline("invert-images")
 def invert_images(
     models: Models,
     photos: Uri,
     workspace: Uri,
-    inversion: Inversion = Inversion(),
-    execution: Execution = Execution(),
+    inversion: OrUsual[Inversion] = Inversion(),
+    execution: OrUsual[Execution] = Execution(),
 ) -> RunResult:
     """Find the latent of every image; a broken image is a row, not a failed run.
 
@@ -33,6 +31,9 @@ def invert_images(
     """
     run = begin(Networks.of(models).without_clip(), execution, workspace, sources=[photos])
     index = photographs.index(run, photos, execution)
+    announce(
+        "invert-images", f"inverts {index.rows} photographs under {photos}, in {len(index.shards)} shards"
+    )
     planned, summary = photographs.invert(run, index, inversion)
 
     done = [counts(summary)]

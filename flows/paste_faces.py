@@ -6,14 +6,13 @@ prefix of edited faces ------+-> index in shards -> photographs with their faces
 
 from __future__ import annotations
 
-from prefect import flow
 from pydantic import BaseModel, ConfigDict
 
-from flows.run import StepCounts, begin, counts, gather_items, is_retry, leaving, summarize, task_runner
+from flows.run import StepCounts, begin, counts, gather_items, is_retry, leaving, pipeline, summarize
 from tasks.photographs import pasting
 from tasks.reports.summaries import failed_items
 from tasks.running.run import Networks
-from tasks.settings import Execution, OptionalUri, Pasting, Uri
+from tasks.settings import Execution, OptionalUri, OrUsual, Pasting, Uri
 
 
 class PasteResult(BaseModel):
@@ -25,15 +24,15 @@ class PasteResult(BaseModel):
     pasted: pasting.PastedRef
 
 
-@flow(name="paste-faces", task_runner=task_runner(), persist_result=True)
+@pipeline("paste-faces")
 def paste_faces(
     faces: Uri,
     edited: Uri,
     out: Uri,
     photos: OptionalUri = "",
     workspace: OptionalUri = "",
-    settings: Pasting = Pasting(),
-    execution: Execution = Execution(),
+    settings: OrUsual[Pasting] = Pasting(),
+    execution: OrUsual[Execution] = Execution(),
 ) -> PasteResult:
     """Put the edited faces of a table back; ``photos`` is only needed where the photographs have moved.
 

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from prefect import flow
-from prefect.artifacts import create_markdown_artifact
 from pydantic import Field
 
-from flows.run import begin, task_runner
+from flows.run import begin, pipeline, summarize
 from tasks.keeping.pruning import Choice, Pruned, prune_place
 from tasks.keeping.shown import pruned_lines
 from tasks.running.run import Networks
 from tasks.settings import Execution, OptionalUri, Uri
 
 
-@flow(name="prune", task_runner=task_runner(), persist_result=True)
+@pipeline("prune")
 def prune(
     out: Uri,
     workspace: OptionalUri = "",
@@ -43,5 +41,6 @@ def prune(
     run = begin(Networks(), Execution(), workspace, out)
     choice = Choice(older_than=older_than, batches=tuple(batches or ()), keep_last=keep_last)
     done = prune_place(run, choice, grace, confirmed)
-    create_markdown_artifact("\n".join(pruned_lines(done)), key="prune", description=out)
+    what = "what was deleted" if confirmed else "what would be deleted"
+    summarize("prune", f"{what} of {out}", [], {}, sections=["\n".join(pruned_lines(done))])
     return done

@@ -8,10 +8,9 @@ what a run has written down of its batch, shards that are done -> partial manife
 
 from __future__ import annotations
 
-from prefect import flow
 from prefect.artifacts import create_link_artifact
 
-from flows.run import begin, task_runner
+from flows.run import begin, pipeline
 from flows.steps import report
 from tasks.reports.notes import noted_batches
 from tasks.reports.page.links import parent, public_url
@@ -19,7 +18,7 @@ from tasks.running.run import Networks
 from tasks.settings import Execution, OptionalUri, Uri
 
 
-@flow(name="report-batch", task_runner=task_runner(), persist_result=True)
+@pipeline("report-batch")
 def report_batch(
     manifest: Uri,
     evaluations: list[Uri] | None = None,
@@ -35,14 +34,14 @@ def report_batch(
         choices: URIs of tables of the pairs of alpha and beta that were tried for edits.
     """
     place = workspace or f"{parent(manifest, 3)}/workspace"
-    run = begin(Networks(), Execution(), place, parent(manifest))
+    run = begin(Networks(), Execution(), place, parent(manifest), files=[manifest])
 
     page = report.page(run, manifest, evaluations or [], choices or [])
     create_link_artifact(public_url(page), link_text="report page", key="report-batch-page", description=page)
     return page
 
 
-@flow(name="report-partial", task_runner=task_runner(), persist_result=True)
+@pipeline("report-partial")
 def report_partial(out: Uri, workspace: OptionalUri = "") -> list[str]:
     """Return the URIs of pages of what is done, one for each batch that was begun.
 

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
-from prefect import Task, runtime
+from prefect import Flow, Task, flow, runtime
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict
 
 from flows import engine
-from flows.engine import task_runner as task_runner  # flows take it from here
+from flows.engine import task_runner as task_runner  # of runs that are begun elsewhere, on other machines say
+from flows.names import run_name
 from styleclip_core.prompts import language_warnings
 from tasks.artifacts.outcomes import Row
 from tasks.directions.choosing import ChosenStrength
@@ -24,15 +25,30 @@ from tasks.directions.style_directions import TableRef
 from tasks.editing.mappers import MapperRef
 from tasks.inspection.prompts import DiagnosisRef
 from tasks.reports.batch import ReportRef
-from tasks.reports.summaries import publish_summary
+from tasks.reports.summaries import publish_report, publish_summary
 from tasks.running import networks as models
 from tasks.running.caching import probe_result_storage
 from tasks.running.progress import ShardResult, StepSummary, gather
 from tasks.running.run import Networks, Run, identify_models
+from tasks.running.shown import code
 from tasks.running.stopping import RunStoppedError, closing
 from tasks.settings import Execution, Judges, Models, SettingsError
 from tasks.settings.edits import Edit
-from tasks.storage import delete_stale_temporaries, join, lies_in
+from tasks.storage import delete_stale_temporaries, first_page, join, lies_in, version
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def pipeline(name: str) -> Callable[[Callable[_P, _R]], Flow[_P, _R]]:
+    """Return the decorator of all flows: runs are named after what they do, results kept for Retry."""
+
+    def decorate(function: Callable[_P, _R]) -> Flow[_P, _R]:
+        return flow(name=name, flow_run_name=run_name(name), task_runner=task_runner(), persist_result=True)(
+            function
+        )
+
+    return decorate
 
 
 class StepCounts(BaseModel):
@@ -74,6 +90,7 @@ def begin(
     out: str = "",
     *,
     sources: Sequence[str] = (),
+    files: Sequence[str] = (),
 ) -> Run:
     """Check places and result storage, clear up, load the networks once, and say what the run uses.
 
@@ -83,8 +100,10 @@ def begin(
         workspace: URI of the folder for artifacts; OUT/workspace if empty.
         out: URI of the prefix for results, of flows that have some.
         sources: Prefixes that are read; nothing may be written below them. All places in their one form.
+        files: Objects that are read.
 
     Raises:
+        StorageError: If what is to be read is not there.
         SettingsError: If results would lie among what is read.
         ResultStorageError: If Prefect cannot keep results, so that Retry would do everything again.
     """
@@ -93,9 +112,11 @@ def begin(
     for place in dict.fromkeys([out or workspace, workspace]):  # buckets have nothing to clear up
         delete_stale_temporaries(place)
 
+    # before networks are loaded, which takes longer; a Retry may find done what is there no more
+    if not is_retry():
+        _check_inputs(sources, files)
     device = engine.pick_device(execution)
     models.share_cores(device)
-    # before networks are loaded, which takes longer
     probe_result_storage()
 
     chosen = networks if isinstance(networks, Networks) else Networks.of(networks)
@@ -103,6 +124,14 @@ def begin(
     used = ", ".join(f"{kind} {hash_[:12]}" for kind, hash_ in hashes.model_dump().items() if hash_)
     get_run_logger().info("%s on %s", used or "no networks", device)
     return Run(models=chosen, hashes=hashes, workspace=workspace, out=out, device=device)
+
+
+def _check_inputs(sources: Sequence[str], files: Sequence[str]) -> None:
+    """Refuse inputs that are not there; which images lie under a prefix, and whether any do, comes later."""
+    for source in filter(None, sources):
+        first_page(source, 1)
+    for uri in filter(None, files):
+        version(uri)
 
 
 def check_places(sources: Sequence[str], **written: str) -> None:
@@ -186,11 +215,22 @@ def is_retry() -> bool:
     return (runtime.flow_run.run_count or 0) > 1
 
 
+def announce(flow: str, plan: str) -> None:
+    """Say what a run is about to do: in its log, and in its report until that says what was done."""
+    get_run_logger().info("this run %s", plan)
+    publish_report(flow, f"This run {code(plan)}", plan)
+
+
 def summarize(
-    flow: str, headline: str, steps: list[StepCounts], places: dict[str, str], problems: Sequence[Row] = ()
+    flow: str,
+    headline: str,
+    steps: list[StepCounts],
+    places: dict[str, str],
+    problems: Sequence[Row] = (),
+    sections: Sequence[str] = (),
 ) -> None:
     """Show in Prefect's UI what a run did, where its results lie, and what failed."""
-    publish_summary(flow, headline, [step.model_dump() for step in steps], places, problems)
+    publish_summary(flow, headline, [step.model_dump() for step in steps], places, problems, sections)
 
 
 def counts(summary: StepSummary[ShardResult]) -> StepCounts:

@@ -6,20 +6,18 @@ seeds -> shards of statistics -> statistics.parquet
 
 from __future__ import annotations
 
-from prefect import flow
-
-from flows.run import RunResult, begin, counts, summarize, task_runner
+from flows.run import RunResult, begin, counts, pipeline, summarize
 from flows.steps.table import sample
 from tasks.running.run import Networks
-from tasks.settings import Execution, Models, Sampling, Uri
+from tasks.settings import Execution, Models, OrUsual, Sampling, Uri
 
 
-@flow(name="sample-styles", task_runner=task_runner(), persist_result=True)
+@pipeline("sample-styles")
 def sample_styles(
     models: Models,
     workspace: Uri,
-    sampling: Sampling = Sampling(),
-    execution: Execution = Execution(),
+    sampling: OrUsual[Sampling] = Sampling(),
+    execution: OrUsual[Execution] = Execution(),
 ) -> RunResult:
     """Sample style codes and measure mean, deviation, minimum and maximum of every style channel.
 

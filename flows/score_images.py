@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from prefect import flow
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows import engine
 from flows.run import (
     StepCounts,
+    announce,
     begin,
     counts,
     gather_items,
     leaving,
-    task_runner,
+    pipeline,
+    summarize,
     warn_of_languages,
 )
 from flows.steps import photographs
@@ -30,8 +31,9 @@ from tasks.evaluation.image_scores import (
     write_partial_scores,
 )
 from tasks.evaluation.labels import LabelPrompt, load_truth
+from tasks.reports.summaries import failed_items
 from tasks.running.run import Networks
-from tasks.settings import Clip, Execution, OptionalUri, TemplateSet, Uri
+from tasks.settings import Clip, Execution, OptionalUri, OrUsual, TemplateSet, Uri
 
 
 class ScoresResult(BaseModel):
@@ -44,7 +46,7 @@ class ScoresResult(BaseModel):
     passed_over: str = ""
 
 
-@flow(name="score-images", task_runner=task_runner(), persist_result=True)
+@pipeline("score-images")
 def score_images(
     images: Uri,
     prompts: list[LabelPrompt],
@@ -53,7 +55,7 @@ def score_images(
     labels: OptionalUri = "",
     templates: TemplateSet = "styleclip-79",
     workspace: OptionalUri = "",
-    execution: Execution = Execution(),
+    execution: OrUsual[Execution] = Execution(),
 ) -> ScoresResult:
     """Score every image with every prompt; what an earlier run scored is found and kept.
 
@@ -68,15 +70,21 @@ def score_images(
         workspace: URI of the folder for artifacts; OUT/workspace if empty.
         execution: How the work is run; none of it changes a result.
     """
-    run = begin(Networks(clip=clip), execution, workspace, out, sources=[images])
+    run = begin(Networks(clip=clip), execution, workspace, out, sources=[images], files=[labels])
     if labels:
         load_truth(labels, prompts)  # a table of another form ends the run here, at once
 
     warn_of_languages(text for each in prompts for text in (each.prompt, each.negative))
     index = photographs.index(run, images, execution)
+    announce("score-images", f"scores {index.rows} images under {images} with {len(prompts)} prompts")
     planned = engine.run(plan_scores, run, images, prompts, templates)
     calls = [(run, planned, shard) for shard in index.shards]
     with leaving(lambda why, _quickly: write_partial_scores(run, planned, index, why)):
         summary = gather_items("score-images", score_shard, calls)
     written = gather_scores(run, planned, index, labels)
-    return ScoresResult(steps=[counts(summary)], scores=written, passed_over=index.passed_over)
+
+    done = [counts(summary)]
+    headline = f"{written.rows} images scored, {written.failed} failed{index.aside}"
+    places = {"scores": written.scores, "accuracy": written.accuracy}
+    summarize("score-images", headline, done, places, failed_items(summary.results))
+    return ScoresResult(steps=done, scores=written, passed_over=index.passed_over)

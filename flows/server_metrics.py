@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -21,6 +20,8 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
+
+from tasks.reports.summaries import read_steps
 
 _PAGE = 200
 _STEP = {  # columns of the summary of a step, see tasks.running.progress
@@ -104,12 +105,13 @@ def _last_completed(client: SyncPrefectClient, deployment: UUID | None) -> datet
 
 
 def _summaries(client: SyncPrefectClient) -> dict[str, dict[str, Any]]:
-    """Return the latest summary of every step."""
-    key = ArtifactCollectionFilterKey(like_="-summary")
+    """Return what the latest reports say of every step."""
+    key = ArtifactCollectionFilterKey(like_="-report")
     found = client.read_latest_artifacts(artifact_filter=ArtifactCollectionFilter(key=key), limit=_PAGE)
 
+    # of flows that have a step in common, the one that was shown last
     rows: dict[str, dict[str, Any]] = {}
-    for each in found:
-        if each.key and each.key.endswith("-summary") and isinstance(each.data, str):
-            (rows[each.key.removesuffix("-summary")],) = json.loads(each.data)
+    for each in sorted(found, key=lambda each: str(each.updated)):
+        if each.key and each.key.endswith("-report") and isinstance(each.data, str):
+            rows |= read_steps(each.data)
     return rows

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from prefect import flow
 from pydantic import Field
 
-from flows.run import RunResult, begin, summarize, task_runner
+from flows.run import RunResult, begin, pipeline, summarize
 from flows.steps.editing import train
-from tasks.settings import Execution, MapperTraining, Models, Prompt, Uri
+from tasks.settings import Execution, MapperTraining, Models, OrUsual, Prompt, Uri
 
 
-@flow(name="train-mapper", task_runner=task_runner(), persist_result=True)
+@pipeline("train-mapper")
 def train_mapper(
     models: Models,
     targets: Annotated[list[Prompt], Field(min_length=1)],
     workspace: Uri,
-    training: MapperTraining = MapperTraining(),
-    execution: Execution = Execution(),
+    training: OrUsual[MapperTraining] = MapperTraining(),
+    execution: OrUsual[Execution] = Execution(),
 ) -> RunResult:
     """Train a mapper for every target prompt; a run that was stopped goes on where it was stored.
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar, cast
 
 from prefect import unmapped
-from prefect.artifacts import create_markdown_artifact
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 
@@ -153,16 +152,12 @@ def directions(
     ]
 
 
-def diagnose(run: Run, prepared: list[PreparedEdit]) -> DiagnosisRef:
-    """Style directions -> what they say of the batch, with a warning for prompts that nearly coincide."""
+def diagnose(run: Run, prepared: list[PreparedEdit]) -> tuple[DiagnosisRef, str]:
+    """Style directions -> what they say of the batch, also as a part of its report; warns of near twins."""
     found = engine.run(diagnostics.diagnose_edits, run, prepared)
-    create_markdown_artifact(
-        diagnostics.markdown(found), key="prompts", description="what the prompts will do"
-    )
-
     for line in diagnostics.warnings(found.correlations):
         get_run_logger().warning(line)
-    return found
+    return found, f"## What the prompts do\n\n{diagnostics.markdown(found)}"
 
 
 def choose(run: Run, edits: list[Edit], planned: ChoicePlan) -> tuple[list[Edit], list[ChosenStrength]]:

@@ -28,8 +28,19 @@ def report(
     listed: ImageIndex,
     steps: list[StepCounts],
     choices: Sequence[str] = (),
+    *,
+    sections: Sequence[str] = (),
 ) -> ReportRef:
-    """Rows of all edits -> manifest, contact sheet and page; ``choices`` are tables of what auto tried."""
+    """Rows of all edits -> manifest, contact sheet and page.
+
+    Args:
+        run: Networks and places.
+        plans: The edits.
+        listed: The images.
+        steps: What the steps did.
+        choices: Tables of what auto tried.
+        sections: What else the run's report says, in Markdown.
+    """
     write = reports.write_report.with_options(refresh_cache=is_retry())  # a Retry may have mended items
     written = write(run, plans, listed)
     page(run, written.manifest, choices=choices)
@@ -43,7 +54,7 @@ def report(
         "report page": written.page, "manifest": written.manifest, "contact sheet": written.contact_sheet,
         "timings": written.timings,
     }  # fmt: skip
-    summarize("edit-images", headline, steps, places, reports.broken_items(written.manifest))
+    summarize("edit-images", headline, steps, places, reports.broken_items(written.manifest), sections)
     return written
 
 

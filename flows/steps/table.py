@@ -51,6 +51,23 @@ def _enough(sampling_settings: Sampling, settings: Relevance) -> Sampling:
     return sampling_settings.model_copy(update={"codes": codes})
 
 
+def described(
+    run: Run, settings: Relevance, *, given: str = "", add: int = 0, nightly: Nightly | None = None
+) -> str:
+    """Return what becomes of the relevance table, as a part of what a run says it will do."""
+    if given:
+        return f"takes relevance from the table at {given}"
+    layout = run.model_copy(update={"device": engine.here(run.device)}).generator.layout
+    channels = sum(layer.channels for layer in layout.editable)
+
+    if nightly:
+        more = f"adds {nightly.samples} to it, up to {nightly.most}"
+        return f"starts the relevance table, {channels} channels x {settings.samples} samples, or {more}"
+    if add:
+        return f"adds {add} samples of {channels} channels to the last relevance table"
+    return f"builds the relevance table, or finds it built: {channels} channels x {settings.samples} samples"
+
+
 def measure(run: Run, planned: RelevancePlan) -> tuple[TableRef, StepSummary[ShardResult]]:
     """Channel shards -> one relevance table."""
     here = run.model_copy(update={"device": engine.here(run.device)})  # a flow beside a cluster has no GPU

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import base64
 import io
+import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from uuid import UUID
 
 from PIL import Image
+from prefect import runtime
 from prefect.artifacts import create_image_artifact, create_link_artifact, create_markdown_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactUpdate
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
 
 from tasks.artifacts import is_complete, read_table
 from tasks.artifacts.outcomes import OK, Row
@@ -16,6 +23,7 @@ from tasks.running.progress import ShardResult
 from tasks.running.shown import code, markdown_table
 from tasks.storage import read_bytes
 
+METRICS = {"rows": "rows", "failed items": "failed", "seconds": "seconds", "rows/s": "rate"}  # name: field
 _SHOWN = 20  # failed items
 _SHEET = 900  # pixels, the longer side of the contact sheet
 
@@ -26,8 +34,9 @@ def publish_summary(
     steps: Sequence[Mapping[str, object]],
     places: Mapping[str, str],
     problems: Sequence[Row] = (),
+    sections: Sequence[str] = (),
 ) -> None:
-    """Show one page about a run.
+    """Show one page about a run, in the place of what it showed when it began.
 
     Args:
         flow: Name of the flow, which names the artifact.
@@ -35,14 +44,34 @@ def publish_summary(
         steps: Its steps, with shards, computed, rows, failed, seconds and rate of each.
         places: URIs of what it wrote, by name.
         problems: Rows of the items that failed.
+        sections: What else there is to say, in Markdown.
     """
-    lines = [headline, "", *_step_table(steps), "", "## Where it lies", ""]
-    lines += [f"- {name}: [{code(uri)}](<{public_url(uri)}>)" for name, uri in places.items() if uri]
+    lines = [headline, ""]
+    if steps:
+        lines += [*_step_table(steps), "", _for_metrics(steps), ""]
+    if places:
+        lines += ["## Where it lies", ""]
+        lines += [f"- {name}: [{code(uri)}](<{public_url(uri)}>)" for name, uri in places.items() if uri]
 
     if problems:
         lines += ["", f"## What failed: {len(problems)}", "", *_problem_table(problems)]
 
-    create_markdown_artifact("\n".join(lines), key=f"{flow}-report", description=headline)
+    lines += [line for section in sections for line in ("", section)]
+    publish_report(flow, "\n".join(lines), headline)
+
+
+def publish_report(flow: str, text: str, description: str) -> None:
+    """Show the one report of a run; what the run, or an earlier try of it, has shown so far is replaced."""
+    key, run = f"{flow}-report", runtime.flow_run.id
+    wanted = ArtifactFilter(
+        key=ArtifactFilterKey(any_=[key]), flow_run_id=ArtifactFilterFlowRunId(any_=[UUID(str(run))])
+    )
+    with get_client(sync_client=True) as client:
+        shown = client.read_artifacts(artifact_filter=wanted, limit=1)
+        if shown:
+            client.update_artifact(shown[0].id, ArtifactUpdate(data=text, description=description))
+            return
+    create_markdown_artifact(text, key=key, description=description)
 
 
 def publish_batch(page: str, contact_sheet: str) -> None:
@@ -88,6 +117,19 @@ def _latest(first: str) -> list[Row]:
         if uri == first and ".attempt-000." not in first:
             break
     return list(rows.values())
+
+
+def _for_metrics(steps: Sequence[Mapping[str, object]]) -> str:
+    """Return the steps for a program, in a comment that no page shows; see ``flows.server_metrics``."""
+    rows = {str(step["step"]): {title: step[name] for title, name in METRICS.items()} for step in steps}
+    return f"<!-- steps {json.dumps(rows)} -->"
+
+
+def read_steps(report: str) -> dict[str, dict[str, float]]:
+    """Return rows, failed items, seconds and rows/s of each step that a report is about."""
+    found = re.search(r"<!-- steps (\{.*\}) -->", report)
+    steps: dict[str, dict[str, float]] = json.loads(found[1]) if found else {}
+    return steps
 
 
 def _step_table(steps: Sequence[Mapping[str, object]]) -> list[str]:

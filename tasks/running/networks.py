@@ -30,7 +30,15 @@ from styleclip_core.models.mtcnn import DetectionSettings, load_face_detector
 from tasks.artifacts import ChangedInputError
 from tasks.running.overlap import compute_slots, cores
 from tasks.settings import Execution, is_clip_name
-from tasks.storage import copy_to_local, here, is_local, local_path, version
+from tasks.storage import (
+    StorageError,
+    StoreFullError,
+    copy_to_local,
+    here,
+    is_local,
+    local_path,
+    version,
+)
 
 _lock = threading.Lock()
 
@@ -184,5 +192,21 @@ def local_weights(uri: str) -> Path:
     digest = hashlib.sha256(f"{uri}\n{version(uri)}".encode()).hexdigest()[:32]
     path = cache_folder() / f"{digest}{Path(uri).suffix}"
     if not path.exists():
-        copy_to_local(uri, path)
+        _keep(uri, path)
     return path
+
+
+def _keep(uri: str, path: Path) -> None:
+    """Copy weights into the cache; what is wrong with the cache must not look like a fault of the store."""
+    try:
+        copy_to_local(uri, path)
+    except StoreFullError as error:
+        raise StoreFullError(
+            f"cannot keep {uri} in the cache {path.parent}: no space is left on its disk; make room there, "
+            "or set STYLECLIP_CACHE to a folder on another disk, then press Retry"
+        ) from error
+    except OSError as error:
+        raise StorageError(
+            f"cannot use the cache {path.parent}: {error.strerror or error}; set STYLECLIP_CACHE to a folder "
+            "that can be written"
+        ) from error

@@ -122,11 +122,13 @@ def gather_chain(
             that has failed shards, as those of later ones may have failed for want of these.
     """
     ended, seconds, stale = dict[str, list[PrefectFuture[_R]]](), dict[str, float](), set[int]()
+    begun = time.monotonic()
     for step, futures in steps.items():
         started, latest = time.monotonic(), list(futures)
 
+        # all steps have been at work since the first began, so that is what a step's pace is taken from
         artifact = _progress_artifact(step, len(latest))
-        _watch(step, latest, artifact)
+        _watch(step, latest, artifact, begun)
 
         # what is computed anew in one step makes what later steps kept of it stale
         if step in again:
@@ -149,14 +151,15 @@ def _start_again(
     get_run_logger().info("%s: %d finished shards have failed items and are tried again", step, len(stale))
     for number in stale:
         latest[number] = again(number)
-    _watch(step, [latest[number] for number in stale], artifact)
+    _watch(step, [latest[number] for number in stale], artifact, time.monotonic())
 
 
 def _refuse_broken(step: str, futures: list[PrefectFuture[_R]]) -> None:
-    broken = [future for future in futures if not future.state.is_completed()]
+    undone = [future for future in futures if not future.state.is_completed()]
+    broken = [future for future in undone if not _was_not_begun(future)] or undone
     if broken and is_stopping():
         raise RunStoppedError(
-            f"stopped: {len(futures) - len(broken)} of {len(futures)} {step} shards are done; the same "
+            f"stopped: {len(futures) - len(undone)} of {len(futures)} {step} shards are done; the same "
             "command goes on from here"
         )
     if broken:
@@ -175,10 +178,17 @@ def _summary(step: str, futures: list[PrefectFuture[_R]], seconds: float) -> Ste
     return summary
 
 
-def _watch(step: str, futures: list[PrefectFuture[_R]], artifact: UUID) -> None:
-    """Wait for shards, with a line in the log for each and progress in tenths."""
+def _watch(step: str, futures: list[PrefectFuture[_R]], artifact: UUID, begun: float) -> None:
+    """Wait for shards, with a line in the log for each and progress in tenths.
+
+    Args:
+        step: Its name.
+        futures: The shards.
+        artifact: Shows how far they are.
+        begun: When work on them began, by the monotonic clock.
+    """
     logger, observer = get_run_logger(), _observer.get()
-    started, total, rows, failed = time.monotonic(), len(futures), 0, 0
+    started, total, rows, failed, computed, waiting = time.monotonic(), len(futures), 0, 0, 0, 0
     if observer:
         observer(step, 0, total)
 
@@ -186,20 +196,54 @@ def _watch(step: str, futures: list[PrefectFuture[_R]], artifact: UUID) -> None:
         if observer:
             observer(step, done, total)
         future.wait()  # only now is its state final; before, it is what the server has heard so far
+        left = ""
         if future.state.is_completed():
-            result = future.result()
-            rows, failed = rows + result.rows, failed + result.failed
-            logger.info("%s %d/%d: %s", step, done, total, _line(_seen(result, future)))
+            result = _seen(future.result(), future)
+            rows, failed, computed = (
+                rows + result.rows,
+                failed + result.failed,
+                computed + (not result.reused),
+            )
+            left = time_left(total - done, computed, time.monotonic() - begun)
+            logger.info("%s %d/%d: %s%s", step, done, total, _line(result), left)
+        elif _was_not_begun(future):
+            waiting += 1
         else:
             logger.error("%s %d/%d: failed: %s", step, done, total, _message(future))
 
         # every update is a request to the server
         if done * 10 // total != (done - 1) * 10 // total:
             rate = rows / max(time.monotonic() - started, 1e-6)
-            counted = f"{done} of {total} shards, {rows} rows, {failed} items failed, {rate:.1f} rows/s"
+            counted = f"{done} of {total} shards, {rows} rows, {failed} items failed, {rate:.1f} rows/s{left}"
             update_progress_artifact(
                 artifact, progress=100.0 * done / total, description=f"{step}: {counted}"
             )
+
+    # each of them would say no more than that another one failed
+    if waiting:
+        logger.error("%s: %d shards were not begun, as the shards they build on failed", step, waiting)
+
+
+def time_left(shards: int, computed: int, seconds: float) -> str:
+    """Return how long some shards will take, as the end of a line; nothing where that cannot be known.
+
+    Args:
+        shards: Those that have not ended.
+        computed: Those that were computed so far; what was found done says nothing of the pace.
+        seconds: What they took together.
+    """
+    if not shards or not computed:
+        return ""
+    left = shards * seconds / computed
+    for unit, size in (("h", 3600), ("min", 60)):
+        if left >= 2 * size:
+            return f", about {left / size:.0f} {unit} left"
+    return f", about {left:.0f} s left"
+
+
+def _was_not_begun(future: PrefectFuture[_R]) -> bool:
+    """Return whether a shard failed for want of one before it, which is told of itself."""
+    return future.state.name == "NotReady"
 
 
 def _kept_with_failures(future: PrefectFuture[_R]) -> bool:
@@ -239,14 +283,4 @@ def _report(summary: StepSummary[_R]) -> None:
         "%s: %d rows in %d shards, %d computed now, %d items failed, %.1f s, %.1f rows/s computed",
         summary.step, summary.rows, len(summary.results), summary.computed, summary.failed,
         summary.seconds, summary.rate,
-    )  # fmt: skip
-
-    create_table_artifact(
-        key=f"{summary.step}-summary",
-        description=f"what {summary.step} did",
-        table=[{
-            "shards": len(summary.results), "computed now": summary.computed, "rows": summary.rows,
-            "failed items": summary.failed, "seconds": round(summary.seconds, 1),
-            "rows/s": round(summary.rate, 1),
-        }],
     )  # fmt: skip

@@ -30,6 +30,7 @@ from tasks.settings.settings import fast_relevance as fast_relevance
 from tasks.settings.settings import fields_of as fields_of
 from tasks.settings.uris import Clip as Clip
 from tasks.settings.uris import OptionalUri as OptionalUri
+from tasks.settings.uris import OrUsual as OrUsual
 from tasks.settings.uris import Prompt as Prompt
 from tasks.settings.uris import TemplateSet as TemplateSet
 from tasks.settings.uris import Uri as Uri

@@ -15,13 +15,15 @@ from math import prod
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, WithJsonSchema, model_validator
+from pydantic import Field, GetJsonSchemaHandler, ValidationError, WithJsonSchema, model_validator
+from pydantic.json_schema import JsonSchemaValue
 
 from styleclip_core.editing import ChannelSelection, Weights, allowed_layers, layer_names
 from styleclip_core.errors import LayoutMismatchError
 from styleclip_core.models.mapper import PUBLISHED_STRENGTH
 from tasks.settings import Optimization, Prompt, Settings, SettingsError, TemplateSet, UriOrNone, describe
 from tasks.settings.files import read_list
+from tasks.settings.folding import folded, unfolded
 from tasks.settings.variants import FOREIGN, NAME, Method, slug
 from tasks.settings.variants import EditVariant as EditVariant
 from tasks.settings.variants import RelevanceSource as RelevanceSource
@@ -39,7 +41,10 @@ _Threshold = Annotated[float, WithJsonSchema({"type": "number", "minimum": 0, "m
 
 
 class EditStep(Settings):
-    """Prompts, a method, and that method's settings."""
+    """Prompts, a method, and that method's settings.
+
+    What few edits need may also stand in a mapping ``advanced``, which is how a form folds it away.
+    """
 
     neutral: Prompt = Field("face", description="What the prompt is compared with")
     target: Prompt = Field(description="What the image should become")
@@ -79,6 +84,15 @@ class EditStep(Settings):
     templates: TemplateSet | None = Field(
         None, description="Prompt templates; styleclip-79 for style directions, none for the other methods"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unfold(cls, given: Any) -> Any:  # noqa: ANN401 - whatever somebody gives
+        return unfolded(given)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:  # noqa: ANN401
+        return folded(handler.resolve_ref_schema(handler(core)))
 
     @model_validator(mode="after")
     def _check_step(self) -> EditStep:

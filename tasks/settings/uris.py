@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from zoneinfo import available_timezones
 
-from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, GetCoreSchemaHandler, WithJsonSchema
 
 from styleclip_core.templates import TEMPLATE_SETS
 
 # What names a weights file and not a network that is published under a name (``ViT-B/32``).
-_FILE = r"[./~]|[A-Za-z][A-Za-z0-9+.-]*:|.*\.(?:pt|pth|safetensors)$"
+_FILE = r"[./~]|[A-Za-z][A-Za-z0-9+.-]*:|.*\.(?:pt|pth|safetensors)$|.*[=?;@#]"
+
+
+_Group = TypeVar("_Group")
+
+
+class _UsualIfNone:
+    """Takes nothing for a group of settings as they usually are: a form sends that for one nobody opened."""
+
+    def __get_pydantic_core_schema__(self, group: Any, handler: GetCoreSchemaHandler) -> Any:  # noqa: ANN401
+        def filled_in(given: object) -> object:
+            return group() if given is None else given
+
+        return handler.generate_schema(Annotated[group, BeforeValidator(filled_in)])
+
+
+OrUsual = Annotated[_Group, _UsualIfNone()]
 
 
 def is_clip_name(given: str) -> bool:

@@ -25,6 +25,7 @@ from tasks.storage.items import read_item as read_item
 from tasks.storage.keys import output_key as output_key
 from tasks.storage.listing import ObjectInfo as ObjectInfo
 from tasks.storage.listing import delete_stale_temporaries as delete_stale_temporaries
+from tasks.storage.listing import first_page as first_page
 from tasks.storage.listing import list_folders as list_folders
 from tasks.storage.listing import list_objects as list_objects
 from tasks.storage.listing import sorted_objects as sorted_objects
@@ -43,10 +44,12 @@ from tasks.storage.outages import ChangedObjectError as ChangedObjectError
 from tasks.storage.outages import MissingObjectError as MissingObjectError
 from tasks.storage.outages import StorageError as StorageError
 from tasks.storage.outages import StoreError as StoreError
+from tasks.storage.outages import StoreFullError as StoreFullError
 from tasks.storage.places import NO_PLACE as NO_PLACE
 from tasks.storage.places import PlaceError as PlaceError
 from tasks.storage.places import canonical as canonical
 from tasks.storage.places import here as here
+from tasks.storage.places import holds_credentials as holds_credentials
 from tasks.storage.places import is_local as is_local
 from tasks.storage.places import lies_in as lies_in
 from tasks.storage.places import local_path as local_path

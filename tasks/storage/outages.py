@@ -121,7 +121,17 @@ def explained(uri: str, action: str) -> Iterator[None]:
     except _FOREIGN as error:
         kind = classify(error)
         reason = " ".join((str(error) or type(error).__name__).split())[:300]
-        raise kind(f"cannot {action} {uri}: {_explanation(kind, reason)}") from error
+        told = f"cannot {action} {uri}: {_explanation(kind, reason)}"
+        raise kind(told + (_whose_path(uri) if kind is MissingObjectError else "")) from error
+
+
+def _whose_path(uri: str) -> str:
+    """Return, of a path, on which machine it was looked for: whoever typed it into a form has another one."""
+    from tasks.storage.places import here, is_local  # which knows the errors above
+
+    if not is_local(uri):
+        return ""
+    return f" where this is executed ({here()}); give a path that exists there, or a URI"
 
 
 def _explanation(kind: type[StorageError], reason: str) -> str:

@@ -22,7 +22,19 @@ from tasks.storage.outages import StorageError
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _ALIASES = {"s3a": "s3", "gcs": "gs", "local": "file"}
 _WINDOWS = r"[A-Za-z]:(?:[\\/]|$)|\\\\"
-_CREDENTIALS = r"[A-Za-z0-9+.-]+://[^/]*:[^/]*@|[sS]3[aA]?://(?!arn:)[^/]*[:@]"
+_AUTHORITY = (
+    r"(?:[^/]*::)?(?:"  # a cache or an archive before the place itself
+    r"[A-Za-z0-9+.-]+://[^/]*:[^/]*@|[sS]3[aA]?://(?!arn:)[^/]*[:@]|[hH][tT][tT][pP][sS]?://[^/]*@)"
+)
+# What makes a link that anybody may use: signed ones of S3, Google and Azure, and keys by their usual names.
+_SIGNING = "|".join(
+    (
+        "X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)", "Signature", "sig", "AWSAccessKeyId",
+        "GoogleAccessId", "(?:access_?|auth_?|id_?)?token", "(?:api_?|access_?|secret_?|account_?)?key",
+        "SharedAccessSignature", "(?:client_?)?secret", "pass(?:word|wd)?", "credentials?",
+    )
+)  # fmt: skip
+_CREDENTIALS = rf"{_AUTHORITY}|[\s\S]*[?&;#](?i:{_SIGNING})="
 _MISSPELT = r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)|[sS]3[aA]?:(?!//)"
 _NO_BUCKET = r"(?![fF][iI][lL][eE]:)[A-Za-z][A-Za-z0-9+.-]*:///*$|[sS]3[aA]?:///"
 
@@ -106,16 +118,21 @@ def lies_in(place: str, prefix: str) -> bool:
     return f"{place}/".startswith(prefix if prefix.endswith("/") else f"{prefix}/")
 
 
+def holds_credentials(uri: str) -> bool:
+    """Return whether a URI would carry a secret into logs and results."""
+    return bool(re.match(_CREDENTIALS, uri))
+
+
 def refuse_credentials(uri: str) -> None:
     """Refuse a URI that would carry a secret into logs and results.
 
     Raises:
         PlaceError: If it holds credentials; the message does not repeat them.
     """
-    if re.match(_CREDENTIALS, uri):
+    if holds_credentials(uri):
         raise PlaceError(
             "the URI holds credentials; give them in the environment, e.g. AWS_ACCESS_KEY_ID or AWS_PROFILE, "
-            "never in a URI or a parameter"
+            "never in a URI or a parameter, where a signed link or a token is one too"
         )
 
 

@@ -8,6 +8,8 @@ import pytest
 import yaml
 from running import LIMIT, PAGE, POOL, ROOT, SCREENSHOTS, Prefect, wait_until
 
+from flows.forms import flow_of, form_of
+
 DEPLOYED = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
 
 
@@ -25,14 +27,7 @@ def test_every_deployment_is_there_with_queue_tags_and_a_form(prefect, wanted):
     assert found["description"] == wanted["description"]
     assert found["enforce_parameter_schema"] is True
     assert found["parameters"].keys() == wanted["parameters"].keys()
-    for name, field in found["parameter_openapi_schema"]["properties"].items():
-        shown = {**_definition(found, field), **field}
-        assert shown.get("description"), f"{name} has no description"
-
-
-def _definition(found: dict, field: dict) -> dict:
-    name = field.get("$ref", "").rpartition("/")[2]
-    return found["parameter_openapi_schema"].get("definitions", {}).get(name, {})
+    assert found["parameter_openapi_schema"] == form_of(flow_of(wanted["entrypoint"]))
 
 
 def test_the_nightly_build_is_scheduled(prefect):
@@ -100,25 +95,39 @@ def test_metrics_of_the_server_s_process_are_there(prefect):
     assert "process_resident_memory_bytes" in text
 
 
+EDIT, NIGHTLY = "edit-images/edit-photographs", "build-relevance/nightly"
 WRONG = [
-    ("edit-images/on-demand", {"edits": []}, "edits"),
-    ("edit-images/on-demand", {"edits": [{"target": "hat", "method": "magic"}]}, "magic"),
-    ("edit-images/on-demand", {"edits": [{"target": "hat", "templates": "mine"}]}, "mine"),
-    ("edit-images/on-demand", {"execution": {"shard_size": 0}}, "shard_size"),
-    ("edit-images/on-demand", {"photos": "https://user:canary-userinfo@host/in"}, "photos"),
-    ("edit-images/on-demand", {"photos": "s3://AKIAX:canary-userinfo@bucket/in"}, "photos"),
-    ("build-relevance/nightly", {"relevance": {"batch_size": 33}}, "batch_size"),
-    ("build-relevance/nightly", {"relevance": {"strenght": 2}}, "strenght"),
-    ("build-relevance/nightly", {"nightly": {"time_zone": "Atlantis/Capital"}}, "Atlantis"),
-    ("build-relevance/nightly", {"nightly": {"night": "tomorrow"}}, "tomorrow"),
-    ("build-relevance/nightly", {"add_samples": -1}, "add_samples"),
-    ("train-mapper/on-demand", {"targets": []}, "targets"),
-    ("train-mapper/on-demand", {"training": {"decay": 2}}, "decay"),
-    ("align-faces/on-demand", {"alignment": {"output_size": 1}}, "output_size"),
-]  # fmt: skip
+    (EDIT, {"edits": []}, "edits"),
+    (EDIT, {"edits": [{"target": "hat", "method": "magic"}]}, "magic"),
+    (EDIT, {"edits": [{"target": "hat", "templates": "mine"}]}, "mine"),
+    (EDIT, {"edits": [{"target": "hat", "advanced": {"templates": "mine"}}]}, "mine"),
+    (EDIT, {"edits": [{"target": "hat", "tarrget": "cap"}]}, "tarrget"),
+    (EDIT, {"edits": [{"target": " "}]}, "target"),
+    (EDIT, {"edits": [{"target": "hat", "beta": 1.5}]}, "1.5"),
+    (EDIT, {"edits": [{"target": "hat", "beta": 0.1, "top_k": 3}]}, "give beta or top_k, one of them"),
+    (EDIT, {"edits": [{"target": "hat", "beta": 0.1, "advanced": {"top_k": 3}}]}, "give beta or top_k"),
+    (EDIT, {"edits": [{"target": "hat", "method": "mapper"}]}, "with its weights as advanced.mapper"),
+    (EDIT, {"edits": [{"target": "hat", "alpha": [each / 100 for each in range(2001)]}]}, "edits[0].alpha"),
+    (EDIT, {"photo": "s3://in/"}, "photo"),
+    (EDIT, {"execution": {"shard_size": 0}}, "shard_size"),
+    (EDIT, {"photos": "https://user:canary-userinfo@host/in"}, "photos"),
+    (EDIT, {"photos": "s3://AKIAX:canary-userinfo@bucket/in"}, "photos"),
+    (EDIT, {"photos": "https://host/in?X-Amz-Signature=canary-userinfo"}, "photos"),
+    ("evaluate-edits/score-edits", {"judges": {"clip": "https://host/c.pt?sig=canary-userinfo"}}, "clip"),
+    ("report-batch/write-batch-page", {"evaluations": ["s3://b:canary-userinfo@c/e"]}, "evaluations"),
+    (NIGHTLY, {"relevance": {"batch_size": 33}}, "batch_size"),
+    (NIGHTLY, {"relevance": {"strenght": 2}}, "strenght"),
+    (NIGHTLY, {"nightly": {"time_zone": "Atlantis/Capital"}}, "Atlantis"),
+    (NIGHTLY, {"nightly": {"night": "tomorrow"}}, "tomorrow"),
+    (NIGHTLY, {"add_samples": -1}, "add_samples"),
+    ("train-mapper/train-mappers", {"targets": []}, "targets"),
+    ("train-mapper/train-mappers", {"targets": [""]}, "targets"),
+    ("train-mapper/train-mappers", {"training": {"decay": 2}}, "decay"),
+    ("align-faces/cut-out-faces", {"alignment": {"output_size": 1}}, "output_size"),
+]
 
 
-@pytest.mark.parametrize(("deployment", "wrong", "named"), WRONG, ids=str)
+@pytest.mark.parametrize(("deployment", "wrong", "named"), WRONG, ids=lambda each: str(each)[:60])
 def test_a_wrong_value_is_refused_before_there_is_a_run(prefect, deployment, wrong, named):
     found = prefect.get(f"deployments/name/{deployment}")
     before = prefect.post("flow_runs/count")
@@ -131,21 +140,33 @@ def test_a_wrong_value_is_refused_before_there_is_a_run(prefect, deployment, wro
     assert prefect.post("flow_runs/count") == before
 
 
-def test_the_form_shows_names_units_ranges_choices_and_defaults(prefect: Prefect, browser):
-    found = prefect.get("deployments/name/build-relevance/nightly")
+TALLEST = 3500  # pixels of a form with one edit, in a window 1300 wide
+TABS = {"/v2": "change", "": "Relevance"}  # what opens a group: the one UI says its title, the other its kind
+
+
+@pytest.mark.parametrize("ui", TABS)
+def test_the_form_fits_on_a_few_screens_and_opens_what_experts_want(prefect: Prefect, browser, ui):
+    found = prefect.get(f"deployments/name/{EDIT}")
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    page = browser.new_page(viewport={"width": 1300, "height": 2600})
+    page = browser.new_page(viewport={"width": 1300, "height": 1000})
     page.set_default_timeout(PAGE)
-    page.goto(f"{prefect.url}/v2/deployments/deployment/{found['id']}/run", wait_until="domcontentloaded")
-    page.get_by_text("Truncation Psi").first.wait_for(timeout=PAGE)
+    page.goto(f"{prefect.url}{ui}/deployments/deployment/{found['id']}/run", wait_until="domcontentloaded")
+    page.get_by_text("How photographs become latents.").first.wait_for(timeout=PAGE)
+    height = "Math.max(...[...document.querySelectorAll('*')].map(each => each.scrollHeight))"
+    tall = page.evaluate(height)
+    assert ui != "/v2" or tall < TALLEST
+    page.set_viewport_size({"width": 1300, "height": tall})
+    name = "v2" if ui else "v1"
+    page.screenshot(path=SCREENSHOTS / f"form-{name}.png", full_page=True)
+
+    # everyday fields stand there, in the order in which one thinks of them; the rest is folded away
     text = page.locator("body").inner_text()
-    for wanted in (
-        "Pull towards the average w; 1 for none", "Size of the move in standard deviations of the channel",
-        "Style codes per channel that a night adds", "URI of the folder for artifacts",
-    ):  # fmt: skip
-        assert wanted in text
-    page.screenshot(path=SCREENSHOTS / "form.png", full_page=True)
-    page.goto(f"{prefect.url}/deployments/deployment/{found['id']}/run", wait_until="domcontentloaded")
-    page.get_by_text("Truncation Psi").first.wait_for(timeout=PAGE)
-    page.screenshot(path=SCREENSHOTS / "form-v1.png", full_page=True)
+    assert text.index("photos\n") < text.index("edits\n") < text.index("Target\n") < text.index("out\n")
+    assert "Field\n" not in text
+    assert "Channels Per Shard" not in text
+    assert page.locator("textarea").nth(3).input_value() == ""  # the edit's name
+
+    page.get_by_text(TABS[ui], exact=True).nth(2 if ui else 0).click()
+    page.get_by_text("Size of the move in standard deviations of the channel").wait_for(timeout=PAGE)
+    page.screenshot(path=SCREENSHOTS / f"form-open-{name}.png", full_page=True)
     page.close()

@@ -34,7 +34,7 @@ def edited(prefect, bucket) -> str:
     for number in range(4):
         bucket.pipe_file(f"photographs/in/p{number}.png", encoded(portrait(number)))
     bucket.pipe_file("photographs/in/broken.png", b"no image")
-    run = prefect.start_run("edit-images/on-demand", _parameters("s3://photographs/in"))
+    run = prefect.start_run("edit-images/edit-photographs", _parameters("s3://photographs/in"))
     prefect.wait_for(run, "Completed", "Failed", "Crashed")
     assert prefect.state(run) == "Completed", prefect.tail()
     return run
@@ -50,7 +50,7 @@ def _parameters(photos: str) -> dict:
 
 
 def _failed_run(prefect: Prefect) -> str:
-    run = prefect.start_run("edit-images/on-demand", _parameters("s3://nowhere/in"))
+    run = prefect.start_run("edit-images/edit-photographs", _parameters("s3://nowhere/in"))
     prefect.wait_for(run, "Failed", "Completed", "Crashed")
     assert prefect.state(run) == "Failed"
     assert any("no such object or bucket" in line for line in prefect.logs(run))
@@ -69,7 +69,7 @@ def _strings(name: str, content: bytes) -> bytes:
 
 def test_no_secret_is_left_anywhere(prefect, bucket, edited):
     _failed_run(prefect)
-    deployment = prefect.get("deployments/name/edit-images/on-demand")["id"]
+    deployment = prefect.get("deployments/name/edit-images/edit-photographs")["id"]
     parameters = _parameters("https://user:canary-userinfo@example.org/in")
     refused = prefect.ask("POST", f"deployments/{deployment}/create_flow_run", {"parameters": parameters})
     assert refused.status_code == 409
@@ -114,12 +114,14 @@ def test_no_secret_is_left_anywhere(prefect, bucket, edited):
 def test_metrics_for_grafana_are_those_of_the_runs(prefect, edited):
     text = prefect.styleclip("server-metrics")
     lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-    assert float(lines['styleclip_runs{deployment="edit-images/on-demand",state="COMPLETED"}']) == 1
+    assert float(lines['styleclip_runs{deployment="edit-images/edit-photographs",state="COMPLETED"}']) == 1
     assert lines['styleclip_step_rows{step="invert-images"}'] == "5.0"
     assert lines['styleclip_step_failed_items{step="invert-images"}'] == "1.0"
     assert float(lines['styleclip_step_rows_per_second{step="edit-images"}']) > 0
     ended = prefect.get(f"flow_runs/{edited}")["end_time"]
-    last = float(lines['styleclip_last_completed_timestamp_seconds{deployment="edit-images/on-demand"}'])
+    last = float(
+        lines['styleclip_last_completed_timestamp_seconds{deployment="edit-images/edit-photographs"}']
+    )
     assert last == pytest.approx(datetime.fromisoformat(ended).timestamp(), abs=0.01)
 
 

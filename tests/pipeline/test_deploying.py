@@ -10,17 +10,18 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import DeploymentUpdate
+from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
 
 from flows import deployments
 from flows.deployments import DeployError, deploy, read_environment
+from flows.forms import flow_of, form_of
 from flows.server_setup import POOL, ServerSetup, set_up
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("STYLECLIP_GENERATOR", "STYLECLIP_CLIP", "STYLECLIP_WORKSPACE")
 VALUES = dict(zip(NAMES, ("s3://models/g.pkl", "ViT-B/32", "s3://results/w"), strict=True))
-NIGHTLY, PROMPTS = "build-relevance/nightly", "inspect-prompts/on-demand"
+NIGHTLY, PROMPTS = "build-relevance/nightly", "inspect-prompts/check-prompts"
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +109,7 @@ def test_what_people_paused_and_scheduled_stays_and_the_rest_is_as_in_the_file(f
         assert nightly.parameters["workspace"] == "s3://results/w"
 
     # a schedule of the UI counts as one: what it has now may not be emptied
-    with pytest.raises(DeployError, match="inspect-prompts/on-demand has a schedule and would lack"):
+    with pytest.raises(DeployError, match="inspect-prompts/check-prompts has a schedule and would lack"):
         deploy(file, {})
 
 
@@ -192,3 +193,31 @@ def test_without_a_server_the_command_says_what_is_missing(monkeypatch, tmp_path
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.startswith("error: there is no Prefect server: start one and give its address")
+
+
+def test_what_is_no_longer_in_the_file_is_named_and_left_alone(file, client):
+    set_up(ServerSetup(unprotected=True))
+    content = yaml.safe_load(file.read_text())
+    _nightly, prompts = content["deployments"]
+    others = [
+        {**prompts, "name": "retired", "schedules": [{"cron": "0 3 * * *", "timezone": "UTC"}]},
+        {**prompts, "name": "of-somebody-else", "tags": [], "work_pool": {"name": "theirs"}},
+    ]
+    client.create_work_pool(WorkPoolCreate(name="theirs", type="process"))
+    before = file.with_name("before.yaml")
+    before.write_text(yaml.safe_dump({**content, "deployments": [*content["deployments"], *others]}))
+    deploy(before, VALUES)
+
+    told = deploy(file, VALUES)
+    (line,) = [line for line in told if "brought up to date" not in line]
+    assert line == (
+        "inspect-prompts/retired: is on the server and not in the file; if nobody needs it, remove it with "
+        "`prefect deployment delete inspect-prompts/retired`; its schedule goes on starting runs until then"
+    )
+    there = {each.name for each in client.read_deployments()}
+    assert {"nightly", "check-prompts", "retired", "of-somebody-else"} <= there
+
+    # the form is ours, not what Prefect makes of a signature
+    found = client.read_deployment_by_name(PROMPTS)
+    assert found.parameter_openapi_schema == form_of(flow_of(prompts["entrypoint"]))
+    client.delete_deployment(client.read_deployment_by_name("inspect-prompts/retired").id)

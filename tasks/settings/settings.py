@@ -25,12 +25,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
-from styleclip_core import mapper_training, optimization
-from styleclip_core.choosing import ChoosingSettings
 from styleclip_core.errors import StyleCLIPError
-from styleclip_core.inversion import RefinementSettings
-from styleclip_core.mapper_training import MapperTrainingSettings
-from styleclip_core.optimization import OptimizationSettings
 from styleclip_core.options import (
     ChangesNoResult,
     NamedIfChanged,
@@ -40,8 +35,13 @@ from styleclip_core.options import (
     describe_excess,
     parameters,
 )
-from styleclip_core.pivotal import PivotalSettings
-from styleclip_core.relevance import RelevanceSettings
+from styleclip_core.settings import mapper_training, optimization
+from styleclip_core.settings.choosing import ChoosingSettings
+from styleclip_core.settings.inversion import RefinementSettings
+from styleclip_core.settings.mapper_training import MapperTrainingSettings
+from styleclip_core.settings.optimization import OptimizationSettings
+from styleclip_core.settings.pivotal import PivotalSettings
+from styleclip_core.settings.relevance import RelevanceSettings
 from tasks.settings.uris import Clip, OptionalUri, Prompt, TemplateSet, TimeZone, Uri, UriOrNone
 
 _REFUSING = ConfigDict(extra="forbid", hide_input_in_errors=True)

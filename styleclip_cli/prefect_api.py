@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import signal
+import os
 import subprocess
-from contextlib import suppress
+import sys
 from typing import Any
 
 import httpx
+import prefect
 from prefect.client.orchestration import get_client
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import get_current_settings
 from prefect.settings.models.server.ephemeral import ServerEphemeralSettings
 
-from styleclip_cli.interrupts import at_once
 from styleclip_core.errors import StyleCLIPError
 
 PATIENCE = 600  # seconds; on a busy machine a first start makes its database for minutes
@@ -26,25 +26,32 @@ class ServerError(StyleCLIPError):
 
 
 class _Spared(SubprocessASGIServer):
-    """A temporary server that Ctrl-C at the terminal does not reach: it ends when its command does.
-
-    A terminal sends Ctrl-C to all processes of a command, and the run would wait minutes for a server that
-    has gone.
-    """
+    """A temporary server that no signal to the command reaches, see ``styleclip_cli.temporary_server``."""
 
     def _run_uvicorn_command(self) -> subprocess.Popen[Any]:
-        # a process inherits which signals are blocked, and one that stays blocked is never delivered
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            return super()._run_uvicorn_command()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        # as Prefect's own, but for who runs it
+        return subprocess.Popen(
+            [
+                sys.executable, "-m", "styleclip_cli.temporary_server",
+                "--app-dir", str(prefect.__module_path__.parent),
+                "--factory", "prefect.server.api.server:create_app",
+                "--host", "127.0.0.1", "--port", str(self.port), "--log-level", "error", "--lifespan", "on",
+            ],
+            env={
+                **os.environ,
+                "PREFECT_UI_ENABLED": "0",
+                "PREFECT__SERVER_EPHEMERAL": "1",
+                "PREFECT__SERVER_FINAL": "1",
+                **get_current_settings().to_environment_variables(exclude_unset=True),
+            },
+            stdin=subprocess.PIPE,
+        )  # fmt: skip
 
-    def end(self) -> None:
-        """Tell it to end, and do not wait for that."""
-        if self.server_process:
-            with suppress(OSError):
-                self.server_process.terminate()
+    def stop(self) -> None:
+        """Let it end, and wait for that."""
+        if self.server_process and self.server_process.stdin:
+            self.server_process.stdin.close()
+        super().stop()
 
 
 def reach(*, named: bool = False) -> None:
@@ -90,7 +97,6 @@ def start(ephemeral: ServerEphemeralSettings) -> None:
     patience = ephemeral.startup_timeout_seconds if chosen else PATIENCE
     # Prefect takes it for its own: there is one of them in a process, whoever makes it
     server = _Spared()
-    at_once(server.end)
     try:
         server.start(timeout=patience)
     except Exception as error:

@@ -23,6 +23,7 @@ from styleclip_core.files.checkpoint import Checkpoint
 from styleclip_core.models.network import Network, filled
 from styleclip_core.models.stylegan2 import FullyConnected
 from styleclip_core.models.weights import read_network, refusing, save_network
+from styleclip_core.settings.mapper_training import PUBLISHED_STRENGTH as PUBLISHED_STRENGTH
 from styleclip_core.settings.mapper_training import Kind
 from styleclip_core.style_space import StyleCode
 

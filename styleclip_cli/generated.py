@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
@@ -152,17 +152,19 @@ def _worded(value: object) -> str:
 
 
 def _words(info: FieldInfo) -> tuple[str, ...]:
-    """Return what a field can be, where a list of words is given beside its type."""
-    schemas = (each.json_schema or {} for each in info.metadata if isinstance(each, WithJsonSchema))
-    listed = next((each["enum"] for each in schemas if "enum" in each), ())
-    # of a list of choices, typer sees texts
-    return tuple(listed) or tuple(_literals(info.annotation))
+    """Return what a field can be, where its type or a schema beside that lists words."""
+    return tuple(_listed((info.annotation, *info.metadata)))
 
 
-def _literals(annotation: Any) -> Iterator[str]:  # noqa: ANN401
-    """Yield the texts that a type names, however deep."""
-    for each in get_args(annotation):
-        yield from [each] if isinstance(each, str) else _literals(each)
+def _listed(marks: Iterable[Any]) -> Iterator[str]:
+    """Yield the texts that types and their metadata name, however deep: typer sees some alone."""
+    for each in marks:
+        if isinstance(each, str):
+            yield each
+        elif isinstance(each, WithJsonSchema):
+            yield from (each.json_schema or {}).get("enum", ())
+        else:
+            yield from _listed(get_args(each))
 
 
 def sentence(info: FieldInfo) -> str:

@@ -26,6 +26,8 @@ from typing import Any
 
 import typer
 
+_WIDEST = 10_000  # columns of a table that goes to a file
+
 
 @dataclass
 class _Said:
@@ -119,11 +121,14 @@ def table(header: list[str], lines: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    printed, console = Table(*header), Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        console.width = _WIDEST
+
+    printed = Table(*header)
     for line in lines:
         printed.add_row(*line)
-    width = None if console.is_terminal else 10_000
-    console.print(printed, width=width, crop=False, overflow="ignore")
+    console.print(printed)
 
 
 def summarize(result: Any) -> None:  # noqa: ANN401 - flows are imported late

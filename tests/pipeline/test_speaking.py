@@ -18,6 +18,7 @@ from tasks.settings.edits import load_edits
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "prefect", "pandas", "pyarrow", "fsspec", "botocore", "rich", "matplotlib"}
+WIDE = {"COLUMNS": "120"}  # text is wrapped, but no word of it
 BASH = {"_STYLECLIP_COMPLETE": "complete_bash"}
 KEYS = [
     "command", "version", "status", "result", "counts", "steps", "passed_over", "notes", "error", "seconds",
@@ -124,7 +125,7 @@ def test_names_of_clips_that_are_suggested_exist():
 
 @pytest.mark.parametrize(("words", "command"), COMMANDS, ids=[" ".join(words) for words, _ in COMMANDS])
 def test_every_default_and_every_sentence_is_shown_in_the_help(called, words, command):
-    status, shown, told = called(*words, "--help")
+    status, shown, told = called(*words, "--help", **WIDE)
     assert (status, told) == (0, "")
     flat = " ".join(shown.split())
     context = typer.main.get_command(main.app).make_context("styleclip", [], resilient_parsing=True)
@@ -142,15 +143,15 @@ def test_every_default_and_every_sentence_is_shown_in_the_help(called, words, co
 
 
 def test_what_a_preset_decides_is_shown_for_each_preset(called):
-    shown = " ".join(called("edit", "--help")[1].split())
+    shown = " ".join(called("edit", "--help", **WIDE)[1].split())
     assert "Evaluations of the loss, at most [default: (published 300, gentle 60); x>=1]" in shown
     assert "[default: (edit)]" in shown
-    shown = " ".join(called("train-mapper", "--help")[1].split())
+    shown = " ".join(called("train-mapper", "--help", **WIDE)[1].split())
     assert "[default: (coarse and medium and fine)]" in shown
 
 
 def test_the_everyday_options_come_before_those_of_experts(called):
-    shown = called("edit", "--help")[1]
+    shown = called("edit", "--help", **WIDE)[1]
     places = [shown.index(each) for each in (
         "\nOptions:", "--photos", "--target", "\nPrompts, a method", "--alpha", "\nNetworks:", "--generator",
         "\nHow photographs become latents:", "--pivotal-rank", "--workers", "--json",
@@ -159,7 +160,7 @@ def test_the_everyday_options_come_before_those_of_experts(called):
 
 
 def test_the_listing_says_of_commands_what_they_say_of_themselves(called):
-    listing = called("--help")[1]
+    listing = called("--help", **WIDE)[1]
     names = [line.split()[0] for line in listing.splitlines() if line.startswith("  ") and line[2] != " "]
     assert [name for name in names if name in PLACES] == list(PLACES)
     flat = " ".join(listing.split())
@@ -193,13 +194,13 @@ def test_json_says_what_was_made(called, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "status", "why"),
     [
-        (["edit", "--photos", "x"], 2, "Missing option '--out'; see styleclip edit --help"),
+        (["edit", "--photos", "x"], 2, "'--out' (env var: 'STYLECLIP_OUT'); see styleclip edit --help"),
         (["edit", "--no-such"], 2, "No such option: --no-such; see styleclip edit --help"),
         (["no-such"], 2, "No such command 'no-such'; see styleclip --help"),
         (["models", "show", "no-such"], 2, "no published model is called 'no-such' (styleclip models list"),
         (["build-relevance", "--workspace=y", "--precision=int8"], 2, "Invalid value for '--precision'"),
         (["report"], 2, "say what to report: --manifest of a batch, or --partial with a prefix"),
-        (["report", "--manifest", "none.parquet"], 2, "none.parquet: there is no such object"),
+        (["convert", "none.pt", "y.safetensors"], 2, "error: no weights at none.pt; give the path"),
     ],
 )  # fmt: skip
 def test_an_error_is_one_line_and_one_object_in_a_narrow_terminal(

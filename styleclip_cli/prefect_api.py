@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from typing import Any
-
 import httpx
-import prefect
 from prefect.client.orchestration import get_client
-from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import get_current_settings
 from prefect.settings.models.server.ephemeral import ServerEphemeralSettings
 
@@ -23,35 +16,6 @@ _ANSWER = 30.0  # seconds for one answer of a server
 
 class ServerError(StyleCLIPError):
     """There is no Prefect server to run on."""
-
-
-class _Spared(SubprocessASGIServer):
-    """A temporary server that no signal to the command reaches, see ``styleclip_cli.temporary_server``."""
-
-    def _run_uvicorn_command(self) -> subprocess.Popen[Any]:
-        # as Prefect's own, but for who runs it
-        return subprocess.Popen(
-            [
-                sys.executable, "-m", "styleclip_cli.temporary_server",
-                "--app-dir", str(prefect.__module_path__.parent),
-                "--factory", "prefect.server.api.server:create_app",
-                "--host", "127.0.0.1", "--port", str(self.port), "--log-level", "error", "--lifespan", "on",
-            ],
-            env={
-                **os.environ,
-                "PREFECT_UI_ENABLED": "0",
-                "PREFECT__SERVER_EPHEMERAL": "1",
-                "PREFECT__SERVER_FINAL": "1",
-                **get_current_settings().to_environment_variables(exclude_unset=True),
-            },
-            stdin=subprocess.PIPE,
-        )  # fmt: skip
-
-    def stop(self) -> None:
-        """Let it end, and wait for that."""
-        if self.server_process and self.server_process.stdin:
-            self.server_process.stdin.close()
-        super().stop()
 
 
 def reach(*, named: bool = False) -> None:
@@ -93,10 +57,13 @@ def start(ephemeral: ServerEphemeralSettings) -> None:
     Raises:
         ServerError: If it does not start.
     """
+    # here and not above: it takes seconds, and who names a server has no use for it
+    from styleclip_cli.spared import SparedServer
+
     chosen = "startup_timeout_seconds" in ephemeral.model_fields_set
     patience = ephemeral.startup_timeout_seconds if chosen else PATIENCE
     # Prefect takes it for its own: there is one of them in a process, whoever makes it
-    server = _Spared()
+    server = SparedServer()
     try:
         server.start(timeout=patience)
     except Exception as error:

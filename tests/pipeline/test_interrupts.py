@@ -169,10 +169,10 @@ def test_a_server_that_does_not_start_in_time_is_one_line(environment, invert):
 def test_patience_is_the_user_s_where_there_is_one(monkeypatch):
     from prefect.settings import get_current_settings
 
-    from styleclip_cli import prefect_api
+    from styleclip_cli import prefect_api, spared
 
     waited = []
-    monkeypatch.setattr(prefect_api._Spared, "start", lambda self, timeout: waited.append(timeout))
+    monkeypatch.setattr(spared.SparedServer, "start", lambda self, timeout: waited.append(timeout))
     ephemeral = type(get_current_settings().server.ephemeral)
     for settings in (ephemeral(enabled=True), ephemeral(enabled=True, startup_timeout_seconds=7)):
         prefect_api.start(settings)

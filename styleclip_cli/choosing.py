@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from styleclip_cli.generated import Shown, with_options
+from styleclip_cli import output
+from styleclip_cli.generated import Shown
 from styleclip_cli.options import (
     Clip,
     Codes,
@@ -21,9 +22,7 @@ from styleclip_cli.options import (
     Workers,
     Workspace,
     chosen_models,
-    console,
     prepare,
-    summarize,
     with_codes,
     with_progress,
 )
@@ -61,11 +60,11 @@ def choose(
     clip: Clip = "",
     encoder: Encoder = "",
     choosing: Annotated[Choosing, Shown()] = Choosing(),
-    most_variants: MostVariants = MOST_VARIANTS,
     sampling: Codes = Sampling(),
     relevance: Table = Relevance(),
     inversion: InvertingFirst = Inversion(),
     execution: Shards = Execution(),
+    most_variants: MostVariants = MOST_VARIANTS,
     workers: Workers = 0,
     verbose: Verbose = False,
 ) -> None:
@@ -88,13 +87,13 @@ def choose(
         )
     )  # fmt: skip
 
-    summarize(result)
+    output.summarize(result)
     for choice in result.choices:
-        console.print(f"{choice.target}: {choice.summary}", markup=False, soft_wrap=True)
-        console.print(f"  every pair tried: {choice.uri}", markup=False, soft_wrap=True)
+        output.note(f"{choice.target}: {choice.summary}")
+        output.note(f"  every pair tried: {choice.uri}")
 
     write_bytes_atomic(out, dump_edits(result.edits))
-    typer.echo(out)
+    output.results(edits=out)
 
 
 def _opened(step: EditStep) -> EditStep:
@@ -102,8 +101,3 @@ def _opened(step: EditStep) -> EditStep:
     if step.method != "global":
         return step
     return step.model_copy(update={"alpha": "auto", "beta": None if step.top_k else "auto", "reason": ""})
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(with_options(choose))

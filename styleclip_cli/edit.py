@@ -7,8 +7,9 @@ from typing import Annotated, Any
 import typer
 
 import data
+from styleclip_cli import output
 from styleclip_cli.choosing import numbers_or_auto
-from styleclip_cli.generated import Shown, with_options
+from styleclip_cli.generated import Shown
 from styleclip_cli.options import (
     Clip,
     Codes,
@@ -18,6 +19,7 @@ from styleclip_cli.options import (
     Inverting,
     InvertingFirst,
     MostVariants,
+    Out,
     OutWorkspace,
     Perceptual,
     Photos,
@@ -28,9 +30,7 @@ from styleclip_cli.options import (
     Workers,
     Workspace,
     chosen_models,
-    console,
     prepare,
-    summarize,
     with_codes,
     with_progress,
 )
@@ -85,15 +85,15 @@ def invert(
     chosen = chosen_models(generator, str(data.CLIP), encoder, identity, perceptual)
     result = with_progress(lambda: flow(chosen, photos, workspace, inversion, execution))
 
-    summarize(result)
-    typer.echo(result.latents)
+    output.summarize(result)
+    output.results(latents=result.latents)
 
 
 def edit(
     photos: Photos,
-    out: Annotated[str, typer.Option(help="URI of the prefix for the results")],
+    out: Out,
+    *,
     step: Step,
-    optimizing: Optimizing,
     target: Annotated[str, typer.Option(help="What the images should become, e.g. 'grey hair'")] = "",
     instant: Annotated[
         bool, typer.Option("--instant", help="Relevance from gradients of this prompt, without any table")
@@ -107,11 +107,12 @@ def edit(
     perceptual: Perceptual = "",
     workspace: OutWorkspace = "",
     choosing: Annotated[Choosing, Shown(only=("effect",))] = Choosing(),
-    most_variants: MostVariants = MOST_VARIANTS,
+    optimizing: Optimizing,
     sampling: Codes = Sampling(),
     relevance: Table = Relevance(),
     inversion: InvertingFirst = Inversion(),
     execution: Shards = Execution(),
+    most_variants: MostVariants = MOST_VARIANTS,
     workers: Workers = 0,
     verbose: Verbose = False,
 ) -> None:
@@ -132,7 +133,7 @@ def edit(
     )  # fmt: skip
 
     for choice in result.choices:
-        console.print(f"{choice.target}: {choice.summary}", markup=False, soft_wrap=True)
+        output.note(f"{choice.target}: {choice.summary}")
     _finish(result)
 
 
@@ -168,12 +169,11 @@ def train_mapper(
     settings = MapperTraining.model_validate(weight | training)
 
     chosen = chosen_models(generator, clip, "", identity)
-    for mapper in with_progress(lambda: flow(chosen, target, workspace, settings)).mappers:
+    mappers = with_progress(lambda: flow(chosen, target, workspace, settings)).mappers
+    for mapper in mappers:
         done = "found" if mapper.reused else "trained"
-        console.print(
-            f"{mapper.target}: {done}, {mapper.steps} steps, best validation loss {mapper.loss:.4f}"
-        )
-        typer.echo(mapper.best)
+        output.note(f"{mapper.target}: {done}, {mapper.steps} steps, best validation loss {mapper.loss:.4f}")
+    output.results(mappers=[mapper.best for mapper in mappers])
 
 
 def demo(
@@ -185,7 +185,7 @@ def demo(
     prepare(workers, verbose)
     from flows.edit_images import edit_images as flow
 
-    console.print(f"editing {len(list(data.PHOTOGRAPHS.glob('*.png')))} photographs into {out}")
+    output.tell(f"editing {len(list(data.PHOTOGRAPHS.glob('*.png')))} photographs into {out}")
     result = with_progress(
         lambda: flow(
             chosen_models("", "", ""),
@@ -202,15 +202,8 @@ def demo(
 
 
 def _finish(result: Any) -> None:  # noqa: ANN401
-    summarize(result)
+    output.summarize(result)
     report = result.report
-    console.print(f"{report.rows} edits, {report.failed} of them failed or skipped (see the manifest)")
-    typer.echo(f"manifest       {report.manifest}")
-    typer.echo(f"contact sheet  {report.contact_sheet}")
-    typer.echo(f"report page    {report.page}")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    for command in (invert, edit, train_mapper, demo):
-        app.command(command.__name__.replace("_", "-"))(with_options(command))
+    output.count(edits=report.rows, failed=report.failed)
+    output.tell(f"{report.rows} edits, {report.failed} of them failed or skipped (see the manifest)")
+    output.results(manifest=report.manifest, contact_sheet=report.contact_sheet, report_page=report.page)

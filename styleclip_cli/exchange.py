@@ -6,14 +6,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from styleclip_cli.options import chosen_models
+from styleclip_cli import output
+from styleclip_cli.options import Clip, Generator, chosen_models
 
 _Kind = Literal["generator", "encoder", "identity", "clip", "mapper", "perceptual"]
-Generator = Annotated[str, typer.Option(help="URI of the generator; the embedded model if not given")]
-Clip = Annotated[
-    str,
-    typer.Option(help="CLIP name (ViT-B/32) or URI; the embedded model, or ViT-B/32 beside a --generator"),
-]
 
 
 def convert(
@@ -34,8 +30,8 @@ def convert(
     done = convert_weights(source, target, kind=kind, encoder_kind=encoder_kind)
 
     sizes = ", ".join(f"{name} {value}" for name, value in done.description.items())
-    typer.echo(f"{done.kind}: {sizes}", err=True)
-    typer.echo(target)
+    output.note(f"{done.kind}: {sizes}")
+    output.results(weights=target)
 
 
 def import_(
@@ -61,17 +57,18 @@ def import_(
     chosen = chosen_models(generator, clip)
     network = run_here(Networks(generator=chosen.generator)).generator
 
+    made: list[str] = []
     if relevance:
         embedder = run_here(Networks(clip=chosen.clip)).clip
         width = embedder.embedding_dim
-        typer.echo(exchange.import_relevance(relevance, out, network, embedder.fingerprint, width=width))
+        made.append(exchange.import_relevance(relevance, out, network, embedder.fingerprint, width=width))
     if statistics:
-        typer.echo(exchange.import_statistics(statistics, out, network))
+        made.append(exchange.import_statistics(statistics, out, network))
     if w:
-        for uri in exchange.import_codes(w, out, network, codes=codes):
-            typer.echo(uri)
+        made += exchange.import_codes(w, out, network, codes=codes)
     if latents:
-        typer.echo(exchange.import_latents(latents, out, network))
+        made.append(exchange.import_latents(latents, out, network))
+    output.results(artifacts=made)
 
 
 def export(
@@ -107,11 +104,4 @@ def export(
     else:
         raise ValueError(f"{source} is a {kind}, which the published code has no file for")
 
-    typer.echo(target)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to the command line."""
-    app.command()(convert)
-    app.command("import")(import_)
-    app.command()(export)
+    output.results(file=target)

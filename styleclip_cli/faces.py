@@ -7,21 +7,20 @@ from typing import Annotated, Any
 import typer
 
 import data
-from styleclip_cli.generated import Shown, with_options
+from styleclip_cli import output
+from styleclip_cli.generated import Shown
 from styleclip_cli.options import (
+    Out,
     OutWorkspace,
     Photos,
     Shards,
     Verbose,
     Workers,
-    console,
     prepare,
-    summarize,
     with_progress,
 )
 from tasks.settings import Alignment, Execution, FaceSource, Pasting
 
-Out = Annotated[str, typer.Option(help="URI of the prefix for the results")]
 Source = Annotated[
     dict[str, Any], Shown(of=FaceSource, defaults={"detector": "the embedded one, without --landmarks"})
 ]
@@ -48,15 +47,18 @@ def align(
     chosen = FaceSource.model_validate(source | embedded)
     result = with_progress(lambda: flow(chosen, photos, out, workspace, alignment, execution))
 
-    summarize(result)
+    output.summarize(result)
     found = result.faces
-    console.print(
+    output.count(
+        faces=found.aligned, photographs=found.photographs, without=found.without, skipped=found.skipped,
+        failed=found.failed,
+    )  # fmt: skip
+    output.tell(
         f"{found.aligned} faces in {found.photographs} photographs, {found.without} photographs without a "
         f"face, {found.skipped} faces too small, {found.failed} failed (see the table)"
     )
 
-    typer.echo(f"table  {found.table}")
-    typer.echo(f"faces  {found.faces}")
+    output.results(table=found.table, faces=found.faces)
 
 
 def paste(
@@ -76,18 +78,12 @@ def paste(
 
     result = with_progress(lambda: flow(faces, edited, out, photos, workspace, pasting, execution))
 
-    summarize(result)
+    output.summarize(result)
     pasted = result.pasted
-    console.print(
+    output.count(photographs=pasted.pasted, skipped=pasted.skipped, failed=pasted.failed)
+    output.tell(
         f"{pasted.pasted} photographs, {pasted.skipped} skipped (nobody in them, or a face that was not "
         f"aligned), {pasted.failed} failed (see the table)"
     )
 
-    typer.echo(f"table        {pasted.table}")
-    typer.echo(f"photographs  {pasted.photographs}")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command()(with_options(align))
-    app.command()(with_options(paste))
+    output.results(table=pasted.table, photographs=pasted.photographs)

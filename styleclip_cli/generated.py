@@ -3,25 +3,39 @@
     def invert(photos: Photos, inversion: Annotated[Inversion, Shown()] = Inversion()) -> None: ...
 
 has ``--steps``, ``--learning-rate`` and all other fields of ``Inversion``, each with default, bounds and
-sentence from where the field stands. ``Shown`` says what a command calls or hides otherwise.
+sentence from where the field stands. ``Shown`` says what a command calls or hides otherwise. Every command
+has ``--quiet`` and ``--json`` beside its own options.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import typer
 from annotated_types import Ge, Le
-from pydantic import ValidationError
+from pydantic import ValidationError, WithJsonSchema
 from pydantic.fields import FieldInfo
 
+from styleclip_cli import output
 from styleclip_core.options import Says, describe_bound
-from tasks.settings import SettingsError, fields_of
+from tasks.settings import SettingsError, fields_of, preset_values
+
+_SPEAKING = "What is printed"
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", help="Print errors and the result alone", rich_help_panel=_SPEAKING),
+]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Print one JSON object on stdout, also of what went wrong", rich_help_panel=_SPEAKING
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -52,6 +66,7 @@ class ShownField:
     Attributes:
         path: Names of the fields that lead to it; one, or two in a nested form.
         switch: The nested form's first option, without which there is none of it; empty outside of one.
+        words: What it can be, where that is a list and its type does not say so.
     """
 
     path: tuple[str, ...]
@@ -62,6 +77,7 @@ class ShownField:
     bounds: tuple[Any, ...]
     sentence: str
     switch: str = ""
+    words: tuple[str, ...] = ()
 
     def parameter(self, owner: str, panel: str) -> inspect.Parameter:
         """Return the option as a parameter of a typer command."""
@@ -74,6 +90,7 @@ class ShownField:
             max=limits[Le].le if Le in limits else None,
             show_default=self.default_text or True,
             rich_help_panel=panel,
+            autocompletion=(lambda: list(self.words)) if self.words else None,
         )
 
         kind: Any = Annotated[self.kind, option]
@@ -91,7 +108,8 @@ def shown_fields(form: type, shown: Shown, base: object = None) -> Iterator[Show
         if nested is None:
             option = shown.names.get(name, f"{shown.prefix}{name}".replace("_", "-"))
             default = info.default if base is None else getattr(base, name)
-            yield _shown_field((name,), option, info, default=default, text=shown.defaults.get(name, ""))
+            text = shown.defaults.get(name, "") or _of_presets(form, name)
+            yield _shown_field((name,), option, info, default=default, text=text)
             continue
 
         # a nested form is there if its first option is: that says how much of it, and 0 is none
@@ -115,7 +133,38 @@ def _shown_field(
         text = text or ", ".join(str(each) for each in values if each is not None)
         default = None
 
-    return ShownField(path, option, kind, default, text, tuple(info.metadata), sentence(info))
+    marks = tuple(info.metadata)
+    return ShownField(path, option, kind, default, text, marks, sentence(info), words=_words(info))
+
+
+def _of_presets(form: type, name: str) -> str:
+    """Return the defaults of a field that presets decide, in words; empty for other fields."""
+    said = {preset: _worded(value) for preset, value in preset_values(form, name).items()}
+    if len(set(said.values())) == 1:
+        return next(iter(said.values()))
+    return ", ".join(f"{preset} {value}" for preset, value in said.items())
+
+
+def _worded(value: object) -> str:
+    if value is None:
+        return "none"
+    return " and ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _words(info: FieldInfo) -> tuple[str, ...]:
+    """Return what a field can be, where its type or a schema beside that lists words."""
+    return tuple(_listed((info.annotation, *info.metadata)))
+
+
+def _listed(marks: Iterable[Any]) -> Iterator[str]:
+    """Yield the texts that types and their metadata name, however deep: typer sees some alone."""
+    for each in marks:
+        if isinstance(each, str):
+            yield each
+        elif isinstance(each, WithJsonSchema):
+            yield from (each.json_schema or {}).get("enum", ())
+        else:
+            yield from _listed(get_args(each))
 
 
 def sentence(info: FieldInfo) -> str:
@@ -141,7 +190,10 @@ def _kind(annotation: Any) -> Any:  # noqa: ANN401
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Return a command that has an option for each field of the forms among its parameters."""
+    """Return a command that has an option for each field of the forms among its parameters.
+
+    It takes note of how it is to speak (see ``output``) before it begins.
+    """
     hints = get_type_hints(command, include_extras=True)
     forms: dict[str, _Form] = {}
     parameters = [inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
@@ -155,10 +207,16 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
         forms[name] = _Form(name, shown, shown.of or get_args(hints[name])[0], parameter.default)
         parameters += forms[name].parameters()
+    for name, kind in (("quiet", Quiet), ("as_json", Json)):
+        own = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+        parameters.append(own)
 
     @functools.wraps(command)
     def run(**values: Any) -> None:  # noqa: ANN401 - typer hands over options by name
         context = values.pop("context")
+        called = context.command_path.split(" ", 1)[-1]
+        output.begin(called, quiet=values.pop("quiet"), as_json=values.pop("as_json"))
+
         # only what was typed: a default that is passed on could not be told from a choice
         said = {
             name: values.pop(name)

@@ -6,22 +6,29 @@ from typing import Annotated
 
 import typer
 
+from styleclip_cli import output
 from styleclip_cli.options import OutWorkspace, Verbose, prepare
 
-Out = Annotated[str, typer.Argument(help="URI of the prefix of results", metavar="OUT")]
+_HELP = "URI of the prefix of results"
 
 
-def storage(out: Out, workspace: OutWorkspace = "", verbose: Verbose = False) -> None:
+def storage(
+    out: Annotated[str, typer.Argument(help=_HELP, metavar="OUT", envvar="STYLECLIP_OUT")],
+    workspace: OutWorkspace = "",
+    verbose: Verbose = False,
+) -> None:
     """Say what a place holds: batches, artifacts, relevance tables, and what nothing refers to."""
     prepare(0, verbose)
     from flows.account_storage import account_storage as flow
     from tasks.keeping.shown import account_lines
 
-    typer.echo("\n".join(account_lines(flow(_absolute(out), workspace))))
+    account = flow(_absolute(out), workspace)
+    output.answer(account_lines(account), account=account.model_dump(mode="json"))
 
 
 def prune(
-    out: Out,
+    # said each time: what deletes takes no place from the environment
+    out: Annotated[str, typer.Argument(help=_HELP, metavar="OUT")],
     workspace: OutWorkspace = "",
     older_than: Annotated[
         str, typer.Option(help="Batches go that were written longer ago, e.g. 12h, 90d or 8w")
@@ -42,8 +49,9 @@ def prune(
     from tasks.keeping.shown import pruned_lines, size
 
     done = flow(_absolute(out), workspace, older_than, batch or [], keep_last, grace, yes)
-    typer.echo("\n".join(pruned_lines(done)))
-    typer.echo(f"{'deleted' if yes else 'would go'}       {done.objects} objects, {size(done.size)}")
+    last = f"{'deleted' if yes else 'would go'}       {done.objects} objects, {size(done.size)}"
+    output.answer([*pruned_lines(done), last], pruned=done.model_dump(mode="json"), deleted=yes)
+    output.count(objects=done.objects, bytes=done.size)
 
 
 def _absolute(place: str) -> str:
@@ -51,9 +59,3 @@ def _absolute(place: str) -> str:
 
     # absolute, as it is compared with what manifests say
     return str(local_path(place).absolute()) if is_local(place) else place
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command()(storage)
-    app.command()(prune)

@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich import table
 
 import data
-from styleclip_cli.generated import Shown, with_options
+from styleclip_cli import output
+from styleclip_cli.generated import Shown
 from styleclip_cli.options import (
+    NETWORKS,
     Clip,
     Codes,
     Generator,
     MostVariants,
+    Out,
     OutWorkspace,
     Shards,
     Table,
@@ -21,16 +23,21 @@ from styleclip_cli.options import (
     Verbose,
     Workers,
     chosen_models,
-    console,
+    clip_names,
     prepare,
-    summarize,
     with_codes,
     with_progress,
 )
+from styleclip_core.templates import TEMPLATE_SETS
 from tasks.settings import Comparison, Execution, Judges, Relevance, Sampling, SettingsError
 from tasks.settings.edits import MOST_VARIANTS, load_edits
 
-Templates = Annotated[str, typer.Option(help="Prompt templates: styleclip-79, imagenet-80 or none")]
+Templates = Annotated[
+    str,
+    typer.Option(
+        help="Prompt templates: styleclip-79, imagenet-80 or none", autocompletion=lambda: list(TEMPLATE_SETS)
+    ),
+]
 Attributes = Annotated[
     str,
     typer.Option(
@@ -42,16 +49,12 @@ Attributes = Annotated[
 
 WorkspaceOrTable = Annotated[
     str,
-    typer.Option(help="Folder for artifacts; a table that is not there is built in it", show_default="TABLE"),
+    typer.Option(
+        help="Folder for artifacts; a table that is not there is built in it",
+        show_default="TABLE/explorations",
+        envvar="STYLECLIP_WORKSPACE",
+    ),
 ]
-
-
-def print_table(header: list[str], lines: list[list[str]]) -> None:
-    """Print a table to people; the last line of a command, on stdout, is for programs."""
-    printed = table.Table(*header)
-    for line in lines:
-        printed.add_row(*line)
-    console.print(printed)
 
 
 def evaluate(
@@ -69,7 +72,12 @@ def evaluate(
         typer.Option(help="What the manifest's output keys are relative to", show_default="found from it"),
     ] = "",
     workspace: Annotated[
-        str, typer.Option(help="Workspace the edits were made with", show_default="OUT/workspace")
+        str,
+        typer.Option(
+            help="Workspace the edits were made with",
+            show_default="OUT/workspace",
+            envvar="STYLECLIP_WORKSPACE",
+        ),
     ] = "",
     execution: Shards = Execution(),
     workers: Workers = 0,
@@ -92,15 +100,19 @@ def evaluate(
     judges = chosen_judges(clip, identity, perceptual, embedded)
     result = with_progress(lambda: flow(manifest, chosen, judges, comparison, out, workspace, execution))
 
-    summarize(result)
-    print_table(*overview(result.evaluation))
-    typer.echo(f"evaluation  {result.evaluation.evaluation}")
-    typer.echo(f"summary     {result.evaluation.summary}")
+    output.summarize(result)
+    output.table(*overview(result.evaluation))
+    output.results(evaluation=result.evaluation.evaluation, summary=result.evaluation.summary)
 
 
 def score(
-    images: Annotated[str, typer.Option(help="URI of the prefix with images")],
-    out: Annotated[str, typer.Option(help="URI of the prefix for the results")],
+    photos: Annotated[
+        str,
+        typer.Option(
+            "--photos", "--images", help="URI of the images' prefix; only read", envvar="STYLECLIP_PHOTOS"
+        ),
+    ],
+    out: Out,
     prompts: Annotated[
         str,
         typer.Option(
@@ -119,7 +131,13 @@ def score(
         ),
     ] = "",
     clip: Annotated[
-        str, typer.Option(help="CLIP name (ViT-B/32) or URI; 'embedded' for the embedded world's")
+        str,
+        typer.Option(
+            help="CLIP name (ViT-B/32) or URI; 'embedded' for the embedded world's",
+            envvar="STYLECLIP_CLIP",
+            rich_help_panel=NETWORKS,
+            autocompletion=lambda: ["embedded", *clip_names()],
+        ),
     ] = "ViT-B/32",
     templates: Templates = "styleclip-79",
     workspace: OutWorkspace = "",
@@ -138,15 +156,13 @@ def score(
     wanted = load_prompts(prompts) if prompts else [LabelPrompt(prompt=each) for each in prompt or ()]
     network = str(data.CLIP) if clip == "embedded" else clip
     result = with_progress(
-        lambda: flow(images, wanted, out, network, labels, templates, workspace, execution)
+        lambda: flow(photos, wanted, out, network, labels, templates, workspace, execution)
     )
 
-    summarize(result)
+    output.summarize(result)
     if result.scores.accuracy:
         _print_accuracy(result.scores.accuracy)
-        typer.echo(f"accuracy  {result.scores.accuracy}")
-
-    typer.echo(f"scores    {result.scores.scores}")
+    output.results(accuracy=result.scores.accuracy, scores=result.scores.scores)
 
 
 def _print_accuracy(uri: str) -> None:
@@ -160,7 +176,7 @@ def _print_accuracy(uri: str) -> None:
         ]
         for row in read_table(uri).to_pylist()
     ]  # fmt: skip
-    print_table(["label", "images", "where it holds", "accuracy", "AUC"], lines)
+    output.table(["label", "images", "where it holds", "accuracy", "AUC"], lines)
 
 
 def prompts(
@@ -188,18 +204,18 @@ def prompts(
         )
     )  # fmt: skip
 
-    summarize(result)
+    output.summarize(result)
     found = result.diagnosis
-    print_table(*diagnostics.overview(found))
+    output.table(*diagnostics.overview(found))
     for line in diagnostics.foreign(found.prompts):
-        console.print(f"warning: {line}", markup=False, soft_wrap=True)
+        output.note(f"warning: {line}")
     for line in diagnostics.warnings(found.correlations):
-        console.print(f"nearly the same: {line}", markup=False, soft_wrap=True)
+        output.note(f"nearly the same: {line}")
 
-    typer.echo(f"prompts       {found.prompts}")
-    typer.echo(f"channels      {found.channels}")
-    typer.echo(f"correlations  {found.correlations}")
-    typer.echo(f"pictures      {found.pictures}")
+    output.results(
+        prompts=found.prompts, channels=found.channels, correlations=found.correlations,
+        pictures=found.pictures,
+    )  # fmt: skip
 
 
 def channels(
@@ -238,10 +254,9 @@ def channels(
         )
     )  # fmt: skip
 
-    summarize(result)
+    output.summarize(result)
     _print_exploration(result.found.table)
-    typer.echo(f"table    {result.found.table}")
-    typer.echo(f"picture  {result.found.picture}")
+    output.results(table=result.found.table, picture=result.found.picture)
 
 
 def _print_exploration(uri: str) -> None:
@@ -259,7 +274,7 @@ def _print_exploration(uri: str) -> None:
         names = ("relevance", "consistency", "standard_error")
         lines = [[row["name"], *(f"{row[name]:+.3f}" for name in names)] for row in rows]
 
-    print_table(header, lines)
+    output.table(header, lines)
 
 
 def _beside(table: str) -> str:
@@ -295,9 +310,3 @@ def chosen_judges(clip: str, identity: str, perceptual: str, embedded: bool) -> 
         identity=identity or (str(data.IDENTITY) if embedded else None),
         perceptual=perceptual or None,
     )
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    for command in (evaluate, score, prompts, channels):
-        app.command()(with_options(command))

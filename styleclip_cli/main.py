@@ -2,70 +2,109 @@
 
 Without ``--generator`` the embedded models are used. Bad input ends with one line that says what is
 wrong, where, and what to do, and exit status 2; a run in which some shards failed ends with 1, one that was
-stopped by Ctrl-C with 130.
+stopped by Ctrl-C with 130, by SIGTERM with 143. With ``--json`` the same is said by one object (``output``).
 """
 
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 
-from styleclip_cli import (
-    choosing,
-    edit,
-    exchange,
-    faces,
-    interrupts,
-    keeping,
-    look,
-    report,
-    server,
-    serving,
-    table,
-)
-from styleclip_cli.models import app as models_app
-from styleclip_cli.options import console
+from styleclip_cli import interrupts, output
+from styleclip_cli.commands import Commands
 from styleclip_core.errors import StyleCLIPError
 
 app = typer.Typer(
-    no_args_is_help=True,
+    cls=Commands,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
-    help="Text-driven editing of image data sets with StyleGAN2 and CLIP.",
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
-app.add_typer(models_app, name="models")
-for commands in (exchange, table, edit, choosing, faces, look, report, serving, keeping, server):
-    commands.register(app)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from styleclip_core.version import code_version
+
+        typer.echo(code_version())
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version, with its commit"
+        ),
+    ] = False,
+) -> None:
+    """Text-driven editing of image data sets with StyleGAN2 and CLIP."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), nl=False)
+        raise typer.Exit(2)
 
 
 def run() -> None:
-    """Run the command line; errors that a user can act on are one line, Ctrl-C ends with status 130."""
+    """Run the command line, and end with its exit status."""
+    # what is typed wrongly ends before options are read
+    output.start(as_json="--json" in sys.argv[1:])
     with interrupts.taken():
-        try:
-            app()
-        except interrupts.Interrupted:
-            console.print("stopped")
-            sys.exit(interrupts.STATUS)
-        except Exception as error:
-            text = _said(error)
-            if text is None:
-                raise
-            console.print(f"error: {text}", markup=False, soft_wrap=True)
-            sys.exit(interrupts.STATUS if interrupts.came() else _status(error))
+        status = _run()
+    sys.exit(status)
+
+
+def _run() -> int:
+    """Return the exit status; errors that a user can act on are one line."""
+    try:
+        status = app(prog_name="styleclip", standalone_mode=False) or 0
+    except interrupts.Interrupted:
+        output.fail("stopped")
+        output.end("stopped", "stopped before anything had begun")
+        return interrupts.status()
+    except typer.Abort:
+        output.fail("stopped")
+        output.end("stopped", "an answer was not given")
+        return 1
+    except Exception as error:
+        return _told(error)
+
+    # help and version are no command's
+    if output.has_begun():
+        output.end("done")
+    return int(status)
+
+
+def _told(error: Exception) -> int:
+    """Say what went wrong and return the exit status; raise what only a traceback explains."""
+    text = _said(error)
+    if text is None:
+        output.end("failed", f"{type(error).__name__}: {' '.join(str(error).split())}")
+        raise error
+
+    output.fail(f"error: {text}")
+    status = interrupts.status() or _status(error)
+    output.end("stopped" if interrupts.status() else "failed" if status == 1 else "refused", text)
+    return status
 
 
 def _said(error: Exception) -> str | None:
     """Return what a user is told of an error; None where only a traceback helps."""
+    from pydantic import ValidationError
+
     if isinstance(error, ValidationError):
         from tasks.settings import describe
 
         return describe(error)
-    # here and not above: it takes seconds, and `styleclip --help` has no use for it
-    from prefect.exceptions import ParameterTypeError
-
-    if isinstance(error, StyleCLIPError | ValueError | ParameterTypeError):
+    # those of typer, which have had several base classes; the lines of a message are choices
+    if describe_usage := getattr(error, "format_message", None):
+        where = getattr(getattr(error, "ctx", None), "command_path", "styleclip")
+        return f"{' '.join(describe_usage().split()).rstrip('.')}; see {where} --help"
+    if isinstance(error, StyleCLIPError | ValueError) or _is_parameter_error(error):
         text = " ".join(str(error).split())
         # of a flow's parameters it is Prefect that speaks, in lines of its own
         return text.removeprefix("Flow run received invalid parameters: - ").replace("Value error, ", "")
@@ -78,10 +117,15 @@ def _said(error: Exception) -> str | None:
     return None
 
 
-def _status(error: Exception) -> int:
-    from tasks.running.progress import ShardsFailedError
+def _is_parameter_error(error: Exception) -> bool:
+    # only a process that has imported Prefect can have raised it
+    exceptions = sys.modules.get("prefect.exceptions")
+    return exceptions is not None and isinstance(error, exceptions.ParameterTypeError)
 
-    return 1 if isinstance(error, ShardsFailedError) else 2
+
+def _status(error: Exception) -> int:
+    progress = sys.modules.get("tasks.running.progress")
+    return 1 if progress is not None and isinstance(error, progress.ShardsFailedError) else 2
 
 
 if __name__ == "__main__":

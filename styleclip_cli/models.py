@@ -1,34 +1,34 @@
-"""``styleclip models``: what is published, and how to get it, checked, into the cache."""
+"""Published models: list them, show one, fetch one."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import asdict
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
+from styleclip_cli import output
+from styleclip_cli.commands import Command
+from styleclip_cli.generated import with_options
 from styleclip_core.models.catalog import KINDS, ORIGINS, PublishedModel, catalog, find_model, partners
 
-app = typer.Typer(
-    no_args_is_help=True,
-    help="Published models: list them, show one, fetch one.",
-)
-console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-
-Name = Annotated[str, typer.Argument(help="Name in the list, or OpenAI's name of a CLIP (ViT-B/32)")]
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, help=__doc__)
 
 
-@app.command("list")
+def _names() -> list[str]:
+    return list(catalog())
+
+
+Name = Annotated[
+    str,
+    typer.Argument(help="Name in the list, or OpenAI's name of a CLIP (ViT-B/32)", autocompletion=_names),
+]
+
+
 def list_models(
-    kind: Annotated[str, typer.Option(help=f"Only these: {', '.join(KINDS)}")] = "",
+    kind: Annotated[
+        str, typer.Option(help=f"Only these: {', '.join(KINDS)}", autocompletion=lambda: list(KINDS))
+    ] = "",
 ) -> None:
     """List the published models, one a line."""
     if kind and kind not in KINDS:
@@ -50,11 +50,12 @@ def list_models(
     ]
 
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        typer.echo("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    output.answer(
+        ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows],
+        models=[_known(model) for model in shown],
+    )
 
 
-@app.command()
 def show(name: Name) -> None:
     """Show what is known of a published model, and where it lies or would lie."""
     from tasks.exchange.catalogue import model_path
@@ -82,12 +83,12 @@ def show(name: Name) -> None:
         "place": f"{path}{'' if path.exists() else '  (not fetched)'}",
     }
 
-    for label, text in lines.items():
-        if text:
-            typer.echo(f"{label:<12} {text}")
+    output.answer(
+        [f"{label:<12} {text}" for label, text in lines.items() if text],
+        model=_known(model), place=str(path), fetched=path.exists(),
+    )  # fmt: skip
 
 
-@app.command()
 def fetch(
     name: Name,
     accept_sha256: Annotated[
@@ -98,29 +99,31 @@ def fetch(
     ] = False,
 ) -> None:
     """Download a published model into the cache, continuing what was cut, and check its SHA-256."""
+    from styleclip_cli.progress import downloading
     from tasks.exchange.catalogue import Consent, fetch_model
     from tasks.running.networks import cache_folder
 
     model = find_model(name)
     consent = Consent(accept_sha256.lower() or None, trust)
-    console.print(f"{model.name}: {model.description}")
+    output.note(f"{model.name}: {model.description}")
     # said before the download, as it may forbid what the model is wanted for
-    console.print(f"licence: {_license(model)}")
+    output.note(f"licence: {_license(model)}")
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-        bar = progress.add_task(model.file, total=None, visible=False)
+    with downloading(model.file) as observe:
+        path = fetch_model(model, cache_folder() / "models", consent, observe=observe, tell=output.tell)
+    output.results(file=str(path))
 
-        def observe(done: int, total: int | None) -> None:
-            progress.update(bar, completed=done, total=total, visible=True)
 
-        path = fetch_model(
-            model, cache_folder() / "models", consent, observe=observe, tell=progress.console.print
-        )
-
-    typer.echo(path)
+def _known(model: PublishedModel) -> dict[str, Any]:
+    """Return what is known of a model, as values."""
+    return {**asdict(model), "license": _license(model)}
 
 
 def _license(model: PublishedModel) -> str:
     use = "non-commercial use only" if model.license.non_commercial else "commercial use allowed"
     return f"{model.license.name} ({use}), {model.license.url}"
+
+
+app.command("list", cls=Command)(with_options(list_models))
+app.command("show", cls=Command)(with_options(show))
+app.command("fetch", cls=Command)(with_options(fetch))

@@ -1,54 +1,105 @@
-"""What the commands share: options, the embedded models as defaults, progress bars, closing lines."""
+"""What the commands share: options, the embedded models as defaults, and how a flow is run."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import data
 from styleclip_cli.generated import Shown
 from styleclip_cli.interrupts import stoppable
 from tasks.settings import Execution, Inversion, Models, Relevance, Sampling
 
-console = Console(stderr=True, highlight=False)
 _T = TypeVar("_T")
+
+# Panels of the help; what is in none comes first.
+NETWORKS = "Networks"
+RUNNING = "How the work is run; none of it changes a result"  # that of Execution
+
+
+def _suggest(*names: str) -> Callable[[], list[str]]:
+    """Return what completes an option: some names; where none fits, the shell goes on to files."""
+    return lambda: list(names)
+
+
+def clip_names() -> list[str]:
+    """Return what CLIPs can be called: the embedded one, and those that OpenAI has published."""
+    from styleclip_core.models.catalog import catalog
+
+    models = (model for model in catalog().values() if model.kind == "clip")
+    return [str(data.CLIP), *(each.description.removeprefix("OpenAI's CLIP ") for each in models)]
+
 
 Generator = Annotated[
     str,
     typer.Option(
-        help="URI of the StyleGAN2 weights (.safetensors, .pkl or .pt); the embedded model if not given"
+        help="URI of the StyleGAN2 weights (.safetensors, .pkl or .pt); the embedded model if not given",
+        envvar="STYLECLIP_GENERATOR", rich_help_panel=NETWORKS, autocompletion=_suggest(str(data.GENERATOR)),
     ),
-]
-Clip = Annotated[str, typer.Option(help="CLIP name (ViT-B/32) or URI; the embedded model if not given")]
+]  # fmt: skip
+Clip = Annotated[
+    str,
+    typer.Option(
+        help="CLIP name (ViT-B/32) or URI; the embedded model if not given, or ViT-B/32 beside a --generator",
+        envvar="STYLECLIP_CLIP", rich_help_panel=NETWORKS, autocompletion=clip_names,
+    ),
+]  # fmt: skip
 Encoder = Annotated[
-    str, typer.Option(help="URI of the encoder (e4e, pSp); inversion starts at the average w without one")
-]
+    str,
+    typer.Option(
+        help="URI of the encoder (e4e, pSp); the embedded one beside the embedded generator, else inversion "
+        "starts at the average w without one",
+        envvar="STYLECLIP_ENCODER", rich_help_panel=NETWORKS, autocompletion=_suggest(str(data.ENCODER)),
+    ),
+]  # fmt: skip
 Identity = Annotated[
     str,
     typer.Option(
-        help="URI of the identity network (model_ir_se50.pth); the embedded one beside the embedded generator"
+        help="URI of the identity network (model_ir_se50.pth); the embedded one beside the embedded "
+        "generator",
+        envvar="STYLECLIP_IDENTITY", rich_help_panel=NETWORKS, autocompletion=_suggest(str(data.IDENTITY)),
     ),
-]
+]  # fmt: skip
 Perceptual = Annotated[
-    str, typer.Option(help="URI of AlexNet's or VGG16's published weights, for LPIPS; not measured without")
+    str,
+    typer.Option(
+        help="URI of AlexNet's or VGG16's published weights, for LPIPS; not measured without",
+        envvar="STYLECLIP_PERCEPTUAL", rich_help_panel=NETWORKS,
+    ),
+]  # fmt: skip
+Workspace = Annotated[
+    str, typer.Option(help="URI of the folder for intermediate artifacts", envvar="STYLECLIP_WORKSPACE")
 ]
-Workspace = Annotated[str, typer.Option(help="URI of the folder for intermediate artifacts")]
-Photos = Annotated[str, typer.Option(help="URI of the photographs' prefix; only read")]
+Photos = Annotated[
+    str, typer.Option(help="URI of the photographs' prefix; only read", envvar="STYLECLIP_PHOTOS")
+]
+Out = Annotated[str, typer.Option(help="URI of the prefix for the results", envvar="STYLECLIP_OUT")]
 TableFolder = Annotated[
     str, typer.Option(help="Folder with relevance.parquet and statistics.parquet, instead of building it")
 ]
 MostVariants = Annotated[
     int,
-    typer.Option(min=1, help="Variants of every image that the edits may stand for; more are refused"),
-]
-Workers = Annotated[int, typer.Option(min=0, help="Shards at once; 0 for one per core, or one on a GPU")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's log")]
-OutWorkspace = Annotated[str, typer.Option(help="Folder for artifacts", show_default="OUT/workspace")]
+    typer.Option(
+        min=1, help="Variants of every image that the edits may stand for; more are refused",
+        rich_help_panel=RUNNING,
+    ),
+]  # fmt: skip
+Workers = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Shards at once; 0 for one per core, or one on a GPU", rich_help_panel=RUNNING
+    ),
+]  # fmt: skip
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's log", rich_help_panel=RUNNING)]
+OutWorkspace = Annotated[
+    str,
+    typer.Option(
+        help="Folder for artifacts", show_default="OUT/workspace", envvar="STYLECLIP_WORKSPACE"
+    ),
+]  # fmt: skip
 
 Shards = Annotated[Execution, Shown()]
 Codes = Annotated[Sampling, Shown(names={"truncation_psi": "psi"}, hidden=("codes",))]
@@ -95,36 +146,15 @@ def prepare(workers: int, verbose: bool) -> None:
 
 
 def with_progress(work: Callable[[], _T]) -> _T:
-    """Run a flow with one progress bar per step; the first Ctrl-C lets its shards under way end.
+    """Run a flow and show how far its steps are; the first signal lets its shards under way end.
 
     Raises:
         ServerError: If there is no Prefect server to run on.
     """
     from styleclip_cli.prefect_api import reach
+    from styleclip_cli.progress import shown
     from tasks.running.progress import observe
 
     reach()  # before there are bars, which would stand still
-
-    columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TextColumn("shards"))
-    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
-        bars: dict[str, Any] = {}
-
-        def show(step: str, done: int, total: int) -> None:
-            if step not in bars:
-                bars[step] = progress.add_task(step, total=total)
-            progress.update(bars[step], completed=done)
-
-        with observe(show), stoppable():
-            return work()
-
-
-def summarize(result: Any) -> None:  # noqa: ANN401 - flows are imported late
-    """Print what each step of a run did, and what under its prefix it did not read."""
-    for step in result.steps:
-        rate = step.rows / step.seconds if step.seconds else 0.0
-        console.print(
-            f"{step.step}: {step.rows} rows in {step.shards} shards, {step.computed} computed now, "
-            f"{step.failed} items failed, {step.seconds:.1f} s, {rate:.1f} rows/s"
-        )
-    if passed_over := getattr(result, "passed_over", ""):
-        console.print(passed_over, markup=False, soft_wrap=True)
+    with shown() as observer, observe(observer), stoppable():
+        return work()

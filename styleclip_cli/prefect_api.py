@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-from contextlib import suppress
-from typing import Any
-
 import httpx
 from prefect.client.orchestration import get_client
-from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import get_current_settings
 from prefect.settings.models.server.ephemeral import ServerEphemeralSettings
 
-from styleclip_cli.interrupts import at_once
 from styleclip_core.errors import StyleCLIPError
 
 PATIENCE = 600  # seconds; on a busy machine a first start makes its database for minutes
@@ -23,28 +16,6 @@ _ANSWER = 30.0  # seconds for one answer of a server
 
 class ServerError(StyleCLIPError):
     """There is no Prefect server to run on."""
-
-
-class _Spared(SubprocessASGIServer):
-    """A temporary server that Ctrl-C at the terminal does not reach: it ends when its command does.
-
-    A terminal sends Ctrl-C to all processes of a command, and the run would wait minutes for a server that
-    has gone.
-    """
-
-    def _run_uvicorn_command(self) -> subprocess.Popen[Any]:
-        # a process inherits which signals are blocked, and one that stays blocked is never delivered
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            return super()._run_uvicorn_command()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-    def end(self) -> None:
-        """Tell it to end, and do not wait for that."""
-        if self.server_process:
-            with suppress(OSError):
-                self.server_process.terminate()
 
 
 def reach(*, named: bool = False) -> None:
@@ -86,11 +57,13 @@ def start(ephemeral: ServerEphemeralSettings) -> None:
     Raises:
         ServerError: If it does not start.
     """
+    # here and not above: it takes seconds, and who names a server has no use for it
+    from styleclip_cli.spared import SparedServer
+
     chosen = "startup_timeout_seconds" in ephemeral.model_fields_set
     patience = ephemeral.startup_timeout_seconds if chosen else PATIENCE
     # Prefect takes it for its own: there is one of them in a process, whoever makes it
-    server = _Spared()
-    at_once(server.end)
+    server = SparedServer()
     try:
         server.start(timeout=patience)
     except Exception as error:

@@ -1,11 +1,13 @@
-"""The command that writes the page of a batch, whole or not."""
+"""The commands of pages: write that of a batch, whole or not, and show them in a browser."""
 
 from __future__ import annotations
 
 from typing import Annotated
+from urllib.parse import quote
 
 import typer
 
+from styleclip_cli import output
 from styleclip_cli.options import OutWorkspace, Verbose, Workers, prepare, with_progress
 from tasks.settings import SettingsError
 
@@ -36,14 +38,31 @@ def report(
             "say what to report: --manifest of a batch, or --partial with a prefix, one of them"
         )
     if partial:
-        for page in with_progress(lambda: report_partial(partial, workspace)):
-            typer.echo(f"report page    {page}")
-        return
-
-    page = with_progress(lambda: report_batch(manifest, evaluation or [], workspace, choice or []))
-    typer.echo(f"report page    {page}")
+        pages = with_progress(lambda: report_partial(partial, workspace))
+    else:
+        pages = [with_progress(lambda: report_batch(manifest, evaluation or [], workspace, choice or []))]
+    output.results(report_page=pages)
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(report)
+def serve(
+    out: Annotated[
+        str,
+        typer.Argument(
+            help="URI of the prefix that results lie under, --out of an edit", envvar="STYLECLIP_OUT"
+        ),
+    ],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Loopback port; 0 for a free one")] = 0,
+) -> None:
+    """Show the pages of a bucket in a browser on this machine, until it is interrupted."""
+    from styleclip_cli.serving import Pages
+    from tasks.storage import MissingObjectError, join, list_objects
+
+    pages = [item.key for item in list_objects(join(out, "batches"), ("/index.html",))]
+    if not pages:
+        raise MissingObjectError(f"there is no page of a batch below {out}; give --out of an edit")
+
+    server = Pages(out, port)
+    output.results(report_page=[f"{server.address}batches/{quote(key)}" for key in pages])
+    output.end("serving")  # there is no later moment to say it
+    output.tell("serving what lies below it, to this machine alone; Ctrl-C ends it")
+    server.serve_forever()

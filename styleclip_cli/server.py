@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from pydantic import SecretStr
 
+from styleclip_cli import output
 from styleclip_cli.options import Verbose, prepare
 
 
@@ -65,8 +66,8 @@ def setup_server(
         unprotected=unprotected,
     )
 
-    for line in set_up(wanted):
-        typer.echo(line)
+    lines = set_up(wanted)
+    output.answer(lines, set_up=lines)
 
 
 def deploy(
@@ -93,8 +94,8 @@ def deploy(
 
     values = read_environment(Path(env_file)) if env_file else {}
     reach(named=True)
-    for line in deploy_all(Path(prefect_file), values):
-        typer.echo(line)
+    lines = deploy_all(Path(prefect_file), values)
+    output.answer(lines, deployed=lines)
 
 
 def server_metrics(verbose: Verbose = False) -> None:
@@ -102,11 +103,5 @@ def server_metrics(verbose: Verbose = False) -> None:
     prepare(0, verbose)
     from flows.server_metrics import server_metrics as collect
 
-    typer.echo(collect(), nl=False)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command("setup-server")(setup_server)
-    app.command()(deploy)
-    app.command("server-metrics")(server_metrics)
+    text = collect()
+    output.answer(text.splitlines(), metrics=text)

@@ -11,13 +11,9 @@ import secrets
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Annotated
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
-import typer
-
-from styleclip_cli.options import console
-from tasks.storage import AccessDeniedError, MissingObjectError, StorageError, join, list_objects, read_bytes
+from tasks.storage import AccessDeniedError, MissingObjectError, StorageError, join, read_bytes
 
 _TYPES = {
     "html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf-8", "png": "image/png",
@@ -96,27 +92,3 @@ class _Pages(BaseHTTPRequestHandler):
 def _is_plain(part: str) -> bool:
     """Return whether a part of a path names what lies in its folder, on a disk too."""
     return part not in ("", ".", "..") and not set(part) & set("/\\\0")
-
-
-def serve(
-    out: Annotated[str, typer.Argument(help="URI of the prefix that results lie under, --out of an edit")],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Loopback port; 0 for a free one")] = 0,
-) -> None:
-    """Show the pages of a bucket in a browser on this machine, until it is interrupted."""
-    pages = [item.key for item in list_objects(join(out, "batches"), ("/index.html",))]
-    if not pages:
-        raise MissingObjectError(f"there is no page of a batch below {out}; give --out of an edit")
-
-    server = Pages(out, port)
-    for key in pages:
-        typer.echo(f"report page    {server.address}batches/{quote(key)}")
-    console.print("serving what lies below it, to this machine alone; Ctrl-C ends it")
-    try:
-        server.serve_forever()
-    except KeyboardInterrupt:
-        server.server_close()
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(serve)

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 
 import data
-from styleclip_cli.generated import Shown, with_options
+from styleclip_cli import output
+from styleclip_cli.generated import Shown
 from styleclip_cli.options import (
     Clip,
     Codes,
@@ -17,7 +18,6 @@ from styleclip_cli.options import (
     Workspace,
     chosen_models,
     prepare,
-    summarize,
     with_codes,
     with_progress,
 )
@@ -50,9 +50,9 @@ def sample_styles(
     chosen = chosen_models(generator, str(data.CLIP), "")
     result = with_progress(lambda: flow(chosen, workspace, sampling))
 
-    summarize(result)
+    output.summarize(result)
     if result.styles:
-        typer.echo(result.styles.statistics)
+        output.results(statistics=result.styles.statistics)
 
 
 def build_relevance(
@@ -88,12 +88,6 @@ def build_relevance(
         lambda: flow(chosen, workspace, codes, relevance, execution, add_samples, last_table)
     )
 
-    summarize(result)
+    output.summarize(result)
     if result.table:
-        typer.echo(result.table.relevance)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command("sample-styles")(with_options(sample_styles))
-    app.command("build-relevance")(with_options(build_relevance))
+        output.results(relevance=result.table.relevance)

@@ -9,12 +9,16 @@ channels, C channels of one layer, D width of the CLIP embedding, H W pixels. Im
 ``[B, 3, H, W]`` float32 in -1..1. Knows nothing of Prefect, storage or Parquet.
 """
 
-from styleclip_core.models.checkpoints import load_generator, save_generator
-from styleclip_core.models.clip import load_clip
-from styleclip_core.models.encoder import load_encoder
-from styleclip_core.models.identity import load_identity
-from styleclip_core.models.lpips import load_perceptual
-from styleclip_core.models.mapper import load_mapper
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from styleclip_core.models.checkpoints import load_generator, save_generator
+    from styleclip_core.models.clip import load_clip
+    from styleclip_core.models.encoder import load_encoder
+    from styleclip_core.models.identity import load_identity
+    from styleclip_core.models.lpips import load_perceptual
+    from styleclip_core.models.mapper import load_mapper
 
 __version__ = "0.1.0"
 
@@ -22,3 +26,24 @@ __all__ = [
     "__version__", "load_clip", "load_encoder", "load_generator", "load_identity", "load_mapper",
     "load_perceptual", "save_generator",
 ]  # fmt: skip
+
+# imported when they are asked for: they bring torch, for which settings and errors have no use
+_MODULES = {
+    "load_clip": "clip",
+    "load_encoder": "encoder",
+    "load_generator": "checkpoints",
+    "load_identity": "identity",
+    "load_mapper": "mapper",
+    "load_perceptual": "lpips",
+    "save_generator": "checkpoints",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"styleclip_core.models.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_MODULES]

@@ -20,10 +20,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from styleclip_core.batches import Batches
@@ -35,9 +34,9 @@ from styleclip_core.editing import (
     editable_mask,
 )
 from styleclip_core.errors import NoEffectError
-from styleclip_core.options import NamedIfChanged, Says, check
 from styleclip_core.prompts import TextDirection
 from styleclip_core.relevance import EmbedImages
+from styleclip_core.settings.choosing import ChoosingSettings as ChoosingSettings
 from styleclip_core.style_space import StyleCode, StyleLayout
 from styleclip_core.tuned import AnyGenerator
 
@@ -47,31 +46,6 @@ _CLOSE = 0.12  # effects of two strengths between which the line is straight eno
 _GROWTH = (1.25, 2.5)  # by how much a strength that was too weak is raised
 _VISIBLE = 1e-6  # a rise of the effect below this is none
 _NEARLY = 0.9  # of the way to the most that can be reached, where the wanted effect cannot
-
-
-@dataclass(frozen=True, slots=True)
-class ChoosingSettings:
-    """What is wanted, and how thoroughly it is sought.
-
-    The published notebook's sliders end at an alpha of 10; far beyond it the generator draws what it has
-    never learnt.
-    """
-
-    effect: Annotated[
-        float, Gt(0), Lt(1),
-        Says("Wanted effect: CLIP's mean probability of the target against the neutral prompt"),
-    ] = 0.7  # fmt: skip
-    thresholds: Annotated[int, Ge(1), Says("Betas tried at first; two more follow around the best")] = 6
-    strengths: Annotated[int, Ge(2), Says("Alphas tried for a beta, at most")] = 6
-    first: Annotated[float, Gt(0), Says("Alpha to begin with"), NamedIfChanged()] = 2.0
-    strongest: Annotated[
-        float, Gt(0), Says("Largest alpha, in deviations of the most relevant channel"), NamedIfChanged()
-    ] = 10.0
-
-    def __post_init__(self) -> None:
-        check(self)
-        if self.first > self.strongest:
-            raise ValueError(f"first must be at most strongest, got {self.first} and {self.strongest}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

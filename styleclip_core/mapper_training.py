@@ -21,104 +21,31 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
-from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from styleclip_core.decisions import improves
 from styleclip_core.descent import cosine_fall
 from styleclip_core.editing import EditedLatents
 from styleclip_core.errors import ArtifactConflictError, CheckpointError, TrainingDivergedError
-from styleclip_core.models.mapper import PUBLISHED_STRENGTH, Kind, Mapper, MapperConfig
+from styleclip_core.models.mapper import Mapper, MapperConfig
 from styleclip_core.models.stylegan2 import Generator
-from styleclip_core.options import NamedIfChanged, Says, check
 from styleclip_core.ranger import BETAS, EPS, Ranger
+from styleclip_core.settings.mapper_training import LEVELS
+from styleclip_core.settings.mapper_training import PRESETS as PRESETS
+from styleclip_core.settings.mapper_training import MapperTrainingSettings as MapperTrainingSettings
 from styleclip_core.style_space import StyleCode
 from styleclip_core.tuned import AnyGenerator
 
 Embedding = Callable[[Tensor], Tensor]  # images [B, 3, H, H] in -1..1 -> unit rows
-Level = Literal["coarse", "medium", "fine"]
-LEVELS: tuple[Level, ...] = ("coarse", "medium", "fine")
 CURVE_COLUMNS = ("step", "validation", "clip", "identity", "l2", "loss", "learning_rate")
 _FORMAT, _HEADER = "styleclip-mapper-training-1", "styleclip"
 _PUBLISHED_NAMES = {"coarse": "course"}  # sic, in every published checkpoint
 _FIRST_ROW = {"coarse": 0, "medium": 4, "fine": 8}
-
-
-@dataclass(frozen=True, slots=True)
-class MapperTrainingSettings:
-    """What is trained, and how; weights, rate, batch and steps are the published ones.
-
-    Whoever makes a training gives it the image embedding that ``reference_compat`` asks for.
-    """
-
-    kind: Annotated[Kind, Says("Networks: one per level of W+, one for all rows, or one per style layer")] = (
-        "levels"
-    )
-    # the published code leaves out "fine" for prompts that should keep colours
-    levels: Annotated[tuple[Level, ...], Says("For levels: those that move, of coarse, medium, fine")] = (
-        LEVELS
-    )
-    steps: Annotated[int, Ge(1), Says("Optimizer steps, at most")] = 50_000
-    batch_size: Annotated[int, Ge(1), Says("Codes per step")] = 2
-    # weights are stored a hundredfold
-    learning_rate: Annotated[float, Gt(0), Says("Optimizer's rate; the effective one is a hundredth")] = 0.5
-    optimizer: Annotated[
-        Literal["radam", "ranger"],
-        Says("ranger, the published one, adds Lookahead and centred gradients to radam"),
-        NamedIfChanged(),
-    ] = "radam"
-    reference_compat: Annotated[
-        bool,
-        Says("Show CLIP what the published losses do: box-filtered pixels, not normalized"),
-        NamedIfChanged(),
-    ] = False
-    decay: Annotated[
-        float,
-        Ge(0),
-        Le(1),
-        Says("Fraction of the steps over which the rate falls to 0 along a cosine; 0 for none"),
-    ] = 0.0
-    strength: Annotated[float, Gt(0), Says("What the mapper's output is multiplied by"), NamedIfChanged()] = (
-        PUBLISHED_STRENGTH
-    )
-    clip_weight: Annotated[float, Ge(0), Says("Weight of the CLIP term")] = 1.0
-    identity_weight: Annotated[
-        float, Ge(0), Says("Weight of the identity term; 0 needs no identity network")
-    ] = 0.1
-    l2_weight: Annotated[float, Ge(0), Says("Weight of the mean squared move")] = 0.8
-    validate_every: Annotated[int, Ge(1), Says("Steps between validations, which also store all")] = 2000
-    # a gain is more than ``decisions.ALIKE`` of the best loss, in the choice of the best weights too
-    patience: Annotated[
-        int | None, Ge(1), Says("Validations without a gain before it ends; none for never")
-    ] = None
-    seed: Annotated[int, Ge(0), Says("Seed of first weights, order and sampled codes")] = 0
-    # of the networks under the loss; the mapper itself and the losses are float32
-    precision: Annotated[Literal["float32", "bfloat16"], Says("bfloat16 for mixed precision on a GPU")] = (
-        "float32"
-    )
-
-    def __post_init__(self) -> None:
-        check(self)
-        if self.kind == "levels" and (not self.levels or not set(self.levels) <= set(LEVELS)):
-            raise ValueError(f"levels must be some of {', '.join(LEVELS)}; got {self.levels}")
-
-
-PRESETS: Mapping[str, MapperTrainingSettings] = MappingProxyType({
-    "published": MapperTrainingSettings(optimizer="ranger", reference_compat=True),
-    # for small generators and small CLIPs: minutes instead of hours, and no identity network needed. A
-    # mapper begins with a random step and weights stored a hundredfold, which takes a high rate to leave
-    # in few steps; in style space that first step changes less that the prompt does not name
-    "small": MapperTrainingSettings(
-        kind="style", steps=240, batch_size=8, learning_rate=30.0, decay=0.5, identity_weight=0.0,
-        validate_every=60,
-    ),
-})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

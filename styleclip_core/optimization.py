@@ -15,76 +15,23 @@ ones, D width of the CLIP embedding, H side in pixels. Images are in -1..1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Gt
 from torch import Tensor
 
 from styleclip_core.descent import Progress, chunks, cosine_fall, evaluate, only
 from styleclip_core.editing import EditedLatents
 from styleclip_core.images import pad_square
 from styleclip_core.models.clip import ClipModel
-from styleclip_core.options import Says, check
+from styleclip_core.settings.optimization import PRESETS as PRESETS
+from styleclip_core.settings.optimization import OptimizationSettings as OptimizationSettings
 from styleclip_core.style_space import StyleCode
 from styleclip_core.tuned import AnyGenerator
 
 Embedding = Callable[[Tensor], Tensor]  # images [B, 3, H, H] in -1..1 -> unit rows
-Space = Literal["w_plus", "s"]
-Mode = Literal["edit", "free_generation"]
-
-
-@dataclass(frozen=True, slots=True)
-class OptimizationSettings:
-    """What is minimized, and how; the defaults are the published ones.
-
-    The published code takes 300 steps, its notebook 40. With torch's epsilon of 1e-8, as published, elements
-    with next to no gradient move as far as any other, along their rounding errors, which grow from step to
-    step. A machine rounds differently for other sizes of a batch, and differences of 1e-7 grow to 1e-2
-    within 40 steps: with chunks of one size a result is the same, bit for bit, whatever its batch. A
-    short chunk is filled up, so a single pair costs as much as a whole chunk: ``chunk=1`` is cheap for one
-    pair, the published way, and slow for many. More than 8 fit a GPU.
-    """
-
-    space: Annotated[Space, Says("What moves: w_plus, or style space without toRGB")] = "w_plus"
-    mode: Annotated[Mode, Says("free_generation has the CLIP term alone")] = "edit"
-    steps: Annotated[int, Ge(1), Says("Evaluations of the loss, at most")] = 300
-    learning_rate: Annotated[
-        float, Gt(0), Says("Adam's rate at its peak; it rises over 5 % of the steps and falls over 25 %")
-    ] = 0.1
-    epsilon: Annotated[float, Gt(0), Says("Adam's; larger ones hold elements without a gradient still")] = (
-        1e-8
-    )
-    l2_weight: Annotated[float, Ge(0), Says("Pull to the source, per squared unit, summed")] = 0.008
-    identity_weight: Annotated[
-        float, Ge(0), Says("Weight of the identity term; 0.005 in the published notebook")
-    ] = 0.0
-    patience: Annotated[
-        int | None, Ge(1),
-        Says("Steps without a gain of 0.1 % before a pair ends with its best code; none for all steps"),
-    ] = None  # fmt: skip
-    chunk: Annotated[
-        int,
-        Ge(1),
-        Says("Pairs drawn at once, always exactly so many: one pair costs as much, unless this is 1"),
-    ] = 8
-    max_move: Annotated[
-        float, Gt(0), Says("Root mean square distance from its source at which a pair has run away and ends")
-    ] = 20.0
-
-    def __post_init__(self) -> None:
-        check(self)
-
-
-PRESETS: Mapping[str, OptimizationSettings] = MappingProxyType({
-    "published": OptimizationSettings(),
-    # for small generators and small CLIPs, which the published rate takes where only CLIP sees the prompt
-    "gentle": OptimizationSettings(space="s", steps=60, learning_rate=0.02, l2_weight=0.1),
-})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False)

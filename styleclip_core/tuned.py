@@ -28,9 +28,9 @@ from torch import Tensor
 from styleclip_core.errors import CheckpointError, LayoutMismatchError
 from styleclip_core.models.network import is_finite
 from styleclip_core.models.stylegan2 import Generator, GeneratorConfig, LayerChange, Noise
+from styleclip_core.settings.pivotal import MAX_RANK
 from styleclip_core.style_space import StyleCode, StyleLayout
 
-MAX_RANK = 64
 _FORMAT, _HEADER, _TENSOR = "styleclip-tuning-1", "styleclip", "values"
 _WEIGHT_GAIN, _BIAS_GAIN = 0.02, 0.1
 

@@ -9,6 +9,9 @@ from hypothesis import HealthCheck, settings
 
 from tests.small_networks import write_small_networks
 
+# what artifacts say of the code is the same for all that a run compares, whatever is edited meanwhile
+os.environ["STYLECLIP_COMMIT"] = "tested"
+
 # the same examples in every quick run, so that a failure is of the change and not of the day
 settings.register_profile("quick", max_examples=25, deadline=None, derandomize=True, database=None)
 settings.register_profile(

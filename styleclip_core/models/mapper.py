@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +23,13 @@ from styleclip_core.files.checkpoint import Checkpoint
 from styleclip_core.models.network import Network, filled
 from styleclip_core.models.stylegan2 import FullyConnected
 from styleclip_core.models.weights import read_network, refusing, save_network
+from styleclip_core.settings.mapper_training import PUBLISHED_STRENGTH as PUBLISHED_STRENGTH
+from styleclip_core.settings.mapper_training import Kind
 from styleclip_core.style_space import StyleCode
 
 _FORMAT = "styleclip-mapper-1"
-Kind = Literal["levels", "single", "style", "style-full"]
 _LEVELS = {"course": slice(0, 4), "medium": slice(4, 8), "fine": slice(8, None)}  # the published spelling
 _MAX_LAYERS = 64  # 26 at 1024 pixels
-PUBLISHED_STRENGTH = 0.1  # what the published code multiplies a mapper's output by
 
 
 @dataclass(frozen=True, slots=True)

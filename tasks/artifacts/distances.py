@@ -87,7 +87,15 @@ def _leaves(name: str, array: pa.Array, figures: bool) -> Iterator[tuple[str, pa
 
 
 def _metadata(schema: pa.Schema) -> object:
-    return {key.decode(): json.loads(value) for key, value in sorted((schema.metadata or {}).items())}
+    found = {key.decode(): json.loads(value) for key, value in sorted((schema.metadata or {}).items())}
+    # another version of the code makes the same table, or the step would have another version
+    return {name: _without_code(about) for name, about in found.items()}
+
+
+def _without_code(about: object) -> object:
+    if not isinstance(about, dict):
+        return about
+    return {name: value for name, value in about.items() if name != "code_version"}
 
 
 def _described(name: str, value: object) -> Iterator[tuple[str, pa.Array]]:

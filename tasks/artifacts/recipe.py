@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import styleclip_core
 from styleclip_core.errors import StyleCLIPError
+from styleclip_core.version import code_version
 from tasks.storage import join
 
 
@@ -31,7 +31,7 @@ class Provenance:
         inputs: Fingerprints or URIs of what went in.
         generator: Content hash of the generator, if one took part.
         clip: Content hash of the CLIP, if one took part.
-        code_version: Version of this package.
+        code_version: Version of the code, see ``styleclip_core.version``; it decides nothing.
     """
 
     kind: str
@@ -95,7 +95,7 @@ class Recipe:
             inputs=self.inputs if inputs is None else inputs,
             generator=self.generator,
             clip=self.clip,
-            code_version=styleclip_core.__version__,
+            code_version=code_version(),
         )
 
 

@@ -28,6 +28,7 @@ from tasks.settings.settings import SettingsError as SettingsError
 from tasks.settings.settings import describe as describe
 from tasks.settings.settings import fast_relevance as fast_relevance
 from tasks.settings.settings import fields_of as fields_of
+from tasks.settings.settings import preset_values as preset_values
 from tasks.settings.uris import Clip as Clip
 from tasks.settings.uris import OptionalUri as OptionalUri
 from tasks.settings.uris import OrUsual as OrUsual

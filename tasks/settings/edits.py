@@ -18,9 +18,9 @@ import yaml
 from pydantic import Field, GetJsonSchemaHandler, ValidationError, WithJsonSchema, model_validator
 from pydantic.json_schema import JsonSchemaValue
 
-from styleclip_core.editing import ChannelSelection, Weights, allowed_layers, layer_names
 from styleclip_core.errors import LayoutMismatchError
-from styleclip_core.models.mapper import PUBLISHED_STRENGTH
+from styleclip_core.settings.editing import ChannelSelection, Weights, allowed_layers, layer_names
+from styleclip_core.settings.mapper_training import PUBLISHED_STRENGTH
 from tasks.settings import Optimization, Prompt, Settings, SettingsError, TemplateSet, UriOrNone, describe
 from tasks.settings.files import read_list
 from tasks.settings.folding import folded, unfolded

@@ -25,12 +25,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
-from styleclip_core import mapper_training, optimization
-from styleclip_core.choosing import ChoosingSettings
 from styleclip_core.errors import StyleCLIPError
-from styleclip_core.inversion import RefinementSettings
-from styleclip_core.mapper_training import MapperTrainingSettings
-from styleclip_core.optimization import OptimizationSettings
 from styleclip_core.options import (
     ChangesNoResult,
     NamedIfChanged,
@@ -40,13 +35,19 @@ from styleclip_core.options import (
     describe_excess,
     parameters,
 )
-from styleclip_core.pivotal import PivotalSettings
-from styleclip_core.relevance import RelevanceSettings
+from styleclip_core.settings import mapper_training, optimization
+from styleclip_core.settings.choosing import ChoosingSettings
+from styleclip_core.settings.inversion import RefinementSettings
+from styleclip_core.settings.mapper_training import MapperTrainingSettings
+from styleclip_core.settings.optimization import OptimizationSettings
+from styleclip_core.settings.pivotal import PivotalSettings
+from styleclip_core.settings.relevance import RelevanceSettings
 from tasks.settings.uris import Clip, OptionalUri, Prompt, TemplateSet, TimeZone, Uri, UriOrNone
 
 _REFUSING = ConfigDict(extra="forbid", hide_input_in_errors=True)
 _T = TypeVar("_T")
 _Form = TypeVar("_Form", bound="Settings")
+_PRESETS: dict[type, Mapping[str, object]] = {}  # of the forms that have some
 
 
 class SettingsError(StyleCLIPError):
@@ -73,8 +74,9 @@ def fields_of(form: type) -> Mapping[str, FieldInfo]:
     return found
 
 
-def _with_presets(core: type) -> Callable[[type[_Form]], type[_Form]]:
-    """Give a form the fields of a settings dataclass, each of them none where the preset decides."""
+def _with_presets(presets: Mapping[str, object]) -> Callable[[type[_Form]], type[_Form]]:
+    """Give a form the fields of the settings dataclass of presets, each none where the preset decides."""
+    core = type(next(iter(presets.values())))
 
     def extend(form: type[_Form]) -> type[_Form]:
         theirs: dict[str, Any] = {
@@ -84,9 +86,16 @@ def _with_presets(core: type) -> Callable[[type[_Form]], type[_Form]]:
         made = create_model(
             form.__name__, __base__=form, __module__=form.__module__, __doc__=form.__doc__, **theirs
         )
+        _PRESETS[made] = presets
         return made
 
     return extend
+
+
+def preset_values(form: type, field: str) -> Mapping[str, object]:
+    """Return what each preset of a form says of a field; nothing for fields that no preset decides."""
+    presets = _PRESETS.get(form, {})
+    return {name: getattr(each, field) for name, each in presets.items() if hasattr(each, field)}
 
 
 def _resolved(form: Settings, preset: _T) -> _T:
@@ -296,7 +305,7 @@ class Inversion(RefinementSettings, _Naming):
     ] = None  # fmt: skip
 
 
-@_with_presets(OptimizationSettings)
+@_with_presets(optimization.PRESETS)
 class Optimization(Settings):
     """How a latent is optimized; what is left out comes from the preset."""
 
@@ -313,7 +322,7 @@ class Optimization(Settings):
         return _resolved(self, optimization.PRESETS[self.preset])
 
 
-@_with_presets(MapperTrainingSettings)
+@_with_presets(mapper_training.PRESETS)
 class MapperTraining(Settings):
     """How a latent mapper is trained; what is left out comes from the preset."""
 

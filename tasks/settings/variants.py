@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from styleclip_core.editing import ChannelSelection, Weights
 from styleclip_core.options import parameters
+from styleclip_core.settings.editing import ChannelSelection, Weights
 from tasks.settings.settings import Optimization, Settings, SettingsError
 from tasks.settings.uris import TemplateSet
 

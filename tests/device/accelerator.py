@@ -4,8 +4,8 @@ It is a device of its own for torch, so an operation that mixes it with the host
 crossing is counted by the line of the product that asks for it:
 
     mismatch   tensors of host and device in one operation, which CUDA refuses
-    sync       the host waits for the device: ``.item()``, ``.tolist()``, ``.cpu()``, a mask as an index, a solver
-    upload     memory of the host that the device waits for: ``torch.tensor(..., device=)``, ``.to``, a list as an index
+    sync       the host waits for the device: ``.item()``, ``.cpu()``, a mask as an index, a solver
+    upload     the device waits for memory of the host: ``torch.tensor(..., device=)``, a list as an index
 """
 
 from __future__ import annotations

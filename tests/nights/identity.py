@@ -233,20 +233,14 @@ def _one_at_a_time(flow: Flow[..., Any]) -> Flow[..., Any]:
     return flow.with_options(task_runner=ThreadPoolTaskRunner(max_workers=1))
 
 
-def _how(state: State[Any], left: Left) -> str:
+def _how(state: State[Any]) -> str:
     """Return how a run ended, in a word."""
     if state.is_completed():
-        failed = any(_failed_rows(content) for name, content in left.items() if name.endswith(".parquet"))
-        return "row" if failed else "done"
+        return "row" if any(step.failed for step in state.result().steps) else "done"
     text = state.message or ""
     if "InjectedError" in text:
         return "ended"
     return "refused" if re.search(r"changed|other content|made with|put .* back", text) else f"failed: {text}"
-
-
-def _failed_rows(content: bytes) -> bool:
-    table = pq.read_table(io.BytesIO(content))
-    return "status" in table.column_names and "failed" in table["status"].to_pylist()
 
 
 def truth_of(case: Case) -> tuple[Truth, set[str]]:
@@ -280,7 +274,7 @@ def disturb(case: Case, moment: str, truth: Truth, names: set[str]) -> Outcome:
     def look(state: State[Any]) -> str:
         found = left_in(case.out)
         outcome.wrong += truth.wrong(found)
-        return _how(state, found)
+        return _how(state)
 
     try:
         hook, wrapper = {

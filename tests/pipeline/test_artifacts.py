@@ -181,3 +181,11 @@ def test_a_foreign_table_has_no_provenance(tmp_path):
     pq.write_table(_table(np.ones((2, 2))), tmp_path / "foreign.parquet")
     with pytest.raises(DamagedArtifactError, match="does not say what made it"):
         read_provenance(str(tmp_path / "foreign.parquet"))
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_other_code_of_the_same_version_keeps_the_table_that_is_there(tmp_path, streamed):
+    uri, table = str(tmp_path / "t.parquet"), _table(np.ones((3, 2)))
+    write_table(uri, table, PROVENANCE)
+    _write_second(uri, table, replace(PROVENANCE, code_version="0.1+other"), streamed=streamed)
+    assert read_provenance(uri) == PROVENANCE

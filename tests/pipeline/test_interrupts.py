@@ -1,4 +1,4 @@
-"""Ctrl-C and servers that are not there, as processes of their own, on the embedded networks.
+"""Ctrl-C, SIGTERM and servers that are not there, as processes of their own, on the embedded networks.
 
 Signals go to the whole group of a process, as a terminal sends them. What happens is read off what it prints.
 """
@@ -20,6 +20,7 @@ from tests.object_store import free_ports
 
 STYLECLIP = [sys.executable, "-W", "ignore", "-m", "styleclip_cli.main"]
 ROOT = Path(__file__).parents[2]
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def started(environment, arguments) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         [*STYLECLIP, *map(str, arguments)], env=environment, cwd=ROOT, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=lambda: [signal.signal(each, signal.SIG_DFL) for each in SIGNALS],
     )  # fmt: skip
     try:
         yield process
@@ -69,23 +70,26 @@ def read_until(process, text: str) -> list[str]:
     raise AssertionError(f"{text!r} was never printed:\n{''.join(lines)}")
 
 
-def interrupt(process) -> None:
-    os.killpg(process.pid, signal.SIGINT)
+def interrupt(process, number: signal.Signals) -> None:
+    os.killpg(process.pid, number)
 
 
 def latents(out: Path) -> int:
     return len(list(out.glob("latents/*/*.attempt-000.parquet")))
 
 
-def test_the_first_interrupt_lets_shards_end_and_the_same_command_goes_on(environment, invert, tmp_path):
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_first_interrupt_lets_shards_end_and_the_same_command_goes_on(
+    environment, invert, number, tmp_path
+):
     with started(environment, invert) as process:
         read_until(process, "invert-images 1/8")
-        interrupt(process)  # reaches the temporary server too, which must not end
+        interrupt(process, number)  # reaches the temporary server too, which must not end
         (told,) = [line for line in read_until(process, "again to stop now") if "stopping" in line]
         assert told.startswith("stopping after the shards under way (")
         under_way = int(told.partition("(")[2].partition(")")[0])
         rest = process.stdout.read()
-        assert process.wait() == 130, rest
+        assert process.wait() == 128 + number, rest
     (last,) = [line for line in rest.splitlines() if line.startswith("error: ")]
     done = latents(tmp_path / "out")
     assert (
@@ -107,25 +111,27 @@ def test_the_first_interrupt_lets_shards_end_and_the_same_command_goes_on(enviro
     assert f"8 rows in 8 shards, {8 - done} computed now" in again.stderr
 
 
-def test_the_second_interrupt_ends_at_once_and_leaves_no_process(environment, invert):
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_second_interrupt_ends_at_once_and_leaves_no_process(environment, invert, number):
     with started(environment, [*invert, "--steps", "1000000", "--patience", "1000000"]) as process:
         read_until(process, "generator ")  # the networks are loaded, and inversion begins
-        interrupt(process)
+        interrupt(process, number)
         read_until(process, "again to stop now")
-        interrupt(process)
-        assert process.wait(timeout=60) == 130  # a shard alone would take an hour
+        interrupt(process, number)
+        assert process.wait(timeout=60) == 128 + number  # a shard alone would take an hour
         rest = process.stdout.read()  # until the server has closed its end, too
     assert "Traceback" not in rest
 
 
-def test_an_interrupt_before_there_is_a_run_ends_the_command(environment, invert):
+@pytest.mark.parametrize("number", SIGNALS)
+def test_an_interrupt_before_there_is_a_run_ends_the_command(environment, invert, number):
     with socket.create_server(("127.0.0.1", 0)) as silent:  # a server that takes calls and answers none
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
         with started(environment | {"PREFECT_API_URL": address}, invert) as process:
             asked, _ = silent.accept()
-            interrupt(process)
+            interrupt(process, number)
             rest = process.stdout.read()
-            assert process.wait() == 130
+            assert process.wait() == 128 + number
             asked.close()
     assert rest.splitlines() == ["stopped"]
 
@@ -163,11 +169,19 @@ def test_a_server_that_does_not_start_in_time_is_one_line(environment, invert):
 def test_patience_is_the_user_s_where_there_is_one(monkeypatch):
     from prefect.settings import get_current_settings
 
-    from styleclip_cli import prefect_api
+    from styleclip_cli import prefect_api, spared
 
     waited = []
-    monkeypatch.setattr(prefect_api._Spared, "start", lambda self, timeout: waited.append(timeout))
+    monkeypatch.setattr(spared.SparedServer, "start", lambda self, timeout: waited.append(timeout))
     ephemeral = type(get_current_settings().server.ephemeral)
     for settings in (ephemeral(enabled=True), ephemeral(enabled=True, startup_timeout_seconds=7)):
         prefect_api.start(settings)
     assert waited == [prefect_api.PATIENCE, 7]
+
+
+def test_the_temporary_server_ends_with_its_command_however_that_ends(environment, invert):
+    with started(environment, [*invert, "--steps", "1000000", "--patience", "1000000"]) as process:
+        read_until(process, "generator ")
+        process.kill()  # this process alone, as a machine that is short of memory does
+        process.stdout.read()  # until the server has closed its end, too
+        assert process.wait() == -signal.SIGKILL

@@ -343,17 +343,15 @@ def test_the_worked_diff_of_contributing_adds_an_option_everywhere_by_its_two_pl
     for package in ("styleclip_core", "tasks", "styleclip_cli"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "data").symlink_to(ROOT / "data")
-    module = tmp_path / "styleclip_core" / "inversion.py"
-    text = module.read_text()
     (diff,) = re.findall(r"```diff\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)
-    hunks = [hunk.strip("\n").split("\n") for hunk in diff.split("@@ @@")[1:]]
+    hunks = re.findall(r"^\+\+\+ b/(\S+)\n@@ @@\n(.*?)(?=^---|\Z)", diff, re.S | re.M)
     assert len(hunks) == 2
-    for lines in hunks:
+    for name, hunk in hunks:
+        module, lines = tmp_path / name, hunk.strip("\n").split("\n")
         before = "\n".join(line[1:] for line in lines if line[0] in " -")
         after = "\n".join(line[1:] for line in lines if line[0] in " +")
-        assert text.count(before) == 1
-        text = text.replace(before, after)
-    module.write_text(text)
+        assert module.read_text().count(before) == 1
+        module.write_text(module.read_text().replace(before, after))
 
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     command = [sys.executable, "-W", "ignore", "-c", _LOOK]
@@ -370,7 +368,9 @@ def test_the_worked_diff_of_contributing_adds_an_option_everywhere_by_its_two_pl
     assert plain == parameters(Inversion())  # what was made before is found
     assert changed == plain | {"pixel_weight": 2.0}
     for shown, option in zip(seen["help"], ("--pixel-weight", "--inversion-pixel-weight"), strict=True):
-        assert re.search(rf"{option} .*x>=0.* Weight of the pixels' loss .*default: 1.0", shown)
+        assert re.search(
+            rf"{option} .* Weight of the pixels' loss .*default: 1.0; x>=0", " ".join(shown.split())
+        )
 
 
 def test_every_field_of_an_inversion_is_an_option_of_invert_and_of_edit():

@@ -11,7 +11,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -173,8 +174,26 @@ class Prefect:
         )
         return str(made["id"])
 
+    @contextmanager
+    def scheduled(self, deployment: str, seconds: float, parameters: dict | None = None) -> Iterator[str]:
+        """Give a deployment a schedule for as long as this lasts; yields the first run that it makes."""
+        found = self.get(f"deployments/name/{deployment}")["id"]
+        wanted = {"schedule": {"interval": seconds}, "active": True, "parameters": parameters or {}}
+        made = self.ask("POST", f"deployments/{found}/schedules", [wanted]).raise_for_status().json()
+        of = {"deployments": {"id": {"any_": [found]}}, "sort": "EXPECTED_START_TIME_ASC"}
+        seen = {run["id"] for run in self.post("flow_runs/filter", **of)}
 
-def patiently(method: str, url: str, **options: Any) -> httpx.Response:  # noqa: ANN401 - httpx's
+        def runs() -> list[dict]:
+            return [run for run in self.post("flow_runs/filter", **of) if run["id"] not in seen]
+
+        try:
+            wait_until(lambda: bool(runs()), "the schedule has made runs", 60, self.tail)
+            yield str(runs()[0]["id"])
+        finally:
+            self.ask("DELETE", f"deployments/{found}/schedules/{made[0]['id']}")
+
+
+def patiently(method: str, url: str, **options: Any) -> httpx.Response:
     """Call a server as Prefect's own clients do: again where it is away, silent, or its database locked.
 
     A server that has just begun, or whose disk is slow, may keep a request for longer than a minute.

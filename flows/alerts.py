@@ -27,8 +27,9 @@ _BY = "Made by `styleclip setup-server`"
 _RUNS = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
 _ENDS = {f"prefect.flow-run.{state}" for state in ("Failed", "Crashed", "TimedOut")}
 _BEGUN = _ENDS | {
-    f"prefect.flow-run.{state}" for state in ("Pending", "Running", "Completed", "Cancelling", "Cancelled")
+    f"prefect.flow-run.{state}" for state in ("Running", "Completed", "Cancelling", "Cancelled")
 }
+_WAITS = {f"prefect.flow-run.{state}" for state in ("Late", "Pending", "Submitting", "InfrastructurePending")}
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def failed(receivers: Receivers) -> Automation:
 
 
 def late(receivers: Receivers, after: timedelta, known_after: timedelta) -> Automation:
-    """Return the automation that tells of a run that has not begun.
+    """Return the automation that tells of a run that has not begun, or was taken by a worker that went then.
 
     Runs of a schedule and of deployments with the tag ``nightly`` are meant: others have no time at which
     they are due, and wait in their queue for as long as those before them take.
@@ -92,14 +93,14 @@ def late(receivers: Receivers, after: timedelta, known_after: timedelta) -> Auto
     """
     scheduled = ["prefect.tag.auto-scheduled", "prefect.tag.nightly"]
     waited = f"{after.total_seconds():g} s"
-    text = f'"not begun {waited} after it was due, no worker takes it or all places of the pool are taken"'
+    text = f'"not begun {waited} after it was due: no worker, or none that is left, or no place in the pool"'
 
-    # once it is late, whatever shows that it has begun or ended will do; silence is what triggers
+    # once it is late or taken, whatever shows that it has begun or ended will do; silence is what triggers
     return Automation(
         name=LATE,
         description=_BY,
         trigger=EventTrigger(
-            after={"prefect.flow-run.Late"},
+            after=_WAITS,
             expect=_BEGUN,
             match=_RUNS,
             match_related=ResourceSpecification({"prefect.resource.id": scheduled}),

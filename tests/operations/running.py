@@ -175,10 +175,10 @@ class Prefect:
         return str(made["id"])
 
     @contextmanager
-    def scheduled(self, deployment: str, seconds: float, parameters: dict | None = None) -> Iterator[str]:
+    def scheduled(self, deployment: str, seconds: float) -> Iterator[str]:
         """Give a deployment a schedule for as long as this lasts; yields the first run that it makes."""
         found = self.get(f"deployments/name/{deployment}")["id"]
-        wanted = {"schedule": {"interval": seconds}, "active": True, "parameters": parameters or {}}
+        wanted = {"schedule": {"interval": seconds}, "active": True}
         made = self.ask("POST", f"deployments/{found}/schedules", [wanted]).raise_for_status().json()
         of = {"deployments": {"id": {"any_": [found]}}, "sort": "EXPECTED_START_TIME_ASC"}
         seen = {run["id"] for run in self.post("flow_runs/filter", **of)}

@@ -43,10 +43,16 @@ identity: $(STAMP)  ## Replace every input of every step at every moment of a ru
 volume: $(STAMP)  ## List a million objects and edit ten thousand: images/s and peak memory (over an hour)
 	$(BIN)/python -W ignore -m benchmarks.volume
 
-browser:  # Debian's Chromium, where it is missing and may be installed; else the tests that need it are skipped
-	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
-		{ apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; }; } || \
-		echo 'no Chromium here and none installed: tests in a browser are skipped' >&2
+# Debian's packages that tests look for, where they are missing and may be installed; else what needs them is skipped.
+# Where systemd runs, nginx and Prometheus would be started with their installation: there they are left to you.
+SERVERS := $(if $(wildcard /run/systemd/system),,nginx:nginx promtool:prometheus)
+MISSING = $(foreach each,chromium:chromium $(SERVERS),$(shell PATH="$$PATH:/usr/sbin" \
+	command -v $(firstword $(subst :, ,$(each))) >/dev/null || echo $(lastword $(subst :, ,$(each)))))
+
+browser:
+	@test -z '$(strip $(MISSING))' || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && { apt-get update -qq; \
+		RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(MISSING); }; } || \
+		echo 'not here and not installed: $(strip $(MISSING)); tests that need them are skipped' >&2
 
 check: $(STAMP)  ## Format, lint, types, layer rule
 	$(BIN)/ruff format --check .

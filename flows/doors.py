@@ -6,7 +6,10 @@ password, and a list of the origins whose pages may read the answers.
 
 from __future__ import annotations
 
+import ssl
+
 import httpx
+from prefect.settings import get_current_settings
 
 _ANYBODY = "https://elsewhere.example"  # an origin that no server has to know
 _SECONDS = 30
@@ -21,7 +24,7 @@ def open_doors(api: str) -> list[str]:
     Raises:
         httpx.HTTPError: If it does not answer.
     """
-    with httpx.Client(base_url=f"{api.rstrip('/')}/", timeout=_SECONDS) as stranger:
+    with httpx.Client(base_url=f"{api.rstrip('/')}/", timeout=_SECONDS, verify=_trusted()) as stranger:
         found = []
         # a request that only reads, as a page would send it to see whom it has before it
         if stranger.get("admin/version", headers={"Origin": _ANYBODY}).is_success:
@@ -32,3 +35,11 @@ def open_doors(api: str) -> list[str]:
         if allowed in ("*", _ANYBODY):
             found.append("pages of every origin may ask it: set PREFECT_SERVER_CORS_ALLOWED_ORIGINS")
     return found
+
+
+def _trusted() -> ssl.SSLContext | bool:
+    """Return whom Prefect's own client trusts: of a proxy with a certificate of one's own, its CA."""
+    api = get_current_settings().api
+    if api.tls_insecure_skip_verify:
+        return False
+    return ssl.create_default_context(cafile=api.ssl_cert_file) if api.ssl_cert_file else True

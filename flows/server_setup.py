@@ -6,7 +6,7 @@ Nothing here holds a credential but the webhook's URL, which Prefect keeps encry
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,14 @@ from prefect.blocks.webhook import Webhook
 from prefect.client.base import ServerType
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
-from prefect.client.schemas.objects import StateType
-from prefect.events.actions import CallWebhook, ChangeFlowRunState, SendNotification
-from prefect.events.schemas.automations import EventTrigger, Posture
-from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.filesystems import LocalFileSystem, RemoteFileSystem
+from prefect.settings import get_current_settings
 from prefect.workers.process import ProcessWorker
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter
 
+from flows import alerts
+from flows.alerts import Receivers
 from flows.doors import open_doors
 from styleclip_core.errors import StyleCLIPError
 from tasks.storage import canonical, is_local
@@ -32,14 +31,7 @@ from tasks.storage import canonical, is_local
 POOL, RESULTS, WEBHOOK = "styleclip-gpu", "styleclip-results", "styleclip-notify"
 QUEUES = {"nightly": 1, "bulk": 2}  # priorities; the lower one goes first
 HEARTBEAT = 30  # seconds between the signs of life of a flow run, the fewest that Prefect allows
-NOTIFY, ZOMBIES = "styleclip: notify of failed and crashed runs", "styleclip: crash runs without a heartbeat"
-_ENDS = {f"prefect.flow-run.{state}" for state in ("Failed", "Crashed", "TimedOut")}
-_TITLE = "{{ flow.name }}/{{ flow_run.name }} is {{ flow_run.state.name }}"
-_BODY = "{{ flow_run.state.message }}\n{{ flow_run|ui_url }}"
-_PAYLOAD = (
-    '{"text": {{ (flow.name ~ "/" ~ flow_run.name ~ " is " ~ flow_run.state.name ~ ": " '
-    '~ (flow_run.state.message or "") ~ " " ~ (flow_run|ui_url))|tojson }} }'
-)
+ORDERING = "flows.event_order"
 
 
 class SetupError(StyleCLIPError):
@@ -54,9 +46,12 @@ class ServerSetup(BaseModel):
         device_limits: Names of the limits of the devices, one run at a time computes on each.
         runs_per_device: Runs of the pool at once for each of these; without any its limit is left alone.
         results: URI of the folder for task results; Prefect's own place if empty.
-        webhook: URL that is told of failed and crashed runs; none if empty.
+        webhook: URL that is told of failed, late and missing runs; none if empty.
         notification_block: Prefect block that is told of them, as ``slack-webhook/ops``; none if empty.
         silence: Seconds without a sign of life after which a run counts as crashed.
+        late_after: Seconds after a run was due at which it is told that it has not begun.
+        nightly: Deployment that is to complete every night, as ``flow/name``.
+        missing_after: Seconds without a completed run of it after which that is told.
         unprotected: Whether a server that lets anybody in is set up all the same.
     """
 
@@ -69,6 +64,9 @@ class ServerSetup(BaseModel):
     webhook: SecretStr = SecretStr("")
     notification_block: str = ""
     silence: int = Field(90, ge=3 * HEARTBEAT)
+    late_after: int = Field(600, ge=30)
+    nightly: str = Field("build-relevance/nightly", pattern="^[^/]+/[^/]+$")
+    missing_after: int = Field(26 * 3600, ge=alerts.SHORTEST)
     unprotected: bool = False
 
 
@@ -106,12 +104,16 @@ def set_up(wanted: ServerSetup) -> list[str]:
         for name in wanted.device_limits:
             client.upsert_global_concurrency_limit_by_name(name, 1)
             lines.append(f"limit {name}: one run at a time computes")
-        actions = _notifications(client, wanted)
+        ui, known_after, ordering = _server_settings(client)
+        receivers = _receivers(client, wanted, ui)
 
     # automations open clients of their own
-    lines.append(_automation(_zombies(wanted.silence)))
-    if actions:
-        lines.append(_automation(_notify(actions)))
+    lines += [alerts.save(each) for each in _alerts(wanted, receivers, known_after)]
+    if receivers and ordering != ORDERING:
+        lines.append(
+            "of a run that was scheduled within 5 minutes of its start, messages come up to 15 minutes late: "
+            f"set PREFECT_SERVER_EVENTS_CAUSAL_ORDERING={ORDERING} on the server"
+        )
     return lines
 
 
@@ -177,72 +179,41 @@ def _queue(client: SyncPrefectClient, pool: str, name: str, priority: int) -> st
         return f"work queue {name}: there"
 
 
-def _notifications(client: SyncPrefectClient, wanted: ServerSetup) -> list[CallWebhook | SendNotification]:
-    """Return what to do when a run fails."""
-    actions: list[CallWebhook | SendNotification] = []
-
+def _receivers(client: SyncPrefectClient, wanted: ServerSetup, ui: str) -> Receivers:
+    """Return who is told when something is wrong; save the webhook."""
+    webhook: Any = None
     if wanted.webhook.get_secret_value():
-        block = Webhook(url=wanted.webhook)
-        saved: Any = block.save(WEBHOOK, overwrite=True)  # a coroutine only where the caller is one
-        actions.append(CallWebhook(block_document_id=saved, payload=_PAYLOAD))
+        # a coroutine only where the caller is one
+        webhook = Webhook(url=wanted.webhook).save(WEBHOOK, overwrite=True)
 
+    notification = None
     if wanted.notification_block:
         kind, _, name = wanted.notification_block.partition("/")
         try:
-            document = client.read_block_document_by_name(name, kind)
+            notification = client.read_block_document_by_name(name, kind).id
         except ObjectNotFound as error:
             raise SetupError(
                 f"there is no block {wanted.notification_block!r}; make it in the UI under Blocks and give "
                 "its kind and name, e.g. slack-webhook/ops"
             ) from error
-        actions.append(SendNotification(block_document_id=document.id, subject=_TITLE, body=_BODY))
-    return actions
+    return Receivers(webhook=webhook, notification=notification, ui=ui)
 
 
-def _notify(actions: list[CallWebhook | SendNotification]) -> Automation:
-    return Automation(
-        name=NOTIFY,
-        description="Made by `styleclip setup-server`",
-        trigger=EventTrigger(
-            expect=_ENDS,
-            match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
-            posture=Posture.Reactive,
-            threshold=1,
-            within=timedelta(0),  # every single one, at once
-        ),
-        actions=list(actions),
-    )
+def _alerts(wanted: ServerSetup, receivers: Receivers, known_after: timedelta) -> Iterator[Automation]:
+    yield alerts.zombies(wanted.silence)
+    if receivers:
+        yield alerts.failed(receivers)
+        yield alerts.late(receivers, timedelta(seconds=wanted.late_after), known_after)
+        yield alerts.missing(receivers, wanted.nightly, timedelta(seconds=wanted.missing_after))
 
 
-def _zombies(silence: int) -> Automation:
-    """Return the automation that ends runs whose process has gone, so that Retry is offered."""
-    message = f"No sign of life for {silence} s: the process, its worker or its machine has gone."
+def _server_settings(client: SyncPrefectClient) -> tuple[str, timedelta, str]:
+    """Return the server's address for links, when it calls a run late, and its order of events."""
+    answer = client.request("GET", "/admin/settings")
+    answer.raise_for_status()
+    found = answer.json()
 
-    # after a heartbeat, any event of the run is a sign of life, its end too; silence is what triggers
-    return Automation(
-        name=ZOMBIES,
-        description="Made by `styleclip setup-server`",
-        trigger=EventTrigger(
-            after={"prefect.flow-run.heartbeat"},
-            expect={"prefect.flow-run.*"},
-            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
-            for_each={"prefect.resource.id"},
-            posture=Posture.Proactive,
-            threshold=1,
-            within=timedelta(seconds=silence),
-        ),
-        actions=[ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=message)],
-    )
-
-
-def _automation(wanted: Automation) -> str:
-    # looked for by name, or setting up twice would tell of every failure twice
-    try:
-        known: Any = Automation.read(name=wanted.name)
-        wanted.id = known.id
-        change: Callable[[], Any] = wanted.update
-    except ValueError:  # there is none of that name
-        change = wanted.create
-
-    change()
-    return f"automation {wanted.name!r}"
+    # one that was not told its own address is reached under ours
+    ui = found["ui_url"] or get_current_settings().ui_url or ""
+    late = TypeAdapter(timedelta).validate_python(found["server"]["services"]["late_runs"]["after_seconds"])
+    return str(ui).rstrip("/"), late, str(found["server"]["events"]["causal_ordering"])

@@ -29,8 +29,8 @@ def setup_server(
     notify_block: Annotated[
         str,
         typer.Option(
-            help="Prefect block to tell of failed and crashed runs, e.g. slack-webhook/ops; a webhook's URL "
-            "is read from STYLECLIP_NOTIFY_URL"
+            help="Prefect block to tell of failed, late and missing runs, e.g. slack-webhook/ops; a "
+            "webhook's URL is read from STYLECLIP_NOTIFY_URL"
         ),
     ] = "",
     runs_per_device: Annotated[
@@ -40,6 +40,18 @@ def setup_server(
     silence: Annotated[
         int, typer.Option(min=90, help="Seconds without a sign of life after which a run has crashed")
     ] = 90,
+    late_after: Annotated[
+        int,
+        typer.Option(
+            min=30, help="Seconds after a scheduled run was due at which it is told that it has not begun"
+        ),
+    ] = 600,
+    missing_after: Annotated[
+        int,
+        typer.Option(
+            min=10, help="Seconds without a completed run of build-relevance/nightly after which that is told"
+        ),
+    ] = 26 * 3600,
     unprotected: Annotated[
         bool,
         typer.Option(
@@ -63,6 +75,8 @@ def setup_server(
         webhook=SecretStr(os.environ.get("STYLECLIP_NOTIFY_URL", "")),
         notification_block=notify_block,
         silence=silence,
+        late_after=late_after,
+        missing_after=missing_after,
         unprotected=unprotected,
     )
 
@@ -98,10 +112,42 @@ def deploy(
     output.answer(lines, deployed=lines)
 
 
-def server_metrics(verbose: Verbose = False) -> None:
-    """Print runs, rates and failures that the server of PREFECT_API_URL knows, in Prometheus' format."""
+def server_metrics(
+    env_file: Annotated[
+        str,
+        typer.Option(
+            help="File of KEY=VALUE lines, as systemd reads them, with PREFECT_API_URL and the password; for "
+            "cron, which has no environment"
+        ),
+    ] = "",
+    out: Annotated[
+        str,
+        typer.Option(help="File to replace as a whole, for node_exporter", show_default="standard output"),
+    ] = "",
+    verbose: Verbose = False,
+) -> None:
+    """Print runs, lateness, tables, slots and failures that the server of PREFECT_API_URL knows.
+
+    In Prometheus' format. When the server cannot be asked, the file of --out stays as it was, and the
+    status is not 0.
+    """
     prepare(0, verbose)
+    from prefect.context import refresh_global_settings_context
+
+    from flows.deployments import read_environment
     from flows.server_metrics import server_metrics as collect
+    from styleclip_cli.prefect_api import reach
+
+    if env_file:
+        os.environ.update(read_environment(Path(env_file)))
+        refresh_global_settings_context()  # Prefect has read its settings when it was imported
+    reach(named=True)
 
     text = collect()
-    output.answer(text.splitlines(), metrics=text)
+    if not out:
+        output.answer(text.splitlines(), metrics=text)
+        return
+    # node_exporter reads at any time, and never half a file
+    aside = Path(f"{out}.{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(out)

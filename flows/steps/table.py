@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from prefect import runtime
+from prefect.artifacts import create_table_artifact
 from prefect.logging import get_run_logger
 
 from flows import engine
 from flows.run import RunResult, StepCounts, counts, summarize
-from tasks.artifacts import read_provenance
+from tasks.artifacts import read_provenance, read_table
 from tasks.directions import nights, refining, relevance, sampling
 from tasks.directions.relevance import RelevancePlan
 from tasks.directions.sampling import SampledStyles
@@ -146,3 +147,8 @@ def summarize_table(result: RunResult) -> None:
     headline = f"relevance over {made['samples']} style codes a channel: {ranges}"
     places = {"relevance table": result.table.relevance, "statistics": result.table.statistics}
     summarize("build-relevance", headline, result.steps, places)
+
+    # flows.server_metrics reads it: how large the table has become, and by its time how old it is
+    channels = read_table(result.table.relevance, ["flat_index"]).num_rows
+    size = {"samples": made["samples"], "channels": channels}
+    create_table_artifact(key="relevance-table", description="the last relevance table", table=[size])

@@ -6,6 +6,7 @@ from __future__ import annotations
 import configparser
 import json
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from tests.chromium import chromium
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from guide import PASSWORD, Machine, block
 from running import LIMIT, ROOT, Prefect, free_port
 
 from tests.object_store import S3, object_store
@@ -77,6 +79,7 @@ def prefect(
         "PREFECT_HOME": str(home), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        "PREFECT_SERVER_EVENTS_CAUSAL_ORDERING": "flows.event_order",
         "PREFECT_SERVER_METRICS_ENABLED": "true",
         "PREFECT_WORKER_QUERY_SECONDS": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
         "STYLECLIP_WORKERS": "1", "STYLECLIP_DEVICE_LIMIT": LIMIT,
@@ -112,6 +115,39 @@ def prefect(
         yield running
     finally:
         running.stop()
+
+
+@pytest.fixture(scope="session")
+def machine(
+    tmp_path_factory: pytest.TempPathFactory, network_files: dict[str, str], receiver: list[dict]
+) -> Iterator[Machine]:
+    """A machine that was set up by the guide's steps 2 to 5, behind its proxy, which need not be there."""
+    for program in ("git", "curl", "bash"):
+        if shutil.which(program) is None:
+            pytest.skip(f"the guide's commands call {program}, and there is none on the PATH")
+    root = tmp_path_factory.mktemp("machine")
+    port, tls, plain = free_port(), free_port(), free_port()
+    table = {f"/{folder}/": f"{root}/{folder}/" for folder in ("opt", "etc", "var")} | {
+        "4200": str(port), "https://prefect.example.org": f"https://localhost:{tls}",
+        "listen 443": f"listen 127.0.0.1:{tls}", "listen 80": f"listen 127.0.0.1:{plain}",
+        "prefect.example.org": "localhost",
+        "https://hooks.example.org/...": os.environ["STYLECLIP_TEST_HOOK"],
+        "operator:REPLACE-BY-THE-OUTPUT-OF-openssl-rand-hex-24": PASSWORD,
+        "operator:REPLACE-AS-IN-server.env": PASSWORD,
+        "s3://models/ffhq.pkl": network_files["generator"], "ViT-B/32": network_files["clip"],
+        "s3://results": f"{root}/results", " -o styleclip -g styleclip": "", "NEW-VERSION": "v2",
+    }  # fmt: skip
+    made = Machine(root, table)
+    made.make()
+    behind = block("server.env behind a proxy")
+    names = tuple(line.partition("=")[0] for line in behind.splitlines())
+    rest = [line for line in block("server.env").splitlines() if not line.startswith(names)]
+    made.write("etc/styleclip/server.env", "\n".join(rest) + "\n" + behind)
+    try:
+        made.run("start the server", "set up", "start the worker", "deploy")
+        yield made
+    finally:
+        made.shell("systemctl stop styleclip-worker@0 styleclip-server")
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,24 @@ class Prefect:
             f"deployments/{found['id']}/create_flow_run", parameters=parameters, idempotency_key=uuid4().hex
         )
         return str(made["id"])
+
+    @contextmanager
+    def scheduled(self, deployment: str, seconds: float) -> Iterator[str]:
+        """Give a deployment a schedule for as long as this lasts; yields the first run that it makes."""
+        found = self.get(f"deployments/name/{deployment}")["id"]
+        wanted = {"schedule": {"interval": seconds}, "active": True}
+        made = self.ask("POST", f"deployments/{found}/schedules", [wanted]).raise_for_status().json()
+        of = {"deployments": {"id": {"any_": [found]}}, "sort": "EXPECTED_START_TIME_ASC"}
+        seen = {run["id"] for run in self.post("flow_runs/filter", **of)}
+
+        def runs() -> list[dict]:
+            return [run for run in self.post("flow_runs/filter", **of) if run["id"] not in seen]
+
+        try:
+            wait_until(lambda: bool(runs()), "the schedule has made runs", 60, self.tail)
+            yield str(runs()[0]["id"])
+        finally:
+            self.ask("DELETE", f"deployments/{found}/schedules/{made[0]['id']}")
 
 
 def patiently(method: str, url: str, **options: Any) -> httpx.Response:

@@ -70,10 +70,11 @@ def test_setting_up_twice_changes_nothing(prefect, receiver):
         "setup-server", "--unprotected", "--device-limit", LIMIT, "--results", "s3://results/prefect"
     )
     after = everything()
-    assert said.count("there") == 3  # pool and queues
+    assert said.count(": there\n") + said.count(": there,") == 4  # pool, queues and what ends runs
     names = {each["name"] for each in after}
     assert {POOL, "nightly", "bulk", LIMIT} <= names
-    assert sum("styleclip: " in name for name in names) == 2
+    assert sum("styleclip: " in name for name in names) == 4
+    assert said.count("': there") == 1  # without the webhook, what tells of runs is left alone
     assert after == before
     (pool,) = (each for each in after if each["name"] == POOL)
     environment = pool["base_job_template"]["variables"]["properties"]["env"]["default"]

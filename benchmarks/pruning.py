@@ -56,12 +56,12 @@ if TYPE_CHECKING:
 _SETS, _DAY_S, _SPAN = 10, 86_400, 30
 _LINK = re.compile(r'(?:href|src)="(\./[^"#]+)"')
 _CHILD = """
-import atexit
+import atexit, time
 from pathlib import Path
 from styleclip_cli.main import run
 def said():
     lines = Path("/proc/self/status").read_text().splitlines()
-    print(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+    print(next(line for line in lines if line.startswith("VmHWM")).split()[1], time.process_time())
 atexit.register(said)
 run()
 """
@@ -193,7 +193,7 @@ def _measure(chosen: argparse.Namespace, folder: Path, store: S3 | None) -> Sect
     if not store:
         made.set_back(Path(out))
 
-    rows = [("making it, by the flows", f"{seconds:.0f} s", "", *_held(out))]
+    rows = [("making it, by the flows", f"{seconds:.0f} s", "", "", *_held(out))]
     pictures, named = _content(photos), sum(1 for _ in references(out))
     # a third of the batches goes; on a disk by their age, and not by the number that stays
     stays = chosen.batches - chosen.batches // 3
@@ -220,15 +220,16 @@ def _measure(chosen: argparse.Namespace, folder: Path, store: S3 | None) -> Sect
         (f"references: {named:,} before, {remaining:,} after", "0 missing", "", "photographs", "same")
     )
     title = f"{chosen.nights} nights, {chosen.batches} batches of {chosen.images} images"
-    return Section(title, ("what", "time", "peak memory", "objects then", "MB then"), rows)
+    return Section(title, ("what", "time", "processor", "peak memory", "objects then", "MB then"), rows)
 
 
-def _command(arguments: Sequence[str]) -> tuple[str, str]:
-    """Run a command in a process of its own; returns its time and its peak memory."""
+def _command(arguments: Sequence[str]) -> tuple[str, str, str]:
+    """Run a command in a process of its own; returns its time, that of the processor, and its peak memory."""
     started = time.perf_counter()
     command = [sys.executable, "-W", "ignore", "-c", _CHILD, *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return f"{time.perf_counter() - started:.1f} s", f"{int(done.stdout.splitlines()[-1]) / 1e3:.0f} MB"
+    seconds, (peak, busy) = time.perf_counter() - started, map(float, done.stdout.splitlines()[-1].split())
+    return f"{seconds:.1f} s", f"{busy:.1f} s", f"{peak / 1e3:.0f} MB"
 
 
 def _held(place: str) -> tuple[str, str]:

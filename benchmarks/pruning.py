@@ -216,9 +216,8 @@ def _measure(chosen: argparse.Namespace, folder: Path, store: S3 | None) -> Sect
         raise RuntimeError(f"{len(missing)} objects are missing, {missing[0]} among them")
     if _content(photos) != pictures:
         raise RuntimeError("the photographs are not what they were")
-    rows.append(
-        (f"references: {named:,} before, {remaining:,} after", "0 missing", "", "photographs", "same")
-    )
+    told = f"references: {named:,} before, {remaining:,} after"
+    rows.append((told, "0 missing", "", "", "photographs", "same"))
     title = f"{chosen.nights} nights, {chosen.batches} batches of {chosen.images} images"
     return Section(title, ("what", "time", "processor", "peak memory", "objects then", "MB then"), rows)
 

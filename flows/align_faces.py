@@ -70,8 +70,10 @@ def align_faces(
     written = faces.write_faces.with_options(refresh_cache=is_retry())(planned, index)
 
     done = [counts(summary)]
+    left = f", {written.left_over} faces of no photograph any more" if written.left_over else ""
     headline = (
-        f"{written.aligned} faces of {written.photographs} photographs, {written.failed} failed{index.aside}"
+        f"{written.aligned} faces of {written.photographs} photographs, {written.failed} failed{left}"
+        f"{index.aside}"
     )
     places = {"table of faces": written.table, "faces": written.faces}
     summarize("align-faces", headline, done, places, failed_items(summary.results))

@@ -14,6 +14,7 @@ from typing import cast
 
 import pyarrow as pa
 from PIL import Image
+from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict
 
 from styleclip_core.errors import FaceError, NoFaceError, StyleCLIPError
@@ -41,9 +42,11 @@ from tasks.running.run import Run
 from tasks.running.shards import Files, Outcomes, finish_shard
 from tasks.settings import Alignment, FaceSource
 from tasks.storage import (
+    MissingObjectError,
     StorageError,
     item_under,
     join,
+    list_objects,
     output_key,
     read_bytes,
     read_version,
@@ -52,6 +55,7 @@ from tasks.storage import (
 )
 
 STEP, VERSION = "align-faces", "2"
+_NAMED = 20  # faces that a message names
 
 FACES_SCHEMA = pa.schema([
     ("image_key", pa.string()), ("face_index", pa.int32()), *STATUS_FIELDS, ("score", pa.float32()),
@@ -99,6 +103,7 @@ class FacesRef(BaseModel):
         without: Photographs without any face.
         skipped: Faces that were too small.
         failed: Rows with an error: of a photograph that cannot be read, or of one face.
+        left_over: Objects among the faces that are in no row, as their photograph has gone or changed.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -110,6 +115,7 @@ class FacesRef(BaseModel):
     without: int
     skipped: int
     failed: int
+    left_over: int = 0
 
 
 def plan(run: Run, photos: str, source: FaceSource, source_hash: str, settings: Alignment) -> AlignmentPlan:
@@ -277,13 +283,31 @@ def write_faces(planned: AlignmentPlan, index: ImageIndex) -> FacesRef:
         write_tables(uri, FACES_SCHEMA, tables, planned.recipe.made("faces"))
     supersede(planned.out, {STEP: planned.recipe.fingerprint}, by=uri)
 
-    found = read_table(uri, columns=["status", "error_type"])
+    found = read_table(uri, columns=["status", "error_type", "output_key"])
     counts = {status: count(found, "status", status) for status in (OK, SKIPPED, FAILED)}
     nobody = count(found, "error_type", NoFaceError.__name__)
+
+    # nothing is deleted here, but whoever edits the prefix next must know
+    left = _left_over(planned.faces, found["output_key"].to_pylist())
+    if left:
+        get_run_logger().warning(
+            "%d faces under %s are of no photograph any more and would be edited with the others; delete "
+            "them: %s%s", len(left), planned.faces, ", ".join(left[:_NAMED]),
+            f" and {len(left) - _NAMED} more, all that are not in {uri}" if len(left) > _NAMED else "",
+        )  # fmt: skip
     return FacesRef(
         table=uri, faces=planned.faces, photographs=index.rows, aligned=counts[OK], without=nobody,
-        skipped=counts[SKIPPED] - nobody, failed=counts[FAILED],
+        skipped=counts[SKIPPED] - nobody, failed=counts[FAILED], left_over=len(left),
     )  # fmt: skip
+
+
+def _left_over(prefix: str, current: Iterable[str]) -> list[str]:
+    """Return the keys of what lies among the faces and is not current."""
+    known = set(current)
+    try:
+        return [item.key for item in list_objects(prefix) if item.key not in known]
+    except MissingObjectError:  # nobody has had a face yet
+        return []
 
 
 def write_partial_faces(planned: AlignmentPlan, index: ImageIndex, why: str) -> str:

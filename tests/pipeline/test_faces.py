@@ -178,6 +178,29 @@ def test_a_second_run_computes_nothing_and_writes_the_same(photos, landmarks, tm
     assert other.faces.faces != first.faces.faces
 
 
+def test_faces_of_photographs_that_have_gone_are_counted_and_named(photos, landmarks, tmp_path, caplog):
+    out = tmp_path / "aligned"
+    first = align(photos, landmarks, out)
+    assert first.faces.left_over == 0
+    (photos / "Group" / "TWO.png").unlink()
+    (photos / "one.png").rename(photos / "other.png")
+
+    # its name is in no table of landmarks, so nobody is found in it
+    second = align(photos, landmarks, out)
+    assert second.faces.faces == first.faces.faces
+    assert second.faces.left_over == 3
+    assert len(files_of(Path(second.faces.faces))) == second.faces.aligned + 3
+    said = [each.getMessage() for each in caplog.records if "of no photograph any more" in each.getMessage()]
+    assert len(said) == 1
+    assert "one.png.face0.png" in said[0]
+
+    # whoever deletes what was named is told of nothing
+    known = set(table(second.faces.table)["output_key"].dropna())
+    for key in files_of(Path(second.faces.faces)).keys() - known:
+        (Path(second.faces.faces) / key).unlink()
+    assert align(photos, landmarks, out).faces.left_over == 0
+
+
 def test_only_what_failed_is_tried_again_and_names_stay(photos, landmarks, tmp_path, monkeypatch):
     read, asked = faces_task.read_version, []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from typing import Annotated, TypeVar
@@ -141,6 +142,9 @@ def prepare(workers: int, verbose: bool) -> None:
         os.environ["STYLECLIP_WORKERS"] = str(workers)
     # what the user has set stays
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO" if verbose else "CRITICAL")
+    # of what is still to be sent to the server when a command ends; these loggers are not below Prefect's
+    for name in ("EventsWorker", "APILogWorker"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -152,7 +153,7 @@ class _Source:
         return _Source(self.pairs[kept], self.moving[kept], self.styles[kept], offset, identity)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class _Problem:
     """The objective: what moves, how it becomes an image, and the three terms."""
 
@@ -170,7 +171,7 @@ class _Problem:
         ]
         count = len(w_source)
         styles = torch.cat([styles for styles, _ in parts])[:count]
-        moving = w_source if self.settings.space == "w_plus" else styles[:, self._editable()]
+        moving = w_source if self.settings.space == "w_plus" else styles[:, self.editable]
         embedded = [identity for _, identity in parts if identity is not None]
         pairs = torch.arange(count, device=w_source.device)
         return _Source(pairs, moving, styles, offset, torch.cat(embedded)[:count] if embedded else None)
@@ -186,14 +187,14 @@ class _Problem:
         """Return w_plus as it is, or convolution channels among the toRGB channels of the source."""
         if self.settings.space == "w_plus":
             return moving.clone()
-        return source.styles.index_copy(1, self._editable(), moving)
+        return source.styles.index_copy(1, self.editable, moving)
 
     def moved(self, moving: Tensor, source: _Source, w_source: Tensor) -> EditedLatents:
         """Return w_plus as it is, or the source with what was added to its style codes."""
         if self.settings.space == "w_plus":
             return EditedLatents(moving.clone(), source.offset)
         # a difference of whole codes would move toRGB by rounding errors
-        added = torch.zeros_like(source.styles).index_copy(1, self._editable(), moving - source.moving)
+        added = torch.zeros_like(source.styles).index_copy(1, self.editable, moving - source.moving)
         return EditedLatents(w_source, source.offset).add(added)
 
     def evaluate(self, moving: Tensor, source: _Source, text: Tensor) -> tuple[Tensor, Tensor]:
@@ -228,8 +229,9 @@ class _Problem:
     def _draw(self, pairs: Tensor, flat: Tensor) -> Tensor:
         return self.generator.take(pairs).synthesize(StyleCode.from_flat(self.generator.layout, flat))
 
-    def _editable(self) -> Tensor:
-        """Return the places of the convolution channels in a flat style code, ``[N]``."""
+    @cached_property
+    def editable(self) -> Tensor:
+        """Places of the convolution channels in a flat style code, ``[N]``; brought to the device once."""
         return self.generator.layout.editable_index.to(self.generator.device)
 
 

@@ -81,10 +81,15 @@ def label_probabilities(cosines: Tensor, groups: Sequence[str], scale: float) ->
         groups: Group of every label; labels of one group exclude each other.
         scale: CLIP's temperature.
     """
-    found = torch.zeros_like(cosines)
+    kinds = dict.fromkeys(groups)
+    if len(kinds) == 1:
+        return (scale * cosines).softmax(dim=1)
 
-    for group in dict.fromkeys(groups):
-        mine = [place for place, each in enumerate(groups) if each == group]
+    found = torch.zeros_like(cosines)
+    for group in kinds:
+        mine = torch.tensor(
+            [place for place, each in enumerate(groups) if each == group], device=found.device
+        )
         found[:, mine] = (scale * cosines[:, mine]).softmax(dim=1)
 
     return found

@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 # Ray reads these when it is imported, so this module must be imported first
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
 _SECRETS = ("AWS_", "FSSPEC_", "STYLECLIP_", "PREFECT_")
+_SAME = {name: value for name, value in os.environ.items() if name == "STYLECLIP_COMMIT"}
 
 
 @dataclass
@@ -105,7 +106,8 @@ def ray_cluster() -> Iterator[Cluster]:
     """A cluster without nodes; those that are started are killed at the end."""
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # a socket's path must be short
     port, client_port = free_ports(2)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(_SECRETS)} | {
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(_SECRETS)}
+    environment = inherited | _SAME | {
         "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1",
         "RAY_memory_monitor_refresh_ms": "0",  # others may fill the machine's memory
         "RAY_worker_niceness": "0",  # beside other work, Ray's 15 would starve them

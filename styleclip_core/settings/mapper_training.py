@@ -38,12 +38,10 @@ class MapperTrainingSettings:
     optimizer: Annotated[
         Literal["radam", "ranger"],
         Says("ranger, the published one, adds Lookahead and centred gradients to radam"),
-        NamedIfChanged(),
     ] = "radam"
     reference_compat: Annotated[
         bool,
         Says("Show CLIP what the published losses do: box-filtered pixels, not normalized"),
-        NamedIfChanged(),
     ] = False
     decay: Annotated[
         float,

@@ -254,19 +254,19 @@ def _edit_batch(planned: EditPlan, sources: Sources, batch: list[Row]) -> _Edite
         image = generator.synthesize(latents.codes(generator))
         after = judge.see(image)
         # a step is scored against the one before it, the whole edit against the source
-        scores = judge.score((step.variant,), before, after)
-        for record, values in zip(records, _per_image(scores), strict=True):
+        scored = list(_per_image(judge.score((step.variant,), before, after)))
+        for record, values in zip(records, scored, strict=True):
             record.append(step_settings(step) | values)
         before = after
 
     if len(planned.prepared.steps) > 1:  # a single step's scores are the whole edit's
-        scores = judge.score(planned.prepared.variant.steps, source.seen, after)
+        scored = list(_per_image(judge.score(planned.prepared.variant.steps, source.seen, after)))
 
     # a pair whose optimization diverged has no image worth a score, and keeps its error
     rows = [
         {name: latent[name] for name in ("image_key", "content_hash")}
         | (failure(errors[index]) if index in errors else {**values, "steps": records[index]})
-        for index, (latent, values) in enumerate(zip(batch, _per_image(scores), strict=True))
+        for index, (latent, values) in enumerate(zip(batch, scored, strict=True))
     ]
     return _Edited(rows, image.cpu(), parts)
 

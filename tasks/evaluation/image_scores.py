@@ -161,7 +161,8 @@ def _score_batch(run: Run, planned: ScorePlan, batch: list[tuple[Row, Tensor]]) 
     if pairs:
         positive = embedded(prompts[place].prompt for place in pairs)
         negative = embedded(prompts[place].negative for place in pairs)
-        probabilities[:, pairs] = attribute_logits(seen, positive, negative, clip.logit_scale).sigmoid()
+        where = torch.tensor(pairs, device=seen.device)
+        probabilities[:, where] = attribute_logits(seen, positive, negative, clip.logit_scale).sigmoid()
 
     for (row, _), cosine, probability in zip(batch, cosines.tolist(), probabilities.tolist(), strict=True):
         yield row | _scores(prompts, cosine, probability) | success()

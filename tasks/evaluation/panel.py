@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -108,7 +109,9 @@ class Panel:
         if self._perceptual is not None:
             scores["lpips"] = self._perceptual.distance(edited, unedited[owners])
 
-        columns = {name: score.tolist() for name, score in scores.items()}
+        # together, so that the device is waited for once
+        rows = torch.stack(list(scores.values())).T.tolist()
+        columns: dict[str, list[Any]] = dict(zip(scores, map(list, zip(*rows, strict=True)), strict=True))
         if self._pairs:
             for name, seen in (("logits_before", before), ("logits_after", after)):
                 columns[name] = attribute_logits(seen, *self._pairs, self._clip.logit_scale).tolist()
@@ -120,7 +123,7 @@ class Panel:
 
         # a batch holds few different edits, and each is embedded for all its images at once
         for asked in dict.fromkeys(prompts):
-            mine = [place for place, each in enumerate(prompts) if each == asked]
+            mine = _index([place for place, each in enumerate(prompts) if each == asked], after)
             text = self.text(asked)
             scores["directional"][mine] = directional_similarity(before[mine], after[mine], text.direction)
 
@@ -154,6 +157,12 @@ class Panel:
             above = order[len(below) :]
 
             # the unedited image, of strength 0, lies between the two sides
-            way = torch.cat([edited[below], unedited[owner, None], edited[above]])
-            found[order] = step_agreement(way, self.text(places[order[0]].prompts).direction)
+            parts = (edited[_index(below, edited)], unedited[owner, None], edited[_index(above, edited)])
+            agreement = step_agreement(torch.cat(parts), self.text(places[order[0]].prompts).direction)
+            found[_index(order, edited)] = agreement
         return found
+
+
+def _index(places: list[int], beside: Tensor) -> Tensor:
+    """Return places as an index that lies where what it is for lies."""
+    return torch.tensor(places, dtype=torch.int64, device=beside.device)

@@ -1,7 +1,7 @@
 """An accelerator that computes on the CPU and keeps account of what a real one would wait for.
 
 It is a device of its own for torch, so an operation that mixes it with the host is found, as on CUDA. Every
-crossing is counted by the line of the product that asks for it:
+crossing is counted by the function of the product that asks for it:
 
     mismatch   tensors of host and device in one operation, which CUDA refuses
     sync       the host waits for the device: ``.item()``, ``.cpu()``, a mask as an index, a solver
@@ -52,7 +52,7 @@ DEVICE = torch.device(NAME, 0)
 
 
 class Account:
-    """Crossings, counted by kind and line: ``styleclip_core/x.py:12``."""
+    """Crossings, counted by kind and function: ``styleclip_core/x.py:evaluate``."""
 
     def __init__(self) -> None:
         self.found: collections.Counter[tuple[str, str, str]] = collections.Counter()
@@ -60,15 +60,15 @@ class Account:
 
     def note(self, kind: str, what: str) -> None:
         if self.open:
-            self.found[kind, _line(), what] += 1
+            self.found[kind, _place(), what] += 1
 
     def of(self, kind: str) -> dict[str, int]:
-        """Return how often each line of the product did one kind of crossing."""
-        lines: collections.Counter[str] = collections.Counter()
-        for (each, line, _), count in self.found.items():
+        """Return how often each function of the product did one kind of crossing."""
+        places: collections.Counter[str] = collections.Counter()
+        for (each, place, _), count in self.found.items():
             if each == kind:
-                lines[line] += count
-        return dict(sorted(lines.items()))
+                places[place] += count
+        return dict(sorted(places.items()))
 
 
 _account = Account()
@@ -86,13 +86,13 @@ def accounting() -> Iterator[Account]:
         _account = before
 
 
-def _line() -> str:
-    """Return the innermost line of the product that is being executed."""
+def _place() -> str:
+    """Return the innermost function of the product that is being executed."""
     frame = sys._getframe(2)
     while frame is not None:
         name = frame.f_code.co_filename
         if name.startswith(PRODUCT):
-            return f"{name[len(str(ROOT)) + 1 :]}:{frame.f_code.co_name}:{frame.f_lineno}"
+            return f"{name[len(str(ROOT)) + 1 :]}:{frame.f_code.co_name}"
         frame = frame.f_back
     return "elsewhere"
 

@@ -50,6 +50,7 @@ class Case:
         out: Folder that holds all that the flow writes.
         named: A function after whose return results are named by the input.
         work: A function that is called for each shard or batch.
+        made: Whether the run itself makes the input, before it reads it.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Case:
     out: Path
     named: Hook
     work: Hook
+    made: bool = False
 
 
 @dataclass
@@ -245,11 +247,12 @@ def _how(state: State[Any]) -> str:
 
 def truth_of(case: Case) -> tuple[Truth, set[str]]:
     """Return what undisturbed runs leave, and the names of what the one with the first input does."""
-    truth, before = Truth(), case.file.read_bytes()
-    names: set[str] = set()
-    for content in (before, case.other(before), before):
+    truth, names = Truth(), set[str]()
+    before = b"" if case.made else case.file.read_bytes()
+    for content in (before,) if case.made else (before, case.other(before), before):
         shutil.rmtree(case.out, ignore_errors=True)
-        case.file.write_bytes(content)
+        if not case.made:
+            case.file.write_bytes(content)
         state = run(case)
         if content == before:
             assert state.is_completed(), f"{case.name}: {state.message}"
@@ -264,10 +267,11 @@ def truth_of(case: Case) -> tuple[Truth, set[str]]:
 
 def disturb(case: Case, moment: str, truth: Truth, names: set[str]) -> Outcome:
     """Replace the input at one moment of a run, retry, put it back, retry; and look after each."""
-    shutil.rmtree(case.out, ignore_errors=True)
     outcome, before = Outcome(), case.file.read_bytes()
+    shutil.rmtree(case.out, ignore_errors=True)
 
     def replace() -> None:
+        case.file.parent.mkdir(parents=True, exist_ok=True)
         case.file.write_bytes(case.other(before))
         forget()
 

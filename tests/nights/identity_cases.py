@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -236,7 +237,8 @@ def _edit_tuning(place: Place) -> Case:
     case = _edit(place, "tuning", Path(), scaled, INDEX, EDIT, inversion=settings)
     case.flow(**case.parameters)
     (file,) = case.out.rglob("tunings/*b.png*.safetensors")
-    return _edit(place, "tuning", file, scaled, INDEX, EDIT, inversion=settings)
+    found = _edit(place, "tuning", file, scaled, INDEX, EDIT, inversion=settings)
+    return replace(found, made=True)
 
 
 def _relevance(place: Place, kind: str) -> Case:

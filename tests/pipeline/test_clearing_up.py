@@ -43,6 +43,7 @@ def test_a_flow_clears_up_first(entrypoint, monkeypatch):
     places = []
     monkeypatch.setattr(runs, "delete_stale_temporaries", places.append)
     monkeypatch.setattr(engine, "pick_device", work)
+    monkeypatch.setattr(runs, "_check_inputs", lambda *_: None)  # none of these places is there
     module, name = entrypoint.split(":")
     function = getattr(importlib.import_module(module), name).fn
     wanted = [each for each in inspect.signature(function).parameters if each in GIVEN]

@@ -94,7 +94,11 @@ def test_every_command_has_help_with_units(called):
         (["edit", "--photos", "x", "--out", "y", "--target", "hat", "--beta", "3"], "from 0 to 1, got 3"),
         (["edit", "--photos", "x", "--out", "y", "--edits", "none.yaml"], "none.yaml: there is no such object"),
         (["edit", "--photos", "x", "--out", "x/y", "--target", "hat"], "lies inside the photographs"),
-        (["invert", "--photos", "x", "--workspace", "y", "--generator", "no.safetensors"], "/no.safetensors; give"),
+        (["invert", "--photos", "x", "--workspace", "y"], "cannot list"),
+        (
+            ["invert", "--photos", str(ROOT / "docs"), "--workspace", "y", "--generator", "no.safetensors"],
+            "/no.safetensors; give",
+        ),
         (["invert", "--photos", "s3:/b/x", "--workspace", "y"], "error: photos: s3:/b/x is neither a URI nor a"),
         (["edit", "--photos", "x", "--out", "./x/../x", "--target", "hat"], "x lies inside the photographs"),
         (["edit", "--photos", "x/images", "--out", "x", "--target", "hat"], "images lies inside the photographs"),

@@ -349,7 +349,8 @@ def test_a_preset_and_its_values_written_out_are_one_training():
     given = MapperTraining(steps=9, learning_rate=0.3)
     assert given.parameters() == {
         "kind": "levels", "levels": ["coarse", "medium", "fine"], "steps": 9, "batch_size": 2,
-        "learning_rate": 0.3, "decay": 0.0, "clip_weight": 1.0, "identity_weight": 0.1, "l2_weight": 0.8,
+        "learning_rate": 0.3, "optimizer": "ranger", "reference_compat": True, "decay": 0.0,
+        "clip_weight": 1.0, "identity_weight": 0.1, "l2_weight": 0.8,
         "validate_every": 2000, "patience": None, "seed": 0, "precision": "float32", "templates": "none",
         "latents": "", "codes": 5000, "truncation_psi": 0.7, "validation": 100,
     }  # fmt: skip

@@ -121,6 +121,7 @@ def missing(receivers: Receivers, deployment: str, after: timedelta) -> Automati
     flow, _, name = deployment.partition("/")
     completed = {"prefect.flow-run.Completed"}
     hours = f"{after.total_seconds() / 3600:.3g} h"
+    said = json.dumps(f"no run of {deployment} has completed {receivers.ui}/deployments")
 
     # `after` is what makes the wait slide: without it, one run would fill a whole window of that length
     return Automation(
@@ -138,12 +139,7 @@ def missing(receivers: Receivers, deployment: str, after: timedelta) -> Automati
             threshold=1,
             within=after,
         ),
-        actions=list(
-            receivers.told(
-                f'"no table for {hours}"',
-                json.dumps(f"no run of {deployment} has completed {receivers.ui}/deployments"),
-            )
-        ),
+        actions=list(receivers.told(f'"no table for {hours}"', said)),
     )
 
 

@@ -124,11 +124,14 @@ class MapperTraining:
                 f"identity_weight is {settings.identity_weight:g}, but there is no identity network; "
                 "give one (load_identity) or set the weight to 0"
             )
+
         self.generator, self.settings = generator, settings
         self._embed_images, self._embed_identity = embed_images, embed_identity
         self._text, self._codes, self._validation = text, codes, validation
         self.mapper = new_mapper(generator, settings).to(generator.device)
         self.best = copy.deepcopy(self.mapper)
+
+        # all that changes from here on is stored by ``to_bytes``
         weights, rate = self.mapper.parameters(), settings.learning_rate
         ranger = settings.optimizer == "ranger"
         self._optimizer: torch.optim.Optimizer = (

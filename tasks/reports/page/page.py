@@ -209,6 +209,8 @@ def _meta(batch: Batch, plan: PagePlan, base: str, shape: tuple[int, int]) -> di
             }
             for edit, folder in zip(batch.edits, batch.folders, strict=True)
         ],
+
+        # what the page sorts by, and the grids that it draws
         "scores": [
             {"name": each.name, "title": each.title, "high": each.high_is_better} for each in batch.scores
         ],

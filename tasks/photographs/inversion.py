@@ -22,7 +22,7 @@ from styleclip_core.inversion import PerceptualLoss, refine
 from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.pivotal import tune
 from styleclip_core.tuned import AnyGenerator, TunedGenerator, Tuning
-from tasks.artifacts import Recipe
+from tasks.artifacts import ChangedInputError, Recipe
 from tasks.artifacts.outcomes import OK, STATUS_FIELDS, OutcomeLog, Row, failure, success
 from tasks.photographs.images import ImageShard, read_shard
 from tasks.running.caching import unit_of_work
@@ -257,7 +257,9 @@ def _inverted(run: Run, planned: InversionPlan, batch: list[_Photo]) -> Iterator
             continue
 
         if contents[index]:
+            digest = hashlib.sha256(contents[index]).hexdigest()
             row |= {"tuning": planned.tuning_key(row), "tuning_bytes": len(contents[index])}
+            row |= {"tuning_hash": digest}
         row |= {
             "w_plus": latents[index],
             "method": _method(run, planned),
@@ -311,6 +313,7 @@ def read_tuning(planned: InversionPlan, generator: Generator, row: Row) -> Tunin
     """Return the tuning that a row of latents names, or None if it names none.
 
     Raises:
+        ChangedInputError: If its file is not the one that was stored with the latent.
         CheckpointError: If its file is damaged; the message names it.
         LayoutMismatchError: If it is of another generator.
         StorageError: If its file is missing or cannot be read.
@@ -322,6 +325,11 @@ def read_tuning(planned: InversionPlan, generator: Generator, row: Row) -> Tunin
     key = planned.tuning_key(row)
     uri = join(planned.folder, key)
     content = read_item(planned.folder, key)
+    if hashlib.sha256(content).hexdigest() != row["tuning_hash"]:
+        raise ChangedInputError(
+            f"{uri} is not the tuning that was stored with its latent; put that back, or delete this one, and "
+            "edit again"
+        )
     try:
         return Tuning.from_bytes(content, generator)
     except (CheckpointError, LayoutMismatchError) as error:
@@ -337,15 +345,27 @@ def _method(run: Run, planned: InversionPlan) -> str:
 
 def _empty_row(key: str, etag: str) -> Row:
     return {"image_key": key, "etag": etag} | dict.fromkeys(
-        ("content_hash", "w_plus", "mse", "psnr", "lpips", "identity", "method", "tuning", "tuning_bytes")
+        (
+            "content_hash",
+            "w_plus",
+            "mse",
+            "psnr",
+            "lpips",
+            "identity",
+            "method",
+            "tuning",
+            "tuning_bytes",
+            "tuning_hash",
+        )
     )
 
 
 def latents_schema(width: int, *, tunings: bool = True) -> pa.Schema:
     """Return the columns of latents: a row per image; those of tunings are left out where there are none."""
-    named = [("tuning", pa.string()), ("tuning_bytes", pa.int64())] if tunings else []
+    named = [("tuning", pa.string()), ("tuning_bytes", pa.int64()), ("tuning_hash", pa.string())]
     return pa.schema([
         ("image_key", pa.string()), ("etag", pa.string()), ("content_hash", pa.string()),
         ("w_plus", pa.list_(pa.float32(), width)), ("mse", pa.float32()), ("psnr", pa.float32()),
-        ("lpips", pa.float32()), ("identity", pa.float32()), ("method", pa.string()), *named, *STATUS_FIELDS,
+        ("lpips", pa.float32()), ("identity", pa.float32()), ("method", pa.string()),
+        *(named if tunings else []), *STATUS_FIELDS,
     ])  # fmt: skip

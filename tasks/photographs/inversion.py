@@ -327,8 +327,8 @@ def read_tuning(planned: InversionPlan, generator: Generator, row: Row) -> Tunin
     content = read_item(planned.folder, key)
     if hashlib.sha256(content).hexdigest() != row["tuning_hash"]:
         raise ChangedInputError(
-            f"{uri} is not the tuning that was stored with its latent; put that back, or delete this one, and "
-            "edit again"
+            f"{uri} is not the tuning that was stored with its latent; put that back, or delete this one, "
+            "and edit again"
         )
     try:
         return Tuning.from_bytes(content, generator)

@@ -93,12 +93,14 @@ def other_face(_content: bytes) -> bytes:
 
 
 def other_numbers(content: bytes, column: str) -> bytes:
-    """Return a table whose numbers in one column of vectors are a tenth larger."""
+    """Return a table whose numbers in one column, of numbers or vectors, are a tenth larger."""
     table = pq.read_table(io.BytesIO(content))
     values = table[column].combine_chunks()
-    changed = pa.FixedSizeListArray.from_arrays(
-        pa.array(values.flatten().to_numpy() * 1.1, values.type.value_type), values.type.list_size
-    )
+    vectors = pa.types.is_fixed_size_list(values.type)
+    numbers = (values.flatten() if vectors else values).to_numpy() * 1.1
+    changed = pa.array(numbers, values.type.value_type if vectors else values.type)
+    if vectors:
+        changed = pa.FixedSizeListArray.from_arrays(changed, values.type.list_size)
     table = table.set_column(table.column_names.index(column), table.field(column), changed)
     buffer = io.BytesIO()
     pq.write_table(table.replace_schema_metadata(pq.read_schema(io.BytesIO(content)).metadata), buffer)

@@ -1,5 +1,6 @@
 """Pivotal tuning in the inversion flow: files, rows, what a later run finds, what a bad tuning does."""
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from styleclip_core.errors import CheckpointError
 from styleclip_core.images import decode_image, fit, from_uint8, psnr
 from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.tuned import TunedGenerator
+from tasks.artifacts import ChangedInputError
 from tasks.photographs import inversion as inversion_task
 from tasks.photographs.inversion import plan, read_tuning, with_tunings
 from tasks.running.run import ModelHashes, Run, run_here
@@ -139,8 +141,9 @@ def test_a_tuning_that_is_lost_or_damaged_is_named(models, photos, tmp_path):
     row = {
         "image_key": "p0.png",
         "content_hash": "ab" * 32,
-        "tuning": "../../elsewhere",
-    }  # a table cannot point out of its folder
+        "tuning": "../../elsewhere",  # a table cannot point out of its folder
+        "tuning_hash": hashlib.sha256(b"damaged").hexdigest(),
+    }
     with pytest.raises(StorageError, match=r"tunings/p0.png~[0-9a-f]{12}.safetensors"):
         tuned_generator(models, planned, [row])
     place = Path(planned.folder) / planned.tuning_key(row)
@@ -149,6 +152,9 @@ def test_a_tuning_that_is_lost_or_damaged_is_named(models, photos, tmp_path):
     with pytest.raises(
         CheckpointError, match=r"tunings/p0.png~[0-9a-f]{12}.safetensors: the tuning of a generator is dam"
     ):
+        tuned_generator(models, planned, [row])
+    place.write_bytes(b"another")
+    with pytest.raises(ChangedInputError, match="is not the tuning that was stored with its latent"):
         tuned_generator(models, planned, [row])
 
 
@@ -195,7 +201,7 @@ def test_every_later_edit_is_drawn_with_the_image_s_own_generator(models, photos
     more = [edits[0].model_copy(update={"name": "more"})]
     rows = manifest_of(run(models, photos, out, more, **changes)).set_index("image_key")
     assert rows.status.to_dict() == {"Sub/p2.png": "ok", "p0.png": "failed", "p1.png": "ok"}
-    assert rows.loc["p0.png", "error_type"] == "CheckpointError"
+    assert rows.loc["p0.png", "error_type"] == "ChangedInputError"
     damaged.write_bytes(content)
     rows = manifest_of(run(models, photos, out, more, **changes))
     assert set(rows.status) == {"ok"}

@@ -258,7 +258,9 @@ def _relevance(place: Place, kind: str) -> Case:
 
 def _training(place: Place, kind: str) -> Case:
     out = place.folder / f"mapper-{kind}"
-    training = MapperTraining(steps=2, codes=6, validation=2, validate_every=1, identity_weight=0.1)
+    training = MapperTraining(
+        preset="small", steps=2, codes=6, validation=2, validate_every=1, identity_weight=0.1
+    )
     parameters = {
         "models": Models(**place.networks), "workspace": str(out), "targets": ["grey hair", "hat"],
         "training": training, "execution": SHARDS,

@@ -161,7 +161,8 @@ def _folder(name: str) -> str:
 def _kind(name: str) -> str:
     """Return what a table is, without what tells it from others of its kind."""
     kind = re.sub(r"[0-9a-f]{12,}(-[0-9a-f]{12,})?", "*", name)
-    return re.sub(r"^partial/", "batches/", re.sub(r"\*.*attempt.*", "*", kind))
+    # one of a part is of the kind of the whole
+    return re.sub(r"^(partial|batches|scores)/", "tables/", re.sub(r"\*.*attempt.*", "*", kind))
 
 
 def _good_rows(content: bytes) -> set[str]:

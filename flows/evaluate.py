@@ -52,9 +52,8 @@ def evaluate_edits(
     listed = list(attributes) or load_attributes(FACES)
     out = out or place_of(manifest)
     workspace = workspace or join(out, "workspace")
-    run = begin(
-        judges, execution, workspace, parent(manifest), files=[manifest]
-    )  # tables lie beside the manifest
+    # tables lie beside the manifest
+    run = begin(judges, execution, workspace, parent(manifest), files=[manifest])
 
     index = index_edits(run, manifest, out, execution.shard_size)
     check_places([index.photographs], workspace=workspace)

@@ -15,6 +15,8 @@ from typing import Any
 from prefect import Flow
 
 from tasks.settings.edits import MOST_VARIANTS
+from tasks.settings.folding import AS_USUAL as AS_USUAL
+from tasks.settings.folding import may_stay_shut
 
 Schema = dict[str, Any]
 
@@ -32,7 +34,6 @@ _WORDS = {
     "boolean": "yes or no",
 }
 NULL = {"type": "null"}
-AS_USUAL = {"type": "null", "title": "as usual"}  # what a folded group says
 
 
 def flow_of(entrypoint: str) -> Flow[..., Any]:
@@ -83,7 +84,7 @@ def _folded(field: Schema, definitions: Mapping[str, Any]) -> Schema:
     # what a group says of itself Prefect does not repeat, and in one that is shut nobody would see it
     kept = {"description": definitions[group["$ref"].rpartition("/")[2]].get("description", "")}
     kept |= {name: field[name] for name in ("title", "description", "position") if name in field}
-    return kept | {"anyOf": [dict(AS_USUAL), group | {"title": "change"}], "default": None}
+    return kept | may_stay_shut(group)
 
 
 def _one_line(field: Schema) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -19,7 +20,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateName,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
@@ -27,7 +28,7 @@ from tasks.reports.summaries import read_steps
 
 _PAGE = 200
 _TABLE = "relevance-table"  # key of the artifact that a build writes, see flows.steps.table
-_STEP = {  # columns of the summary of a step, see tasks.running.progress
+_STEP = {  # what a report says of a step, see tasks.reports.summaries
     "rows": "styleclip_step_rows",
     "failed items": "styleclip_step_failed_items",
     "seconds": "styleclip_step_seconds",
@@ -117,16 +118,21 @@ def _deployments(client: SyncPrefectClient) -> dict[UUID | None, str]:
 
 def _runs(client: SyncPrefectClient, since: datetime) -> Counter[tuple[UUID | None, str]]:
     started = FlowRunFilter(start_time=FlowRunFilterStartTime(after_=since))
-    counts: Counter[tuple[UUID | None, str]] = Counter()
+    return Counter(
+        (run.deployment_id, run.state_type.value if run.state_type else "NONE")
+        for run in _all_runs(client, started)
+    )
 
+
+def _all_runs(client: SyncPrefectClient, wanted: FlowRunFilter) -> Iterator[FlowRun]:
+    """Yield the runs of a filter, a page at a time."""
+    offset = 0
     # sorted by what does not change, so that a run which ends meanwhile does not move to another page
-    page = client.read_flow_runs(flow_run_filter=started, sort=FlowRunSort.ID_DESC, limit=_PAGE)
-    while page:
-        counts.update((run.deployment_id, run.state_type.value if run.state_type else "NONE") for run in page)
-        page = client.read_flow_runs(
-            flow_run_filter=started, sort=FlowRunSort.ID_DESC, limit=_PAGE, offset=counts.total()
-        )
-    return counts
+    while page := client.read_flow_runs(
+        flow_run_filter=wanted, sort=FlowRunSort.ID_DESC, limit=_PAGE, offset=offset
+    ):
+        yield from page
+        offset += len(page)
 
 
 def _last_completed(client: SyncPrefectClient, deployment: UUID | None) -> datetime | None:
@@ -157,15 +163,7 @@ def _summaries(client: SyncPrefectClient) -> dict[str, dict[str, Any]]:
 def _late(client: SyncPrefectClient) -> Counter[UUID | None]:
     """Count the runs that the server calls late, by deployment."""
     wanted = FlowRunFilter(state=FlowRunFilterState(name=FlowRunFilterStateName(any_=["Late"])))
-    counts: Counter[UUID | None] = Counter()
-
-    page = client.read_flow_runs(flow_run_filter=wanted, sort=FlowRunSort.ID_DESC, limit=_PAGE)
-    while page:
-        counts.update(run.deployment_id for run in page)
-        page = client.read_flow_runs(
-            flow_run_filter=wanted, sort=FlowRunSort.ID_DESC, limit=_PAGE, offset=counts.total()
-        )
-    return counts
+    return Counter(run.deployment_id for run in _all_runs(client, wanted))
 
 
 def _last_table(client: SyncPrefectClient, gauges: _Gauges) -> None:

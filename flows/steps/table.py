@@ -10,6 +10,7 @@ from prefect.logging import get_run_logger
 
 from flows import engine
 from flows.run import RunResult, StepCounts, counts, summarize
+from styleclip_core.style_space import StyleLayout
 from tasks.artifacts import read_provenance, read_table
 from tasks.directions import nights, refining, relevance, sampling
 from tasks.directions.relevance import RelevancePlan
@@ -58,8 +59,7 @@ def described(
     """Return what becomes of the relevance table, as a part of what a run says it will do."""
     if given:
         return f"takes relevance from the table at {given}"
-    layout = run.model_copy(update={"device": engine.here(run.device)}).generator.layout
-    channels = sum(layer.channels for layer in layout.editable)
+    channels = sum(layer.channels for layer in _layout(run).editable)
 
     if nightly:
         more = f"adds {nightly.samples} to it, up to {nightly.most}"
@@ -69,10 +69,15 @@ def described(
     return f"builds the relevance table, or finds it built: {channels} channels x {settings.samples} samples"
 
 
+def _layout(run: Run) -> StyleLayout:
+    """Return the layout of the generator's style codes, in the flow's own process."""
+    # a flow beside a cluster has no GPU
+    return run.model_copy(update={"device": engine.here(run.device)}).generator.layout
+
+
 def measure(run: Run, planned: RelevancePlan) -> tuple[TableRef, StepSummary[ShardResult]]:
     """Channel shards -> one relevance table."""
-    here = run.model_copy(update={"device": engine.here(run.device)})  # a flow beside a cluster has no GPU
-    shards = relevance.shards(here.generator.layout, planned.settings)
+    shards = relevance.shards(_layout(run), planned.settings)
 
     derivatives = _derivatives(run, planned)
     futures = [relevance.measure_shard.submit(run, planned, shard, derivatives) for shard in shards]

@@ -110,8 +110,8 @@ class Panel:
             scores["lpips"] = self._perceptual.distance(edited, unedited[owners])
 
         # together, so that the device is waited for once
-        rows = torch.stack(list(scores.values())).T.tolist()
-        columns: dict[str, list[Any]] = dict(zip(scores, map(list, zip(*rows, strict=True)), strict=True))
+        figures = torch.stack(list(scores.values())).tolist()
+        columns: dict[str, list[Any]] = dict(zip(scores, figures, strict=True))
         if self._pairs:
             for name, seen in (("logits_before", before), ("logits_after", after)):
                 columns[name] = attribute_logits(seen, *self._pairs, self._clip.logit_scale).tolist()

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 ADVANCED = "advanced"
+AS_USUAL = {"type": "null", "title": "as usual"}  # what a folded group says
 _NOTHING = [None, ""]  # what a form sends of a text that nobody wrote
 EVERYDAY = ("target", "neutral", "name", "method", "alpha", "beta")  # in the order of the form
 
@@ -33,19 +34,21 @@ def unfolded(given: Any) -> Any:  # noqa: ANN401 - whatever somebody gives
     return {**others, **advanced}
 
 
+def may_stay_shut(opened: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a schema by which a form folds a value away: it is nothing until it is opened."""
+    return {"anyOf": [dict(AS_USUAL), {**opened, "title": "change"}], "default": None}
+
+
 def folded(schema: dict[str, Any]) -> dict[str, Any]:
     """Return the schema of an edit with all but its everyday fields in ``advanced``."""
     fields = schema["properties"]
     everyday = {name: fields[name] for name in EVERYDAY if name in fields}
     rest = {name: field for name, field in fields.items() if name not in everyday}
     group = {
-        "title": "Advanced", "default": None,
+        "title": "Advanced",
         "description": "What few edits need: other channels, mappers, optimization, steps that follow",
-        "anyOf": [
-            {"type": "null", "title": "as usual"},
-            {"type": "object", "title": "change", "properties": rest, "additionalProperties": False},
-        ],
-    }  # fmt: skip
+        **may_stay_shut({"type": "object", "properties": rest, "additionalProperties": False}),
+    }
 
     # a pattern is enforced as a property is, and no form shows it
     flat = {f"^{name}$": field for name, field in rest.items()}

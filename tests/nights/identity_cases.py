@@ -178,7 +178,7 @@ def cases(place: Place) -> Iterator[tuple[str, Callable[[], Case]]]:
         yield f"mapper: {kind}", partial(_training, place, kind)
     for kind in ("clip", "identity", "perceptual"):
         yield f"evaluate: {kind}", partial(_evaluate, place, kind)
-    for name in ("edited image", "inversion", "manifest"):
+    for name in ("edited image", "photograph", "manifest"):
         yield f"evaluate: {name}", partial(_evaluate_files, place, name)
     for kind in ("clip", "image"):
         yield f"score: {kind}", partial(_score, place, kind)

@@ -8,6 +8,7 @@ import torch
 
 from styleclip_core import save_generator
 from styleclip_core.models.encoder import Encoder, EncoderConfig, save_encoder
+from styleclip_core.models.identity import CompactIdentity, IdentityConfig, save_identity
 from styleclip_core.models.stylegan2 import Generator, GeneratorConfig
 
 
@@ -26,4 +27,18 @@ def write_small_networks(folder: Path) -> dict[str, str]:
     torch.save(CLIP(16, 32, (1, 1, 1, 1), 8, None, 77, 49408, 64, 1, 1).state_dict(), found["clip"])
     encoder = Encoder(EncoderConfig(16, 6, 8, widths=(4, 4, 4, 4), hidden=8)).eval()
     save_encoder(encoder, Path(found["encoder"]))
+    return found
+
+
+def write_small_judges(folder: Path) -> dict[str, str]:
+    """Write an identity network and AlexNet's backbone, with random weights; returns their paths by name."""
+    from torchvision.models import alexnet  # type: ignore[import-untyped]
+
+    found = {"identity": str(folder / "identity.safetensors"), "perceptual": str(folder / "alexnet.pth")}
+    torch.manual_seed(0)
+    save_identity(CompactIdentity(IdentityConfig(16, (4, 6), 10, 5)).eval(), Path(found["identity"]))
+    with torch.device("meta"):
+        shapes = alexnet(weights=None).features.state_dict(prefix="features.")
+    state = {name: torch.randn(value.shape) * value[0].numel() ** -0.5 for name, value in shapes.items()}
+    torch.save(state, found["perceptual"])
     return found

@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load, save
-from torchvision.models import alexnet
 
 import data
 from flows.align_faces import align_faces
@@ -26,7 +25,6 @@ from flows.score_images import score_images
 from flows.train_mapper import train_mapper
 from styleclip_core import load_generator
 from styleclip_core.mapper_training import MapperTrainingSettings, new_mapper
-from styleclip_core.models.identity import CompactIdentity, IdentityConfig, save_identity
 from styleclip_core.models.mapper import save_mapper
 from tasks.evaluation.attributes import AttributePrompts
 from tasks.evaluation.labels import LabelPrompt
@@ -48,7 +46,7 @@ from tasks.settings.edits import Edit
 from tests.nights.identity import Case, Hook
 from tests.pipeline.test_faces import ONE, photograph
 from tests.pipeline.test_flows import encoded, portrait
-from tests.small_networks import write_small_networks
+from tests.small_networks import write_small_judges, write_small_networks
 
 SHARDS = Execution(shard_size=1, device="cpu")
 RUN: Hook = ("flows.engine", "run")  # the first thing that it runs identifies the networks
@@ -124,7 +122,7 @@ class Place:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.networks = write_small_networks(folder / "networks") | _judges(folder / "networks")
+        self.networks = write_small_networks(folder / "networks") | write_small_judges(folder / "networks")
         for name, make in (("photos", lambda number: encoded(portrait(number))), ("scenes", photograph)):
             (folder / name).mkdir()
             for number, key in enumerate(KEYS):
@@ -144,17 +142,6 @@ class Place:
             "sampling": Sampling(codes=4, statistics=8), "instant": Instant(codes=4),
             "inversion": Inversion(steps=1), "execution": SHARDS, **changes,
         }  # fmt: skip
-
-
-def _judges(folder: Path) -> dict[str, str]:
-    """Write an identity network and AlexNet's backbone with random weights."""
-    torch.manual_seed(0)
-    save_identity(CompactIdentity(IdentityConfig(16, (4, 6), 10, 5)).eval(), folder / "identity.safetensors")
-    with torch.device("meta"):
-        shapes = alexnet(weights=None).features.state_dict(prefix="features.")
-    state = {name: torch.randn(value.shape) * value[0].numel() ** -0.5 for name, value in shapes.items()}
-    torch.save(state, folder / "alexnet.pth")
-    return {"identity": str(folder / "identity.safetensors"), "perceptual": str(folder / "alexnet.pth")}
 
 
 def cases(place: Place) -> Iterator[tuple[str, Callable[[], Case]]]:

@@ -7,18 +7,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from torchvision.models import alexnet
 
 from flows.invert_images import invert_images
 from styleclip_core import load_generator, load_identity, load_perceptual
 from styleclip_core.images import decode_image, fit
-from styleclip_core.models.identity import CompactIdentity, IdentityConfig, save_identity
 from tasks.artifacts import fingerprint
 from tasks.photographs import inversion
 from tasks.running.run import ModelHashes, Networks, Run
 from tasks.settings import Inversion, Models
 from tasks.settings.edits import Edit
 from tests.pipeline.test_flows import manifest_of, run
+from tests.small_networks import write_small_judges
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -26,17 +25,7 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 @pytest.fixture(scope="module")
 def judges(tmp_path_factory) -> dict[str, str]:
     """An identity network and AlexNet's backbone, with random weights."""
-    folder = tmp_path_factory.mktemp("judges")
-    torch.manual_seed(0)
-    network = CompactIdentity(IdentityConfig(16, (4, 6), 10, 5)).eval()
-    save_identity(network, folder / "identity.safetensors")
-    with torch.device("meta"):
-        shapes = alexnet(weights=None).features.state_dict(prefix="features.")
-    state = {name: torch.randn(value.shape) * value[0].numel() ** -0.5 for name, value in shapes.items()}
-    torch.save(state, folder / "alexnet.pth")
-    return {
-        "identity": str(folder / "identity.safetensors"), "perceptual": str(folder / "alexnet.pth")
-    }  # fmt: skip
+    return write_small_judges(tmp_path_factory.mktemp("judges"))
 
 
 @pytest.fixture

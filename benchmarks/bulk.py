@@ -209,8 +209,9 @@ def _flow(keys: list[str], steps: int) -> tuple[float, float, float]:
     from flows.steps import photographs, report
     from tasks.editing import shards as editing
     from tasks.photographs import inversion
+    from tasks.photographs.datasets.front import locate
     from tasks.running import overlap
-    from tasks.settings import Execution, Inversion, Models
+    from tasks.settings import DataSet, Execution, Inversion, Models
 
     busy: list[float] = []
     real = overlap.computing
@@ -233,7 +234,7 @@ def _flow(keys: list[str], steps: int) -> tuple[float, float, float]:
             _prepared(target, delta, place) for target, delta in zip(TARGETS, work.deltas, strict=True)
         ]
         prefix = f"s3://photographs/bulk-{len(keys)}"
-        listed = photographs.index(run, prefix, Execution(shard_size=BATCH))
+        listed = photographs.index(run, locate(prefix, DataSet()), Execution(shard_size=BATCH))
         started = time.perf_counter()
         plans = edits.plan(run, prepared, listed, Inversion(steps=steps))
         edits.invert_and_edit(run, plans, listed)

@@ -25,6 +25,7 @@ from PIL import Image
 from rich.console import Console
 
 from benchmarks.report import Section, hardware
+from tasks.photographs.datasets.front import locate
 from tasks.photographs.images import SUFFIXES, read_shard, write_index
 from tasks.storage import sorted_objects
 
@@ -176,7 +177,7 @@ def _bulk(place: str, networks: dict[str, str], delta: Tensor) -> dict[str, floa
     from benchmarks.bulk import _prepared
     from flows.run import begin, task_runner
     from flows.steps import editing, photographs, report
-    from tasks.settings import Execution, Inversion, Models
+    from tasks.settings import DataSet, Execution, Inversion, Models
 
     torch.set_num_threads(1)
     models, out = Models.model_validate(networks), f"s3://results/volume-{time.time_ns()}"
@@ -188,7 +189,7 @@ def _bulk(place: str, networks: dict[str, str], delta: Tensor) -> dict[str, floa
         run = begin(models, Execution(device="cpu"), out, out)
         found["before"] = _memory("VmRSS")
         times = [time.perf_counter()]
-        listed = photographs.index(run, place, Execution(shard_size=_SHARD))
+        listed = photographs.index(run, locate(place, DataSet()), Execution(shard_size=_SHARD))
         times.append(time.perf_counter())
         found["listed"] = _memory("VmHWM")
         plans = editing.plan(run, prepared, listed, Inversion(steps=0))

@@ -22,9 +22,10 @@ from flows.run import (
 )
 from flows.steps import photographs
 from tasks.photographs import faces
+from tasks.photographs.datasets.front import locate
 from tasks.reports.summaries import failed_items
 from tasks.running.run import Networks
-from tasks.settings import Alignment, Execution, FaceSource, OptionalUri, OrUsual, Uri
+from tasks.settings import Alignment, DataSet, Execution, FaceSource, OptionalUri, OrUsual, Uri
 
 
 class AlignResult(BaseModel):
@@ -45,23 +46,26 @@ def align_faces(
     workspace: OptionalUri = "",
     alignment: OrUsual[Alignment] = Alignment(),
     execution: OrUsual[Execution] = Execution(),
+    dataset: OrUsual[DataSet] = DataSet(),
 ) -> AlignResult:
     """Align every face of every photograph; a photograph without a face is a row, not a failed run.
 
     Args:
         source: Where faces come from: a detector, or landmarks.
-        photos: URI of the prefix that holds the photographs, e.g. s3://photographs/2031; it is only read.
+        photos: URI of the data set, e.g. the prefix s3://photographs/2031; it is only read.
         out: URI of the prefix for the aligned faces, outside of the photographs.
         workspace: URI of the folder for artifacts, which later runs find and keep; OUT/workspace if empty.
         alignment: How faces are cut out.
         execution: How the work is run; none of it changes a result.
+        dataset: How the data set is read, and which of its images count.
     """
-    run = begin(Networks(), execution, workspace, out, sources=[photos])
+    located = locate(photos, dataset)
+    run = begin(Networks(), execution, workspace, out, sources=located.swept)
     source_hash = engine.run(faces.identify_source, run, source)
-    index = photographs.index(run, photos, execution)
+    index = photographs.index(run, located, execution)
     announce("align-faces", f"cuts the faces out of {index.rows} photographs under {photos}, into {out}")
 
-    planned = faces.plan(run, photos, source, source_hash, alignment)
+    planned = faces.plan(run, index.photos, source, source_hash, alignment)
     calls = [(run, planned, shard) for shard in index.shards]
     with leaving(lambda why, _quickly: faces.write_partial_faces(planned, index, why)):
         summary = gather_items("align-faces", faces.align_shard, calls)

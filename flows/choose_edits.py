@@ -14,9 +14,11 @@ from flows.run import RunResult, StepCounts, begin, counts, pipeline, summarize
 from flows.steps import editing, photographs
 from flows.steps.table import sample, table_for
 from tasks.directions.choosing import ChoicePlan
+from tasks.photographs.datasets.front import locate
 from tasks.running.shown import code, plain
 from tasks.settings import (
     Choosing,
+    DataSet,
     Execution,
     Instant,
     Inversion,
@@ -44,6 +46,7 @@ def choose_edits(
     instant: OrUsual[Instant] = Instant(),
     choosing: OrUsual[Choosing] = Choosing(),
     most_variants: Annotated[int, Field(ge=1)] = MOST_VARIANTS,
+    dataset: OrUsual[DataSet] = DataSet(),
 ) -> RunResult:
     """Put numbers in place of every auto: chosen on the images under a prefix, or on sampled style codes.
 
@@ -51,7 +54,7 @@ def choose_edits(
         models: Networks to use; files may lie on any storage that the worker can read.
         edits: Edits of which some say auto.
         workspace: URI of the folder for artifacts, which later runs find and keep.
-        photos: URI of a prefix of images to choose on; sampled style codes if empty.
+        photos: URI of a data set of images to choose on; sampled style codes if empty.
         sampling: Style codes to sample, and the statistics of style space.
         relevance: How the relevance table is measured.
         inversion: How images become latents.
@@ -62,10 +65,12 @@ def choose_edits(
         choosing: How alpha and beta are chosen.
         most_variants: Variants of every image that the edits may stand for, every strength and threshold
             counted; more are refused, so that a slip in a list of values is no month of work.
+        dataset: How the data set is read, and which of its images count.
     """
     wanted = automatic_steps(edits)
     variants = all_variants(replace_steps(edits, stand_in), most_variants)
-    run = begin(models, execution, workspace, sources=[photos] if photos else [])
+    located = locate(photos, dataset) if photos else None
+    run = begin(models, execution, workspace, sources=located.swept if located else [])
     editing.check_edits(run, variants)
 
     # channels come from a table, or from gradients at sampled codes; without photographs the codes judge too
@@ -80,8 +85,8 @@ def choose_edits(
 
     editing.check_thresholds(run, wanted, found, styles, instant)
     planned, passed_over = ChoicePlan(settings=choosing, instant=instant, table=found, styles=styles), ""
-    if photos and wanted:
-        index = photographs.index(run, photos, execution)
+    if located and wanted:
+        index = photographs.index(run, located, execution)
         passed_over = index.passed_over
         inverted, summary = photographs.invert(run, index, inversion)
         done.append(counts(summary))

@@ -17,8 +17,10 @@ from flows.steps import editing, photographs
 from flows.steps.report import partial_report, report
 from flows.steps.table import described, sample, table_for
 from tasks.directions.choosing import ChoicePlan, ChosenStrength
+from tasks.photographs.datasets.front import locate
 from tasks.settings import (
     Choosing,
+    DataSet,
     Execution,
     Instant,
     Inversion,
@@ -56,12 +58,14 @@ def edit_images(
     instant: OrUsual[Instant] = Instant(),
     choosing: OrUsual[Choosing] = Choosing(),
     most_variants: Annotated[int, Field(ge=1)] = MOST_VARIANTS,
+    dataset: OrUsual[DataSet] = DataSet(),
 ) -> RunResult:
     """Edit every image with every edit; what an earlier run finished is found and kept.
 
     Args:
         models: Networks to use; files may lie on any storage that the worker can read.
-        photos: URI of the prefix that holds the photographs, e.g. s3://photographs/2031; it is only read.
+        photos: URI of the data set, e.g. the prefix s3://photographs/2031, a list, or tar shards; it is
+            only read.
         out: URI of the prefix for the results, outside of the photographs.
         edits: What to do to every image; several edits share latents and table.
         workspace: URI of the folder for artifacts, which later runs find and keep; OUT/workspace if empty.
@@ -75,17 +79,19 @@ def edit_images(
         choosing: How alpha and beta are chosen, on some of the inverted images, where an edit says auto.
         most_variants: Variants of every image that the edits may stand for, every strength and threshold
             counted; more are refused, so that a slip in a list of values is no month of work.
+        dataset: How the data set is read, and which of its images count.
     """
     variants = all_variants(replace_steps(edits, stand_in), most_variants)
     # what is read may be the folder of all edits' images, though out lies above it
-    check_places([photos], out=out, images=join(out, "images"))
+    located = locate(photos, dataset)
+    check_places(located.swept, out=out, images=join(out, "images"))
     given = [join(table, "relevance.parquet")] if table else []
-    run = begin(models, execution, workspace, out, sources=[photos], files=given)
+    run = begin(models, execution, workspace, out, sources=located.swept, files=given)
 
     # what cannot work ends the run here, before hours of work on the table
     editing.check_edits(run, variants)
     others = editing.prepare_others(run, variants)
-    index = photographs.index(run, photos, execution)
+    index = photographs.index(run, located, execution)
 
     about = (
         f"edits {index.rows} photographs under {photos} with {len(edits)} edits ({len(variants)} variants)"

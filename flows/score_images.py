@@ -31,9 +31,10 @@ from tasks.evaluation.image_scores import (
     write_partial_scores,
 )
 from tasks.evaluation.labels import LabelPrompt, load_truth
+from tasks.photographs.datasets.front import locate
 from tasks.reports.summaries import failed_items
 from tasks.running.run import Networks
-from tasks.settings import Clip, Execution, OptionalUri, OrUsual, TemplateSet, Uri
+from tasks.settings import Clip, DataSet, Execution, OptionalUri, OrUsual, TemplateSet, Uri
 
 
 class ScoresResult(BaseModel):
@@ -56,11 +57,12 @@ def score_images(
     templates: TemplateSet = "styleclip-79",
     workspace: OptionalUri = "",
     execution: OrUsual[Execution] = Execution(),
+    dataset: OrUsual[DataSet] = DataSet(),
 ) -> ScoresResult:
     """Score every image with every prompt; what an earlier run scored is found and kept.
 
     Args:
-        images: URI of the prefix that holds the images; it is only read.
+        images: URI of the data set; it is only read.
         prompts: What an image may show.
         out: URI of the prefix for the tables, outside of the images.
         clip: CLIP name, or URI of its weights.
@@ -69,15 +71,17 @@ def score_images(
         templates: Sentences that prompts are put into.
         workspace: URI of the folder for artifacts; OUT/workspace if empty.
         execution: How the work is run; none of it changes a result.
+        dataset: How the data set is read, and which of its images count.
     """
-    run = begin(Networks(clip=clip), execution, workspace, out, sources=[images], files=[labels])
+    located = locate(images, dataset)
+    run = begin(Networks(clip=clip), execution, workspace, out, sources=located.swept, files=[labels])
     if labels:
         load_truth(labels, prompts)  # a table of another form ends the run here, at once
 
     warn_of_languages(text for each in prompts for text in (each.prompt, each.negative))
-    index = photographs.index(run, images, execution)
+    index = photographs.index(run, located, execution)
     announce("score-images", f"scores {index.rows} images under {images} with {len(prompts)} prompts")
-    planned = engine.run(plan_scores, run, images, prompts, templates)
+    planned = engine.run(plan_scores, run, index.photos, prompts, templates)
     calls = [(run, planned, shard) for shard in index.shards]
     with leaving(lambda why, _quickly: write_partial_scores(run, planned, index, why)):
         summary = gather_items("score-images", score_shard, calls)

@@ -19,6 +19,7 @@ from styleclip_cli.options import (
     Table,
     TableFolder,
     Verbose,
+    Which,
     Workers,
     Workspace,
     chosen_models,
@@ -26,7 +27,7 @@ from styleclip_cli.options import (
     with_codes,
     with_progress,
 )
-from tasks.settings import Choosing, Execution, Inversion, Relevance, Sampling, SettingsError
+from tasks.settings import Choosing, DataSet, Execution, Inversion, Relevance, Sampling, SettingsError
 from tasks.settings.edits import MOST_VARIANTS, EditStep, dump_edits, load_edits, replace_steps
 
 
@@ -63,6 +64,7 @@ def choose(
     sampling: Codes = Sampling(),
     relevance: Table = Relevance(),
     inversion: InvertingFirst = Inversion(),
+    dataset: Which = DataSet(),
     execution: Shards = Execution(),
     most_variants: MostVariants = MOST_VARIANTS,
     workers: Workers = 0,
@@ -83,7 +85,7 @@ def choose(
         lambda: flow(
             chosen_models(generator, clip, encoder), wanted, workspace, photos,
             with_codes(sampling, relevance), relevance, inversion, execution, table, choosing=choosing,
-            most_variants=most_variants,
+            most_variants=most_variants, dataset=dataset,
         )
     )  # fmt: skip
 

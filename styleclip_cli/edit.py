@@ -27,6 +27,7 @@ from styleclip_cli.options import (
     Table,
     TableFolder,
     Verbose,
+    Which,
     Workers,
     Workspace,
     chosen_models,
@@ -36,6 +37,7 @@ from styleclip_cli.options import (
 )
 from tasks.settings import (
     Choosing,
+    DataSet,
     Execution,
     Instant,
     Inversion,
@@ -74,6 +76,7 @@ def invert(
     identity: Identity = "",
     perceptual: Perceptual = "",
     inversion: Inverting = Inversion(),
+    dataset: Which = DataSet(),
     execution: Shards = Execution(),
     workers: Workers = 0,
     verbose: Verbose = False,
@@ -83,7 +86,7 @@ def invert(
     from flows.invert_images import invert_images as flow
 
     chosen = chosen_models(generator, str(data.CLIP), encoder, identity, perceptual)
-    result = with_progress(lambda: flow(chosen, photos, workspace, inversion, execution))
+    result = with_progress(lambda: flow(chosen, photos, workspace, inversion, execution, dataset))
 
     output.summarize(result)
     output.results(latents=result.latents)
@@ -111,6 +114,7 @@ def edit(
     sampling: Codes = Sampling(),
     relevance: Table = Relevance(),
     inversion: InvertingFirst = Inversion(),
+    dataset: Which = DataSet(),
     execution: Shards = Execution(),
     most_variants: MostVariants = MOST_VARIANTS,
     workers: Workers = 0,
@@ -128,7 +132,7 @@ def edit(
         lambda: flow(
             chosen_models(generator, clip, encoder, identity, perceptual), photos, out, wanted, workspace,
             with_codes(sampling, relevance), relevance, inversion, execution, table, Instant(), choosing,
-            most_variants,
+            most_variants, dataset,
         )
     )  # fmt: skip
 

@@ -15,11 +15,12 @@ from styleclip_cli.options import (
     Photos,
     Shards,
     Verbose,
+    Which,
     Workers,
     prepare,
     with_progress,
 )
-from tasks.settings import Alignment, Execution, FaceSource, Pasting
+from tasks.settings import Alignment, DataSet, Execution, FaceSource, Pasting
 
 Source = Annotated[
     dict[str, Any], Shown(of=FaceSource, defaults={"detector": "the embedded one, without --landmarks"})
@@ -31,6 +32,7 @@ def align(
     out: Out,
     source: Source,
     alignment: Annotated[Alignment, Shown(names={"output_size": "size"})] = Alignment(),
+    dataset: Which = DataSet(),
     workspace: OutWorkspace = "",
     execution: Shards = Execution(),
     workers: Workers = 0,
@@ -45,7 +47,7 @@ def align(
         {} if source.get("landmarks") or source.get("detector") else {"detector": str(data.FACE_DETECTOR)}
     )
     chosen = FaceSource.model_validate(source | embedded)
-    result = with_progress(lambda: flow(chosen, photos, out, workspace, alignment, execution))
+    result = with_progress(lambda: flow(chosen, photos, out, workspace, alignment, execution, dataset))
 
     output.summarize(result)
     found = result.faces

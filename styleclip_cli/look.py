@@ -21,6 +21,7 @@ from styleclip_cli.options import (
     Table,
     TableFolder,
     Verbose,
+    Which,
     Workers,
     chosen_models,
     clip_names,
@@ -29,7 +30,7 @@ from styleclip_cli.options import (
     with_progress,
 )
 from styleclip_core.templates import TEMPLATE_SETS
-from tasks.settings import Comparison, Execution, Judges, Relevance, Sampling, SettingsError
+from tasks.settings import Comparison, DataSet, Execution, Judges, Relevance, Sampling, SettingsError
 from tasks.settings.edits import MOST_VARIANTS, load_edits
 
 Templates = Annotated[
@@ -141,6 +142,7 @@ def score(
     ] = "ViT-B/32",
     templates: Templates = "styleclip-79",
     workspace: OutWorkspace = "",
+    dataset: Which = DataSet(),
     execution: Shards = Execution(shard_size=256),
     workers: Workers = 0,
     verbose: Verbose = False,
@@ -156,7 +158,7 @@ def score(
     wanted = load_prompts(prompts) if prompts else [LabelPrompt(prompt=each) for each in prompt or ()]
     network = str(data.CLIP) if clip == "embedded" else clip
     result = with_progress(
-        lambda: flow(photos, wanted, out, network, labels, templates, workspace, execution)
+        lambda: flow(photos, wanted, out, network, labels, templates, workspace, execution, dataset)
     )
 
     output.summarize(result)

@@ -12,7 +12,7 @@ import typer
 import data
 from styleclip_cli.generated import Shown
 from styleclip_cli.interrupts import stoppable
-from tasks.settings import Execution, Inversion, Models, Relevance, Sampling
+from tasks.settings import DataSet, Execution, Inversion, Models, Relevance, Sampling
 
 _T = TypeVar("_T")
 
@@ -75,7 +75,11 @@ Workspace = Annotated[
     str, typer.Option(help="URI of the folder for intermediate artifacts", envvar="STYLECLIP_WORKSPACE")
 ]
 Photos = Annotated[
-    str, typer.Option(help="URI of the photographs' prefix; only read", envvar="STYLECLIP_PHOTOS")
+    str,
+    typer.Option(
+        help="URI of the data set: a prefix, an image, a glob, a list, tar shards or Parquet; only read",
+        envvar="STYLECLIP_PHOTOS",
+    ),
 ]
 Out = Annotated[str, typer.Option(help="URI of the prefix for the results", envvar="STYLECLIP_OUT")]
 TableFolder = Annotated[
@@ -103,6 +107,15 @@ OutWorkspace = Annotated[
 ]  # fmt: skip
 
 Shards = Annotated[Execution, Shown()]
+Which = Annotated[
+    DataSet,
+    Shown(
+        names={
+            "column": "image-column", "include": "include-keys", "exclude": "exclude-keys",
+            "tables": "with-table",
+        }
+    ),
+]  # fmt: skip
 Codes = Annotated[Sampling, Shown(names={"truncation_psi": "psi"}, hidden=("codes",))]
 Table = Annotated[Relevance, Shown(only=("samples",))]
 _LOCALITY = {"pivotal.locality_weight": "pivotal-locality"}

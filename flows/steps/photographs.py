@@ -1,9 +1,10 @@
-"""Steps from a prefix of images to latents."""
+"""Steps from a data set of images to latents."""
 
 from __future__ import annotations
 
 from flows.run import gather_items
 from tasks.photographs import images, inversion
+from tasks.photographs.datasets.front import Source
 from tasks.photographs.images import ImageIndex
 from tasks.photographs.inversion import InversionPlan
 from tasks.running.progress import ShardResult, StepSummary
@@ -11,9 +12,9 @@ from tasks.running.run import Run
 from tasks.settings import Execution, Inversion
 
 
-def index(run: Run, photos: str, execution: Execution) -> ImageIndex:
-    """A prefix of images -> an index in shards."""
-    return images.index_images(run, photos, execution.shard_size)
+def index(run: Run, source: Source, execution: Execution) -> ImageIndex:
+    """A data set -> an index in shards."""
+    return images.index_images(run, source, execution.shard_size)
 
 
 def invert(

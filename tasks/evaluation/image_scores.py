@@ -27,6 +27,7 @@ from tasks.artifacts import Recipe, write_table
 from tasks.artifacts.outcomes import OK, STATUS_FIELDS, OutcomeLog, Row, failure, success
 from tasks.evaluation.labels import LabelPrompt, load_truth
 from tasks.photographs.images import ImageIndex, ImageShard, read_shard
+from tasks.photographs.reading import ShardReader
 from tasks.running.caching import unit_of_work
 from tasks.running.overlap import computing, read_ahead
 from tasks.running.partial import supersede, write_partial_table
@@ -35,7 +36,7 @@ from tasks.running.run import Run
 from tasks.running.shards import finish_shard, without_result
 from tasks.running.texts import target_embedding
 from tasks.settings import SettingsError, TemplateSet
-from tasks.storage import item_under, join, read_bytes, read_version
+from tasks.storage import join, read_bytes
 
 STEP, VERSION = "score-images", "1"
 _BATCH = 64
@@ -110,17 +111,19 @@ def score_shard(run: Run, planned: ScorePlan, shard: ImageShard) -> ShardResult:
     return finish_shard(
         planned.log(shard),
         without_result(images),
-        partial(_score, run, planned),
+        partial(_score, run, planned, ShardReader(planned.images, shard)),
         planned.recipe.made("image-scores", {}),
         lambda: SCORES_SCHEMA,
         versions=dict(images),
     )
 
 
-def _score(run: Run, planned: ScorePlan, todo: Sequence[tuple[str, str]]) -> Iterator[Row]:
+def _score(
+    run: Run, planned: ScorePlan, reader: ShardReader, todo: Sequence[tuple[str, str]]
+) -> Iterator[Row]:
     """Yield the rows of images; the next ones are read while the last ones are embedded."""
     batch: list[tuple[Row, Tensor]] = []
-    found = read_ahead(todo, partial(_read, planned, run.clip.input_resolution), ahead=2 * _BATCH)
+    found = read_ahead(todo, partial(_read, reader, run.clip.input_resolution), ahead=2 * _BATCH)
     for number, (row, image) in enumerate(found, start=1):
         if image is None:
             yield row
@@ -134,12 +137,11 @@ def _score(run: Run, planned: ScorePlan, todo: Sequence[tuple[str, str]]) -> Ite
             batch = []
 
 
-def _read(planned: ScorePlan, side: int, item: tuple[str, str]) -> tuple[Row, Tensor | None]:
+def _read(reader: ShardReader, side: int, item: tuple[str, str]) -> tuple[Row, Tensor | None]:
     """Read an image as CLIP wants it, or return why that cannot be."""
     row = dict.fromkeys(SCORES_SCHEMA.names) | {"image_key": item[0], "etag": item[1]}
     try:
-        with item_under(planned.images, item[0]):
-            data = read_version(join(planned.images, item[0]), item[1])
+        data = reader.read(*item)
         return row, centre_square(decode_image(data), side)
     except (StyleCLIPError, OSError) as error:
         return row | failure(error), None

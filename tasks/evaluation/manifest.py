@@ -52,14 +52,14 @@ EDIT_FIELDS = [
 _PROMPTS = pa.list_(pa.struct([("neutral", pa.string()), ("target", pa.string())]))
 ITEM_SCHEMA = pa.schema([
     ("image_key", pa.string()), ("version", pa.string()), ("content_hash", pa.string()), *EDIT_FIELDS,
-    ("output_key", pa.string()), ("prompts", _PROMPTS),
+    ("output_key", pa.string()), ("place", pa.string()), ("prompts", _PROMPTS),
     ("sweep", pa.string()), ("position", pa.float64()), *STATUS_FIELDS,
 ])  # fmt: skip
 _READ = [
     "image_key", "content_hash", "edit", "method", "neutral", "target", "alpha", "beta", "top_k", "strength",
-    "settings", "output_key", "steps", *(name for name, _ in STATUS_FIELDS),
+    "settings", "output_key", "steps", "place", *(name for name, _ in STATUS_FIELDS),
 ]  # fmt: skip
-_LATER = ("variant", "content_hash")  # columns that the first manifests lack
+_LATER = ("variant", "content_hash", "place")  # columns that not every manifest has
 _SAME = ("edit", "method", "neutral", "target", "alpha", "beta", "top_k", "strength", "settings")
 
 

@@ -54,6 +54,7 @@ from tasks.artifacts.outcomes import OK, STATUS_FIELDS, Item, OutcomeLog, Row, f
 from tasks.evaluation.attributes import AttributePrompts
 from tasks.evaluation.manifest import EDIT_FIELDS, EditsIndex, EditsShard
 from tasks.evaluation.panel import Panel, Place
+from tasks.photographs.reading import object_of, read_stored
 from tasks.running.caching import unit_of_work
 from tasks.running.overlap import computing, read_ahead
 from tasks.running.progress import ShardResult
@@ -62,7 +63,7 @@ from tasks.running.shards import Files, Outcomes, finish_shard
 from tasks.running.texts import text_vector
 from tasks.settings import Comparison
 from tasks.settings.edits import StepVariant
-from tasks.storage import ChangedObjectError, join, output_key, read_item, versions_of
+from tasks.storage import ChangedObjectError, join, output_key, versions_of
 
 STEP, VERSION = "evaluate-edits", "2"
 JUDGES = ("clip", "identity", "perceptual")  # networks of a run that take part
@@ -130,7 +131,7 @@ class EvaluationPlan(BaseModel):
     def before_key(self, row: Row) -> str:
         """Return where the unedited image of a row lies, relative to ``before``."""
         if not self.drawn:
-            return str(row["image_key"])
+            return str(row.get("place") or row["image_key"])
         return output_key(row["image_key"], suffix=".png", version=row["content_hash"])
 
     def read_before(self, row: Row) -> bytes:
@@ -141,7 +142,7 @@ class EvaluationPlan(BaseModel):
             StorageError: If it is missing or cannot be read; a ``StoreError`` if that is the store's fault.
         """
         key, made_of = self.before_key(row), row["content_hash"]
-        content = read_item(self.before, key, row["before_version"] or "")
+        content = read_stored(self.before, key, row["before_version"] or "")
 
         # manifests that were written before there was the column do not say what was edited
         if not self.drawn and made_of not in (None, hashlib.sha256(content).hexdigest()):
@@ -150,7 +151,7 @@ class EvaluationPlan(BaseModel):
 
     def read_after(self, row: Row) -> bytes:
         """Return the edited image of a row, in the version that was listed; raises as ``read_before``."""
-        return read_item(self.index.out, row["output_key"], row["output_version"] or "")
+        return read_stored(self.index.out, row["output_key"], row["output_version"] or "")
 
 
 class EvaluationRef(BaseModel):
@@ -278,7 +279,8 @@ def _listed(rows: list[Row], pictures: Sequence[Files]) -> dict[Item, Row]:
         for row in rows
     }
     for each in pictures:
-        names = {item: name for item, row in found.items() if (name := each.name(row))}
+        # of what lies in an object with others, the version is the object's
+        names = {item: object_of(name) for item, row in found.items() if (name := each.name(row))}
         there = versions_of(each.prefix, set(names.values()))
         for item, name in names.items():
             found[item][each.version] = there.get(name)  # of one that is not there, reading says so

@@ -33,6 +33,7 @@ from tasks.artifacts import (
 from tasks.artifacts.outcomes import FAILED, OK, SKIPPED, STATUS_FIELDS, OutcomeLog, Row, failure, success
 from tasks.photographs.images import ImageIndex, ImageShard, read_shard
 from tasks.photographs.landmarks import read_landmarks
+from tasks.photographs.reading import ShardReader
 from tasks.running import networks as models
 from tasks.running.caching import unit_of_work
 from tasks.running.overlap import computing
@@ -44,12 +45,10 @@ from tasks.settings import Alignment, FaceSource
 from tasks.storage import (
     MissingObjectError,
     StorageError,
-    item_under,
     join,
     list_objects,
     output_key,
     read_bytes,
-    read_version,
     version,
     write_bytes_atomic,
 )
@@ -62,6 +61,7 @@ FACES_SCHEMA = pa.schema([
     ("landmarks", pa.list_(pa.float64())), ("quad", pa.list_(pa.float64(), 8)), ("padded", pa.bool_()),
     ("output_key", pa.string()), ("output_etag", pa.string()), ("etag", pa.string()),
     ("content_hash", pa.string()), ("face_hash", pa.string()), ("width", pa.int32()), ("height", pa.int32()),
+    ("place", pa.string()),
 ])  # fmt: skip
 
 
@@ -150,7 +150,7 @@ def identify_source(run: Run, source: FaceSource) -> str:
 @unit_of_work("align-shard", "align-shard-{shard.number}")
 def align_shard(run: Run, planned: AlignmentPlan, shard: ImageShard) -> ShardResult:
     """Align the faces of the photographs of one shard that are not done yet."""
-    images = read_shard(shard)
+    images, reader = read_shard(shard), ShardReader(planned.photos, shard)
 
     def to_do(known: Outcomes) -> list[tuple[str, str]]:
         states = defaultdict(set)
@@ -164,7 +164,7 @@ def align_shard(run: Run, planned: AlignmentPlan, shard: ImageShard) -> ShardRes
         # loaded before the first photograph: that the source was replaced is no photograph's fault
         find = _finder(run, planned)
         for key, etag in photographs:
-            yield from _align_photograph(planned, find, key, etag)
+            yield from _align_photograph(planned, reader, find, key, etag)
 
     # a face lies under a name of its photograph alone, as its prefix is a data set for the next flow
     files = [Files(planned.faces, lambda row: row["output_key"], version="output_etag")]
@@ -199,11 +199,13 @@ def _finder(run: Run, planned: AlignmentPlan) -> _Finder:
     return lambda key, image: sorted(table.get(key, []), key=_size, reverse=True)
 
 
-def _align_photograph(planned: AlignmentPlan, find: _Finder, key: str, etag: str) -> list[Row]:
+def _align_photograph(
+    planned: AlignmentPlan, reader: ShardReader, find: _Finder, key: str, etag: str
+) -> list[Row]:
     row = dict.fromkeys(FACES_SCHEMA.names) | {"image_key": key, "face_index": 0, "etag": etag}
+    row["place"] = reader.place(key)
     try:
-        with item_under(planned.photos, key):
-            data = read_version(join(planned.photos, key), etag)
+        data = reader.read(key, etag)
         row["content_hash"] = hashlib.sha256(data).hexdigest()
         image = decode_image(data)
         row |= {"width": image.width, "height": image.height}

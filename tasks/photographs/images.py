@@ -1,4 +1,4 @@
-"""The image data set in a bucket: list it, cut it into shards, read one image of it.
+"""The index of a data set: its images are listed and cut into shards.
 
 Shards are cut by content: a shard ends after a key whose hash falls on the mark. So an image that
 is added or removed changes its own shard and leaves all others, and their finished work, as they
@@ -13,29 +13,37 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import pyarrow as pa
 from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict
 
-from styleclip_core.errors import StyleCLIPError
 from styleclip_core.images import ENDINGS
-from tasks.artifacts import Provenance, Recipe, fingerprint, is_complete, read_table, write_table
+from tasks.artifacts import (
+    Provenance,
+    Recipe,
+    fingerprint,
+    is_complete,
+    read_table,
+    write_table,
+)
 from tasks.artifacts.lineage import Span, follow
+from tasks.photographs.datasets.columns import Types, types_of
+from tasks.photographs.datasets.front import NoImagesError, Source, opened
+from tasks.photographs.datasets.samples import Sample
+from tasks.photographs.datasets.subsets import chosen
 from tasks.photographs.passed_over import describe
 from tasks.running.caching import unit_of_work
 from tasks.running.run import Run
-from tasks.storage import ObjectInfo, exists, join, sorted_objects
+from tasks.storage import ObjectInfo, join
 
 STEP, VERSION = "index-images", "2"
 _PART_ROWS = 8192
 _MANY_SHARDS = 2000  # task runs of one step that a Prefect server still follows
 SUFFIXES = ENDINGS
-
-
-class NoImagesError(StyleCLIPError):
-    """A prefix holds no image."""
 
 
 class ImageShard(BaseModel):
@@ -61,10 +69,10 @@ class ImageShard(BaseModel):
 
 
 class ImageIndex(BaseModel):
-    """The images under a prefix, as they were listed.
+    """The images of a data set, as they were listed.
 
     Attributes:
-        photos: The prefix.
+        photos: URI of the prefix that their keys are relative to.
         uri: Where the index lies.
         fingerprint: Names it.
         shards: The images, in parts.
@@ -114,18 +122,26 @@ def digest(objects: Iterable[ObjectInfo]) -> str:
 
 
 @unit_of_work("index-images")
-def index_images(run: Run, photos: str, shard_size: int) -> ImageIndex:
-    """List the images under a prefix and cut them into shards; the listing itself is an artifact."""
-    counts: Counter[str] = Counter()
-    with sorted_objects(photos, SUFFIXES, counts) as objects:
-        passed_over = describe(counts)
-        if next(iter(objects), None) is None:
-            raise NoImagesError(_nothing(photos, passed_over))
-        index = write_index(objects, photos, run.workspace, shard_size)
+def index_images(run: Run, source: Source, shard_size: int) -> ImageIndex:
+    """List the images of a data set and cut them into shards; the listing itself is an artifact.
 
-    if passed_over:
+    Raises:
+        NoImagesError: If there is none, or a subset leaves none.
+        SettingsError: If a list, a table or a condition cannot be used.
+        StorageError: If the data set cannot be listed.
+    """
+    counts: Counter[str] = Counter()
+    with opened(source, run.workspace, counts) as samples:
+        if next(iter(samples), None) is None:
+            raise NoImagesError(_nothing(source, describe(counts)))
+        with chosen(samples, source.dataset) as mine:
+            if next(iter(mine), None) is None:
+                raise NoImagesError(_none_left(source))
+            index = write_index(mine, source.prefix, run.workspace, shard_size, types=types_of(mine))
+
+    if passed_over := describe(counts):
         index = index.model_copy(update={"passed_over": passed_over})
-        get_run_logger().warning("%s, under %s", passed_over, photos)
+        get_run_logger().warning("%s, under %s", passed_over, source.named)
 
     if len(index.shards) > _MANY_SHARDS:
         get_run_logger().warning(
@@ -135,12 +151,19 @@ def index_images(run: Run, photos: str, shard_size: int) -> ImageIndex:
     return index
 
 
-def _nothing(photos: str, passed_over: str) -> str:
-    """Return why there is no image under a prefix."""
-    if exists(photos.rstrip("/")):
-        return f"{photos} is one object, not a prefix; give the prefix that it lies under"
+def _nothing(source: Source, passed_over: str) -> str:
+    """Return why a data set has no image."""
+    if source.form == "list":
+        return f"{source.file} lists no image; give a list with a row for each"
     found = f"; {passed_over}" if passed_over else "; check the prefix"
-    return f"no image under {photos} (looked for {', '.join(SUFFIXES)}){found}"
+    looked_for = f"looked for {', '.join(SUFFIXES)}, and for .tar and .parquet with images"
+    return f"no image under {source.named} ({looked_for}){found}"
+
+
+def _none_left(source: Source) -> str:
+    said = source.dataset.model_dump(exclude_defaults=True, include={"include", "exclude", "where", "sample"})
+    about = ", ".join(f"{name} {value}" for name, value in said.items())
+    return f"no image of {source.named} is left by {about}; ask for less"
 
 
 def write_index(
@@ -149,6 +172,7 @@ def write_index(
     workspace: str,
     shard_size: int,
     about: Mapping[str, str] | None = None,
+    types: Types | None = None,
 ) -> ImageIndex:
     """Cut objects into shards and write them down; the same ones, the same place.
 
@@ -158,16 +182,22 @@ def write_index(
         workspace: Where the index goes.
         shard_size: Objects of a shard, on average.
         about: What else tells this kind of list from others of the same keys.
+        types: Of the columns that the objects, samples then, have beside their keys.
     """
     parameters = {"photos": photos, "shard_size": shard_size}
-    recipe = Recipe(STEP, VERSION, parameters, {"listing": digest(objects)})
+    # the shards hang on keys and versions alone, so that another caption does no work again
+    inputs = {"listing": digest(objects)}
+    more = _More.of(objects, types)
+    if more.fields:
+        inputs["columns"] = more.digest(objects)
+    recipe = Recipe(STEP, VERSION, parameters, inputs)
     folder = recipe.folder(workspace, "index")
     uri = join(folder, "index.parquet")
 
     # the parts go first: where index.parquet is, all of them are
     if not is_complete(uri):
         made = recipe.made("image-index")
-        table = pa.Table.from_pylist(list(_write_parts(objects, folder, shard_size, made)), _SHARDS)
+        table = pa.Table.from_pylist(list(_write_parts(objects, folder, shard_size, made, more)), _SHARDS)
         write_table(uri, table, made)
 
     listed = [
@@ -196,8 +226,48 @@ _OBJECTS = pa.schema([
 ])  # fmt: skip
 
 
+@dataclass(frozen=True)
+class _More:
+    """What an index says of an image beside its key and version: where its bytes lie, and its columns.
+
+    Attributes:
+        fields: The columns of a part for that; none for a prefix of images.
+        types: Of the data set's own columns.
+    """
+
+    fields: tuple[pa.Field, ...] = ()
+    types: Types | None = None
+
+    @classmethod
+    def of(cls, objects: Iterable[ObjectInfo], types: Types | None) -> _More:
+        """Return what there is to say of some objects."""
+        placed = types is not None and any(each.place or each.problem for each in _samples(objects))
+        own = [pa.field(name, pa.string()) for name in _PLACED] if placed else []
+        return cls((*own, *(types.schema() if types else ())), types)
+
+    def row(self, item: ObjectInfo) -> dict[str, Any]:
+        """Return the values of these columns."""
+        if not self.types or not isinstance(item, Sample):
+            return {}
+        return {"place": item.place, "problem": item.problem} | self.types.row(item.columns)
+
+    def digest(self, objects: Iterable[ObjectInfo]) -> str:
+        """Return a name for these columns."""
+        found = hashlib.sha256(str(self.fields).encode())
+        for item in objects:
+            found.update(repr(sorted(self.row(item).items())).encode())
+        return found.hexdigest()[:24]
+
+
+_PLACED = ("place", "problem")
+
+
+def _samples(objects: Iterable[ObjectInfo]) -> Iterator[Sample]:
+    return (each for each in objects if isinstance(each, Sample))
+
+
 def _write_parts(
-    objects: Iterable[ObjectInfo], folder: str, shard_size: int, provenance: Provenance
+    objects: Iterable[ObjectInfo], folder: str, shard_size: int, provenance: Provenance, more: _More
 ) -> Iterator[dict[str, object]]:
     """Write the rows of shards, some shards to a part; yields where each shard is."""
     rows: list[dict[str, object]] = []
@@ -205,7 +275,7 @@ def _write_parts(
     for number, shard in enumerate(cut(objects, shard_size)):
         # a shard lies in one part, so that reading it is reading one file
         if rows and len(rows) + len(shard) > _PART_ROWS:
-            _write_part(folder, part, rows, provenance)
+            _write_part(folder, part, rows, provenance, more)
             part, rows = part + 1, []
 
         name = digest(shard)
@@ -213,23 +283,48 @@ def _write_parts(
             "number": number, "digest": name, "index": _part_name(part), "first": len(rows),
             "rows": len(shard),
         }  # fmt: skip
-        rows += [{"key": each.key, "etag": each.etag, "size": each.size, "shard": name} for each in shard]
+        rows += [
+            {"key": each.key, "etag": each.etag, "size": each.size, "shard": name, **more.row(each)}
+            for each in shard
+        ]
 
     if rows:
-        _write_part(folder, part, rows, provenance)
+        _write_part(folder, part, rows, provenance, more)
 
 
 def _part_name(part: int) -> str:
     return f"part-{part:05d}.parquet"
 
 
-def _write_part(folder: str, part: int, rows: list[dict[str, object]], provenance: Provenance) -> None:
-    write_table(join(folder, _part_name(part)), pa.Table.from_pylist(rows, _OBJECTS), provenance)
+def _write_part(
+    folder: str, part: int, rows: list[dict[str, object]], provenance: Provenance, more: _More
+) -> None:
+    schema = pa.schema([*_OBJECTS, *more.fields])
+    write_table(join(folder, _part_name(part)), pa.Table.from_pylist(rows, schema), provenance)
 
 
 def _span(shard: ImageShard) -> Span:
     keys = read_shard(shard)
     return Span(shard.digest, keys[0][0], keys[-1][0])
+
+
+@dataclass(frozen=True)
+class ListedImage:
+    """An image of an index.
+
+    Attributes:
+        key: Names it in the data set.
+        etag: Version of the object that its bytes lie in.
+        place: Where they lie, see ``datasets.places``; empty where that is an object under its key.
+        problem: Why there are none; empty if there are.
+        columns: What the data set says of it, by name.
+    """
+
+    key: str
+    etag: str
+    place: str = ""
+    problem: str = ""
+    columns: Mapping[str, Any] | None = None
 
 
 def read_shard(shard: ImageShard) -> list[tuple[str, str]]:
@@ -238,14 +333,38 @@ def read_shard(shard: ImageShard) -> list[tuple[str, str]]:
     return list(zip(table["key"].to_pylist(), table["etag"].to_pylist(), strict=True))
 
 
+def read_items(shard: ImageShard) -> list[ListedImage]:
+    """Return all that the index says of the images of a shard."""
+    rows = _read_part(shard.index).slice(shard.first, shard.rows).to_pylist()
+    return [
+        ListedImage(
+            row.pop("key"), row.pop("etag"), row.pop("place", ""), row.pop("problem", ""),
+            {name: value for name, value in row.items() if name not in ("size", "shard")},
+        )
+        for row in rows
+    ]  # fmt: skip
+
+
 @lru_cache(maxsize=4)  # shards that follow each other lie in one part, which never changes
 def _read_part(uri: str) -> pa.Table:
-    return read_table(uri, columns=["key", "etag"])
+    return read_table(uri)
 
 
-def indexed_versions(uri: str) -> Iterator[tuple[str, str]]:
-    """Yield key and version of every image of the index at ``uri``, a part of it at a time."""
+def placed_fields(index: ImageIndex) -> list[pa.Field]:
+    """Return the column that says where images lie, of an index some of whose images are no objects."""
+    return [field for field in _read_part(index.shards[0].index).schema if field.name == "place"]
+
+
+def column_fields(index: ImageIndex) -> list[pa.Field]:
+    """Return the columns that the data set has of its own."""
+    schema = _read_part(index.shards[0].index).schema
+    return [field for field in schema if field.name not in (*_OBJECTS.names, *_PLACED)]
+
+
+def indexed_versions(uri: str) -> Iterator[tuple[str, str, str]]:
+    """Yield key, version and place of every image of the index at ``uri``, a part of it at a time."""
     # the index names a part once for every shard in it
     for name in sorted(set(read_table(uri, columns=["index"])["index"].to_pylist())):
-        table = read_table(join(uri.rpartition("/")[0], name), columns=["key", "etag"])
-        yield from zip(table["key"].to_pylist(), table["etag"].to_pylist(), strict=True)
+        table = read_table(join(uri.rpartition("/")[0], name))
+        places = table["place"].to_pylist() if "place" in table.column_names else [""] * len(table)
+        yield from zip(table["key"].to_pylist(), table["etag"].to_pylist(), places, strict=True)

@@ -25,13 +25,14 @@ from styleclip_core.tuned import AnyGenerator, TunedGenerator, Tuning
 from tasks.artifacts import ChangedInputError, Recipe
 from tasks.artifacts.outcomes import OK, STATUS_FIELDS, OutcomeLog, Row, failure, success
 from tasks.photographs.images import ImageShard, read_shard
+from tasks.photographs.reading import ShardReader
 from tasks.running.caching import unit_of_work
 from tasks.running.overlap import Writes, computing, read_ahead
 from tasks.running.progress import ShardResult
 from tasks.running.run import Run
 from tasks.running.shards import Files, finish_shard, without_result
 from tasks.settings import Inversion
-from tasks.storage import exists, item_under, join, output_key, read_item, read_version, write_bytes_atomic
+from tasks.storage import exists, join, output_key, read_item, write_bytes_atomic
 
 STEP, VERSION = "invert-images", "3"
 
@@ -105,10 +106,11 @@ def invert_shard(run: Run, planned: InversionPlan, shard: ImageShard) -> ShardRe
     drawn = Files(planned.reconstructions, planned.reconstruction_key, restore=partial(_draw, run, planned))
     tunings = Files(planned.folder, lambda row: planned.tuning_key(row) if row.get("tuning") else None)
 
+    reader = ShardReader(planned.photos, shard)
     return finish_shard(
         log,
         without_result(images),
-        partial(_invert, run, planned, log),
+        partial(_invert, run, planned, log, reader),
         planned.recipe.made("latents"),
         schema,
         versions=dict(images),
@@ -124,7 +126,13 @@ class _Photo:
     image: Tensor
 
 
-def _invert(run: Run, planned: InversionPlan, log: OutcomeLog, todo: Sequence[tuple[str, str]]) -> list[Row]:
+def _invert(
+    run: Run,
+    planned: InversionPlan,
+    log: OutcomeLog,
+    reader: ShardReader,
+    todo: Sequence[tuple[str, str]],
+) -> list[Row]:
     """Invert photographs in batches; the next ones are read, and the last ones written, meanwhile."""
     size, count = run.generator.image_size, planned.settings.batch_size
 
@@ -136,7 +144,7 @@ def _invert(run: Run, planned: InversionPlan, log: OutcomeLog, todo: Sequence[tu
     pending: list[tuple[Row, Future[None] | None]] = []
     batch: list[_Photo] = []
 
-    found = read_ahead(todo, partial(_read, planned, size, done), ahead=2 * count)
+    found = read_ahead(todo, partial(_read, planned, reader, size, done), ahead=2 * count)
     for number, photo in enumerate(found, start=1):
         if isinstance(photo, _Photo):
             batch.append(photo)
@@ -160,6 +168,7 @@ def _invert(run: Run, planned: InversionPlan, log: OutcomeLog, todo: Sequence[tu
 
 def _read(
     planned: InversionPlan,
+    reader: ShardReader,
     size: tuple[int, int],
     done: Mapping[tuple[str, str], Row],
     item: tuple[str, str],
@@ -167,8 +176,7 @@ def _read(
     """Read and decode a photograph, or return the row of one that cannot be, or of one that is done."""
     key, etag = item
     try:
-        with item_under(planned.photos, key):
-            data = read_version(join(planned.photos, key), etag)
+        data = reader.read(key, etag)
         content_hash = hashlib.sha256(data).hexdigest()
         if (same := done.get((key, content_hash))) and _is_whole(planned, same):
             return {**same, "etag": etag}

@@ -31,6 +31,7 @@ from tasks.artifacts import (
 from tasks.artifacts.outcomes import FAILED, OK, SKIPPED, STATUS_FIELDS, OutcomeLog, Row, failure, success
 from tasks.photographs.faces import read_faces
 from tasks.photographs.images import ImageIndex, ImageShard, read_shard, write_index
+from tasks.photographs.reading import read_image
 from tasks.running.caching import unit_of_work
 from tasks.running.partial import supersede, write_partial_table
 from tasks.running.progress import ShardResult
@@ -245,8 +246,7 @@ def _photograph(planned: PastingPlan, key: str, faces: list[Row]) -> Image.Image
                 f"face {face['face_index']} of {key} was not aligned: {face['error_type']}, {face['error']}"
             )
 
-    with item_under(planned.table.photos, key):
-        data = read_bytes(join(planned.table.photos, key))
+    data = read_image(planned.table.photos, key, faces[0].get("place"))
     if hashlib.sha256(data).hexdigest() != faces[0]["content_hash"]:
         raise ArtifactConflictError(
             f"{key} has changed since its faces were found, they would go to the wrong place; run "

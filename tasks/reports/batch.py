@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,6 +21,7 @@ from styleclip_core.errors import ArtifactConflictError, StyleCLIPError
 from styleclip_core.images import decode_image
 from tasks.artifacts import (
     Recipe,
+    column_names,
     is_complete,
     iter_batches,
     read_provenance,
@@ -30,7 +32,8 @@ from tasks.artifacts.outcomes import OK, Row
 from tasks.directions.style_directions import ALPHA_UNIT
 from tasks.editing.plans import EditPlan
 from tasks.editing.schemas import MANIFEST_SCHEMA, TIMING_SCHEMA
-from tasks.photographs.images import ImageIndex, ImageShard
+from tasks.photographs.images import ImageIndex, ImageShard, column_fields, placed_fields, read_items
+from tasks.photographs.reading import read_image
 from tasks.running.caching import unit_of_work
 from tasks.running.partial import Part, all_attempts, done_shards
 from tasks.running.run import Run
@@ -102,7 +105,7 @@ def _write(
 
     manifest, timings = join(folder, "manifest.parquet"), join(folder, "timings.parquet")
     if not is_complete(manifest):
-        write_tables(manifest, MANIFEST_SCHEMA, _rows(plans, shards), made)
+        write_tables(manifest, manifest_schema(index), _rows(plans, shards, manifest_schema(index)), made)
     if not is_complete(timings):
         with suppress(ArtifactConflictError):  # a run beside this one was first, with other times
             write_tables(timings, TIMING_SCHEMA, _timings(attempts), made)
@@ -187,29 +190,32 @@ def contact_sheet(plans: list[EditPlan], manifest: str, done: Counter[str]) -> I
 
     for row, key in enumerate(keys):
         inversion, image = plans[0].inversion, images[key]
-        shown = [(inversion.photos, key), (inversion.reconstructions, inversion.reconstruction_key(image))]
+        shown = [(inversion.reconstructions, inversion.reconstruction_key(image))]
         shown += [(plan.out, plan.output_key(image)) for plan in plans]
-        for column, item in enumerate(shown):
+        photograph = partial(read_image, inversion.photos, key, image.get("place"))
+        reads = [photograph, *(partial(read_item, *item) for item in shown)]
+        for column, read in enumerate(reads):
             place = (_MARGIN + column * step, _HEADER + row * step)
-            _tile(sheet, item, place, whole=column > 0)
+            _tile(sheet, read, place, whole=column > 0)
     return sheet
 
 
 def _images(manifest: str, keys: Sequence[str]) -> dict[str, Row]:
-    """Return key and content hash of some images of a manifest, by key."""
+    """Return key, content hash and place of some images of a manifest, by key."""
     wanted = pa.array(keys, pa.string())
+    columns = ["image_key", "content_hash", "status", *({"place"} & set(column_names(manifest)))]
     return {
         row["image_key"]: row
-        for part in iter_batches(manifest, ["image_key", "content_hash", "status"])
+        for part in iter_batches(manifest, columns)
         for row in part.filter(pc.is_in(part["image_key"], wanted)).to_pylist()
         if row["status"] == OK
     }
 
 
-def _tile(sheet: Image.Image, item: tuple[str, str], place: tuple[int, int], *, whole: bool) -> None:
+def _tile(sheet: Image.Image, read: Callable[[], bytes], place: tuple[int, int], *, whole: bool) -> None:
     """Draw a generated image whole, of a photograph the middle, which is what its inversion sees."""
     try:
-        image = decode_image(read_item(*item))
+        image = decode_image(read())
     except StoreError:
         raise
     except StyleCLIPError as error:  # a picture that has gone since is drawn as its error
@@ -235,8 +241,14 @@ def _cut(line: str, font: Font) -> str:
     return f"{line}..."
 
 
-def _rows(plans: list[EditPlan], shards: list[ImageShard]) -> Iterator[pa.Table]:
+def manifest_schema(index: ImageIndex) -> pa.Schema:
+    """Return the columns of the manifest of a data set: ours, and those that it has of its own."""
+    return pa.schema([*MANIFEST_SCHEMA, *placed_fields(index), *column_fields(index)])
+
+
+def _rows(plans: list[EditPlan], shards: list[ImageShard], schema: pa.Schema) -> Iterator[pa.Table]:
     """Yield the rows of all edits, a shard at a time."""
+    more = schema.names[len(MANIFEST_SCHEMA.names) :]
     for plan in plans:
         variant = pa.scalar(plan.variant, pa.string())
         for shard in shards:
@@ -244,7 +256,16 @@ def _rows(plans: list[EditPlan], shards: list[ImageShard]) -> Iterator[pa.Table]
             place = table.column_names.index("variant")
 
             # attempts that were written before there was the column do not say it
-            yield table.set_column(place, "variant", pa.repeat(variant, len(table)))
+            table = table.set_column(place, "variant", pa.repeat(variant, len(table)))
+
+            # what the data set says of an image stands in the index alone until here
+            if more:
+                said = {item.key: {"place": item.place, **(item.columns or {})} for item in read_items(shard)}
+                rows = [said[key] for key in table["image_key"].to_pylist()]
+                for name in more:
+                    values = pa.array([row[name] for row in rows], schema.field(name).type)
+                    table = table.append_column(name, values)
+            yield table
 
 
 def _timings(attempts: list[str]) -> Iterator[pa.Table]:

@@ -29,6 +29,7 @@ from tasks.storage.listing import first_page as first_page
 from tasks.storage.listing import list_folders as list_folders
 from tasks.storage.listing import list_objects as list_objects
 from tasks.storage.listing import sorted_objects as sorted_objects
+from tasks.storage.listing import stat as stat
 from tasks.storage.objects import copy_from_local as copy_from_local
 from tasks.storage.objects import copy_to_local as copy_to_local
 from tasks.storage.objects import create_bytes as create_bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-import stat
+import stat as stat_module
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -54,6 +54,27 @@ def first_page(prefix: str, size: int = _PAGE, *, patient: bool = True) -> list[
         StorageError: If the prefix cannot be listed; without patience, if that is so just now.
     """
     return next(_pages(prefix, size, patient), [])
+
+
+def stat(uri: str) -> ObjectInfo:
+    """Return what is known of one object; its key is the last part of its URI.
+
+    Raises:
+        MissingObjectError: If there is none.
+        StorageError: If that cannot be found out.
+    """
+    name = uri.rpartition("/")[2]
+    if is_local(uri):
+        with explained(uri, "look for"):
+            found = local_path(uri).stat()
+            if not stat_module.S_ISREG(found.st_mode):
+                raise FileNotFoundError(f"{uri} is no file")
+            return _of_file(name, found)
+
+    info = ask(uri, "look for", lambda fs, path: fs.info(path))
+    if info.get("type") != "file":
+        raise MissingObjectError(f"cannot look for {uri}: it is no object")
+    return ObjectInfo(name, etag_of(info), int(info["size"] or 0), moment_of(info))
 
 
 def list_objects(prefix: str, suffixes: tuple[str, ...] = ()) -> Iterator[ObjectInfo]:
@@ -171,7 +192,7 @@ def _local_files(prefix: str) -> Iterator[ObjectInfo]:
 
 def _of_file(key: str, found: os.stat_result) -> ObjectInfo:
     # a folder is a link to one, which is not followed
-    linked = stat.S_ISDIR(found.st_mode)
+    linked = stat_module.S_ISDIR(found.st_mode)
     size = 0 if linked else found.st_size
     return ObjectInfo(f"{key}/" if linked else key, file_etag(found), size, found.st_mtime)
 

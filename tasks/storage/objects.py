@@ -104,7 +104,7 @@ def _read_s3_version(fs: fsspec.AbstractFileSystem, path: str, etag: str) -> byt
     try:
         found: bytes | None = fsspec.asyn.sync(fs.loop, read)
     except OSError as error:
-        if _condition_failed(error):
+        if condition_failed(error):
             return None
         raise
     return found
@@ -115,10 +115,11 @@ def _read_any_version(fs: fsspec.AbstractFileSystem, path: str, etag: str) -> by
     before = fs.info(path)
     content: bytes = fs.cat_file(path)
     after = fs.info(path)
-    return content if _is_version(before, etag) and _is_version(after, etag) else None
+    return content if is_version(before, etag) and is_version(after, etag) else None
 
 
-def _is_version(info: dict[str, Any], etag: str) -> bool:
+def is_version(info: dict[str, Any], etag: str) -> bool:
+    """Return whether what a file system tells of an object is of a version."""
     # some file systems tell a time as a number in listings and as a date elsewhere
     moment = info.get("created")
     as_listed = {**info, "created": moment.timestamp()} if isinstance(moment, datetime) else info
@@ -234,13 +235,13 @@ def _create_object(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> boo
     except FileExistsError:
         return False
     except OSError as error:
-        if _condition_failed(error):
+        if condition_failed(error):
             return False
         raise
     return True
 
 
-def _condition_failed(error: OSError) -> bool:
+def condition_failed(error: OSError) -> bool:
     """Return whether S3 refused because a condition did not hold; s3fs has no error for that."""
     answer = getattr(error.__cause__, "response", {})
     code = str(answer.get("Error", {}).get("Code", ""))

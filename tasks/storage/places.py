@@ -60,6 +60,11 @@ def scheme_of(uri: str) -> str:
     return _ALIASES.get(name, name)
 
 
+def has_scheme(text: str) -> bool:
+    """Return whether a text begins as a URI does, with a scheme."""
+    return _SCHEME.match(text) is not None
+
+
 def is_local(uri: str) -> bool:
     """Return whether a URI is a path on this machine."""
     return scheme_of(uri) == "file"

@@ -30,9 +30,10 @@ from tasks.evaluation.attributes import AttributePrompts
 from tasks.evaluation.labels import LabelPrompt
 from tasks.evaluation.panel import Panel, Place
 from tasks.photographs import images, inversion
+from tasks.photographs.datasets.front import locate
 from tasks.running import networks
 from tasks.running.run import Networks, Run, identify_models
-from tasks.settings import Inversion, Relevance, Sampling
+from tasks.settings import DataSet, Inversion, Relevance, Sampling
 from tasks.settings.edits import EditVariant, StepVariant
 from tests.device.accelerator import NAME, Account, accounting, to_device
 
@@ -166,7 +167,7 @@ def test_a_step_of_a_mapper_s_training_waits_once(run):
 
 @pytest.fixture(scope="module")
 def shard(run, photos):
-    (found,) = images.index_images.fn(run, str(photos), 10).shards
+    (found,) = images.index_images.fn(run, locate(str(photos), DataSet()), 10).shards
     return found
 
 

@@ -22,9 +22,10 @@ from tasks.editing import plans as planning
 from tasks.editing import shards as editing
 from tasks.editing.methods import PreparedEdit
 from tasks.photographs import images, inversion
+from tasks.photographs.datasets.front import locate
 from tasks.reports import batch as reports
 from tasks.running.run import Run, run_here
-from tasks.settings import Inversion, Models
+from tasks.settings import DataSet, Inversion, Models
 from tasks.settings.edits import Edit
 from tests.nights import night  # noqa: F401 - it slows the writes down
 
@@ -32,7 +33,7 @@ from tests.nights import night  # noqa: F401 - it slows the writes down
 def bulk_edit(networks: dict, photos: str, out: str, edit: dict, shard_size: int) -> None:
     """Do what the flow does, task by task, two shards at a time."""
     run = run_here(Models(**networks), out, out)
-    index = images.index_images.fn(run, photos, shard_size)
+    index = images.index_images.fn(run, locate(photos, DataSet()), shard_size)
     inverted = inversion.plan(run, photos, Inversion(steps=0))
     prepared = [_prepared(run, variant) for variant in Edit(**edit).variants()]
     plans = [planning.plan(run, each, inverted) for each in prepared]

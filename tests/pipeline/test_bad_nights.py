@@ -33,8 +33,7 @@ from styleclip_core.errors import ArtifactConflictError
 from styleclip_core.models.stylegan2 import Generator
 from tasks.artifacts import Provenance, write_table, write_tables
 from tasks.editing import shards as editing
-from tasks.photographs import images
-from tasks.photographs import inversion as inversion_task
+from tasks.photographs import images, reading
 from tasks.running.progress import ShardsFailedError
 from tasks.settings import Execution, Inversion, Models, Relevance, Sampling
 from tasks.settings.edits import Edit
@@ -302,7 +301,7 @@ def test_a_lasting_fault_fails_the_run_and_no_image_is_blamed_for_it(
     store, parameters, calm, fault, monkeypatch
 ):
     monkeypatch.setenv("STYLECLIP_STORAGE_PATIENCE", "0.5")
-    read, broken = inversion_task.read_version, []
+    read, broken = reading.read_version, []
 
     def breaks_down(uri: str, etag: str) -> bytes:
         if "night/p5" in uri and not broken:
@@ -310,7 +309,7 @@ def test_a_lasting_fault_fails_the_run_and_no_image_is_blamed_for_it(
             broken[0].__enter__()
         return read(uri, etag)
 
-    monkeypatch.setattr(inversion_task, "read_version", breaks_down)
+    monkeypatch.setattr(reading, "read_version", breaks_down)
     with pytest.raises((ShardsFailedError, StorageError)):
         edit_images(**parameters)
     broken[0].__exit__(None, None, None)

@@ -26,8 +26,9 @@ from styleclip_core.faces import FaceQuad, quad_from_landmarks
 from styleclip_core.images import decode_image
 from tasks.artifacts import ChangedInputError, DamagedArtifactError, read_provenance
 from tasks.photographs import faces as faces_task
-from tasks.photographs import images
+from tasks.photographs import images, reading
 from tasks.photographs import pasting as pasting_task
+from tasks.photographs.datasets.front import locate
 from tasks.photographs.faces import face_key
 from tasks.photographs.landmarks import read_landmarks
 from tasks.running import networks as models
@@ -35,6 +36,7 @@ from tasks.running.progress import ShardsFailedError
 from tasks.running.run import Run
 from tasks.settings import (
     Alignment,
+    DataSet,
     Execution,
     FaceSource,
     Inversion,
@@ -202,7 +204,7 @@ def test_faces_of_photographs_that_have_gone_are_counted_and_named(photos, landm
 
 
 def test_only_what_failed_is_tried_again_and_names_stay(photos, landmarks, tmp_path, monkeypatch):
-    read, asked = faces_task.read_version, []
+    read, asked = reading.read_version, []
 
     def refuse(uri: str, etag: str) -> bytes:
         if uri.endswith("one.png"):
@@ -213,10 +215,10 @@ def test_only_what_failed_is_tried_again_and_names_stay(photos, landmarks, tmp_p
         asked.append(Path(uri).name)
         return read(uri, etag)
 
-    monkeypatch.setattr(faces_task, "read_version", refuse)
+    monkeypatch.setattr(reading, "read_version", refuse)
     first = table(align(photos, landmarks, tmp_path / "out").faces.table)
     assert first.error_type["one.png"] == "AccessDeniedError"
-    monkeypatch.setattr(faces_task, "read_version", note)
+    monkeypatch.setattr(reading, "read_version", note)
     second = table(align(photos, landmarks, tmp_path / "out").faces.table)
     assert sorted(asked) == ["damaged.png", "one.png"]
     assert second.status["one.png"] == "ok"
@@ -389,7 +391,7 @@ def test_the_wrong_places_are_refused_at_once(photos, landmarks, tmp_path):
 def plan_alignment(run: Run, photos: Path, source: FaceSource):
     """Return plan and shard, as a run has them before it aligns anything."""
     planned = faces_task.plan(run, str(photos), source, faces_task.identify_source.fn(run, source), ALIGNMENT)
-    (shard,) = images.index_images.fn(run, str(photos), 1000).shards
+    (shard,) = images.index_images.fn(run, locate(str(photos), DataSet()), 1000).shards
     return planned, shard
 
 

@@ -27,6 +27,7 @@ from styleclip_core.images import decode_image, from_uint8
 from tasks.artifacts import read_provenance
 from tasks.directions.relevance import read_relevance
 from tasks.photographs import inversion as inversion_task
+from tasks.photographs import reading
 from tasks.photographs.images import NoImagesError
 from tasks.running.progress import ShardsFailedError
 from tasks.running.run import ModelHashes, Networks, Run
@@ -203,14 +204,14 @@ AWKWARD_FILES = {
 def test_every_bad_image_has_its_outcome_and_the_rest_is_edited(models, photos, tmp_path, monkeypatch):
     for name, (data, _) in AWKWARD_FILES.items():
         (photos / name).write_bytes(data)
-    read = inversion_task.read_version
+    read = reading.read_version
 
     def refuse(uri: str, etag: str) -> bytes:  # the tests may run as root, whom no file mode stops
         if uri.endswith("unreadable.png"):
             raise AccessDeniedError(f"cannot read {uri}: access denied")
         return read(uri, etag)
 
-    monkeypatch.setattr(inversion_task, "read_version", refuse)
+    monkeypatch.setattr(reading, "read_version", refuse)
     result = run(models, photos, tmp_path / "out")
     rows = manifest_of(result).query("edit == 'hat'").set_index("image_key")
     assert len(rows) == 6 + len(AWKWARD_FILES)
@@ -224,7 +225,7 @@ def test_every_bad_image_has_its_outcome_and_the_rest_is_edited(models, photos, 
     assert "smaller than 16" in page
 
     # the key becomes readable: a later run does that image alone
-    monkeypatch.setattr(inversion_task, "read_version", read)
+    monkeypatch.setattr(reading, "read_version", read)
     calls = []
     monkeypatch.setattr(
         inversion_task, "_invert_batch",

@@ -27,9 +27,10 @@ from tasks.artifacts.distances import farthest
 from tasks.directions import relevance, sampling
 from tasks.editing import shards as editing
 from tasks.photographs import inversion
+from tasks.photographs.datasets.front import locate
 from tasks.photographs.images import index_images, read_shard
 from tasks.running.run import run_here
-from tasks.settings import Execution, Inversion, Models, Relevance, Sampling
+from tasks.settings import DataSet, Execution, Inversion, Models, Relevance, Sampling
 from tasks.settings.edits import Edit
 from tests.pipeline.test_flows import encoded, files_of, portrait
 from tests.pipeline.test_retry import press_retry
@@ -90,7 +91,7 @@ def compute(models, photos, workspace, *, without=None):
         relevance.measure_shard.fn(run, planned, shard, None)
 
     inverted = inversion.plan(run, photos, SETTINGS["inversion"])
-    for shard in index_images.fn(run, photos, SETTINGS["execution"].shard_size).shards:
+    for shard in index_images.fn(run, locate(photos, DataSet()), SETTINGS["execution"].shard_size).shards:
         if without not in dict(read_shard(shard)):
             inversion.invert_shard.fn(run, inverted, shard)
 

@@ -14,10 +14,11 @@ from flows.score_images import score_images
 from styleclip_core.images import decode_image
 from tasks.evaluation.labels import LabelPrompt
 from tasks.photographs import images
+from tasks.photographs.datasets.front import locate
 from tasks.photographs.images import SUFFIXES, NoImagesError, index_images, read_shard
 from tasks.photographs.passed_over import describe
 from tasks.running.run import ModelHashes, Networks, Run
-from tasks.settings import Execution
+from tasks.settings import DataSet, Execution
 from tasks.storage import StorageError, list_objects, listing, sorted_objects, write_bytes_atomic
 from tests.pipeline.test_flows import encoded, portrait
 
@@ -38,7 +39,7 @@ def log(monkeypatch) -> Log:
 
 def index(photos: str, workspace: Path) -> images.ImageIndex:
     run = Run(models=Networks(), hashes=ModelHashes(), workspace=str(workspace), out="", device="cpu")
-    return index_images.fn(run, photos, 100)
+    return index_images.fn(run, locate(photos, DataSet()), 100)
 
 
 @pytest.fixture

@@ -21,9 +21,10 @@ from tasks.editing import plans as planning
 from tasks.editing import shards as editing
 from tasks.editing.methods import PreparedEdit
 from tasks.photographs import images, inversion
+from tasks.photographs.datasets.front import locate
 from tasks.running import networks as models
 from tasks.running.run import Networks, run_here
-from tasks.settings import Inversion, MapperTraining, Relevance, Sampling
+from tasks.settings import DataSet, Inversion, MapperTraining, Relevance, Sampling
 from tasks.settings.edits import EditVariant, StepVariant
 from tests.small_networks import write_small_networks
 
@@ -112,7 +113,7 @@ def test_no_task_loads_a_network_past_that_check():
 
 def edit_plan(run, photos):
     """An inverted photograph and an edit by a direction along every channel."""
-    (shard,) = images.index_images.fn(run, photos, 10).shards
+    (shard,) = images.index_images.fn(run, locate(photos, DataSet()), 10).shards
     inverted = inversion.plan(run, photos, Inversion(steps=1))
     styles = sampling.plan(run, Sampling(statistics=20, codes=2))
     sampling.sample_codes.fn(run, styles)

@@ -9,6 +9,7 @@ from prefect.states import State, StateType
 from flows.edit_images import edit_images
 from tasks.editing import shards as editing_task
 from tasks.photographs import inversion as inversion_task
+from tasks.photographs import reading
 from tasks.running.caching import ResultStorageError, probe_result_storage
 from tasks.settings import Execution, Inversion, Models, Relevance, Sampling
 from tasks.settings.edits import Edit
@@ -57,10 +58,10 @@ def test_retry_executes_only_the_failed_shard(network_files, tmp_path, monkeypat
         first_shard.extend(items if shard.number == 0 else [])
         return items
 
-    def fail_on_the_first(run, plan, log, todo):
+    def fail_on_the_first(run, plan, log, reader, todo):
         if broken[0] and todo[0] in first_shard:
             raise RuntimeError("injected fault")
-        return bodies["_invert"](run, plan, log, todo)
+        return bodies["_invert"](run, plan, log, reader, todo)
 
     monkeypatch.setattr(inversion_task, "read_shard", read)
 
@@ -96,24 +97,24 @@ def test_a_result_storage_that_does_not_work_fails_at_once(tmp_path):
 
 def test_retry_reaches_failed_items_inside_finished_shards(network_files, tmp_path, monkeypatch):
     _, parameters = six_photographs(network_files, tmp_path)
-    read = inversion_task.read_version
+    read = reading.read_version
 
     def refuse_one(uri, etag):
         if uri.endswith("p3.png"):
             raise AccessDeniedError(f"cannot read {uri}")
         return read(uri, etag)
 
-    monkeypatch.setattr(inversion_task, "read_version", refuse_one)
+    monkeypatch.setattr(reading, "read_version", refuse_one)
     first = edit_images(**parameters, return_state=True)
     assert first.is_completed()  # an image that cannot be read is a row
     assert first.result().report.failed == 1
-    monkeypatch.setattr(inversion_task, "read_version", read)
+    monkeypatch.setattr(reading, "read_version", read)
     inverted, edited, real = [], [], inversion_task._invert
     edit_batch = editing_task._edit_batch
     monkeypatch.setattr(
         inversion_task,
         "_invert",
-        lambda run, plan, log, todo: inverted.extend(todo) or real(run, plan, log, todo),
+        lambda run, plan, log, reader, todo: inverted.extend(todo) or real(run, plan, log, reader, todo),
     )
     monkeypatch.setattr(
         editing_task,

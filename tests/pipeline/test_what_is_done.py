@@ -203,7 +203,7 @@ def test_faces_and_pasted_photographs_follow_their_photographs(place, monkeypatc
         return table
 
     asked: list[tuple[str, str]] = []
-    count_calls(monkeypatch, faces, "_align_photograph", asked, 2)
+    count_calls(monkeypatch, faces, "_align_photograph", asked, 3)
     count_calls(monkeypatch, pasting, "_paste", asked, 1)
 
     first = align()

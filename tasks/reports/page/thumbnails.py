@@ -26,12 +26,13 @@ from styleclip_core.images import decode_image
 from tasks.artifacts import Provenance, Recipe, artifact_uri, is_complete, read_table, write_table
 from tasks.artifacts.outcomes import OK, STATUS_FIELDS, OutcomeLog, Row, failure, success
 from tasks.photographs.images import cut, digest, indexed_versions
+from tasks.photographs.reading import read_image
 from tasks.reports.page.batch import Batch, read_batch
 from tasks.running.caching import unit_of_work
 from tasks.running.overlap import read_ahead
 from tasks.running.progress import ShardResult
 from tasks.running.run import Run
-from tasks.storage import ObjectInfo, StoreError, item_under, join, read_bytes, read_version
+from tasks.storage import ObjectInfo, StoreError, join
 
 STEP, VERSION = "thumbnails", "2"
 SIDE = 160
@@ -42,11 +43,12 @@ _SCHEMA = pa.schema([
 
 
 class Shown(NamedTuple):
-    """An image of a batch: its key, the name of what is made of it, and its version."""
+    """An image of a batch: its key, the name of what is made of it, its version, and where it lies."""
 
     key: str
     name: str
     source: str
+    place: str = ""
 
 
 class Column(BaseModel):
@@ -76,10 +78,11 @@ class Column(BaseModel):
         Raises:
             StoreError: If that is the store's fault; any other error is the image's own.
         """
-        key = image.key if self.named_as == "photograph" else image.name
-        uri = join(self.prefix, key)
-        with item_under(self.prefix, key):
-            data = read_version(uri, image.source) if self.versioned else read_bytes(uri)
+        mine = self.named_as == "photograph"
+        version = image.source if self.versioned else ""
+        data = read_image(
+            self.prefix, image.key if mine else image.name, image.place if mine else "", version
+        )
         return decode_image(data, min_side=1)
 
     def log(self, digest_: str) -> OutcomeLog:
@@ -163,7 +166,7 @@ def plan_page(run: Run, manifest: str) -> PagePlan:
     return PagePlan(source=source, chunks=_write_chunks(batch, workspace, versions))
 
 
-def _write_chunks(batch: Batch, workspace: str, versions: Mapping[str, str]) -> list[PageChunk]:
+def _write_chunks(batch: Batch, workspace: str, versions: Mapping[str, tuple[str, str]]) -> list[PageChunk]:
     """Write down which images a chunk has, the version of each, and the edits that are done."""
     inputs = {"manifest": batch.made.fingerprint}
     recipe = Recipe("page-chunks", VERSION, {"indexed": bool(versions)}, inputs)
@@ -178,9 +181,11 @@ def _write_chunks(batch: Batch, workspace: str, versions: Mapping[str, str]) -> 
         # without an index, thumbnails of photographs are those of this manifest alone
         table = pa.table({
             "image_key": keys, "name": batch.names[first : first + len(keys)],
-            "source": [versions.get(key, recipe.fingerprint) for key in keys],
+            "source": [versions.get(key, (recipe.fingerprint, ""))[0] for key in keys],
             "done": [row.tobytes() for row in np.ascontiguousarray(done.T)],
         })  # fmt: skip
+        if any(places := [versions.get(key, ("", ""))[1] for key in keys]):
+            table = table.append_column("place", pa.array(places, pa.string()))
         write_table(uri, table, _made("page-chunk", recipe))
         chunks.append(PageChunk(number=number, digest=digest(part), uri=uri, rows=len(keys)))
         first += len(keys)
@@ -213,10 +218,12 @@ def _column(
     )
 
 
-def _versions(made: Provenance, workspace: str) -> dict[str, str]:
-    """Return the version of every photograph as it was indexed, if the index is still there."""
+def _versions(made: Provenance, workspace: str) -> dict[str, tuple[str, str]]:
+    """Return version and place of every photograph as it was indexed, if the index is still there."""
     uri = join(artifact_uri(workspace, "index", made.inputs.get("index", "none")), "index.parquet")
-    return dict(indexed_versions(uri)) if is_complete(uri) else {}
+    if not is_complete(uri):
+        return {}
+    return {key: (version, place) for key, version, place in indexed_versions(uri)}
 
 
 def _made(kind: str, recipe: Recipe) -> Provenance:
@@ -227,9 +234,11 @@ def _made(kind: str, recipe: Recipe) -> Provenance:
 def thumbnail_chunk(source: PageSource, chunk: PageChunk) -> ThumbnailResult:
     """Make the thumbnails of one chunk that are not there yet."""
     started = time.monotonic()
-    table = read_table(chunk.uri, columns=["image_key", "name", "source", "done"])
-    *named, done = (table[name].to_pylist() for name in table.column_names)
-    listed = list(zip(map(Shown, *named), done, strict=True))
+    rows = read_table(chunk.uri).to_pylist()
+    listed = [
+        (Shown(row["image_key"], row["name"], row["source"], row.get("place", "")), row["done"])
+        for row in rows
+    ]
     shown = [image for image, edits in listed if any(edits)]
     shape = _shape_of(source, shown)
 

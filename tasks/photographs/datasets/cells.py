@@ -1,0 +1,163 @@
+"""Parquet files of a data set: opened in the version that was listed, and the cells of them that hold images.
+
+A row group of images is read at once and kept for the shards beside it, as many as some memory holds; of a
+larger one, only the rows that a shard wants are kept.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from styleclip_core.errors import StyleCLIPError
+from tasks.storage import ChangedObjectError, stat
+from tasks.storage.ranges import view
+
+_KEPT = 2**28  # bytes of row groups that a process keeps
+_AT_ONCE = 32  # rows of a large row group that are decoded at a time
+_BLOCK = 2**20
+
+_Group = tuple[str, str, str, int]
+
+
+class UnreadableTableError(StyleCLIPError):
+    """A Parquet file of a data set is damaged, or has no such column."""
+
+
+class _Kept:
+    """The row groups that were read last, and who is reading one."""
+
+    def __init__(self) -> None:
+        self.groups: OrderedDict[_Group, list[bytes | None]] = OrderedDict()
+        self.sizes: dict[_Group, int] = {}
+        self.locks: dict[_Group, threading.Lock] = {}
+        self.guard = threading.Lock()
+
+    def lock(self, group: _Group) -> threading.Lock:
+        with self.guard:
+            return self.locks.setdefault(group, threading.Lock())
+
+    def keep(self, group: _Group, cells: list[bytes | None], size: int) -> None:
+        with self.guard:
+            self.groups[group], self.sizes[group] = cells, size
+            while sum(self.sizes.values()) > _KEPT and len(self.groups) > 1:
+                oldest, _ = self.groups.popitem(last=False)
+                self.sizes.pop(oldest)
+                self.locks.pop(oldest, None)
+
+
+_kept = _Kept()
+
+
+@contextmanager
+def opened(uri: str, etag: str) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file in the version that was listed.
+
+    Raises:
+        ChangedObjectError: If it is another version by now.
+        UnreadableTableError: If it is damaged.
+        StorageError: If it cannot be read.
+    """
+    size, metadata = _metadata(uri, etag)
+    with _readable(uri), view(uri, etag, size, block=_BLOCK) as stream:
+        yield pq.ParquetFile(pa.PythonFile(stream, mode="r"), metadata=metadata, pre_buffer=True)
+
+
+@lru_cache(maxsize=32)
+def _metadata(uri: str, etag: str) -> tuple[int, pq.FileMetaData]:
+    found = stat(uri)
+    if found.etag != etag:
+        raise ChangedObjectError(f"{uri} has changed since it was listed; a new run takes the new version")
+    with _readable(uri), view(uri, etag, found.size, block=_BLOCK) as stream:
+        return found.size, pq.read_metadata(pa.PythonFile(stream, mode="r"))
+
+
+@contextmanager
+def _readable(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as error:
+        # what storage raised inside of pyarrow comes out as it went in
+        reason = " ".join(str(error).split())[:200]
+        raise UnreadableTableError(
+            f"{uri} is no readable Parquet file ({reason}); upload it again"
+        ) from error
+
+
+def read_cell(uri: str, etag: str, column: str, row: int, wanted: Sequence[int]) -> bytes | None:
+    """Return the bytes in one cell of a column; None if it is null.
+
+    Args:
+        uri: Of the file.
+        etag: Its version, as it was listed.
+        column: ``image``, or ``image.bytes`` in a struct.
+        row: Row of the cell, from 0 in the whole file.
+        wanted: All rows that will be asked for, of which the others of its row group are read with it.
+
+    Raises:
+        ChangedObjectError: If it is another version by now.
+        UnreadableTableError: If the file is damaged.
+        StorageError: If it cannot be read.
+    """
+    _, metadata = _metadata(uri, etag)
+    number, first = _row_group(metadata, row)
+    group = (uri, etag, column, number)
+
+    # one thread reads a row group, the others wait for it
+    with _kept.lock(group):
+        cells = _kept.groups.get(group)
+        if cells is None:
+            size, rows = _size(metadata, number, column), metadata.row_group(number).num_rows
+            mine = None if size <= _KEPT // 4 else {each - first for each in wanted}
+            cells = _read(uri, etag, column, number, rows, mine)
+            _kept.keep(group, cells, sum(len(cell) for cell in cells if cell))
+        found = cells[row - first]
+
+    # of a large row group only what one shard wanted was kept
+    if found is None and _size(metadata, number, column) > _KEPT // 4:
+        found = _read(uri, etag, column, number, metadata.row_group(number).num_rows, {row - first})[
+            row - first
+        ]
+    return found
+
+
+def _row_group(metadata: pq.FileMetaData, row: int) -> tuple[int, int]:
+    """Return the row group that holds a row, and its first row."""
+    first = 0
+    for number in range(metadata.num_row_groups):
+        rows = metadata.row_group(number).num_rows
+        if row < first + rows:
+            return number, first
+        first += rows
+    raise UnreadableTableError(f"there is no row {row} in a Parquet file of {first} rows; list it again")
+
+
+def _size(metadata: pq.FileMetaData, number: int, column: str) -> int:
+    group = metadata.row_group(number)
+    columns = (group.column(place) for place in range(group.num_columns))
+    return sum(each.total_uncompressed_size for each in columns if each.path_in_schema == column)
+
+
+def _read(
+    uri: str, etag: str, column: str, number: int, rows: int, mine: set[int] | None
+) -> list[bytes | None]:
+    """Return the cells of a row group, or some of them, the others None."""
+    cells: list[bytes | None] = [None] * rows
+    name, _, inner = column.partition(".")
+    with opened(uri, etag) as file:
+        at = 0
+        for batch in file.iter_batches(_AT_ONCE, row_groups=[number], columns=[column]):
+            values = batch.column(batch.schema.names.index(name))
+            values = pc.struct_field(values, inner) if inner else values
+            for place, value in enumerate(values, start=at):
+                if mine is None or place in mine:
+                    cells[place] = value.as_py()
+            at += len(values)
+    return cells

@@ -7,12 +7,16 @@ from collections.abc import Mapping
 _SHOWN = 8
 _PHOTOGRAPHS = "not read; convert to JPEG or PNG"
 _ARCHIVES = "an archive; unpack it"
+_SHARDS = "archives; give them as --form tars"
+_IMAGES = "tables; those with images are read as --form parquet"
 _TABLES = "a table; write its images as files"
 _REMEDIES = {
     **dict.fromkeys((".heic", ".heif", ".hif", ".jxl", ".avif", ".webp", ".jp2", ".psd"), _PHOTOGRAPHS),
     **dict.fromkeys((".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"), _PHOTOGRAPHS),
-    **dict.fromkeys((".tar", ".zip", ".gz", ".tgz", ".7z", ".zst", ".bz2", ".xz"), _ARCHIVES),
-    **dict.fromkeys((".parquet", ".arrow", ".tfrecord", ".lmdb", ".h5", ".hdf5"), _TABLES),
+    **dict.fromkeys((".zip", ".gz", ".tgz", ".7z", ".zst", ".bz2", ".xz"), _ARCHIVES),
+    **dict.fromkeys((".arrow", ".tfrecord", ".lmdb", ".h5", ".hdf5"), _TABLES),
+    ".tar": _SHARDS,
+    ".parquet": _IMAGES,
     "": "give them one, e.g. .jpg",
     "/": "not followed; copy what is there, or give it as the prefix",
 }  # fmt: skip
@@ -25,6 +29,7 @@ def describe(counts: Mapping[str, int]) -> str:
     Args:
         counts: How often each lower-case ending was seen, ``""`` for none, ``"/"`` for a linked folder.
     """
+    counts = {ending: count for ending, count in counts.items() if count > 0}
     if not counts:
         return ""
 

@@ -142,7 +142,9 @@ def _split(photos: str) -> tuple[str, tuple[str, ...]]:
     Raises:
         SettingsError: If its braces do not fit, or stand for too much.
     """
-    prefix = photos[: _SPECIAL.search(photos, len(photos.partition("://")[0])).start()].rpartition("/")[0]  # type: ignore[union-attr]
+    scheme, separator, rest = photos.rpartition("://")
+    literal = _SPECIAL.split(rest, maxsplit=1)[0].rpartition("/")[0]
+    prefix = f"{scheme}{separator}{literal}"
     below = photos[len(prefix) + 1 :]
     try:
         patterns = tuple(islice(braceexpand(below), _MOST_PATTERNS + 1))
@@ -182,7 +184,7 @@ def opened(source: Source, workspace: str, passed_over: Counter[str]) -> Iterato
 
     with _objects(source, passed_over) as (form, objects):
         if form == "images":
-            with _described(source, objects) as found:
+            with _described(source, objects, passed_over) as found:
                 yield found
             return
 
@@ -243,11 +245,14 @@ def _asked_for(source: Source) -> list[ObjectInfo]:
 
 
 @contextmanager
-def _described(source: Source, objects: Iterable[ObjectInfo]) -> Iterator[Iterable[Sample]]:
+def _described(
+    source: Source, objects: Iterable[ObjectInfo], passed_over: Counter[str]
+) -> Iterator[Iterable[Sample]]:
     """Give objects as samples, with the columns of a metadata file that lies beside them."""
     for name in _METADATA:
         uri = join(source.prefix, name)
         if exists(uri):
+            passed_over[posixpath.splitext(name)[1]] -= 1  # it is read, after all
             with rows_of(uri) as rows, in_order(_about(uri, rows)) as about:
                 yield _Joined(objects, about)
             return

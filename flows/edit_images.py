@@ -17,6 +17,7 @@ from flows.steps import editing, photographs
 from flows.steps.report import partial_report, report
 from flows.steps.table import described, sample, table_for
 from tasks.directions.choosing import ChoicePlan, ChosenStrength
+from tasks.editing.plans import Chosen
 from tasks.photographs.datasets.front import locate
 from tasks.settings import (
     Choosing,
@@ -31,6 +32,7 @@ from tasks.settings import (
     Sampling,
     Uri,
 )
+from tasks.settings.by_image import differs
 from tasks.settings.edits import (
     MOST_VARIANTS,
     Edit,
@@ -81,17 +83,24 @@ def edit_images(
             counted; more are refused, so that a slip in a list of values is no month of work.
         dataset: How the data set is read, and which of its images count.
     """
-    variants = all_variants(replace_steps(edits, stand_in), most_variants)
+    all_variants(replace_steps(edits, stand_in), most_variants)
     # what is read may be the folder of all edits' images, though out lies above it
     located = locate(photos, dataset)
     check_places(located.swept, out=out, images=join(out, "images"))
     given = [join(table, "relevance.parquet")] if table else []
     run = begin(models, execution, workspace, out, sources=located.swept, files=given)
 
+    # edits that name columns are known once the images are
+    index = photographs.index(run, located, execution) if any(map(differs, edits)) else None
+    chosen: list[Chosen | None] = [None] * len(edits)
+    if index:
+        edits, chosen = editing.assign(run, edits, index, most_variants)
+    variants = all_variants(replace_steps(edits, stand_in), most_variants, by_image=any(chosen))
+
     # what cannot work ends the run here, before hours of work on the table
     editing.check_edits(run, variants)
     others = editing.prepare_others(run, variants)
-    index = photographs.index(run, located, execution)
+    index = index or photographs.index(run, located, execution)
 
     about = (
         f"edits {index.rows} photographs under {photos} with {len(edits)} edits ({len(variants)} variants)"
@@ -120,11 +129,12 @@ def edit_images(
             shards=index.shards,
         )  # fmt: skip
         edits, choices = editing.choose(run, edits, planned)
-        variants = all_variants(edits, most_variants)
+        variants = all_variants(edits, most_variants, by_image=any(chosen))
 
     prepared = editing.directions(run, variants, others, found, styles, instant)
     diagnosis, said = editing.diagnose(run, prepared)
-    plans = editing.plan(run, prepared, index, inversion)
+    each = [mine for edit, mine in zip(edits, chosen, strict=True) for _ in edit.variants()]
+    plans = editing.plan(run, prepared, index, inversion, each)
     tried = [each.uri for each in choices]
 
     # whatever ends this early leaves manifest and page of the shards that are done

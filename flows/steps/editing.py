@@ -16,12 +16,13 @@ from tasks.directions.choosing import ChoicePlan, ChosenStrength, choose_strengt
 from tasks.directions.instant import compute_instant_direction
 from tasks.directions.sampling import SampledStyles
 from tasks.directions.style_directions import PreparedStep, TableRef, check_edit, compute_direction
-from tasks.editing import mappers
+from tasks.editing import assignments, mappers
 from tasks.editing import plans as planning
 from tasks.editing import shards as editing
 from tasks.editing.mappers import MapperRef, prepare_mapper
 from tasks.editing.methods import PreparedEdit
 from tasks.editing.optimization import prepare_optimization
+from tasks.editing.plans import Chosen
 from tasks.inspection import prompts as diagnostics
 from tasks.inspection import step_similarity
 from tasks.inspection.prompts import DiagnosisRef
@@ -182,12 +183,29 @@ def choose(run: Run, edits: list[Edit], planned: ChoicePlan) -> tuple[list[Edit]
     return replace_steps(edits, number), list(chosen.values())
 
 
+def assign(
+    run: Run, edits: list[Edit], listed: ImageIndex, most: int
+) -> tuple[list[Edit], list[Chosen | None]]:
+    """Edits that hang on columns -> an edit for every combination, and which images each is for."""
+    found = engine.run(assignments.assign_edits, run, edits, listed, most)
+    chosen = [
+        Chosen(assignment=found.uri, number=number) if some else None
+        for number, some in enumerate(found.chosen)
+    ]
+    return found.edits, chosen
+
+
 def plan(
-    run: Run, edits: list[PreparedEdit], listed: ImageIndex, settings: Inversion
+    run: Run,
+    edits: list[PreparedEdit],
+    listed: ImageIndex,
+    settings: Inversion,
+    chosen: Sequence[Chosen | None] | None = None,
 ) -> list[planning.EditPlan]:
     """Prepared edits -> where their rows and images will lie, written down for who comes after this run."""
     planned = inversion.plan(run, listed.photos, settings)
-    plans = [planning.plan(run, each, planned) for each in edits]
+    chosen = chosen or [None] * len(edits)
+    plans = [planning.plan(run, each, planned, mine) for each, mine in zip(edits, chosen, strict=True)]
     note_batch(run, plans, listed)
     return plans
 
@@ -202,7 +220,10 @@ def invert_and_edit(
     """
     planned = plans[0].inversion
     inverted, edited = list[PrefectFuture[ShardResult]](), list[PrefectFuture[ShardResult]]()
-    shards, behind = listed.shards, shards_at_once(run.device)
+    # where every edit is for some images alone, there may be shards without any
+    plans_of = [[plan for plan in plans if plan.touches(shard)] for shard in listed.shards]
+    shards = [shard for shard, mine in zip(listed.shards, plans_of, strict=True) if mine]
+    plans_of, behind = [mine for mine in plans_of if mine], shards_at_once(run.device)
 
     for number in range(len(shards) + behind):
         if number < len(shards):
@@ -210,7 +231,9 @@ def invert_and_edit(
         if number >= behind:
             shard, latents = shards[number - behind], inverted[number - behind]
             edited.append(
-                editing.edit_shard.submit(run, plans, shard, return_state=False, wait_for=[latents])
+                editing.edit_shard.submit(
+                    run, plans_of[number - behind], shard, return_state=False, wait_for=[latents]
+                )
             )
 
     # on Retry, finished shards with failed items are executed once more
@@ -218,7 +241,7 @@ def invert_and_edit(
         return anew(inversion.invert_shard).submit(run, planned, shards[number])
 
     def edit_again(number: int) -> PrefectFuture[ShardResult]:
-        return anew(editing.edit_shard).submit(run, plans, shards[number])
+        return anew(editing.edit_shard).submit(run, plans_of[number], shards[number])
 
     again = {"invert-images": invert_again, "edit-images": edit_again} if is_retry() else {}
     return gather_chain({"invert-images": inverted, "edit-images": edited}, again)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from tasks.artifacts import Provenance, Recipe
 from tasks.artifacts.outcomes import OutcomeLog, Row
 from tasks.directions.style_directions import PreparedStep
+from tasks.editing.assignments import keys_for
 from tasks.editing.methods import PreparedEdit, units
 from tasks.editing.schemas import MANIFEST_SCHEMA
 from tasks.photographs.images import ImageShard
@@ -20,6 +21,20 @@ from tasks.running.shards import Files
 from tasks.storage import output_key
 
 STEP, VERSION = "edit-images", "4"
+
+
+class Chosen(BaseModel):
+    """The images that an edit is for, where it is not for all.
+
+    Attributes:
+        assignment: URI of the folder that says so, see ``tasks.editing.assignments``.
+        number: The edit's number there.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    assignment: str
+    number: int
 
 
 class EditPlan(BaseModel):
@@ -32,6 +47,7 @@ class EditPlan(BaseModel):
     recipe: Recipe
     prepared: PreparedEdit
     inversion: InversionPlan
+    chosen: Chosen | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -58,6 +74,14 @@ class EditPlan(BaseModel):
         """Return the attempts at a shard."""
         return OutcomeLog(self.folder, shard.digest, ("image_key",), shard.before, "content_hash")
 
+    def wanted_in(self, shard: ImageShard) -> frozenset[str] | None:
+        """Return the images of a shard that the edit is for; None for all."""
+        return keys_for(self.chosen.assignment, self.chosen.number, shard) if self.chosen else None
+
+    def touches(self, shard: ImageShard) -> bool:
+        """Return whether the edit is for an image of a shard."""
+        return self.wanted_in(shard) != frozenset()
+
     def output_key(self, row: Row) -> str:
         """Return where the edited image of a row lies, relative to ``out``."""
         return f"{self.images}/{output_key(row['image_key'], suffix='.png', version=row['content_hash'])}"
@@ -76,7 +100,9 @@ class EditPlan(BaseModel):
         return [Files(self.out, self.output_key), *videos]
 
 
-def plan(run: Run, prepared: PreparedEdit, inversion: InversionPlan) -> EditPlan:
+def plan(
+    run: Run, prepared: PreparedEdit, inversion: InversionPlan, chosen: Chosen | None = None
+) -> EditPlan:
     """Return where the rows and images of an edit lie; nothing is computed."""
     hashes = run.hashes
     inputs = {"direction": prepared.fingerprint, "latents": inversion.fingerprint}
@@ -88,7 +114,9 @@ def plan(run: Run, prepared: PreparedEdit, inversion: InversionPlan) -> EditPlan
     parameters = {**prepared.variant.parameters(), "out": run.out}
     recipe = Recipe(STEP, VERSION, parameters, inputs, hashes.generator, hashes.clip)
     folder = recipe.folder(run.workspace, "edits")
-    return EditPlan(out=run.out, folder=folder, recipe=recipe, prepared=prepared, inversion=inversion)
+    return EditPlan(
+        out=run.out, folder=folder, recipe=recipe, prepared=prepared, inversion=inversion, chosen=chosen
+    )
 
 
 def edit_row(planned: EditPlan, image: Row) -> Row:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -46,11 +46,14 @@ def edit_shard(run: Run, plans: list[EditPlan], shard: ImageShard) -> ShardResul
     """Apply every edit to the images of one shard that it has not been applied to."""
     started = time.monotonic()
     latents = plans[0].inversion.log(shard).latest()
-    versions = {row["image_key"]: row["content_hash"] for row in latents if row["status"] == OK}
+    wanted = [_wanted(planned, shard, latents) for planned in plans]
 
     # the attempts of all edits are read together: each is a request
-    states = list(read_ahead(plans, lambda planned: _state(planned, shard, versions), ahead=len(plans)))
-    todo = [[row for row in latents if not state.is_done(row)] for state in states]
+    pairs = list(zip(plans, wanted, strict=True))
+    states = list(read_ahead(pairs, lambda pair: _state(*pair, shard), ahead=len(plans)))
+    todo = [
+        [row for row in mine if not state.is_done(row)] for mine, state in zip(wanted, states, strict=True)
+    ]
     ready = [[row for row in rows if row["status"] == OK] for rows in todo]
 
     # unedited images are drawn and looked at once for all edits
@@ -68,8 +71,8 @@ def edit_shard(run: Run, plans: list[EditPlan], shard: ImageShard) -> ShardResul
     # rows say ok only of images that are written
     for each in under_way:
         each.wait()
-    pairs = list(zip(under_way, states, strict=True))
-    finished = read_ahead(pairs, lambda pair: _finish(*pair, shard), ahead=len(plans))
+    computed = list(zip(under_way, states, strict=True))
+    finished = read_ahead(computed, lambda pair: _finish(*pair, shard), ahead=len(plans))
     known = [
         state.known | {(row["image_key"],): row for row in new}
         for state, new in zip(states, finished, strict=True)
@@ -103,9 +106,17 @@ class _State:
         return item not in self.lost and self.known.get(item, {}).get("status") == OK
 
 
-def _state(planned: EditPlan, shard: ImageShard, versions: Mapping[str, str]) -> _State:
-    log = planned.log(shard)
-    own = {log.item(row): row for row in log.latest()}
+def _wanted(planned: EditPlan, shard: ImageShard, latents: list[Row]) -> list[Row]:
+    """Return the latents of the images that an edit is for."""
+    keys = planned.wanted_in(shard)
+    return latents if keys is None else [row for row in latents if row["image_key"] in keys]
+
+
+def _state(planned: EditPlan, latents: list[Row], shard: ImageShard) -> _State:
+    log, keys = planned.log(shard), planned.wanted_in(shard)
+    versions = {row["image_key"]: row["content_hash"] for row in latents if row["status"] == OK}
+    # an earlier run may have had the edit for other images
+    own = {log.item(row): row for row in log.latest() if keys is None or row["image_key"] in keys}
 
     def enough(known: Outcomes) -> bool:
         return all(known.get((key,), {}).get("status") == OK for key in versions)

@@ -329,13 +329,13 @@ class ListedImage:
 
 def read_shard(shard: ImageShard) -> list[tuple[str, str]]:
     """Return key and etag of every image of a shard."""
-    table = _read_part(shard.index).slice(shard.first, shard.rows)
+    table = read_part(shard.index).slice(shard.first, shard.rows)
     return list(zip(table["key"].to_pylist(), table["etag"].to_pylist(), strict=True))
 
 
 def read_items(shard: ImageShard) -> list[ListedImage]:
     """Return all that the index says of the images of a shard."""
-    rows = _read_part(shard.index).slice(shard.first, shard.rows).to_pylist()
+    rows = read_part(shard.index).slice(shard.first, shard.rows).to_pylist()
     return [
         ListedImage(
             row.pop("key"), row.pop("etag"), row.pop("place", ""), row.pop("problem", ""),
@@ -346,18 +346,19 @@ def read_items(shard: ImageShard) -> list[ListedImage]:
 
 
 @lru_cache(maxsize=4)  # shards that follow each other lie in one part, which never changes
-def _read_part(uri: str) -> pa.Table:
+def read_part(uri: str) -> pa.Table:
+    """Return a part of an index, with all that it says of its images."""
     return read_table(uri)
 
 
 def placed_fields(index: ImageIndex) -> list[pa.Field]:
     """Return the column that says where images lie, of an index some of whose images are no objects."""
-    return [field for field in _read_part(index.shards[0].index).schema if field.name == "place"]
+    return [field for field in read_part(index.shards[0].index).schema if field.name == "place"]
 
 
 def column_fields(index: ImageIndex) -> list[pa.Field]:
     """Return the columns that the data set has of its own."""
-    schema = _read_part(index.shards[0].index).schema
+    schema = read_part(index.shards[0].index).schema
     return [field for field in schema if field.name not in (*_OBJECTS.names, *_PLACED)]
 
 

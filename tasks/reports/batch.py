@@ -28,7 +28,7 @@ from tasks.artifacts import (
     read_table,
     write_tables,
 )
-from tasks.artifacts.outcomes import OK, Row
+from tasks.artifacts.outcomes import OK, OutcomeLog, Row
 from tasks.directions.style_directions import ALPHA_UNIT
 from tasks.editing.plans import EditPlan
 from tasks.editing.schemas import MANIFEST_SCHEMA, TIMING_SCHEMA
@@ -76,21 +76,33 @@ def write_partial_report(run: Run, plans: list[EditPlan], index: ImageIndex, why
     Returns:
         Where manifest and contact sheet lie; None where no shard is done.
     """
-    done = done_shards(index.shards, lambda shard: [plan.log(shard) for plan in plans])
+    done = done_shards(index.shards, lambda shard: [log for _, log in _logs(plans, [shard])])
     return _write(run, plans, index, done, why) if done else None
 
 
 def batch_of(plans: list[EditPlan]) -> dict[str, str]:
     """Return what makes a batch, of whichever images: its edits, and the latents they are made from."""
-    return {plan.images: plan.fingerprint for plan in plans}
+    return {plan.images: plan.fingerprint for plan in plans} | assigned(plans)
+
+
+def assigned(plans: list[EditPlan]) -> dict[str, str]:
+    """Return what says which images edits are for, where some are not for all."""
+    # one step finds it for all edits of a run
+    chosen = next((plan.chosen for plan in plans if plan.chosen), None)
+    return {"assignment": chosen.assignment.rpartition("/")[2]} if chosen else {}
+
+
+def _logs(plans: list[EditPlan], shards: list[ImageShard]) -> list[tuple[EditPlan, OutcomeLog]]:
+    """Return the attempts at shards, edit by edit, where an edit is for images of the shard."""
+    return [(plan, plan.log(shard)) for plan in plans for shard in shards if plan.touches(shard)]
 
 
 def _write(
     run: Run, plans: list[EditPlan], index: ImageIndex, shards: list[ImageShard], why: str = ""
 ) -> ReportRef:
-    attempts = all_attempts([plan.log(shard) for plan in plans for shard in shards])
+    attempts = all_attempts([log for _, log in _logs(plans, shards)])
     recipe = Recipe(
-        STEP, VERSION, {"attempts": attempts}, {"index": index.fingerprint},
+        STEP, VERSION, {"attempts": attempts}, {"index": index.fingerprint, **assigned(plans)},
         run.hashes.generator, run.hashes.clip,
     )  # fmt: skip
     folder = join(run.out, "batches", recipe.fingerprint[:16])
@@ -253,6 +265,8 @@ def _rows(plans: list[EditPlan], shards: list[ImageShard], schema: pa.Schema) ->
         variant = pa.scalar(plan.variant, pa.string())
         for shard in shards:
             table = plan.log(shard).table(MANIFEST_SCHEMA)
+            if (keys := plan.wanted_in(shard)) is not None:
+                table = table.filter(pc.is_in(table["image_key"], pa.array(sorted(keys), pa.string())))
             place = table.column_names.index("variant")
 
             # attempts that were written before there was the column do not say it

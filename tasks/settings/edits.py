@@ -15,7 +15,14 @@ from math import prod
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, GetJsonSchemaHandler, ValidationError, WithJsonSchema, model_validator
+from pydantic import (
+    Field,
+    GetJsonSchemaHandler,
+    StringConstraints,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic.json_schema import JsonSchemaValue
 
 from styleclip_core.errors import LayoutMismatchError
@@ -32,6 +39,8 @@ from tasks.settings.variants import StepVariant as StepVariant
 MOST_VARIANTS = 2000  # that a list of edits may stand for without a word
 _STRONGEST = 100.0
 Auto = Literal["auto"]
+# A column of the data set that says a number, image by image.
+Column = Annotated[str, StringConstraints(pattern=r"^\{[^{}]+\}$")]
 
 # What the server checks before there is a run; the form says the same in words.
 _Strength = Annotated[
@@ -49,11 +58,11 @@ class EditStep(Settings):
     neutral: Prompt = Field("face", description="What the prompt is compared with")
     target: Prompt = Field(description="What the image should become")
     method: Method = Field("global", description="global (style direction), mapper, or optimization")
-    alpha: _Strength | tuple[_Strength, ...] | Auto = Field(
+    alpha: _Strength | tuple[_Strength, ...] | Auto | Column = Field(
         3.0,
         description="Strength in standard deviations of the most relevant channel; one or several, or auto",
     )
-    beta: _Threshold | tuple[_Threshold, ...] | Auto | None = Field(
+    beta: _Threshold | tuple[_Threshold, ...] | Auto | Column | None = Field(
         None,
         description="Threshold on |relevance|, 0 to 1; one or several, or auto (0.15 if top_k is not given)",
     )
@@ -77,7 +86,7 @@ class EditStep(Settings):
         "table", description="Where relevance comes from: the table, or instant for gradients of this prompt"
     )
     mapper: UriOrNone = Field(None, description="URI of the mapper's weights, for method mapper")
-    strength: _Strength | tuple[_Strength, ...] = Field(
+    strength: _Strength | tuple[_Strength, ...] | Column = Field(
         PUBLISHED_STRENGTH, description="Factor of the mapper's output, 0.1 as published; one or several"
     )
     optimization: Optimization | None = Field(None, description="Settings of method optimization")
@@ -99,7 +108,7 @@ class EditStep(Settings):
         if self.top_k is not None and self.beta is not None:
             raise ValueError("give beta or top_k, one of them")
 
-        if self.alpha == () or self.beta == () or not _as_tuple(self.strength):
+        if () in (self.alpha, self.beta, self.strength):
             raise ValueError("alpha, beta and strength must hold at least one value")
         for name in ("alpha", "strength"):
             for value in _as_tuple(getattr(self, name)):
@@ -108,7 +117,7 @@ class EditStep(Settings):
                         f"{name} is a strength from -{_STRONGEST:g} to {_STRONGEST:g}, got {value}"
                     )
         # made for its check: a threshold beyond 0 to 1 is refused with the core's own words
-        for beta in _as_tuple(self.beta) if self.beta not in (None, "auto") else ():
+        for beta in _as_tuple(self.beta):
             ChannelSelection(beta, None)
 
         if self.effect is not None and not self.automatic and self.method == "global":
@@ -128,7 +137,11 @@ class EditStep(Settings):
 
         # of any generator, as this one is not known yet
         try:
-            allowed_layers(layer_names(), self.include, self.exclude)
+            # what a column will say is not known yet
+            include, exclude = (
+                tuple(each for each in layers if "{" not in each) for layers in (self.include, self.exclude)
+            )
+            allowed_layers(layer_names(), include, exclude)
         except LayoutMismatchError as error:
             raise ValueError(str(error)) from error
         return self
@@ -196,6 +209,9 @@ class Edit(EditStep):
     then: tuple[EditStep, ...] = Field(
         (), description="Further edits, each of the result of the one before it"
     )
+    where: str = Field(
+        "", description="Which images the edit is for: a condition on columns of the data set, in SQL"
+    )
 
     @model_validator(mode="after")
     def _check_name(self) -> Edit:
@@ -221,13 +237,13 @@ def _as_tuple(value: float | tuple[float, ...] | str | None) -> tuple[float, ...
     return value if isinstance(value, tuple) else (value,)
 
 
-_STANDINS = {"alpha": 3.0, "beta": 0.15}
+_STANDINS = {"alpha": 3.0, "beta": 0.15, "strength": PUBLISHED_STRENGTH}
 
 
 def stand_in(step: EditStep) -> EditStep:
-    """Return a step with numbers where it says auto, by which prompts and layers can be checked early."""
+    """Return a step with numbers where it says auto or a column, by which it can be checked early."""
     return step.model_copy(
-        update={name: value for name, value in _STANDINS.items() if getattr(step, name) == "auto"}
+        update={name: value for name, value in _STANDINS.items() if isinstance(getattr(step, name), str)}
     )
 
 
@@ -252,12 +268,15 @@ def automatic_steps(edits: list[Edit]) -> list[EditStep]:
     return [step for step in all_steps(edits) if step.automatic]
 
 
-def all_variants(edits: list[Edit], most: int = MOST_VARIANTS) -> list[EditVariant]:
+def all_variants(
+    edits: list[Edit], most: int = MOST_VARIANTS, *, by_image: bool = False
+) -> list[EditVariant]:
     """Return every variant of a list of edits.
 
     Args:
         edits: What to do to every image.
         most: How many variants they may stand for.
+        by_image: Whether columns of the data set made some of them, which share the name of one edit then.
 
     Raises:
         SettingsError: If the list is empty, stands for more, or two variants would write to one folder.
@@ -274,7 +293,7 @@ def all_variants(edits: list[Edit], most: int = MOST_VARIANTS) -> list[EditVaria
 
     variants = [variant for edit in edits for variant in edit.variants()]
     (folder, times), *_ = [*Counter(each.label for each in variants).most_common(1), ("", 1)]
-    if times > 1:
+    if times > 1 and not by_image:
         raise SettingsError(f"two edits write to the same folder {folder!r}; give one of them another name")
     if not variants:
         raise SettingsError("there is no edit to do; list at least one with a target prompt")

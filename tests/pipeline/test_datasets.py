@@ -301,7 +301,7 @@ def test_null_and_empty_cells_are_broken_samples(images, tmp_path):
     rows = pa.table({"image": pa.array([few[0], None, b"", few[1]], pa.binary()), "n": [1, 2, 3, 4]})
     pq.write_table(rows, tmp_path / "t.parquet", row_group_size=2)
     index = index_images.fn(
-        Run(workspace=str(tmp_path / "w")), locate(str(tmp_path / "t.parquet"), DataSet()), 10
+        Run(workspace=str(tmp_path / "w")), locate(str(tmp_path / "t.parquet"), DataSet()), 1000
     )
     reader, etags = ShardReader(index.photos, index.shards[0]), dict(read_shard(index.shards[0]))
     assert [reader.read(key, etags[key]) for key in (sorted(etags)[0], sorted(etags)[3])] == few

@@ -21,11 +21,12 @@ from tasks.artifacts.outcomes import OK
 from tasks.evaluation import shards as evaluation
 from tasks.evaluation.attributes import FACES, AttributePrompts, load_attributes
 from tasks.evaluation.manifest import derive_variants, find_inversions, index_edits, items, place_of
+from tasks.photographs.reading import read_stored
 from tasks.reports.page.evaluations import find_evaluations
 from tasks.running.run import Run
 from tasks.settings import Comparison, Execution, Judges, Models, SettingsError
 from tasks.settings.edits import Edit
-from tasks.storage import MissingObjectError, StorageError, read_item
+from tasks.storage import MissingObjectError, StorageError
 from tests.pipeline.test_flows import encoded, files_of, portrait, run
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -215,10 +216,10 @@ def test_an_image_that_cannot_be_read_is_a_row_and_is_tried_again_alone(edited, 
     def refuse(prefix, key, version):
         if "/p0.png~" in key and "images/grey" in key:
             raise StorageError(f"cannot read {key}")
-        return read_item(prefix, key, version)
+        return read_stored(prefix, key, version)
 
     judges = judges.model_copy(update={"identity": None})
-    monkeypatch.setattr(evaluation, "read_item", refuse)
+    monkeypatch.setattr(evaluation, "read_stored", refuse)
     first = evaluated(edited, judges, comparison=Comparison(templates="none"))
     monkeypatch.undo()
     found = table(first.evaluation.evaluation)

@@ -245,11 +245,11 @@ def test_one_failed_shard_fails_the_run_and_the_next_run_does_only_that(
 ):
     real, executed = inversion_task._invert, []
 
-    def break_one(run, plan, log, todo):
+    def break_one(run, plan, log, reader, todo):
         executed.append(todo[0][0])
         if len(executed) == 2:
             raise RuntimeError("injected fault")
-        return real(run, plan, log, todo)
+        return real(run, plan, log, reader, todo)
 
     monkeypatch.setattr(inversion_task, "_invert", break_one)
     with pytest.raises(ShardsFailedError, match=r"1 of \d+ invert-images shards failed, the others are done"):

@@ -22,6 +22,7 @@ from benchmarks.batches import draw, make_batch
 from flows.report_batch import report_batch
 from tasks.artifacts import DamagedArtifactError, Provenance, read_provenance, read_table, write_table
 from tasks.artifacts.outcomes import OK
+from tasks.photographs import reading
 from tasks.reports.page import charts, thumbnails
 from tasks.reports.page import page as pages
 from tasks.reports.page.batch import SCORES, read_batch, sweeps
@@ -152,8 +153,8 @@ def test_thumbnails_are_made_once_and_those_that_failed_again(tmp_path, monkeypa
     (first,) = thumbnail_all(made)
     assert (first.rows, first.failed, first.reused) == (3 * 7, 1, False)
 
-    read, seen = thumbnails.read_bytes, []
-    monkeypatch.setattr(thumbnails, "read_bytes", lambda uri: seen.append(uri) or read(uri))
+    read, seen = reading.read_bytes, []
+    monkeypatch.setattr(reading, "read_bytes", lambda uri: seen.append(uri) or read(uri))
     (second,) = thumbnail_all(made)
     assert (second.reused, second.failed) == (True, 1)
     assert seen[1:] == [str(lost)]  # before it, one image for the shape of the others

@@ -127,7 +127,7 @@ def _join(database: duckdb.DuckDBPyConnection, folder: str, number: int, uri: st
     return f'LEFT JOIN {name} ON samples.key = {name}."{key}"'
 
 
-def _ask(database: duckdb.DuckDBPyConnection, where: str, joins: Sequence[str]) -> None:
+def _ask(database: duckdb.DuckDBPyConnection, where: str, joins: Sequence[str], column: str = "key") -> None:
     """Find the keys for which a condition is true.
 
     Raises:
@@ -137,7 +137,7 @@ def _ask(database: duckdb.DuckDBPyConnection, where: str, joins: Sequence[str]) 
     database.execute("SET enable_external_access = false")
     database.execute("SET lock_configuration = true")
     try:
-        statement = f"SELECT samples.key FROM samples {' '.join(joins)} WHERE (\n{where}\n)"
+        statement = f"SELECT samples.{column} FROM samples {' '.join(joins)} WHERE (\n{where}\n)"
         (parsed,) = duckdb.extract_statements(statement)
         if parsed.type != duckdb.StatementType.SELECT:
             raise SettingsError(f"where {where!r} is no condition; write one such as width >= 512")
@@ -145,6 +145,21 @@ def _ask(database: duckdb.DuckDBPyConnection, where: str, joins: Sequence[str]) 
     except (duckdb.Error, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise SettingsError(f"where {where!r} cannot be asked: {reason}") from error
+
+
+def matching_rows(table: pa.Table, where: str) -> frozenset[int]:
+    """Return the numbers of the rows of a table for which a condition is true.
+
+    Raises:
+        SettingsError: If it is none, or names a column that there is not.
+    """
+    with TemporaryDirectory(prefix="styleclip-where-") as folder, closing(connected(folder)) as database:
+        numbered = table.append_column("__row", pa.array(range(len(table)), pa.int64()))
+        database.register("rows", numbered)
+        database.execute("CREATE TABLE samples AS SELECT * FROM rows")
+        database.unregister("rows")
+        _ask(database, where, (), "__row")
+        return frozenset(row[0] for row in database.execute("SELECT __row FROM matching").fetchall())
 
 
 class _Matching(Iterable[Sample]):

@@ -144,6 +144,7 @@ _DESCRIBED: dict[str, Callable[[Parameters], str]] = {
     ),
     "inspect-prompts": lambda given: listed("check prompts", _targets(given["edits"])),
     "explore-channels": _explore,
+    "export-pairs": lambda given: f"pairs of {_batch(given)}",
     "report-batch": lambda given: f"page of {_batch(given)}",
     "report-partial": lambda given: f"partial pages of {place(given['out'])}",
     "account-storage": lambda given: f"account of {place(given['out'])}",

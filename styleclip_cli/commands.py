@@ -22,7 +22,7 @@ _PANELS: Mapping[str, Mapping[str, str]] = {
     },
     "Look at results": {
         "report": "report.report", "serve": "report.serve", "evaluate": "look.evaluate",
-        "score": "look.score",
+        "score": "look.score", "pairs": "pairs.pairs",
     },
     "Relevance table, prompts, channels": {
         "sample-styles": "table.sample_styles", "build-relevance": "table.build_relevance",

@@ -1,0 +1,351 @@
+"""A batch of edits -> pairs for training: before, instruction, after, with all that is known of each.
+
+    OUT/<name>/train-00000-of-00002.parquet    or .tar, as webdataset has it
+    OUT/<name>/validation-00000-of-00001.parquet
+    OUT/<name>/README.md                       the data card, by which ``datasets`` finds the files
+
+The columns are those of diffusers' InstructPix2Pix trainer. Which pairs there are is one question to the
+manifest; each file is then a unit of work of its own, complete or absent, and made of the same pictures byte
+for byte. A picture that is gone ends its file: a set that lacked some of what its card counts would be none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from styleclip_core.errors import ArtifactConflictError, StyleCLIPError
+from tasks.artifacts import Provenance, Recipe, is_complete, read_provenance, read_table, write_table
+from tasks.photographs.datasets.lists import connected
+from tasks.photographs.reading import read_image, read_stored
+from tasks.running.caching import unit_of_work
+from tasks.running.overlap import read_ahead
+from tasks.running.progress import ShardResult
+from tasks.running.run import Run
+from tasks.settings import SettingsError
+from tasks.settings.pairs import Pairing
+from tasks.storage import ChangedObjectError, copy_to_local, join, output_key, write_bytes_atomic
+
+STEP, VERSION = "export-pairs", "1"
+IMAGES, PROMPT = ("input_image", "edited_image"), "edit_prompt"
+SPLITS = ("train", "validation")
+_FIELD = re.compile(r"\{([^{}]+)\}")
+_LEFT_OUT = ("steps", "status", "error_type", "error")  # that say nothing of a pair that went well
+_AHEAD, _ROWS = 32, 8192
+
+
+class NoPairsError(StyleCLIPError):
+    """No edit of a batch becomes a pair."""
+
+
+class PairsFile(BaseModel):
+    """One file of a set.
+
+    Attributes:
+        name: Its name, without the ending.
+        rows: URI of the table of its pairs, without their pictures.
+        pairs: How many there are.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    rows: str
+    pairs: int
+
+
+class PairsPlan(BaseModel):
+    """A set of pairs: where it will lie, of what, in which files.
+
+    Attributes:
+        folder: URI of its folder.
+        out: What the manifest's output keys are relative to.
+        photos: URI of the data set of the photographs.
+        drawn: URI of what the generator drew of them.
+        made: What made the manifest.
+        considered: Edits of the batch that went well.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    folder: str
+    out: str
+    photos: str
+    drawn: str
+    recipe: Recipe
+    made: Provenance
+    settings: Pairing
+    files: list[PairsFile]
+    considered: int
+
+    @property
+    def pairs(self) -> int:
+        """Return the number of pairs."""
+        return sum(each.pairs for each in self.files)
+
+    def uri(self, file: PairsFile) -> str:
+        """Return where a file lies."""
+        return join(self.folder, f"{file.name}.{'parquet' if self.settings.to == 'parquet' else 'tar'}")
+
+
+@unit_of_work("plan-pairs")
+def plan_pairs(run: Run, manifest: str, out: str, settings: Pairing) -> PairsPlan:
+    """Ask a manifest for the pairs and cut them into files.
+
+    Raises:
+        ArtifactConflictError: If it is no manifest of edits, or the evaluation is of another one.
+        NoPairsError: If the condition leaves none.
+        SettingsError: If the condition, or an instruction, names a column that there is not.
+        StorageError: If a table cannot be read.
+    """
+    made = read_provenance(manifest, large=True)
+    if made.kind != "edits-manifest":
+        raise ArtifactConflictError(f"{manifest} is a table of {made.kind}; give a manifest of edits")
+
+    inputs = {"manifest": made.fingerprint}
+    if settings.evaluation:
+        inputs["evaluation"] = _evaluation_of(settings.evaluation, manifest, made)
+    decided = settings.model_dump(exclude={"evaluation"})
+    recipe = Recipe(STEP, VERSION, decided | {"out": run.out}, inputs, made.generator, made.clip)
+
+    # asked on this machine's disk: a manifest may be larger than memory
+    rows = recipe.folder(run.workspace, "pairs")
+    with TemporaryDirectory(prefix="styleclip-pairs-") as folder, closing(connected(folder)) as database:
+        considered = _load(database, Path(folder), manifest, settings)
+        _choose(database, settings, manifest)
+        files = list(_cut(database, rows, recipe, settings))
+
+    if not files:
+        raise NoPairsError(
+            f"none of the {considered} edits of {manifest} becomes a pair: "
+            f"where {settings.where!r} leaves none"
+        )
+    photos, latents = (str(made.parameters.get(name, "")) for name in ("photos", "latents"))
+    return PairsPlan(
+        folder=join(run.out, f"pairs-{recipe.fingerprint[:16]}"), out=out, photos=photos,
+        drawn=join(latents, "reconstructions") if latents else "",
+        recipe=recipe, made=made, settings=settings, files=files, considered=considered,
+    )  # fmt: skip
+
+
+def _evaluation_of(uri: str, manifest: str, made: Provenance) -> str:
+    """Return the fingerprint of an evaluation of a manifest."""
+    found = read_provenance(uri, large=True)
+    if found.inputs.get("manifest") != made.fingerprint:
+        raise ArtifactConflictError(f"{uri} is no evaluation of {manifest}; evaluate that, or leave it out")
+    return found.fingerprint
+
+
+def _load(database: duckdb.DuckDBPyConnection, folder: Path, manifest: str, settings: Pairing) -> int:
+    """Read the edits that went well into a table ``edits``; returns how many there are."""
+    copy_to_local(manifest, folder / "manifest.parquet")
+    left_out = ", ".join(_LEFT_OUT)
+    names = _names(database, folder / "manifest.parquet")
+    if "variant" not in names or "content_hash" not in names:
+        raise ArtifactConflictError(
+            f"{manifest} does not say which images it is of; edit again, which finds them"
+        )
+
+    join_on, more = "", ""
+    if settings.evaluation:
+        copy_to_local(settings.evaluation, folder / "evaluation.parquet")
+        # both say what an edit is and how CLIP finds it, by other judges
+        theirs = [name for name in _names(database, folder / "evaluation.parquet") if name not in _LEFT_OUT]
+        picked = (
+            f'evaluated."{name}" AS "{f"evaluation_{name}" if name in names else name}"'
+            for name in theirs
+            if name not in ("image_key", "variant", "attributes")
+        )
+        more = ", " + ", ".join(picked)
+        join_on = (
+            f"LEFT JOIN read_parquet('{folder}/evaluation.parquet') AS evaluated "
+            "ON edited.image_key = evaluated.image_key AND edited.variant = evaluated.variant"
+        )
+    database.execute(
+        f"CREATE TABLE edits AS SELECT edited.* EXCLUDE ({left_out}){more} "
+        f"FROM read_parquet('{folder}/manifest.parquet') AS edited {join_on} WHERE edited.status = 'ok'"
+    )
+    (count,) = database.execute("SELECT count(*) FROM edits").fetchone() or (0,)
+    return int(count)
+
+
+def _names(database: duckdb.DuckDBPyConnection, path: Path) -> list[str]:
+    found = database.execute("DESCRIBE SELECT * FROM read_parquet(?)", [str(path)]).fetchall()
+    return [str(row[0]) for row in found]
+
+
+def _choose(database: duckdb.DuckDBPyConnection, settings: Pairing, manifest: str) -> None:
+    """Leave the edits that the condition is true for in a table ``chosen``.
+
+    Raises:
+        SettingsError: If it is none, or names a column that there is not.
+    """
+    # whoever writes the condition gets the columns, and nothing else of this machine
+    database.execute("SET enable_external_access = false")
+    database.execute("SET lock_configuration = true")
+    try:
+        database.execute(f"CREATE TABLE chosen AS SELECT * FROM edits WHERE (\n{settings.where or 'true'}\n)")
+    except (duckdb.Error, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise SettingsError(f"where {settings.where!r} cannot be asked of {manifest}: {reason}") from error
+
+
+def _cut(
+    database: duckdb.DuckDBPyConnection, folder: str, recipe: Recipe, settings: Pairing
+) -> Iterator[PairsFile]:
+    """Write down which pairs each file has; yields the files, those for training first."""
+    keys = [str(row[0]) for row in database.execute("SELECT DISTINCT image_key FROM chosen").fetchall()]
+    held = [key for key in keys if _is_held_out(key, settings.validation)]
+    database.register("held", pa.table({"image_key": pa.array(held, pa.string())}))
+
+    for split in SPLITS:
+        inside = "IN" if split == "validation" else "NOT IN"
+        found = database.sql(
+            f"SELECT * FROM chosen WHERE image_key {inside} (SELECT image_key FROM held) "
+            "ORDER BY encode(image_key), encode(variant)"
+        ).to_arrow_reader(_ROWS)
+        tables = list(_portions(found, settings.pairs_per_file))
+        for number, table in enumerate(tables):
+            name = f"{split}-{number:05d}-of-{len(tables):05d}"
+            uri = join(folder, f"{name}.parquet")
+            write_table(uri, _with_prompts(table, settings), recipe.made("pairs-rows"))
+            yield PairsFile(name=name, rows=uri, pairs=len(table))
+
+
+def _portions(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
+    waiting: pa.Table | None = None
+    for batch in batches:
+        table = pa.Table.from_batches([batch])
+        waiting = pa.concat_tables([waiting, table]) if waiting else table
+        while len(waiting) >= size:
+            yield waiting.slice(0, size).combine_chunks()
+            waiting = waiting.slice(size)
+    if waiting:
+        yield waiting.combine_chunks()
+
+
+def _is_held_out(key: str, share: float) -> bool:
+    # by the photograph, so that none is in both splits
+    return int.from_bytes(hashlib.sha256(f"split:{key}".encode()).digest()[:8], "big") < share * 2**64
+
+
+def _with_prompts(table: pa.Table, settings: Pairing) -> pa.Table:
+    """Return pairs with their instructions."""
+    prompts = [_instruction(row, settings.instruction) for row in table.to_pylist()]
+    return table.add_column(0, PROMPT, pa.array(prompts, pa.string()))
+
+
+def _instruction(row: dict[str, Any], choices: Sequence[str]) -> str:
+    """Return what a pair is to be told; of several instructions always the same one.
+
+    Raises:
+        SettingsError: If it names a column that there is not.
+    """
+    digest = hashlib.sha256(f"{row['image_key']}\0{row['variant']}".encode()).digest()
+    text = choices[int.from_bytes(digest[:4], "big") % len(choices)]
+    missing = [name for name in _FIELD.findall(text) if name not in row]
+    if missing:
+        raise SettingsError(f"instruction {text!r} names {missing[0]!r}; there are {', '.join(row)}")
+    return _FIELD.sub(lambda each: str(row[each[1]]), text)
+
+
+@unit_of_work("write-pairs", "write-pairs-{file.name}")
+def write_pairs(run: Run, planned: PairsPlan, file: PairsFile) -> ShardResult:
+    """Write one file of a set, with the pictures byte for byte as they lie in the batch.
+
+    Raises:
+        ChangedObjectError: If a photograph is not the one any more that was edited.
+        StorageError: If a picture is missing or cannot be read.
+    """
+    uri = planned.uri(file)
+    result = partial(ShardResult, uri=uri, rows=file.pairs, failed=0, seconds=0.0)
+    if is_complete(uri):
+        return result(reused=True)
+
+    rows = read_table(file.rows)
+    pictures = read_ahead(rows.to_pylist(), partial(_pictures, planned), ahead=_AHEAD)
+    if planned.settings.to == "parquet":
+        content = _parquet(rows, pictures)
+    else:
+        content = _tar(file.name.split("-")[1], rows, pictures)
+    write_bytes_atomic(uri, content)
+    return result(reused=False)
+
+
+def _pictures(planned: PairsPlan, row: dict[str, Any]) -> tuple[bytes, bytes]:
+    """Return the picture before and the one after an edit."""
+    after = read_stored(planned.out, row["output_key"])
+    if planned.settings.before == "inversion":
+        name = output_key(row["image_key"], suffix=".png", version=row["content_hash"])
+        return read_image(planned.drawn, name), after
+
+    before = read_image(planned.photos, row["image_key"], row.get("place"))
+    if hashlib.sha256(before).hexdigest() != row["content_hash"]:
+        raise ChangedObjectError(
+            f"{row['image_key']} is not the photograph any more that was edited; edit it again, or pair with "
+            "inversions"
+        )
+    return before, after
+
+
+def _parquet(rows: pa.Table, pictures: Iterator[tuple[bytes, bytes]]) -> bytes:
+    """Return pairs as Parquet, with pictures as ``datasets`` keeps them."""
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    columns: list[list[dict[str, Any]]] = [[], []]
+    for key, pair in zip(rows["image_key"].to_pylist(), pictures, strict=True):
+        for column, content in zip(columns, pair, strict=True):
+            column.append({"bytes": content, "path": _name(key, content)})
+
+    for place, (name, values) in enumerate(zip(IMAGES, columns, strict=True)):
+        rows = rows.add_column(place * 2, name, pa.array(values, kind))
+    # else they would be structs of bytes and a name to it
+    features = {"info": {"features": {name: {"_type": "Image"} for name in IMAGES}}}
+    rows = rows.replace_schema_metadata({"huggingface": json.dumps(features, sort_keys=True)})
+    buffer = io.BytesIO()
+    pq.write_table(rows, buffer, compression="zstd", row_group_size=100, write_page_checksum=True)
+    return buffer.getvalue()
+
+
+def _tar(number: str, rows: pa.Table, pictures: Iterator[tuple[bytes, bytes]]) -> bytes:
+    """Return pairs as an archive: two pictures, the instruction, and a JSON of all columns for each."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for place, (row, pair) in enumerate(zip(rows.to_pylist(), pictures, strict=True)):
+            text = json.dumps(row, sort_keys=True, default=str, ensure_ascii=False)
+            members = {
+                f"{name}.{_ending(content)}": content for name, content in zip(IMAGES, pair, strict=True)
+            }
+            members |= {f"{PROMPT}.txt": row[PROMPT].encode(), "json": text.encode()}
+            for ending, content in members.items():
+                # a file's times and owner would be another one's bytes
+                info = tarfile.TarInfo(f"{number}{place:06d}.{ending}")
+                info.size, info.mode = len(content), 0o644
+                tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def _name(key: str, content: bytes) -> str:
+    return f"{key.rpartition('/')[2].rpartition('.')[0] or 'image'}.{_ending(content)}"
+
+
+def _ending(content: bytes) -> str:
+    """Return what a picture is, by its first bytes."""
+    if content.startswith(b"\x89PNG"):
+        return "png"
+    if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
+        return "webp"
+    return "avif" if content[4:12] == b"ftypavif" else "jpg"

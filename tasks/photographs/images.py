@@ -31,7 +31,7 @@ from tasks.artifacts import (
     write_table,
 )
 from tasks.artifacts.lineage import Span, follow
-from tasks.photographs.datasets.columns import Types, types_of
+from tasks.photographs.datasets.columns import Types
 from tasks.photographs.datasets.front import NoImagesError, Source, opened
 from tasks.photographs.datasets.samples import Sample
 from tasks.photographs.datasets.subsets import chosen
@@ -137,7 +137,7 @@ def index_images(run: Run, source: Source, shard_size: int) -> ImageIndex:
         with chosen(samples, source.dataset) as mine:
             if next(iter(mine), None) is None:
                 raise NoImagesError(_none_left(source))
-            index = write_index(mine, source.prefix, run.workspace, shard_size, types=types_of(mine))
+            index = write_index(mine, source.prefix, run.workspace, shard_size)
 
     if passed_over := describe(counts):
         index = index.model_copy(update={"passed_over": passed_over})
@@ -172,7 +172,6 @@ def write_index(
     workspace: str,
     shard_size: int,
     about: Mapping[str, str] | None = None,
-    types: Types | None = None,
 ) -> ImageIndex:
     """Cut objects into shards and write them down; the same ones, the same place.
 
@@ -182,14 +181,11 @@ def write_index(
         workspace: Where the index goes.
         shard_size: Objects of a shard, on average.
         about: What else tells this kind of list from others of the same keys.
-        types: Of the columns that the objects, samples then, have beside their keys.
     """
     parameters = {"photos": photos, "shard_size": shard_size}
     # the shards hang on keys and versions alone, so that another caption does no work again
-    inputs = {"listing": digest(objects)}
-    more = _More.of(objects, types)
-    if more.fields:
-        inputs["columns"] = more.digest(objects)
+    survey = _Survey.of(objects)
+    inputs = {"listing": survey.listing} | ({"columns": survey.columns} if survey.columns else {})
     recipe = Recipe(STEP, VERSION, parameters, inputs)
     folder = recipe.folder(workspace, "index")
     uri = join(folder, "index.parquet")
@@ -197,7 +193,7 @@ def write_index(
     # the parts go first: where index.parquet is, all of them are
     if not is_complete(uri):
         made = recipe.made("image-index")
-        table = pa.Table.from_pylist(list(_write_parts(objects, folder, shard_size, made, more)), _SHARDS)
+        table = pa.Table.from_pylist(list(_write_parts(objects, folder, shard_size, made, survey)), _SHARDS)
         write_table(uri, table, made)
 
     listed = [
@@ -226,48 +222,52 @@ _OBJECTS = pa.schema([
 ])  # fmt: skip
 
 
+_PLACED = (("place", pa.string()), ("problem", pa.string()))
+
+
 @dataclass(frozen=True)
-class _More:
-    """What an index says of an image beside its key and version: where its bytes lie, and its columns.
+class _Survey:
+    """What one look at all images finds.
 
     Attributes:
-        fields: The columns of a part for that; none for a prefix of images.
-        types: Of the data set's own columns.
+        listing: Name of their keys and versions.
+        columns: Name of what an index says of them beside these; empty for images that are plain objects.
+        fields: The columns of a part for that.
+        types: Types of the data set's own columns.
     """
 
-    fields: tuple[pa.Field, ...] = ()
-    types: Types | None = None
+    listing: str
+    columns: str
+    fields: tuple[pa.Field, ...]
+    types: Types
 
     @classmethod
-    def of(cls, objects: Iterable[ObjectInfo], types: Types | None) -> _More:
-        """Return what there is to say of some objects."""
-        placed = types is not None and any(each.place or each.problem for each in _samples(objects))
-        own = [pa.field(name, pa.string()) for name in _PLACED] if placed else []
-        return cls((*own, *(types.schema() if types else ())), types)
+    def of(cls, objects: Iterable[ObjectInfo]) -> _Survey:
+        """Look at all images once: there may be millions of them, and each look sorts them again."""
+        types, placed, said = Types(), False, hashlib.sha256()
+
+        def seen() -> Iterator[ObjectInfo]:
+            nonlocal placed
+            for item in objects:
+                if isinstance(item, Sample):
+                    types.see(item.columns)
+                    placed = placed or bool(item.place or item.problem)
+                    said.update(f"{item.place}\0{item.problem}\0{sorted(item.columns.items())}\n".encode())
+                yield item
+
+        listing = digest(seen())
+        fields = (*(pa.field(*each) for each in _PLACED if placed), *types.schema())
+        return cls(listing, said.hexdigest()[:24] if fields else "", fields, types)
 
     def row(self, item: ObjectInfo) -> dict[str, Any]:
-        """Return the values of these columns."""
-        if not self.types or not isinstance(item, Sample):
+        """Return the values of these columns for an image."""
+        if not self.fields or not isinstance(item, Sample):
             return {}
         return {"place": item.place, "problem": item.problem} | self.types.row(item.columns)
 
-    def digest(self, objects: Iterable[ObjectInfo]) -> str:
-        """Return a name for these columns."""
-        found = hashlib.sha256(str(self.fields).encode())
-        for item in objects:
-            found.update(repr(sorted(self.row(item).items())).encode())
-        return found.hexdigest()[:24]
-
-
-_PLACED = ("place", "problem")
-
-
-def _samples(objects: Iterable[ObjectInfo]) -> Iterator[Sample]:
-    return (each for each in objects if isinstance(each, Sample))
-
 
 def _write_parts(
-    objects: Iterable[ObjectInfo], folder: str, shard_size: int, provenance: Provenance, more: _More
+    objects: Iterable[ObjectInfo], folder: str, shard_size: int, provenance: Provenance, survey: _Survey
 ) -> Iterator[dict[str, object]]:
     """Write the rows of shards, some shards to a part; yields where each shard is."""
     rows: list[dict[str, object]] = []
@@ -275,7 +275,7 @@ def _write_parts(
     for number, shard in enumerate(cut(objects, shard_size)):
         # a shard lies in one part, so that reading it is reading one file
         if rows and len(rows) + len(shard) > _PART_ROWS:
-            _write_part(folder, part, rows, provenance, more)
+            _write_part(folder, part, rows, provenance, survey)
             part, rows = part + 1, []
 
         name = digest(shard)
@@ -284,12 +284,12 @@ def _write_parts(
             "rows": len(shard),
         }  # fmt: skip
         rows += [
-            {"key": each.key, "etag": each.etag, "size": each.size, "shard": name, **more.row(each)}
+            {"key": each.key, "etag": each.etag, "size": each.size, "shard": name, **survey.row(each)}
             for each in shard
         ]
 
     if rows:
-        _write_part(folder, part, rows, provenance, more)
+        _write_part(folder, part, rows, provenance, survey)
 
 
 def _part_name(part: int) -> str:
@@ -297,9 +297,9 @@ def _part_name(part: int) -> str:
 
 
 def _write_part(
-    folder: str, part: int, rows: list[dict[str, object]], provenance: Provenance, more: _More
+    folder: str, part: int, rows: list[dict[str, object]], provenance: Provenance, survey: _Survey
 ) -> None:
-    schema = pa.schema([*_OBJECTS, *more.fields])
+    schema = pa.schema([*_OBJECTS, *survey.fields])
     write_table(join(folder, _part_name(part)), pa.Table.from_pylist(rows, schema), provenance)
 
 
@@ -359,7 +359,7 @@ def placed_fields(index: ImageIndex) -> list[pa.Field]:
 def column_fields(index: ImageIndex) -> list[pa.Field]:
     """Return the columns that the data set has of its own."""
     schema = read_part(index.shards[0].index).schema
-    return [field for field in schema if field.name not in (*_OBJECTS.names, *_PLACED)]
+    return [field for field in schema if field.name not in (*_OBJECTS.names, *dict(_PLACED))]
 
 
 def indexed_versions(uri: str) -> Iterator[tuple[str, str, str]]:

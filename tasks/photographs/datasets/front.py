@@ -178,7 +178,7 @@ def opened(source: Source, workspace: str, passed_over: Counter[str]) -> Iterato
     """
     if source.form == "list":
         samples = list_samples(source.file, source.prefix, source.dataset.column)
-        with in_order(samples, lambda sample: sample) as found:
+        with in_order(samples) as found:
             yield found
         return
 
@@ -197,9 +197,7 @@ def opened(source: Source, workspace: str, passed_over: Counter[str]) -> Iterato
         else:
             column = source.dataset.column
             samples = (each for item in objects for each in tables.table_samples(source.prefix, item, column))
-        with in_order(
-            samples, lambda sample: replace(sample, problem=sample.problem or "is there twice")
-        ) as found:
+        with in_order(samples) as found:
             yield found
 
 

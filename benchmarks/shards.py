@@ -1,7 +1,8 @@
-"""Data sets in shards: a million samples listed and indexed, memory against ten thousand, beside webdataset alone.
+"""Data sets in shards: a million samples indexed, memory against ten thousand, beside webdataset alone.
 
-Every measurement runs in a process of its own, whose peak is the kernel's high-water mark of its resident memory.
-The archives of a data set are links to one file, so that all of it lies in the page cache for whoever reads it.
+Every measurement runs in a process of its own, whose peak is the kernel's high-water mark of its resident
+memory. The archives of a data set are links to one file, so that all of it lies in the page cache for whoever
+reads it.
 """
 
 from __future__ import annotations
@@ -63,9 +64,8 @@ def _table(counts: list[int], folder: Path) -> Section:
             ))  # fmt: skip
             figures[f"{count} samples in {form}: peak over the smallest"] = found["peak"] / first
             if alone:
-                figures[f"{count} samples in {form}: webdataset's seconds over ours"] = (
-                    alone / found["first_s"]
-                )
+                name = f"{count} samples in {form}: webdataset's seconds over ours"
+                figures[name] = alone / found["first_s"]
     header = (
         "form", "samples", "indexed per s, first", "again", "read per s by webdataset alone", "peak",
         "peak / first",
@@ -144,7 +144,7 @@ def _index(place: str) -> dict[str, float]:
 
 
 def _webdataset(place: str) -> dict[str, float]:
-    import webdataset
+    import webdataset  # type: ignore[import-untyped]
 
     urls = [str(path) for path in sorted(Path(place).glob("*.tar"))]
     started = time.perf_counter()

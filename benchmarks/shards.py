@@ -123,13 +123,15 @@ def _linked(path: Path, count: int) -> int:
 
 def _index(place: str) -> dict[str, float]:
     import logging
+    from functools import partial
 
     from tasks.photographs import images
     from tasks.photographs.datasets.front import locate
     from tasks.running.run import Run
     from tasks.settings import DataSet
 
-    images.get_run_logger = lambda: logging.getLogger("images")  # type: ignore[assignment, return-value] # no flow
+    # there is no flow whose log it could be
+    images.get_run_logger = partial(logging.getLogger, "images")  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as workspace:
         run, seconds = Run(workspace=workspace), list[float]()
         for _ in range(2):

@@ -131,7 +131,7 @@ def _index(place: str) -> dict[str, float]:
     from tasks.settings import DataSet
 
     # there is no flow whose log it could be
-    images.get_run_logger = partial(logging.getLogger, "images")  # type: ignore[assignment]
+    images.get_run_logger = partial(logging.getLogger, "images")  # type: ignore[attr-defined]
     with tempfile.TemporaryDirectory() as workspace:
         run, seconds = Run(workspace=workspace), list[float]()
         for _ in range(2):

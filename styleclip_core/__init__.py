@@ -19,30 +19,32 @@ if TYPE_CHECKING:
     from styleclip_core.models.identity import load_identity
     from styleclip_core.models.lpips import load_perceptual
     from styleclip_core.models.mapper import load_mapper
+    from styleclip_core.studio import Studio
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "__version__", "load_clip", "load_encoder", "load_generator", "load_identity", "load_mapper",
+    "Studio", "__version__", "load_clip", "load_encoder", "load_generator", "load_identity", "load_mapper",
     "load_perceptual", "save_generator",
 ]  # fmt: skip
 
 # imported when they are asked for: they bring torch, for which settings and errors have no use
 _MODULES = {
-    "load_clip": "clip",
-    "load_encoder": "encoder",
-    "load_generator": "checkpoints",
-    "load_identity": "identity",
-    "load_mapper": "mapper",
-    "load_perceptual": "lpips",
-    "save_generator": "checkpoints",
+    "Studio": "studio",
+    "load_clip": "models.clip",
+    "load_encoder": "models.encoder",
+    "load_generator": "models.checkpoints",
+    "load_identity": "models.identity",
+    "load_mapper": "models.mapper",
+    "load_perceptual": "models.lpips",
+    "save_generator": "models.checkpoints",
 }
 
 
 def __getattr__(name: str) -> object:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"styleclip_core.models.{_MODULES[name]}"), name)
+    return getattr(import_module(f"styleclip_core.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -17,6 +17,7 @@ import data
 from benchmarks.report import Options
 from styleclip_core import load_clip, load_generator
 from styleclip_core.models.clip import ClipModel
+from styleclip_core.models.clip_openai import OpenAiNetwork
 from styleclip_core.models.stylegan2 import Generator, GeneratorConfig
 from styleclip_core.relevance import (
     ChannelDirections,
@@ -107,7 +108,8 @@ def generated_clip(device: str) -> ClipModel:
     model = CLIP(512, 224, 12, 768, 32, 77, 49408, 512, 8, 12).float()
     if device != "cpu":
         convert_weights(model)
-    return ClipModel(model, name="ViT-B/32 generated", fingerprint="", device=torch.device(device))
+    network = OpenAiNetwork(model)
+    return ClipModel(network, name="ViT-B/32 generated", fingerprint="", device=torch.device(device))
 
 
 def _case(name: str, generator: Generator, clip: ClipModel, codes: int) -> Case:

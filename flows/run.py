@@ -29,7 +29,7 @@ from tasks.reports.summaries import publish_report, publish_summary
 from tasks.running import networks as models
 from tasks.running.caching import probe_result_storage
 from tasks.running.progress import ShardResult, StepSummary, gather
-from tasks.running.run import Networks, Run, identify_models
+from tasks.running.run import Networks, Run, identify_models, is_multilingual
 from tasks.running.shown import code
 from tasks.running.stopping import RunStoppedError, closing
 from tasks.settings import Execution, Judges, Models, SettingsError
@@ -149,10 +149,15 @@ def check_places(sources: Sequence[str], **written: str) -> None:
                 )
 
 
-def warn_of_languages(prompts: Iterable[str]) -> None:
-    """Say in the log which prompts seem not to be English; they are tried all the same."""
-    for line in language_warnings(prompts):
-        get_run_logger().warning(line)
+def warn_of_languages(run: Run, prompts: Iterable[str]) -> None:
+    """Say in the log which prompts seem not to be English; they are tried all the same.
+
+    Nothing is said of prompts for a CLIP that was trained on many languages.
+    """
+    lines = language_warnings(prompts)
+    if lines and not engine.run(is_multilingual, run):
+        for line in lines:
+            get_run_logger().warning(line)
 
 
 def gather_items(

@@ -78,7 +78,7 @@ def score_images(
     if labels:
         load_truth(labels, prompts)  # a table of another form ends the run here, at once
 
-    warn_of_languages(text for each in prompts for text in (each.prompt, each.negative))
+    warn_of_languages(run, (text for each in prompts for text in (each.prompt, each.negative)))
     index = photographs.index(run, located, execution)
     announce("score-images", f"scores {index.rows} images under {images} with {len(prompts)} prompts")
     planned = engine.run(plan_scores, run, index.photos, prompts, templates)

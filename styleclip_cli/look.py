@@ -209,7 +209,7 @@ def prompts(
     output.summarize(result)
     found = result.diagnosis
     output.table(*diagnostics.overview(found))
-    for line in diagnostics.foreign(found.prompts):
+    for line in diagnostics.foreign(found):
         output.note(f"warning: {line}")
     for line in diagnostics.warnings(found.correlations):
         output.note(f"nearly the same: {line}")

@@ -44,7 +44,8 @@ Generator = Annotated[
 Clip = Annotated[
     str,
     typer.Option(
-        help="CLIP name (ViT-B/32) or URI; the embedded model if not given, or ViT-B/32 beside a --generator",
+        help="CLIP name (ViT-B/32, open_clip:ARCH/TAG, hf-hub:ORG/NAME) or URI; the embedded model if not "
+        "given, or ViT-B/32 beside a --generator",
         envvar="STYLECLIP_CLIP", rich_help_panel=NETWORKS, autocompletion=clip_names,
     ),
 ]  # fmt: skip

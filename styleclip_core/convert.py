@@ -10,16 +10,20 @@ from typing import Any, Literal, get_args
 
 from styleclip_core.errors import CheckpointError
 from styleclip_core.files.checkpoint import (
+    Checkpoint,
     file_sha256,
     is_safetensors,
     open_checkpoint,
     read_header,
+    read_names,
     written_aside,
 )
 from styleclip_core.files.values import Record
 from styleclip_core.models import nvidia, psp, rosinality
 from styleclip_core.models.checkpoints import export_rosinality, load_generator, save_generator
-from styleclip_core.models.clip import load_clip, save_clip
+from styleclip_core.models.clip import ClipModel, load_clip, save_clip
+from styleclip_core.models.clip_files import describe_other, find_weights, plain_names
+from styleclip_core.models.clip_names import parse_clip
 from styleclip_core.models.encoder import load_encoder, save_encoder
 from styleclip_core.models.identity import load_identity, save_identity
 from styleclip_core.models.lpips import load_perceptual, save_perceptual
@@ -63,18 +67,15 @@ def identify(path: str | Path) -> Kind:
         kind = "encoder" if named == psp.FORMAT else named.removeprefix("styleclip-").rpartition("-")[0]
         if kind in KINDS:
             return kind
-        raise _unknown(path)
+        names = read_names(path)
+    else:
+        with open_checkpoint(path) as file:
+            found = _identify_content(path, file)
+            if isinstance(found, str):
+                return found
+            names = found
 
-    with open_checkpoint(path) as file:
-        if nvidia.find_generator(file) is not None:
-            return "generator"
-        weights = file.weights
-        if isinstance(weights, Record) and file.kind == "torchscript":
-            return "clip"
-        if not isinstance(weights, dict):
-            raise _unknown(path)
-
-        names = [str(name) for name in weights]
+    names = plain_names(names)
 
     # from the surest name to the vaguest: an encoder's or mapper's file holds a generator too
     if "text_projection" in names:
@@ -92,7 +93,18 @@ def identify(path: str | Path) -> Kind:
     if "g_ema" in known or "synthesis.b4.const" in known or rosinality.looks_like_rosinality(known):
         return "generator"
 
-    raise _unknown(path)
+    raise _unknown(path, names)
+
+
+def _identify_content(path: str | Path, file: Checkpoint) -> Kind | list[str]:
+    """Tell by its structure what a checkpoint is; return the names of its weights where that does not say."""
+    if nvidia.find_generator(file) is not None:
+        return "generator"
+    if isinstance(file.content, Record) and file.kind == "torchscript":
+        return "clip"
+    if not isinstance(file.content, dict):
+        raise _unknown(path)
+    return [str(name) for name in find_weights(file.content)[1]]
 
 
 def convert(
@@ -101,7 +113,8 @@ def convert(
     """Convert a weights file.
 
     Args:
-        source: Any file that one of the ``load_`` functions reads.
+        source: Any file that one of the ``load_`` functions reads; a CLIP that does not state its activation
+            behind ``quickgelu@`` or ``gelu@``.
         target: A ``.safetensors`` file, or for generators a ``.pt`` as rosinality's code reads it. A
             ``.json`` of the same name, with what was converted, is written beside it.
         kind: What to take from the file; told from its content if None. ``"generator"`` takes the
@@ -112,7 +125,8 @@ def convert(
         CheckpointError: If the file cannot be read, or the target's form does not fit its kind.
     """
     target = Path(target)
-    found = kind or identify(source)
+    said = parse_clip(str(source))
+    found = kind or ("clip" if said.activation else identify(source))
 
     # rosinality's form, for other projects' code; everything else here reads the safetensors
     if target.suffix == ".pt" and found == "generator":
@@ -153,6 +167,11 @@ def _save_encoder(network: Any, path: Path) -> None:  # noqa: ANN401 - either ki
     save(network, path)
 
 
+def _load_clip(source: str | Path) -> ClipModel:
+    # what is written states its activation for good, so nothing is assumed
+    return load_clip(source, assume=None)
+
+
 def _sizes(network: Any) -> dict[str, object]:  # noqa: ANN401
     config = network.config
     return {name: getattr(config, name) for name in config.__slots__}
@@ -163,11 +182,12 @@ _FORMS: dict[Kind, tuple[Callable[..., Any], Callable[..., None], Callable[[Any]
     "encoder": (load_encoder, _save_encoder, _sizes),
     "identity": (load_identity, save_identity, lambda network: {"embedding_dim": network.embedding_dim}),
     "clip": (
-        load_clip,
+        _load_clip,
         save_clip,
         lambda network: {
             "embedding_dim": network.embedding_dim,
             "input_resolution": network.input_resolution,
+            "activation": network.activation,
         },
     ),
     "mapper": (load_mapper, save_mapper, _sizes),
@@ -175,7 +195,10 @@ _FORMS: dict[Kind, tuple[Callable[..., Any], Callable[..., None], Callable[[Any]
 }
 
 
-def _unknown(path: str | Path) -> CheckpointError:
+def _unknown(path: str | Path, names: list[str] | None = None) -> CheckpointError:
+    what, remedy = describe_other(names or [])
+    if what:
+        return CheckpointError(f"{path} is {what}, which is used as it is, not converted; {remedy}")
     return CheckpointError(
         f"{path} holds none of {', '.join(KINDS)} that is known; say which (--kind) or give another file"
     )

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from styleclip_core.descent import Progress, chunks, cosine_fall, evaluate, only
@@ -267,9 +266,7 @@ def published_embedding(clip: ClipModel) -> Embedding:
     def embed(image: Tensor) -> Tensor:
         square = pad_square(image)
         weights = _box_filter(square.shape[-1], clip.input_resolution).to(square)  # [R, H]
-        pixels = weights @ square @ weights.T
-        model = clip.model
-        return F.normalize(model.encode_image(pixels.to(model.dtype)).float(), dim=1)  # type: ignore[operator, arg-type]
+        return clip.embed_pixels(weights @ square @ weights.T)
 
     return embed
 

@@ -24,10 +24,15 @@ def write_small_networks(folder: Path) -> dict[str, str]:
     torch.manual_seed(0)
     config = GeneratorConfig(16, 8, 8, mapping_layers=2, channel_base=64, channel_max=6)
     save_generator(Generator(config).eval(), Path(found["generator"]))
-    torch.save(CLIP(16, 32, (1, 1, 1, 1), 8, None, 77, 49408, 64, 1, 1).state_dict(), found["clip"])
+    write_clip(CLIP(16, 32, (1, 1, 1, 1), 8, None, 77, 49408, 64, 1, 1), found["clip"])
     encoder = Encoder(EncoderConfig(16, 6, 8, widths=(4, 4, 4, 4), hidden=8)).eval()
     save_encoder(encoder, Path(found["encoder"]))
     return found
+
+
+def write_clip(network: torch.nn.Module, path: Path | str) -> None:
+    """Write a CLIP of OpenAI's architecture as a file that states its activation."""
+    torch.save({"state_dict": network.state_dict(), "activation": "quickgelu"}, path)
 
 
 def write_small_judges(folder: Path) -> dict[str, str]:

@@ -143,7 +143,7 @@ def train(build: Path) -> Path:
         optimizer.step()
         run.loss = loss.item()
     path = build / "clip.pt"
-    torch.save(openai_state(towers), path)
+    torch.save({"state_dict": openai_state(towers), "activation": "quickgelu"}, path)
     return path
 
 

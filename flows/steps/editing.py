@@ -51,8 +51,9 @@ _Made = TypeVar("_Made")
 
 def check_edits(run: Run, variants: list[EditVariant]) -> None:
     """Refuse prompts and layers that cannot work, before hours of work; warn of other languages."""
-    warn_of_languages(prompt for step in distinct_steps(variants) for prompt in (step.neutral, step.target))
-    wanted = [step for step in distinct_steps(variants) if step.method == "global"]
+    steps = distinct_steps(variants)
+    warn_of_languages(run, (prompt for step in steps for prompt in (step.neutral, step.target)))
+    wanted = [step for step in steps if step.method == "global"]
     checks = dict(zip(wanted, check_edit.map(unmapped(run), wanted), strict=True)) if wanted else {}
     _for_each(checks, _names(variants), lambda step: checks[step].result())
 
@@ -262,6 +263,6 @@ def train(run: Run, targets: list[str], settings: MapperTraining) -> list[Mapper
             "give --identity or set --identity-weight 0"
         )
 
-    warn_of_languages(targets)
+    warn_of_languages(run, targets)
     planned = [mappers.plan(run, target, settings) for target in targets]
     return [engine.run(mappers.train_mapper, run, each) for each in planned]

@@ -451,6 +451,16 @@ def read_header(path: str | Path) -> dict[str, str]:
         return metadata
 
 
+def read_names(path: str | Path) -> list[str]:
+    """Read the names of a safetensors file's tensors alone.
+
+    Raises:
+        CheckpointError: If the file is missing or damaged.
+    """
+    with guarded(path), _open_safetensors(path) as file:
+        return list(file.keys())
+
+
 @contextlib.contextmanager
 def _open_safetensors(path: str | Path) -> Iterator[Any]:
     with _open_file(path):  # the library would wait for a pipe

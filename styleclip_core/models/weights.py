@@ -67,6 +67,7 @@ def save_network(
     config: Mapping[str, object] | None = None,
     *,
     half: bool = False,
+    extra: Mapping[str, str] | None = None,
 ) -> None:
     """Write a network as safetensors.
 
@@ -76,13 +77,14 @@ def save_network(
         form: Name of the format, which the loader looks for.
         config: What fixes the architecture, where the shapes do not.
         half: Whether the weights are rounded to float16.
+        extra: What else the header says.
     """
     state = network.state_dict()
     if half:
         state = {name: each.half() if each.is_floating_point() else each for name, each in state.items()}
 
     # the header is what makes a file ours: tensors alone say neither what they are nor how they fit
-    header = {"format": form}
+    header = {"format": form, **(extra or {})}
     if config is not None:
         header["config"] = json.dumps(config)
     write_state(path, state, header)

@@ -19,6 +19,7 @@ import torch
 from styleclip_core import exchange
 from styleclip_core.convert import Conversion, Kind, convert
 from styleclip_core.files.checkpoint import file_sha256
+from styleclip_core.models.clip_names import parse_clip
 from styleclip_core.models.psp import Kind as EncoderKind
 from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.sampling import measure_statistics
@@ -49,7 +50,10 @@ def convert_weights(
     source: str, target: str, *, kind: Kind | None = None, encoder_kind: EncoderKind | None = None
 ) -> Conversion:
     """Convert a weights file from one URI to another; see ``styleclip_core.convert``."""
-    path = models.local_weights(source)
+    said = parse_clip(source)
+    path: str | Path = models.local_weights(said.place or source)
+    if said.activation:
+        path = said.at(str(path)).given
     if is_local(target):
         return convert(path, local_path(target), kind=kind, encoder_kind=encoder_kind)
 

@@ -81,6 +81,7 @@ class DiagnosisRef(BaseModel):
     channels: str = ""
     correlations: str = ""
     pictures: str = ""
+    multilingual: bool = False
 
 
 @unit_of_work("diagnose-prompts")
@@ -94,7 +95,7 @@ def diagnose_prompts(run: Run, variants: list[StepVariant], table: TableRef) -> 
         run.hashes.generator, run.hashes.clip,
     )  # fmt: skip
 
-    found = _reference(recipe.folder(run.workspace, "diagnostics"))
+    found = _reference(run, recipe)
     if exists(found.pictures):  # the last to be written
         return found
 
@@ -139,7 +140,7 @@ def diagnose_edits(run: Run, edits: list[PreparedEdit]) -> DiagnosisRef:
         run.hashes.generator, run.hashes.clip,
     )  # fmt: skip
 
-    found = _reference(recipe.folder(run.workspace, "diagnostics"), pictures=False)
+    found = _reference(run, recipe, pictures=False)
     if is_complete(found.correlations):  # the last to be written
         return found
 
@@ -267,16 +268,18 @@ def overview(found: DiagnosisRef) -> tuple[list[str], list[list[str]]]:
 
 def markdown(found: DiagnosisRef) -> str:
     """Return a diagnosis as Markdown, for Prefect's UI."""
-    near = [f"- {code(line)}" for line in (*foreign(found.prompts), *warnings(found.correlations))]
+    near = [f"- {code(line)}" for line in (*foreign(found), *warnings(found.correlations))]
     return "\n".join([*markdown_table(*overview(found)), "", *near, "", f"Tables: {code(found.folder)}"])
 
 
 _NAMED = ("neutral", "target", "templates", "method")
 
 
-def foreign(uri: str) -> list[str]:
-    """Return a line for every prompt of a table of prompts that seems not to be English."""
-    table = read_table(uri, columns=["neutral", "target"])
+def foreign(found: DiagnosisRef) -> list[str]:
+    """Return a line for every prompt of a diagnosis that seems not to be English, if CLIP reads no other."""
+    if found.multilingual:
+        return []
+    table = read_table(found.prompts, columns=["neutral", "target"])
     return language_warnings([*table["neutral"].to_pylist(), *table["target"].to_pylist()])
 
 
@@ -309,11 +312,13 @@ def channel_strips(title: str, ranked: Sequence[Channel], std: Tensor, generator
     ]
 
 
-def _reference(folder: str, *, pictures: bool = True) -> DiagnosisRef:
+def _reference(run: Run, recipe: Recipe, *, pictures: bool = True) -> DiagnosisRef:
+    folder = recipe.folder(run.workspace, "diagnostics")
     places = {name: join(folder, f"{name}.parquet") for name in ("prompts", "correlations")}
     if pictures:
         places |= {"channels": join(folder, "channels.parquet"), "pictures": join(folder, "channels.png")}
-    return DiagnosisRef(folder=folder, **places)
+    multilingual = bool(run.models.clip) and run.clip.multilingual
+    return DiagnosisRef(folder=folder, **places, multilingual=multilingual)
 
 
 def _write(uri: str, rows: list[Row], schema: pa.Schema, made: Provenance) -> None:

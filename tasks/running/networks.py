@@ -7,12 +7,9 @@ does not change it.
 
 from __future__ import annotations
 
-import hashlib
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -25,20 +22,15 @@ from styleclip_core import (
     load_mapper,
     load_perceptual,
 )
-from styleclip_core.errors import CheckpointError
+from styleclip_core.models.clip_names import clip_place, parse_clip
 from styleclip_core.models.mtcnn import DetectionSettings, load_face_detector
 from tasks.artifacts import ChangedInputError
 from tasks.running.overlap import compute_slots, cores
-from tasks.settings import Execution, is_clip_name
-from tasks.storage import (
-    StorageError,
-    StoreFullError,
-    copy_to_local,
-    here,
-    is_local,
-    local_path,
-    version,
-)
+from tasks.running.weights import cache_folder as cache_folder
+from tasks.running.weights import clip_version, local_clip
+from tasks.running.weights import local_weights as local_weights
+from tasks.settings import Execution
+from tasks.storage import version
 
 _lock = threading.Lock()
 
@@ -61,7 +53,7 @@ class Wanted:
 
     Attributes:
         kind: What it is for: generator, clip, encoder, identity, perceptual, mapper or detector.
-        uri: Where its weights lie; for a published CLIP, its name.
+        uri: Where its weights lie; for a CLIP any spelling of ``clip_names``.
         device: Where it computes.
         expected: Content hash that its user's results are named after; empty where what is found names them.
         min_score: Of a face detector, the lowest score of a face.
@@ -80,13 +72,15 @@ class Wanted:
         return self.kind, self.uri, place, self.min_score
 
     @property
-    def is_file(self) -> bool:
-        """Return whether it is given as a file, not by the name of a published CLIP."""
-        return self.kind != "clip" or not is_clip_name(self.uri)
+    def place(self) -> str:
+        """Return where its file or folder lies; nothing for the name of a published CLIP."""
+        return clip_place(self.uri) if self.kind == "clip" else self.uri
 
     def version(self) -> str:
         """Return what changes when the file is replaced."""
-        return version(self.uri) if self.is_file else ""
+        if not self.place:
+            return ""
+        return clip_version(self.place) if self.kind == "clip" else version(self.place)
 
 
 @dataclass(frozen=True)
@@ -96,11 +90,6 @@ class _Kept:
 
 
 _loaded: dict[tuple[str, str, str, float], _Kept] = {}
-
-
-def cache_folder() -> Path:
-    """Return where downloads are kept: ``STYLECLIP_CACHE``, or ``~/.cache/styleclip``."""
-    return Path(os.environ.get("STYLECLIP_CACHE") or Path.home() / ".cache" / "styleclip").expanduser()
 
 
 def any_device() -> str:
@@ -155,8 +144,8 @@ def load(wanted: Wanted) -> Network:
 
 
 def _read(wanted: Wanted) -> _Kept:
-    if not wanted.is_file:
-        return _Kept(load_clip(wanted.uri, device=wanted.device), "")
+    if wanted.kind == "clip":
+        return _read_clip(wanted)
 
     # the version first: of a file that is replaced meanwhile, the next look sees another one
     path, found = local_weights(wanted.uri), wanted.version()
@@ -166,47 +155,16 @@ def _read(wanted: Wanted) -> _Kept:
     return _Kept(_LOADERS[wanted.kind](path, device=wanted.device), found)
 
 
+def _read_clip(wanted: Wanted) -> _Kept:
+    chosen = parse_clip(wanted.uri)
+    local, found = str(local_clip(wanted.place)) if wanted.place else "", wanted.version()
+    given = chosen.at(local).given if local else wanted.uri
+
+    # nobody reads a warning of a batch: what a file does not say is said by who runs it
+    return _Kept(load_clip(given, device=wanted.device, assume=None), found)
+
+
 _LOADERS: dict[str, Callable[..., Network]] = {
-    "generator": load_generator, "clip": load_clip, "encoder": load_encoder, "identity": load_identity,
+    "generator": load_generator, "encoder": load_encoder, "identity": load_identity,
     "perceptual": load_perceptual, "mapper": load_mapper,
 }  # fmt: skip
-
-
-def local_weights(uri: str) -> Path:
-    """Return a local path of a weights file, copied into the cache if it lies elsewhere.
-
-    Raises:
-        CheckpointError: If there is no such file.
-        StorageError: If it cannot be read.
-    """
-    if is_local(uri):
-        path = local_path(uri)
-        if not path.is_file():
-            raise CheckpointError(
-                f"no weights at {path}; give the path or URI of a file that exists where the run is executed "
-                f"({here()})"
-            )
-        return path
-
-    # its version is part of the name, so that a file that is replaced is copied anew
-    digest = hashlib.sha256(f"{uri}\n{version(uri)}".encode()).hexdigest()[:32]
-    path = cache_folder() / f"{digest}{Path(uri).suffix}"
-    if not path.exists():
-        _keep(uri, path)
-    return path
-
-
-def _keep(uri: str, path: Path) -> None:
-    """Copy weights into the cache; what is wrong with the cache must not look like a fault of the store."""
-    try:
-        copy_to_local(uri, path)
-    except StoreFullError as error:
-        raise StoreFullError(
-            f"cannot keep {uri} in the cache {path.parent}: no space is left on its disk; make room there, "
-            "or set STYLECLIP_CACHE to a folder on another disk, then press Retry"
-        ) from error
-    except OSError as error:
-        raise StorageError(
-            f"cannot use the cache {path.parent}: {error.strerror or error}; set STYLECLIP_CACHE to a folder "
-            "that can be written"
-        ) from error

@@ -123,6 +123,12 @@ def identify_models(chosen: Networks, device: str) -> ModelHashes:
     return ModelHashes(**found)
 
 
+@unit_of_work("is-multilingual")
+def is_multilingual(run: Run) -> bool:
+    """Return whether the CLIP of a run was trained on texts of many languages."""
+    return bool(run.models.clip) and run.clip.multilingual
+
+
 def run_here(chosen: Models | Judges | Networks, workspace: str = "", out: str = "") -> Run:
     """Return a run whose work is called in this process on the CPU, without a flow."""
     networks = chosen if isinstance(chosen, Networks) else Networks.of(chosen)

@@ -37,4 +37,3 @@ from tasks.settings.uris import Prompt as Prompt
 from tasks.settings.uris import TemplateSet as TemplateSet
 from tasks.settings.uris import Uri as Uri
 from tasks.settings.uris import UriOrNone as UriOrNone
-from tasks.settings.uris import is_clip_name as is_clip_name

@@ -118,7 +118,10 @@ class Models(Settings):
     generator: Uri = Field(
         description="URI of the StyleGAN2 weights (.safetensors, NVIDIA's .pkl, rosinality's .pt)"
     )
-    clip: Clip = Field("ViT-B/32", description="CLIP name, or URI of its weights")
+    clip: Clip = Field(
+        "ViT-B/32",
+        description="CLIP name (ViT-B/32, open_clip:ARCH/TAG, hf-hub:ORG/NAME), or URI of weights",
+    )
     encoder: UriOrNone = Field(
         None, description="URI of the encoder (ours, e4e or pSp); none starts at the average w"
     )

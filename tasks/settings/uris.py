@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, TypeVar
 from zoneinfo import available_timezones
 
 from pydantic import AfterValidator, BeforeValidator, GetCoreSchemaHandler, WithJsonSchema
 
+from styleclip_core.errors import CheckpointError
+from styleclip_core.models.clip_names import PREFIXES, clip_place, parse_clip
 from styleclip_core.templates import TEMPLATE_SETS
-
-# What names a weights file and not a network that is published under a name (``ViT-B/32``).
-_FILE = r"[./~]|[A-Za-z][A-Za-z0-9+.-]*:|.*\.(?:pt|pth|safetensors)$|.*[=?;@#]"
-
 
 _Group = TypeVar("_Group")
 
@@ -30,11 +27,6 @@ class _UsualIfNone:
 OrUsual = Annotated[_Group, _UsualIfNone()]
 
 
-def is_clip_name(given: str) -> bool:
-    """Return whether a CLIP is given by its published name, not as a file."""
-    return not re.match(_FILE, given)
-
-
 def _place(given: str) -> str:
     from tasks.storage import canonical  # takes a second, and `styleclip --help` has no use for it
 
@@ -46,7 +38,11 @@ def _place_or_empty(given: str) -> str:
 
 
 def _clip(given: str) -> str:
-    return given if is_clip_name(given) else _place(given)
+    try:
+        place = clip_place(given)
+        return parse_clip(given).at(_place(place)).given if place else given
+    except CheckpointError as error:
+        raise ValueError(str(error)) from error
 
 
 class _PlaceSchema:
@@ -56,16 +52,19 @@ class _PlaceSchema:
     says so.
     """
 
+    def __init__(self, prefixes: str = "") -> None:
+        self._prefixes = prefixes
+
     def __get_pydantic_json_schema__(self, _core: Any, _handler: Any) -> dict[str, Any]:  # noqa: ANN401
         from tasks.storage import NO_PLACE
 
-        return {"type": "string", "pattern": f"^(?!{NO_PLACE})"}
+        return {"type": "string", "pattern": f"^(?!{self._prefixes}(?:{NO_PLACE}))"}
 
 
 OptionalUri = Annotated[str, AfterValidator(_place_or_empty), _PlaceSchema()]
 UriOrNone = Annotated[OptionalUri | None, BeforeValidator(lambda given: given or None)]  # a form sends ""
 Uri = Annotated[str, AfterValidator(_place), _PlaceSchema()]
-Clip = Annotated[str, AfterValidator(_clip), _PlaceSchema()]
+Clip = Annotated[str, AfterValidator(_clip), _PlaceSchema(f"{PREFIXES}?")]
 
 
 def _not_blank(text: str) -> str:

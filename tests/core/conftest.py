@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from styleclip_core.models.stylegan2 import Generator, GeneratorConfig
+from tests.small_networks import write_clip
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 sys.path[:0] = [str(GOLDEN), str(Path(__file__).parent)]
@@ -93,7 +94,7 @@ def tiny_clip_path(tmp_path_factory) -> Path:
     torch.manual_seed(3)
     model = CLIP(16, 32, (1, 1, 1, 1), 8, None, 77, 49408, 64, 1, 1)
     path = tmp_path_factory.mktemp("clip") / "tiny.pt"
-    torch.save(model.state_dict(), path)
+    write_clip(model, path)
     return path
 
 
@@ -107,7 +108,7 @@ def any_clip_path(request, tiny_clip_path, tmp_path_factory) -> Path:
     torch.manual_seed(4)
     model = CLIP(24, 64, (1, 1, 1, 1), 8, None, 77, 49408, 64, 1, 1)
     path = tmp_path_factory.mktemp("clip") / "residual.pt"
-    torch.save(model.state_dict(), path)
+    write_clip(model, path)
     return path
 
 

@@ -127,6 +127,7 @@ def _examine():
 
     readers = loaders()
     warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", message=".*which activation it was trained with")  # bare files of CLIPs
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # where a program that runs would leave its mark
         for index, (content, kind) in enumerate(valid_files().values()):  # everything is imported now

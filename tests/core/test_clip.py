@@ -5,6 +5,7 @@ Measured before normalization, over the sizes below and images of noise, hard ed
 bar is 2 / 255. Pillow 13 turns the order round for some tall images, so those are not compared with it.
 """
 
+import hashlib
 import re
 import urllib.error
 
@@ -18,7 +19,11 @@ from PIL import Image
 from styleclip_core import load_clip
 from styleclip_core.errors import CheckpointError, PromptError
 from styleclip_core.images import from_uint8
+from styleclip_core.models import clip_openai
 from styleclip_core.models.clip import fold_batch_norm, save_clip
+from styleclip_core.models.clip_files import read_clip_file
+from styleclip_core.models.clip_names import OPENAI_NAMES, parse_clip
+from styleclip_core.models.clip_openai import AssumedActivationWarning
 from styleclip_core.prompts import embed_prompt, text_direction
 from styleclip_core.templates import TEMPLATE_SETS
 
@@ -164,7 +169,7 @@ def test_a_torchscript_archive_is_read_for_its_tensors_alone(any_clip_path, tmp_
 
 def test_both_towers_load_from_plain_state_dicts_and_safetensors(any_clip_path, tmp_path):
     loaded = load_clip(any_clip_path)
-    width = torch.load(any_clip_path, weights_only=True)["text_projection"].shape[1]
+    width = torch.load(any_clip_path, weights_only=True)["state_dict"]["text_projection"].shape[1]
     assert loaded.embedding_dim == width == loaded.embed_text(["a"]).shape[1]
     image = torch.rand(2, 3, 40, 40) * 2 - 1
     embedded = loaded.embed_images(image)
@@ -177,7 +182,7 @@ def test_both_towers_load_from_plain_state_dicts_and_safetensors(any_clip_path, 
 
 
 def test_float32_weights_stay_float32(tiny_clip_path):
-    state = torch.load(tiny_clip_path, weights_only=True)
+    state = torch.load(tiny_clip_path, weights_only=True)["state_dict"]
     loaded = load_clip(tiny_clip_path).model.state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in state.items())
 
@@ -186,6 +191,7 @@ def test_all_nine_published_names_are_known():
     assert set(clip.available_models()) == {
         "RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px",
     }  # fmt: skip
+    assert set(OPENAI_NAMES) == set(clip.available_models())
 
 
 @pytest.mark.parametrize(
@@ -202,7 +208,7 @@ def test_a_download_that_fails_says_what_to_do(monkeypatch, error):
 
 @pytest.mark.parametrize("change", [{"logit_bias": torch.zeros(1)}, {"text_projection": torch.tensor(1.0)}])
 def test_weights_of_another_architecture_are_refused(tmp_path, tiny_clip_path, change):
-    state = torch.load(tiny_clip_path, weights_only=True)
+    state = torch.load(tiny_clip_path, weights_only=True)["state_dict"]
     torch.save(state | change, tmp_path / "odd.pt")
     with pytest.raises(CheckpointError, match=r"odd\.pt is no CLIP of OpenAI's architecture"):
         load_clip(tmp_path / "odd.pt")
@@ -221,3 +227,149 @@ def test_folding_batch_norm_leaves_the_embedding(any_clip_path):
     folded = fold_batch_norm(tower)
     torch.testing.assert_close(folded(pixels), tower(pixels), atol=1e-5, rtol=1e-4)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+
+
+@pytest.fixture
+def bare(tiny_clip_path, tmp_path):
+    """A state dict of OpenAI's shape that says nothing of its activation."""
+    state = torch.load(tiny_clip_path, weights_only=True)["state_dict"]
+    torch.save(state, tmp_path / "bare.pt")
+    return tmp_path / "bare.pt"
+
+
+def test_an_activation_that_a_file_does_not_state_is_assumed_with_a_warning_or_refused(bare, tiny_clip_path):
+    with pytest.warns(AssumedActivationWarning, match=r"bare\.pt does not say .*; quickgelu is assumed"):
+        assumed = load_clip(bare)
+    with pytest.raises(
+        CheckpointError, match=r"bare\.pt does not say .*LAION's and DataComp's with GELU.*quickgelu@PATH"
+    ):
+        load_clip(bare, assume=None)
+    texts = ["a face", "a hat"]
+    said = load_clip(f"quickgelu@{bare}", assume=None)
+    assert torch.equal(said.embed_text(texts), assumed.embed_text(texts))
+    assert torch.equal(said.embed_text(texts), load_clip(tiny_clip_path, assume=None).embed_text(texts))
+    assert not torch.allclose(said.embed_text(texts), load_clip(f"gelu@{bare}").embed_text(texts), atol=1e-3)
+
+
+def test_only_openais_way_of_computing_is_named_by_the_file_alone(bare):
+    digest = hashlib.sha256(bare.read_bytes()).hexdigest()
+    assert load_clip(f"quickgelu@{bare}").fingerprint == digest
+    other = load_clip(f"gelu@{bare}").fingerprint
+    assert other != digest
+    assert len(other) == 64
+
+
+def test_what_a_file_states_is_kept_and_not_contradicted(bare, tmp_path):
+    save_clip(load_clip(f"gelu@{bare}"), tmp_path / "gelu.safetensors")
+    loaded = load_clip(tmp_path / "gelu.safetensors", assume=None)
+    assert loaded.activation == "gelu"
+    with pytest.raises(CheckpointError, match="was trained with gelu, as it says itself, not with quickgelu"):
+        load_clip(f"quickgelu@{tmp_path / 'gelu.safetensors'}")
+    torch.save(
+        {"state_dict": torch.load(bare, weights_only=True), "activation": "relu"}, tmp_path / "relu.pt"
+    )
+    with pytest.raises(
+        CheckpointError, match="states the activation 'relu', which is none of quickgelu, gelu"
+    ):
+        load_clip(tmp_path / "relu.pt")
+
+
+def test_openais_own_files_are_known_by_their_hash(bare, monkeypatch):
+    digest = hashlib.sha256(bare.read_bytes()).hexdigest()
+    monkeypatch.setitem(
+        clip.clip._MODELS, "ViT-B/32", f"https://openai.invalid/clip/models/{digest}/ViT-B-32.pt"
+    )
+    assert load_clip(bare, assume=None).activation == "quickgelu"
+    with pytest.raises(CheckpointError, match="was trained with quickgelu"):
+        load_clip(f"gelu@{bare}")
+
+
+def test_the_hashes_of_all_nine_are_read_off_their_addresses():
+    published = clip_openai._published_hashes() - clip_openai._KNOWN
+    assert len(published) == 9
+    assert all(re.fullmatch("[0-9a-f]{64}", each) for each in published)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("activation", ["quickgelu", "gelu"])
+def test_the_classes_of_an_archive_say_its_activation(bare, tmp_path, activation):
+    model = load_clip(f"{activation}@{bare}")
+    example = {"encode_image": torch.zeros(1, 3, 32, 32), "encode_text": clip.tokenize(["a"])}
+    torch.jit.save(torch.jit.trace_module(model.model, example), tmp_path / "archive.pt")
+    loaded = load_clip(tmp_path / "archive.pt", assume=None)
+    assert loaded.activation == activation
+    assert torch.equal(loaded.embed_text(["a face"]), model.embed_text(["a face"]))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"state_dict": {f"module.{name}": each for name, each in state.items()}, "epoch": 1},
+        lambda state: {"model": {f"module.{name}": each for name, each in state.items()}},
+        lambda state: {"epoch": 2, "model": {"state_dict": state}},
+        lambda state: {f"_orig_mod.module.{name}": each for name, each in state.items()},
+        lambda state: {"model_state_dict": {f"clip_model.{name}": each for name, each in state.items()}},
+    ],
+)  # fmt: skip
+def test_checkpoints_of_trainings_are_unwrapped(bare, tmp_path, wrap):
+    state = torch.load(bare, weights_only=True)
+    torch.save(wrap(state), tmp_path / "training.pt")
+    found = read_clip_file(tmp_path / "training.pt").state
+    assert all(torch.equal(found[name], each) for name, each in state.items())
+    assert set(found) == set(state)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["visual.trunk.a", "text.b", "logit_bias"], "it is a SigLIP; .*open_clip:ARCHITECTURE@"),
+        (["vision_model.a", "text_model.b", "logit_bias"], "a SigLIP as transformers stores it"),
+        (["vision_model.a", "text_model.b"], "a CLIP as transformers stores it; give the folder with its"),
+        (["image_encoder.model.a", "text_encoder.b"], "a MobileCLIP .*; write open_clip:MobileCLIP"),
+        (["visual.conv1.weight", "visual.proj"], "an image tower alone; give a file of both towers"),
+        (["token_embedding.weight", "positional_embedding"], "a text tower alone"),
+        (["visual.a", "text.transformer.embeddings.b"], "a CLIP with a text tower of its own"),
+        (["visual.a", "text.b", "text_decoder.c"], "a model that writes captions"),
+    ],
+)  # fmt: skip
+def test_what_a_file_is_and_what_takes_it_is_said(tmp_path, names, message):
+    torch.save({name: torch.zeros(2, 2) for name in names}, tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match=rf"other\.pt is no CLIP of OpenAI's architecture: .*{message}"):
+        load_clip(tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n",
+            "Git LFS pointer; fetch the file it names",
+        ),
+        (b"<!DOCTYPE html><html>", "a web page, as download sites send instead of a file"),
+    ],
+)
+def test_what_is_no_file_of_weights_is_said(tmp_path, content, message):
+    (tmp_path / "clip.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        load_clip(tmp_path / "clip.pt")
+
+
+def test_heads_and_contexts_that_openais_do_not_have_are_refused(bare, tmp_path):
+    state = torch.load(bare, weights_only=True)
+    torch.save(state | {"visual.conv1.weight": torch.zeros(1280, 3, 14, 14)}, tmp_path / "huge.pt")
+    with pytest.raises(CheckpointError, match=r"a ViT-H-14, whose heads .*open_clip:ViT-H-14-quickgelu@"):
+        load_clip(f"quickgelu@{tmp_path / 'huge.pt'}")
+    torch.save(state | {"positional_embedding": torch.zeros(248, 64)}, tmp_path / "long.pt")
+    with pytest.raises(CheckpointError, match=r"reads texts of 248 tokens, OpenAI's CLIPs read 77"):
+        load_clip(f"quickgelu@{tmp_path / 'long.pt'}")
+
+
+def test_spellings_keep_their_parts_when_weights_move():
+    chosen = parse_clip("open_clip:ViT-B-32@s3://models/own@2.pt")
+    assert (chosen.architecture, chosen.place) == ("ViT-B-32", "s3://models/own@2.pt")
+    assert chosen.at("/cache/1.pt").given == "open_clip:ViT-B-32@/cache/1.pt"
+    assert parse_clip("gelu@./a.pt").activation == "gelu"
+    hub = parse_clip("hf-hub:timm/ViT-B-16-SigLIP@main")
+    assert (hub.repository, hub.revision) == ("timm/ViT-B-16-SigLIP", "main")

@@ -59,12 +59,10 @@ KEYS = ["a.png", "b.png", "c.png"]
 def scaled(content: bytes) -> bytes:
     """Return other weights of the same architecture: every number a tenth larger."""
     if content[:2] == b"PK":
-        state = torch.load(io.BytesIO(content), weights_only=True)
-        buffer = io.BytesIO()
-        torch.save(
-            {name: value * 1.1 if value.is_floating_point() else value for name, value in state.items()},
-            buffer,
-        )
+        held = torch.load(io.BytesIO(content), weights_only=True)
+        state, buffer = held.get("state_dict", held), io.BytesIO()
+        larger = {name: value * 1.1 if value.is_floating_point() else value for name, value in state.items()}
+        torch.save({**held, "state_dict": larger} if "state_dict" in held else larger, buffer)
         return buffer.getvalue()
     return _scaled_safetensors(content)
 

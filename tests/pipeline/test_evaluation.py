@@ -28,6 +28,7 @@ from tasks.settings import Comparison, Execution, Judges, Models, SettingsError
 from tasks.settings.edits import Edit
 from tasks.storage import MissingObjectError, StorageError
 from tests.pipeline.test_flows import encoded, files_of, portrait, run
+from tests.small_networks import write_clip
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 ATTRIBUTES = [
@@ -56,7 +57,7 @@ def judges(tmp_path_factory) -> Judges:
 
     folder = tmp_path_factory.mktemp("judges")
     torch.manual_seed(7)
-    torch.save(CLIP(12, 32, (1, 1, 1, 1), 8, None, 77, 49408, 64, 1, 1).state_dict(), folder / "clip.pt")
+    write_clip(CLIP(12, 32, (1, 1, 1, 1), 8, None, 77, 49408, 64, 1, 1), folder / "clip.pt")
     network = CompactIdentity(IdentityConfig(16, (4, 6), 10, 5)).eval()
     save_identity(network, folder / "identity.safetensors")
     return Judges(clip=str(folder / "clip.pt"), identity=str(folder / "identity.safetensors"))

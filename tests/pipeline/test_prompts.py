@@ -21,7 +21,7 @@ from styleclip_core.errors import LayoutMismatchError
 from styleclip_core.prompts import text_direction
 from tasks.evaluation.attributes import AttributePrompts
 from tasks.inspection.pictures import Strip, draw_strips
-from tasks.inspection.prompts import BETAS, PROMPTS_SCHEMA, foreign, markdown, warnings
+from tasks.inspection.prompts import BETAS, PROMPTS_SCHEMA, DiagnosisRef, foreign, markdown, warnings
 from tasks.running.shown import markdown_table
 from tasks.settings import Models, Optimization, Relevance, Sampling, SettingsError
 from tasks.settings.edits import Edit
@@ -102,7 +102,9 @@ def test_prompts_that_coincide_are_warned_of(inspected):
 def test_prompts_in_another_language_are_warned_of(tmp_path):
     table = pa.Table.from_pylist([{"neutral": "Haare", "target": "graue Haare"}] * 2, PROMPTS_SCHEMA)
     pq.write_table(table, tmp_path / "prompts.parquet")
-    (line,) = foreign(str(tmp_path / "prompts.parquet"))
+    found = DiagnosisRef(folder=str(tmp_path), prompts=str(tmp_path / "prompts.parquet"))
+    (line,) = foreign(found)
+    assert not foreign(found.model_copy(update={"multilingual": True}))
     assert line.startswith("'graue Haare' seems to be in another language than English")
 
 

@@ -54,8 +54,9 @@ def replace(uri: str) -> bytes:
     """Put other weights of the same architecture in place of a file, and forget what is loaded of it."""
     before, changed = Path(uri).read_bytes(), bytearray(Path(uri).read_bytes())
     if uri.endswith(".pt"):
-        state = torch.load(uri, weights_only=True)
-        torch.save({name: value * 1.01 for name, value in state.items()}, uri)
+        held = torch.load(uri, weights_only=True)
+        larger = {name: value * 1.01 for name, value in held["state_dict"].items()}
+        torch.save({**held, "state_dict": larger}, uri)
     else:
         changed[-2] ^= 1  # a bit of the last number
         Path(uri).write_bytes(changed)

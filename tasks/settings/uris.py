@@ -6,8 +6,9 @@ import re
 from typing import Annotated, Any, TypeVar
 from zoneinfo import available_timezones
 
-from pydantic import AfterValidator, BeforeValidator, GetCoreSchemaHandler, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandler, WithJsonSchema
 
+from styleclip_core.options import LARGEST
 from styleclip_core.templates import TEMPLATE_SETS
 
 # What names a weights file and not a network that is published under a name (``ViT-B/32``).
@@ -96,6 +97,7 @@ def _known_time_zone(name: str) -> str:
     return name
 
 
+PricePerHour = Annotated[float, Field(ge=0, le=LARGEST)]
 TimeZone = Annotated[
     str,
     AfterValidator(_known_time_zone),

@@ -254,6 +254,8 @@ def test_the_parameter_of_the_form_makes_a_dry_run_whose_report_says_time_and_co
     seen = state.result().forecast
     assert seen.cost.middle == pytest.approx(seen.seconds.middle * 0.001)
 
+    with get_client(sync_client=True) as client:
+        assert client.read_flow_run(created.id).name.startswith("dry run: invert ")
     text = report_of(created.id, "invert-images-report")
     assert "A dry run: nothing was computed or written" in text
     assert "| invert-images | images | 0 | 1 |" in text

@@ -1,7 +1,7 @@
 """Work that no run has measured yet, done on a sample in a temporary folder, of which nothing is kept.
 
-A probe comes first, with few images and few steps. Where the whole sample would take longer than people wait
-for an answer, the probe is what there is, and is taken to grow with the number of steps.
+Probes come first, with few images and few steps. Where the whole sample would take longer than people wait
+for an answer, they are what there is, and a line through them says what more steps take.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from tasks.settings.edits import EditVariant, StepVariant
 from tasks.storage import join
 
 _PATIENCE = 20.0  # seconds that a whole sample may take; what is expected to take longer is only probed
-_PROBE_IMAGES, _PROBE_STEPS = 2, 4
+_PROBE_IMAGES, _PROBE_STEPS, _MANY_STEPS = 4, (2, 8), 10
 _IMAGES = 16  # of a shard, at most
 _CHANNELS, _CODES, _STATISTICS = 4, 8, 1000
 _TRAINING, _VALIDATION = 6, 16  # steps and codes
@@ -102,16 +102,42 @@ def images(
     one_of_each = list({shards.about(plan.prepared.variant): plan for plan in plans}.values())
     steps = max([0, *_steps_of(planned.settings, one_of_each)])
 
-    # the first pass warms up too: what it takes is too long rather than too short
-    probe = _pass(
-        run, flow, listed, chosen, planned, one_of_each, _PROBE_IMAGES, steps and _PROBE_STEPS / steps
-    )
-    whole = (
-        sum(each.seconds / each.units for each in probe if each.kind in ("invert", "edit", "draw")) * _IMAGES
-    )
-    if whole > _PATIENCE:
-        return probe
-    return _pass(run, flow, listed, chosen, planned, one_of_each, _IMAGES, 1.0)
+    def measure(count: int, fraction: float) -> list[_Measured]:
+        return _pass(run, flow, listed, chosen, planned, one_of_each, count, fraction)
+
+    # the first pass warms up; where there are many steps, two more say what a step takes
+    found = measure(_PROBE_IMAGES, 1 / max(1, steps))
+    if steps > _MANY_STEPS:
+        few, more = (measure(_PROBE_IMAGES, count / steps) for count in _PROBE_STEPS)
+        found = _extended(few, more)
+    spent = [each.spent for each in found]
+    whole = sum(each.seconds / each.units for each in spent if each.kind in ("invert", "edit", "draw"))
+    slow = whole * _IMAGES > _PATIENCE
+    if steps > _MANY_STEPS and slow:
+        return spent
+    return [each.spent for each in measure(_PROBE_IMAGES if slow else _IMAGES, 1.0)]
+
+
+def _extended(few: Sequence[_Measured], more: Sequence[_Measured]) -> list[_Measured]:
+    """Return what all steps take, of what a few and some more of them took: a line through both."""
+    known = {each.spent.key: each for each in few}
+    found = []
+    for each in more:
+        other, seconds = known.get(each.spent.key), each.spent.seconds
+        if other and other.times > each.times > 1:
+            before, after = (one.spent.seconds / one.spent.units for one in (other, each))
+            slope = max(0.0, after - before) / (1 / each.times - 1 / other.times)
+            seconds += each.spent.units * slope * (1 - 1 / each.times)
+        found.append(_Measured(each.spent.model_copy(update={"seconds": seconds}), 1.0))
+    return found
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What a pass took, and how many times as many steps the whole has."""
+
+    spent: Spent
+    times: float
 
 
 def _steps_of(settings: Inversion, plans: Sequence[EditPlan]) -> list[int]:
@@ -130,10 +156,10 @@ def _pass(
     plans: Sequence[EditPlan],
     count: int,
     fraction: float,
-) -> list[Spent]:
-    """Invert and edit some images with a fraction of the steps, and return what all of them take."""
+) -> list[_Measured]:
+    """Invert and edit some images with a fraction of the steps, and return what that takes."""
     with _elsewhere(run) as there, aside(there) as sample:
-        short = _shorten(there, planned, plans, min(1.0, fraction or 1.0))
+        short = _shorten(there, planned, plans, min(1.0, fraction))
         # under a name of their own: a cut shard is none of those that runs know
         cut = [
             shard.model_copy(update={
@@ -149,13 +175,13 @@ def _pass(
         else:
             futures = [invert_shard.submit(there, short.inversion, shard) for shard in cut]
             wait_for({"invert-images": futures})
-        return [_lengthened(run, each, short) for each in sample.measured]
+        return [_whole(run, each, short) for each in sample.measured]
 
 
-def _lengthened(run: Run, spent: Spent, short: _Shortened) -> Spent:
-    """Return what was measured of a part of the steps as it would be of all, under the run's own places."""
+def _whole(run: Run, spent: Spent, short: _Shortened) -> _Measured:
+    """Return what was measured of a part of the steps under the name that all have, and the run's places."""
     kind, times = short.whole.get((spent.kind, spent.about), (spent.about, 1.0))
-    return _settled(run, spent.model_copy(update={"about": kind, "seconds": spent.seconds * times}))
+    return _Measured(_settled(run, spent.model_copy(update={"about": kind})), times)
 
 
 def _report(there: Run, flow: str, plans: list[EditPlan], index: ImageIndex) -> None:

@@ -79,7 +79,7 @@ def test_retry_of_a_run_that_failed_for_its_items_tries_them_again_and_completes
 
     # what was in the way of them has gone: the same files are readable now
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tasks.photographs.inversion.read_version", lambda uri, _etag: photograph(len(uri)))
+        patch.setattr("tasks.photographs.reading.read_version", lambda uri, _etag: photograph(len(uri)))
         second = press_retry(invert_images, first.state_details.flow_run_id, parameters)
     assert second.is_completed(), second.message
     assert second.result().steps[0].failed == 0

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from benchmarks import (
     bulk,
+    dry_run,
     fast,
     growth,
     instant,
@@ -43,6 +44,7 @@ PARTS: dict[str, tuple[str, Callable[[Options], Iterator[Section]]]] = {
     "bulk": ("editing from bucket to bucket, and what storage costs", bulk.measure),
     "pivotal": ("tuning the generator to images: PSNR, KB and what edits make of it", pivotal.measure),
     "pages": ("the page of 10,000 images: time, memory, size", report_pages.measure),
+    "dry-run": ("what dry runs say that runs take, and what these took", dry_run.measure),
     "loading": ("published files of their real sizes", loading.measure),
 }
 _GPU_PARTS = ("relevance", "limits", "fast", "instant", "sampling")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from flows import engine
+from flows.failures import refuse_failures
 from flows.run import (
     StepCounts,
     announce,
@@ -21,6 +22,7 @@ from flows.run import (
     summarize,
 )
 from flows.steps import photographs
+from tasks.artifacts.outcomes import FAILED
 from tasks.photographs import faces
 from tasks.photographs.datasets.front import locate
 from tasks.reports.summaries import failed_items
@@ -48,7 +50,7 @@ def align_faces(
     execution: OrUsual[Execution] = Execution(),
     dataset: OrUsual[DataSet] = DataSet(),
 ) -> AlignResult:
-    """Align every face of every photograph; a photograph without a face is a row, not a failed run.
+    """Align every face of every photograph; a photograph without a face is a row, and no failure.
 
     Args:
         source: Where faces come from: a detector, or landmarks.
@@ -80,5 +82,12 @@ def align_faces(
         f"{index.aside}"
     )
     places = {"table of faces": written.table, "faces": written.faces}
-    summarize("align-faces", headline, done, places, failed_items(summary.results))
+    problems = failed_items(summary.results)
+    summarize("align-faces", headline, done, places, problems)
+
+    # a photograph without a face, or a face that was left out, is no failure
+    broken = [row for row in problems if row["status"] == FAILED]
+    refuse_failures(
+        execution, "rows of photographs and faces", summary.rows, summary.failed, broken, written.table
+    )
     return AlignResult(steps=done, faces=written, passed_over=index.passed_over)

@@ -11,14 +11,19 @@ from typing import Annotated
 
 from pydantic import Field
 
-from flows.run import RunResult, announce, begin, pipeline
+from flows.dry_run import foretell, sample_table, tell
+from flows.estimates import Outlook
+from flows.run import RunResult, begin, pipeline
+from flows.steps import dry_runs
 from flows.steps import table as steps
+from tasks.running.rates import Rates
 from tasks.settings import (
     Execution,
     Models,
     Nightly,
     OptionalUri,
     OrUsual,
+    PricePerHour,
     Relevance,
     Sampling,
     SettingsError,
@@ -36,6 +41,8 @@ def build_relevance(
     add_samples: Annotated[int, Field(ge=0)] = 0,
     last_table: OptionalUri = "",
     nightly: Nightly | None = None,
+    dry_run: bool = False,
+    price_per_hour: PricePerHour = 0.0,
 ) -> RunResult:
     """Measure the CLIP direction of every style channel; finished shards are kept across runs.
 
@@ -52,6 +59,8 @@ def build_relevance(
         add_samples: Style codes per channel to measure anew and merge into the last table; 0 builds a table.
         last_table: URI of the table to add to; the largest one in the workspace if empty.
         nightly: For schedules: start the table in the first night, add samples in each later one.
+        dry_run: Say what would be computed and found done, and what it would cost; do nothing.
+        price_per_hour: What an hour of the machine costs, in your currency; 0 for no cost.
 
     Raises:
         SettingsError: If a nightly run is also told what to add, or what to add to.
@@ -59,8 +68,17 @@ def build_relevance(
     if nightly and (add_samples or last_table):
         raise SettingsError("a nightly run decides itself what to add; leave add_samples and last_table out")
 
-    run = begin(models, execution, workspace)
-    announce("build-relevance", steps.described(run, relevance, add=add_samples, nightly=nightly))
+    run = begin(models, execution, workspace, dry=dry_run)
+
+    def look(_rates: Rates) -> Outlook:
+        return dry_runs.building(run, sampling, relevance, add=add_samples, last=last_table, nightly=nightly)
+
+    if dry_run:
+        sample = sample_table(run, sampling, relevance)
+        return RunResult(forecast=tell("build-relevance", run, look, sample, price_per_hour))
+
+    plan = steps.described(run, relevance, add=add_samples, nightly=nightly)
+    foretell("build-relevance", run, plan, look, price_per_hour)
     if nightly:
         result = steps.refine_nightly(run, sampling, relevance, nightly)
     elif add_samples:

@@ -12,13 +12,20 @@ from typing import Annotated
 
 from pydantic import Field
 
-from flows.run import RunResult, StepCounts, announce, begin, check_places, counts, leaving, pipeline
+from flows.dry_run import foretell, sample_edits, tell
+from flows.estimates import Outlook
+from flows.failures import refuse_failures
+from flows.run import RunResult, StepCounts, begin, check_places, counts, leaving, pipeline
 from flows.steps import editing, photographs
+from flows.steps.dry_runs import Editing, Foreseen
+from flows.steps.looking import listing
 from flows.steps.report import partial_report, report
 from flows.steps.table import described, sample, table_for
 from tasks.directions.choosing import ChoicePlan, ChosenStrength
 from tasks.editing.plans import Chosen
 from tasks.photographs.datasets.front import locate
+from tasks.reports.batch import broken_items
+from tasks.running.rates import Rates
 from tasks.settings import (
     Choosing,
     DataSet,
@@ -28,6 +35,7 @@ from tasks.settings import (
     Models,
     OptionalUri,
     OrUsual,
+    PricePerHour,
     Relevance,
     Sampling,
     Uri,
@@ -61,6 +69,8 @@ def edit_images(
     choosing: OrUsual[Choosing] = Choosing(),
     most_variants: Annotated[int, Field(ge=1)] = MOST_VARIANTS,
     dataset: OrUsual[DataSet] = DataSet(),
+    dry_run: bool = False,
+    price_per_hour: PricePerHour = 0.0,
 ) -> RunResult:
     """Edit every image with every edit; what an earlier run finished is found and kept.
 
@@ -82,13 +92,25 @@ def edit_images(
         most_variants: Variants of every image that the edits may stand for, every strength and threshold
             counted; more are refused, so that a slip in a list of values is no month of work.
         dataset: How the data set is read, and which of its images count.
+        dry_run: Say what would be read, computed, found done and written, and what it would cost; do nothing.
+        price_per_hour: What an hour of the machine costs, in your currency; 0 for no cost.
     """
     all_variants(replace_steps(edits, stand_in), most_variants)
     # what is read may be the folder of all edits' images, though out lies above it
     located = locate(photos, dataset)
     check_places(located.swept, out=out, images=join(out, "images"))
     given = [join(table, "relevance.parquet")] if table else []
-    run = begin(models, execution, workspace, out, sources=located.swept, files=given)
+    run = begin(models, execution, workspace, out, sources=located.swept, files=given, dry=dry_run)
+    looking = Foreseen(
+        sampling=sampling, relevance=relevance, inversion=inversion, instant=instant, choosing=choosing,
+        table=table, most_variants=most_variants,
+    )  # fmt: skip
+    if dry_run:
+        with listing(run, located, execution) as (aside, listed):
+            edits, named = editing.assign_here(aside, edits, listed, most_variants)
+            seen = Editing(run, listed, edits, named, looking)
+            forecast = tell("edit-images", run, seen.outlook, sample_edits(run, seen), price_per_hour)
+        return RunResult(forecast=forecast, passed_over=listed.passed_over)
 
     # edits that name columns are known once the images are
     index = photographs.index(run, located, execution) if any(map(differs, edits)) else None
@@ -106,7 +128,13 @@ def edit_images(
         f"edits {index.rows} photographs under {photos} with {len(edits)} edits ({len(variants)} variants)"
     )
     table_too = [described(run, relevance, given=table)] if editing.needs(variants, "table") else []
-    announce("edit-images", "; ".join([f"{about}, into {out}", "inverts them", *table_too]))
+    plan = "; ".join([f"{about}, into {out}", "inverts them", *table_too])
+
+    def look(rates: Rates) -> Outlook:
+        return Editing(run, index, edits, chosen, looking, others).outlook(rates)
+
+    count = len(index.shards) * len(variants)
+    foretell("edit-images", run, plan, look, price_per_hour, shards=count)
 
     # relevance comes from a table or from gradients at sampled codes, as the edits ask for
     styles, found, done = None, None, list[StepCounts]()
@@ -144,6 +172,10 @@ def edit_images(
         done += [counts(summary) for summary in summaries[1 if choices else 0 :]]
         compared = editing.compare(run, plans, index)
 
+    written = report(run, plans, index, done, tried, sections=[said])
+    if written.failed:
+        broken = broken_items(written.manifest)
+        refuse_failures(execution, "edits", written.rows, written.failed, broken, written.manifest)
     return RunResult(
         steps=done,
         styles=styles,
@@ -151,7 +183,7 @@ def edit_images(
         latents=plans[0].inversion.folder,
         diagnosis=diagnosis,
         step_similarity=compared,
-        report=report(run, plans, index, done, tried, sections=[said]),
+        report=written,
         edits=edits,
         choices=choices,
         passed_over=index.passed_over,

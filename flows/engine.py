@@ -21,8 +21,10 @@ from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from styleclip_core.models.stylegan2 import Generator
 from tasks.running import networks as models
 from tasks.running.overlap import shards_at_once
+from tasks.running.run import Run
 from tasks.settings import Execution, SettingsError
 
 _P = ParamSpec("_P")
@@ -83,6 +85,17 @@ def pick_device(execution: Execution) -> str:
 def here(device: str) -> str:
     """Return the device that the flow's own process uses where its tasks use ``device``."""
     return "cpu" if _cluster() else device
+
+
+def has_cluster() -> bool:
+    """Return whether the tasks of this flow run are executed on other machines than the flow."""
+    return _cluster() is not None
+
+
+def generator(run: Run) -> Generator:
+    """Return the generator of a run in the flow's own process, for what it says of itself."""
+    # a flow beside a cluster has no GPU
+    return run.model_copy(update={"device": here(run.device)}).generator
 
 
 def run(task: Task[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:

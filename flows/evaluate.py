@@ -9,7 +9,19 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from flows import engine
-from flows.run import StepCounts, begin, check_places, counts, gather_items, pipeline, summarize
+from flows.failures import refuse_failures
+from flows.run import (
+    StepCounts,
+    begin,
+    check_places,
+    counts,
+    gather_items,
+    is_retry,
+    pipeline,
+    summarize,
+)
+from tasks.artifacts import read_table
+from tasks.artifacts.outcomes import OK
 from tasks.evaluation.attributes import FACES, AttributePrompts, load_attributes
 from tasks.evaluation.manifest import find_inversions, index_edits, place_of
 from tasks.evaluation.shards import EvaluationRef, evaluate_shard, plan_evaluation
@@ -65,9 +77,17 @@ def evaluate_edits(
 
     calls = [(run, planned, shard) for shard in index.shards]
     summary = gather_items("evaluate-edits", evaluate_shard, calls)
-    written = engine.run(gather_evaluation, run, planned)
+    # a Retry may have mended rows of shards that were finished, which the kept result does not know
+    gathering = gather_evaluation.with_options(refresh_cache=is_retry())
+    written = engine.run(gathering, run, planned)
 
     done = [counts(summary)]
     headline = f"{written.rows} edits scored, {written.failed} failed"
     summarize("evaluate-edits", headline, done, {"evaluation": written.folder}, sections=[markdown(written)])
+
+    # edits that have no image to score failed before, in the run that made them
+    rows = read_table(written.evaluation, ["output_key", "status", "error_type"]).to_pylist()
+    scored = [row for row in rows if row["output_key"] is not None]
+    broken = [row for row in scored if row["status"] != OK]
+    refuse_failures(execution, "edits", len(scored), len(broken), broken, written.evaluation)
     return EvaluationResult(steps=done, evaluation=written)

@@ -5,12 +5,17 @@ bucket prefix -> index in shards -> latents (a row per image, with its error if 
 
 from __future__ import annotations
 
-from flows.run import RunResult, announce, begin, counts, pipeline, summarize
-from flows.steps import photographs
+from functools import partial
+
+from flows.dry_run import foretell, sample_images, tell
+from flows.failures import refuse_failures
+from flows.run import RunResult, begin, counts, pipeline, summarize
+from flows.steps import dry_runs, photographs
+from flows.steps.looking import listing
 from tasks.photographs.datasets.front import locate
 from tasks.reports.summaries import failed_items
 from tasks.running.run import Networks
-from tasks.settings import DataSet, Execution, Inversion, Models, OrUsual, Uri
+from tasks.settings import DataSet, Execution, Inversion, Models, OrUsual, PricePerHour, Uri
 
 
 @pipeline("invert-images")
@@ -21,8 +26,10 @@ def invert_images(
     inversion: OrUsual[Inversion] = Inversion(),
     execution: OrUsual[Execution] = Execution(),
     dataset: OrUsual[DataSet] = DataSet(),
+    dry_run: bool = False,
+    price_per_hour: PricePerHour = 0.0,
 ) -> RunResult:
-    """Find the latent of every image; a broken image is a row, not a failed run.
+    """Find the latent of every image; a broken image is a row, and fails the run only with enough others.
 
     Args:
         models: Networks to use; files may lie on any storage that the worker can read.
@@ -31,17 +38,27 @@ def invert_images(
         inversion: How photographs become latents.
         execution: How the work is run; none of it changes a result.
         dataset: How the data set is read, and which of its images count.
+        dry_run: Say what would be read, computed, found done and written, and what it would cost; do nothing.
+        price_per_hour: What an hour of the machine costs, in your currency; 0 for no cost.
     """
-    located = locate(photos, dataset)
-    run = begin(Networks.of(models).without_clip(), execution, workspace, sources=located.swept)
+    located, networks = locate(photos, dataset), Networks.of(models).without_clip()
+    run = begin(networks, execution, workspace, sources=located.swept, dry=dry_run)
+    if dry_run:
+        with listing(run, located, execution) as (_, listed):
+            look = partial(dry_runs.inverting, run, listed, inversion)
+            sample = sample_images(run, listed, inversion)
+            forecast = tell("invert-images", run, look, sample, price_per_hour)
+        return RunResult(forecast=forecast, passed_over=listed.passed_over)
+
     index = photographs.index(run, located, execution)
-    announce(
-        "invert-images", f"inverts {index.rows} photographs under {photos}, in {len(index.shards)} shards"
-    )
+    plan = f"inverts {index.rows} photographs under {photos}, in {len(index.shards)} shards"
+    look = partial(dry_runs.inverting, run, index, inversion)
+    foretell("invert-images", run, plan, look, price_per_hour, shards=len(index.shards))
     planned, summary = photographs.invert(run, index, inversion)
 
     done = [counts(summary)]
     headline = f"{summary.rows} images, {summary.failed} without a latent{index.aside}"
     problems = failed_items(summary.results)
     summarize("invert-images", headline, done, {"latents": planned.folder}, problems)
+    refuse_failures(execution, "images", summary.rows, summary.failed, problems, planned.folder)
     return RunResult(steps=done, latents=planned.folder, passed_over=index.passed_over)

@@ -39,7 +39,7 @@ def run_name(flow: str) -> Callable[[], str]:
 def name_of(describe: Callable[[Parameters], str], parameters: Parameters, otherwise: str) -> str:
     """Return a name in one line of at most ``LONGEST`` characters; ``otherwise`` where there is none."""
     try:
-        text = describe(parameters)
+        text = f"{'dry run: ' if parameters.get('dry_run') else ''}{describe(parameters)}"
     except (AttributeError, LookupError, TypeError, ValueError):
         return otherwise  # parameters of another form than the flow's; what is wrong with them the flow says
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+from flows.failures import refuse_failures
 from flows.run import StepCounts, begin, counts, gather_items, is_retry, leaving, pipeline, summarize
+from tasks.artifacts.outcomes import FAILED
 from tasks.photographs import pasting
 from tasks.reports.summaries import failed_items
 from tasks.running.run import Networks
@@ -62,5 +64,10 @@ def paste_faces(
     done = [counts(summary)]
     headline = f"{written.pasted} photographs with their edited faces, {written.failed} failed"
     places = {"table": written.table, "photographs": written.photographs}
-    summarize("paste-faces", headline, done, places, failed_items(summary.results))
+    problems = failed_items(summary.results)
+    summarize("paste-faces", headline, done, places, problems)
+
+    # a photograph of which no face was edited by choice is no failure
+    broken = [row for row in problems if row["status"] == FAILED]
+    refuse_failures(execution, "photographs", summary.rows, summary.failed, broken, written.table)
     return PasteResult(steps=done, pasted=written)

@@ -5,6 +5,7 @@ A step is a plain function, so one flow run holds all task runs of a chain, and 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
@@ -14,8 +15,9 @@ from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict
 
-from flows import engine
+from flows import course, engine
 from flows.engine import task_runner as task_runner  # of runs that are begun elsewhere, on other machines say
+from flows.estimates import Forecast
 from flows.names import run_name
 from styleclip_core.prompts import language_warnings
 from tasks.artifacts.outcomes import Row
@@ -28,7 +30,7 @@ from tasks.reports.batch import ReportRef
 from tasks.reports.summaries import publish_report, publish_summary
 from tasks.running import networks as models
 from tasks.running.caching import probe_result_storage
-from tasks.running.progress import ShardResult, StepSummary, gather
+from tasks.running.progress import ShardResult, StepSummary
 from tasks.running.run import Networks, Run, identify_models, is_multilingual
 from tasks.running.shown import code
 from tasks.running.stopping import RunStoppedError, closing
@@ -52,7 +54,18 @@ def pipeline(name: str) -> Callable[[Callable[_P, _R]], Flow[_P, _R]]:
 
 
 class StepCounts(BaseModel):
-    """How much of a step this run did."""
+    """How much of a step this run did.
+
+    Attributes:
+        step: Its name.
+        shards: Shards of it.
+        computed: Those that this run computed.
+        rows: Items of all shards.
+        failed: Items that have an error in their row.
+        seconds: What it took.
+        rate: Items of computed shards per second.
+        tried: Items that this run computed, well or not.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -63,6 +76,7 @@ class StepCounts(BaseModel):
     failed: int
     seconds: float
     rate: float = 0.0
+    tried: int = 0
 
 
 class RunResult(BaseModel):
@@ -81,6 +95,7 @@ class RunResult(BaseModel):
     edits: list[Edit] = []
     choices: list[ChosenStrength] = []
     passed_over: str = ""
+    forecast: Forecast | None = None
 
 
 def begin(
@@ -91,6 +106,7 @@ def begin(
     *,
     sources: Sequence[str] = (),
     files: Sequence[str] = (),
+    dry: bool = False,
 ) -> Run:
     """Check places and result storage, clear up, load the networks once, and say what the run uses.
 
@@ -101,29 +117,34 @@ def begin(
         out: URI of the prefix for results, of flows that have some.
         sources: Prefixes that are read; nothing may be written below them. All places in their one form.
         files: Objects that are read.
+        dry: Whether the run only looks, so that nothing is cleared up or tried out.
 
     Raises:
         StorageError: If what is to be read is not there.
         SettingsError: If results would lie among what is read.
         ResultStorageError: If Prefect cannot keep results, so that Retry would do everything again.
     """
+    began = time.monotonic()
     workspace = workspace or join(out, "workspace")
     check_places(sources, out=out, workspace=workspace)
-    for place in dict.fromkeys([out or workspace, workspace]):  # buckets have nothing to clear up
-        delete_stale_temporaries(place)
+    for place in dict.fromkeys([out or workspace, workspace]) if not dry else ():
+        delete_stale_temporaries(place)  # buckets have nothing to clear up
 
     # before networks are loaded, which takes longer; a Retry may find done what is there no more
     if not is_retry():
         _check_inputs(sources, files)
     device = engine.pick_device(execution)
     models.share_cores(device)
-    probe_result_storage()
+    if not dry:
+        probe_result_storage()
 
     chosen = networks if isinstance(networks, Networks) else Networks.of(networks)
     hashes = engine.run(identify_models, chosen, device)
     used = ", ".join(f"{kind} {hash_[:12]}" for kind, hash_ in hashes.model_dump().items() if hash_)
     get_run_logger().info("%s on %s", used or "no networks", device)
-    return Run(models=chosen, hashes=hashes, workspace=workspace, out=out, device=device)
+    run = Run(models=chosen, hashes=hashes, workspace=workspace, out=out, device=device)
+    course.set_out(run, began)
+    return run
 
 
 def _check_inputs(sources: Sequence[str], files: Sequence[str]) -> None:
@@ -172,7 +193,8 @@ def gather_items(
     def again(number: int) -> PrefectFuture[ShardResult]:
         return anew(work).submit(*calls[number])
 
-    return gather(step, [work.submit(*call) for call in calls], again if is_retry() else None)
+    futures = [work.submit(*call) for call in calls]
+    return course.wait_for({step: futures}, {step: again} if is_retry() else None)[0]
 
 
 def anew(work: Task[..., ShardResult]) -> Task[..., ShardResult]:
@@ -235,6 +257,7 @@ def summarize(
     sections: Sequence[str] = (),
 ) -> None:
     """Show in Prefect's UI what a run did, where its results lie, and what failed."""
+    course.arrived(flow)
     publish_summary(flow, headline, [step.model_dump() for step in steps], places, problems, sections)
 
 
@@ -248,4 +271,5 @@ def counts(summary: StepSummary[ShardResult]) -> StepCounts:
         failed=summary.failed,
         seconds=summary.seconds,
         rate=summary.rate,
+        tried=sum(result.tried for result in summary.results if not result.reused),
     )

@@ -11,12 +11,14 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows import engine
+from flows.failures import refuse_failures
 from flows.run import (
     StepCounts,
     announce,
     begin,
     counts,
     gather_items,
+    is_retry,
     leaving,
     pipeline,
     summarize,
@@ -85,10 +87,13 @@ def score_images(
     calls = [(run, planned, shard) for shard in index.shards]
     with leaving(lambda why, _quickly: write_partial_scores(run, planned, index, why)):
         summary = gather_items("score-images", score_shard, calls)
-    written = gather_scores(run, planned, index, labels)
+    # a Retry may have mended rows of shards that were finished, which the kept result does not know
+    written = gather_scores.with_options(refresh_cache=is_retry())(run, planned, index, labels)
 
     done = [counts(summary)]
     headline = f"{written.rows} images scored, {written.failed} failed{index.aside}"
     places = {"scores": written.scores, "accuracy": written.accuracy}
-    summarize("score-images", headline, done, places, failed_items(summary.results))
+    problems = failed_items(summary.results)
+    summarize("score-images", headline, done, places, problems)
+    refuse_failures(execution, "images", written.rows, written.failed, problems, written.scores)
     return ScoresResult(steps=done, scores=written, passed_over=index.passed_over)

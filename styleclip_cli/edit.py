@@ -13,6 +13,7 @@ from styleclip_cli.generated import Shown
 from styleclip_cli.options import (
     Clip,
     Codes,
+    DryRun,
     Encoder,
     Generator,
     Identity,
@@ -23,6 +24,7 @@ from styleclip_cli.options import (
     OutWorkspace,
     Perceptual,
     Photos,
+    PricePerHour,
     Shards,
     Table,
     TableFolder,
@@ -78,6 +80,8 @@ def invert(
     inversion: Inverting = Inversion(),
     dataset: Which = DataSet(),
     execution: Shards = Execution(),
+    dry_run: DryRun = False,
+    price_per_hour: PricePerHour = 0.0,
     workers: Workers = 0,
     verbose: Verbose = False,
 ) -> None:
@@ -86,7 +90,12 @@ def invert(
     from flows.invert_images import invert_images as flow
 
     chosen = chosen_models(generator, str(data.CLIP), encoder, identity, perceptual)
-    result = with_progress(lambda: flow(chosen, photos, workspace, inversion, execution, dataset))
+    result = with_progress(
+        lambda: flow(chosen, photos, workspace, inversion, execution, dataset, dry_run, price_per_hour)
+    )
+    if result.forecast:
+        output.foretell(result.forecast)
+        return
 
     output.summarize(result)
     output.results(latents=result.latents)
@@ -117,6 +126,8 @@ def edit(
     dataset: Which = DataSet(),
     execution: Shards = Execution(),
     most_variants: MostVariants = MOST_VARIANTS,
+    dry_run: DryRun = False,
+    price_per_hour: PricePerHour = 0.0,
     workers: Workers = 0,
     verbose: Verbose = False,
 ) -> None:
@@ -132,9 +143,12 @@ def edit(
         lambda: flow(
             chosen_models(generator, clip, encoder, identity, perceptual), photos, out, wanted, workspace,
             with_codes(sampling, relevance), relevance, inversion, execution, table, Instant(), choosing,
-            most_variants, dataset,
+            most_variants, dataset, dry_run, price_per_hour,
         )
     )  # fmt: skip
+    if result.forecast:
+        output.foretell(result.forecast)
+        return
 
     for choice in result.choices:
         output.note(f"{choice.target}: {choice.summary}")
@@ -161,6 +175,8 @@ def train_mapper(
     generator: Generator = "",
     clip: Clip = "",
     identity: Identity = "",
+    dry_run: DryRun = False,
+    price_per_hour: PricePerHour = 0.0,
     workers: Workers = 0,
     verbose: Verbose = False,
 ) -> None:
@@ -173,7 +189,14 @@ def train_mapper(
     settings = MapperTraining.model_validate(weight | training)
 
     chosen = chosen_models(generator, clip, "", identity)
-    mappers = with_progress(lambda: flow(chosen, target, workspace, settings)).mappers
+    result = with_progress(
+        lambda: flow(chosen, target, workspace, settings, Execution(), dry_run, price_per_hour)
+    )
+    if result.forecast:
+        output.foretell(result.forecast)
+        return
+
+    mappers = result.mappers
     for mapper in mappers:
         done = "found" if mapper.reused else "trained"
         output.note(f"{mapper.target}: {done}, {mapper.steps} steps, best validation loss {mapper.loss:.4f}")

@@ -1,8 +1,9 @@
 """The command line: every command takes URIs, shows progress, and says last where its result lies.
 
 Without ``--generator`` the embedded models are used. Bad input ends with one line that says what is
-wrong, where, and what to do, and exit status 2; a run in which some shards failed ends with 1, one that was
-stopped by Ctrl-C with 130, by SIGTERM with 143. With ``--json`` the same is said by one object (``output``).
+wrong, where, and what to do, and exit status 2; a run in which some shards failed, or all items, ends with 1,
+one that was stopped by Ctrl-C with 130, by SIGTERM with 143. With ``--json`` the same is said by one object
+(``output``).
 """
 
 from __future__ import annotations
@@ -125,7 +126,8 @@ def _is_parameter_error(error: Exception) -> bool:
 
 def _status(error: Exception) -> int:
     progress = sys.modules.get("tasks.running.progress")
-    return 1 if progress is not None and isinstance(error, progress.ShardsFailedError) else 2
+    failed = () if progress is None else (progress.ShardsFailedError, progress.ItemsFailedError)
+    return 1 if isinstance(error, failed) else 2
 
 
 if __name__ == "__main__":

@@ -107,6 +107,21 @@ OutWorkspace = Annotated[
     ),
 ]  # fmt: skip
 
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Say what would be read, computed and written, and what it would take; do nothing",
+        rich_help_panel=RUNNING,
+    ),
+]  # fmt: skip
+PricePerHour = Annotated[
+    float,
+    typer.Option(
+        min=0, help="What an hour of the machine costs, in your currency, to be told what the run costs",
+        show_default="no cost is told", envvar="STYLECLIP_PRICE_PER_HOUR", rich_help_panel=RUNNING,
+    ),
+]  # fmt: skip
+
 Shards = Annotated[Execution, Shown()]
 Which = Annotated[
     DataSet,

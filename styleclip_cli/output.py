@@ -5,8 +5,8 @@ The object has the same keys for every command and every end:
 
     command      what was called, e.g. "edit"
     version      of the code, as `styleclip --version` says it
-    status       done, failed (some shards did, the others are done), refused (what was asked for cannot be
-                 done), stopped (by a signal), or serving
+    status       done, failed (some shards did, or too many items; the others are done), refused (what was
+                 asked for cannot be done), stopped (by a signal), or serving
     result       what was made: places by name, or what was asked for
     counts       numbers of the whole, by name
     steps        what each step of a run did
@@ -143,6 +143,28 @@ def summarize(result: Any) -> None:  # noqa: ANN401 - flows are imported late
     if passed_over := getattr(result, "passed_over", ""):
         _said.passed_over = passed_over
         tell(passed_over)
+
+
+def foretell(seen: Any) -> None:  # noqa: ANN401 - flows are imported late
+    """Say what a dry run has found: a table of its steps for people, or all of it in the object."""
+    _said.result |= {"forecast": seen.model_dump(mode="json") | {"files": seen.files, "size": seen.size}}
+    header = ["step", "what", "done already", "to compute", "tried again", "changed", "task runs", "files"]
+    lines = [
+        [step.step, step.unit, *(
+            f"{each:,}"
+            for each in (
+                step.found, step.computed, step.again, step.changed, step.task_runs, step.files
+            )
+        )]
+        for step in seen.steps
+    ]  # fmt: skip
+    table(header, lines)
+    for line in seen.facts:
+        note(line)
+
+    # what is wanted of a dry run stands on stdout, as the places do that a run leaves
+    if not _said.as_json:
+        typer.echo(f"a dry run: this run {seen.about}; it {seen.price}")
 
 
 def fail(line: str) -> None:

@@ -12,7 +12,9 @@ from styleclip_cli.generated import Shown
 from styleclip_cli.options import (
     Clip,
     Codes,
+    DryRun,
     Generator,
+    PricePerHour,
     Verbose,
     Workers,
     Workspace,
@@ -72,6 +74,8 @@ def build_relevance(
     ] = "",
     sampling: Codes = Sampling(),
     execution: Annotated[Execution, Shown(only=("device",))] = Execution(),
+    dry_run: DryRun = False,
+    price_per_hour: PricePerHour = 0.0,
     workers: Workers = 0,
     verbose: Verbose = False,
 ) -> None:
@@ -85,8 +89,14 @@ def build_relevance(
     relevance = fast_relevance(measuring) if fast else Relevance(**measuring)
     chosen, codes = chosen_models(generator, clip, ""), with_codes(sampling, relevance)
     result = with_progress(
-        lambda: flow(chosen, workspace, codes, relevance, execution, add_samples, last_table)
-    )
+        lambda: flow(
+            chosen, workspace, codes, relevance, execution, add_samples, last_table, None, dry_run,
+            price_per_hour,
+        )
+    )  # fmt: skip
+    if result.forecast:
+        output.foretell(result.forecast)
+        return
 
     output.summarize(result)
     if result.table:

@@ -296,6 +296,16 @@ class MapperTraining:
         ))  # fmt: skip
 
 
+def stored_step(content: bytes) -> int:
+    """Return how many steps a training had done that ``to_bytes`` stored.
+
+    Raises:
+        CheckpointError: If the content is damaged or no such training.
+    """
+    _, header = _read(content)
+    return int(header["step"])
+
+
 def new_mapper(generator: Generator, settings: MapperTrainingSettings) -> Mapper:
     """Build a mapper for a generator with first weights of ``settings.seed``, as published: normal, no bias.
 

@@ -10,12 +10,20 @@ from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 
 from flows import engine
+from flows.course import keep, timed, wait_for
 from flows.run import anew, is_retry, warn_of_languages
 from styleclip_core.errors import StyleCLIPError
-from tasks.directions.choosing import ChoicePlan, ChosenStrength, choose_strength
-from tasks.directions.instant import compute_instant_direction
+from tasks.artifacts import is_complete
+from tasks.directions.choosing import ChoicePlan, ChosenStrength, choose_strength, find_choice
+from tasks.directions.instant import compute_instant_direction, plan_instant
 from tasks.directions.sampling import SampledStyles
-from tasks.directions.style_directions import PreparedStep, TableRef, check_edit, compute_direction
+from tasks.directions.style_directions import (
+    PreparedStep,
+    TableRef,
+    check_edit,
+    compute_direction,
+    direction_uri,
+)
 from tasks.editing import assignments, mappers
 from tasks.editing import plans as planning
 from tasks.editing import shards as editing
@@ -30,9 +38,11 @@ from tasks.photographs import inversion
 from tasks.photographs.images import ImageIndex
 from tasks.reports.notes import note_batch
 from tasks.running.overlap import shards_at_once
-from tasks.running.progress import ShardResult, StepSummary, gather_chain
+from tasks.running.progress import ShardResult, StepSummary
+from tasks.running.rates import Spent, device_name
 from tasks.running.run import Run
-from tasks.settings import Instant, Inversion, MapperTraining, SettingsError
+from tasks.settings import Choosing, Instant, Inversion, MapperTraining, SettingsError
+from tasks.settings.by_image import differs
 from tasks.settings.edits import (
     Edit,
     EditStep,
@@ -144,7 +154,11 @@ def directions(
         # table and styles are None only where no step asks for them, see needs()
         if step.relevance == "table" and table:
             return engine.run(compute_direction, run, step, table)
-        return engine.run(compute_instant_direction, run, step, cast(SampledStyles, styles), instant)
+        sampled = cast(SampledStyles, styles)
+        if is_complete(direction_uri(run, plan_instant(run, step, sampled, instant))):
+            return engine.run(compute_instant_direction, run, step, sampled, instant)
+        with timed(instant_work(run, instant)):
+            return engine.run(compute_instant_direction, run, step, sampled, instant)
 
     wanted = [step for step in distinct_steps(variants) if step.method == "global"]
     prepared = others | _for_each(wanted, _names(variants), direct)
@@ -176,7 +190,14 @@ def choose(run: Run, edits: list[Edit], planned: ChoicePlan) -> tuple[list[Edit]
         if step.automatic
     }
     wanted = dict.fromkeys(map(bare, automatic_steps(edits)))
-    chosen = _for_each(wanted, names, lambda step: engine.run(choose_strength, run, step, planned))
+
+    def decide(step: EditStep) -> ChosenStrength:
+        if find_choice(run, step, planned):
+            return engine.run(choose_strength, run, step, planned)
+        with timed(choosing_work(run, planned.settings)):
+            return engine.run(choose_strength, run, step, planned)
+
+    chosen = _for_each(wanted, names, decide)
 
     def number(step: EditStep) -> EditStep:
         return chosen[bare(step)].apply(step) if step.automatic else step
@@ -188,12 +209,25 @@ def assign(
     run: Run, edits: list[Edit], listed: ImageIndex, most: int
 ) -> tuple[list[Edit], list[Chosen | None]]:
     """Edits that hang on columns -> an edit for every combination, and which images each is for."""
-    found = engine.run(assignments.assign_edits, run, edits, listed, most)
+    return _assigned(engine.run(assignments.assign_edits, run, edits, listed, most))
+
+
+def _assigned(found: assignments.Assignment) -> tuple[list[Edit], list[Chosen | None]]:
     chosen = [
         Chosen(assignment=found.uri, number=number) if some else None
         for number, some in enumerate(found.chosen)
     ]
     return found.edits, chosen
+
+
+def assign_here(
+    run: Run, edits: list[Edit], listed: ImageIndex, most: int
+) -> tuple[list[Edit], list[Chosen | None]]:
+    """Do what ``assign`` does for a run that only looks, whose workspace is a temporary folder."""
+    if not any(map(differs, edits)):
+        return edits, [None] * len(edits)
+    # called as a function: what a task returns is kept for Retry, and the folder will have gone
+    return _assigned(assignments.assign_edits.fn(run, edits, listed, most))
 
 
 def plan(
@@ -245,7 +279,7 @@ def invert_and_edit(
         return anew(editing.edit_shard).submit(run, plans_of[number], shards[number])
 
     again = {"invert-images": invert_again, "edit-images": edit_again} if is_retry() else {}
-    return gather_chain({"invert-images": inverted, "edit-images": edited}, again)
+    return wait_for({"invert-images": inverted, "edit-images": edited}, again)
 
 
 def compare(run: Run, plans: Sequence[planning.EditPlan], listed: ImageIndex) -> str:
@@ -254,8 +288,8 @@ def compare(run: Run, plans: Sequence[planning.EditPlan], listed: ImageIndex) ->
     return engine.run(step_similarity.compare_steps, run, chosen, listed) if chosen else ""
 
 
-def train(run: Run, targets: list[str], settings: MapperTraining) -> list[MapperRef]:
-    """Prompts -> mappers, one after the other: each may take the whole machine."""
+def check_training(run: Run, settings: MapperTraining) -> None:
+    """Refuse a training that weighs identity without a network for it."""
     weight = settings.settings().identity_weight
     if weight > 0 and not run.models.identity:
         raise SettingsError(
@@ -263,6 +297,28 @@ def train(run: Run, targets: list[str], settings: MapperTraining) -> list[Mapper
             "give --identity or set --identity-weight 0"
         )
 
+
+def train(run: Run, targets: list[str], settings: MapperTraining) -> list[MapperRef]:
+    """Prompts -> mappers, one after the other: each may take the whole machine."""
     warn_of_languages(run, targets)
     planned = [mappers.plan(run, target, settings) for target in targets]
-    return [engine.run(mappers.train_mapper, run, each) for each in planned]
+    trained = []
+    for each in planned:
+        trained.append(engine.run(mappers.train_mapper, run, each))
+        keep(*trained[-1].spent, waited=True)
+    return trained
+
+
+def instant_work(run: Run, settings: Instant) -> Spent:
+    """Return the taking of one direction from gradients as it is measured and estimated."""
+    return _timed_work(run, "instant direction", f"{settings.codes} codes, {settings.probes} probes")
+
+
+def choosing_work(run: Run, settings: Choosing) -> Spent:
+    """Return the choosing of one strength as it is measured and estimated."""
+    return _timed_work(run, "choose strength", f"{settings.images} images")
+
+
+def _timed_work(run: Run, kind: str, about: str) -> Spent:
+    side = engine.generator(run).image_size[0]
+    return Spent(kind=kind, about=about, device=device_name(run.device), resolution=side, units=1, seconds=0)

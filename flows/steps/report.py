@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from prefect.artifacts import create_link_artifact
 from prefect.logging import get_run_logger
 
+from flows.course import wait_for
 from flows.run import StepCounts, is_retry, summarize
 from tasks.editing.plans import EditPlan
 from tasks.photographs.images import ImageIndex
@@ -18,7 +19,6 @@ from tasks.reports.page.links import public_url
 from tasks.reports.page.page import build_page, write_page, write_superseded
 from tasks.reports.summaries import publish_batch
 from tasks.running.partial import read_part, supersede
-from tasks.running.progress import gather
 from tasks.running.run import Run
 
 
@@ -112,7 +112,7 @@ def page(run: Run, manifest: str, evaluations: Sequence[str] = (), choices: Sequ
     """A batch's manifest -> thumbnails -> its page; with the scores of its evaluations, if there are any."""
     planned = thumbnails.plan_page(run, manifest)
     futures = [thumbnails.thumbnail_chunk.submit(planned.source, chunk) for chunk in planned.chunks]
-    made = gather("thumbnails", futures)
+    (made,) = wait_for({"thumbnails": futures})
 
     size = sum(result.size for result in made.results)
     # those beside the manifest are shown in any case, and each once

@@ -9,14 +9,14 @@ from prefect.artifacts import create_table_artifact
 from prefect.logging import get_run_logger
 
 from flows import engine
+from flows.course import wait_for
 from flows.run import RunResult, StepCounts, counts, summarize
-from styleclip_core.style_space import StyleLayout
 from tasks.artifacts import read_provenance, read_table
 from tasks.directions import nights, refining, relevance, sampling
 from tasks.directions.relevance import RelevancePlan
 from tasks.directions.sampling import SampledStyles
 from tasks.directions.style_directions import TableRef, find_table
-from tasks.running.progress import ShardResult, StepSummary, gather
+from tasks.running.progress import ShardResult, StepSummary
 from tasks.running.run import Run
 from tasks.settings import Nightly, Relevance, Sampling
 
@@ -28,7 +28,7 @@ def sample(run: Run, settings: Sampling) -> tuple[SampledStyles, StepSummary[Sha
     parts = [
         sampling.sample_shard.submit(run, planned, number) for number in range(sampling.shard_count(settings))
     ]
-    summary = gather("sample-styles", [codes, *parts])
+    (summary,) = wait_for({"sample-styles": [codes, *parts]})
 
     uris = [result.uri for result in summary.results[1:]]  # the first is that of the codes
     engine.run(sampling.merge_statistics, run, planned, uris)
@@ -42,12 +42,12 @@ def table_for(
     if given:
         return None, engine.run(find_table, run, given), []
 
-    styles, sampled = sample(run, _enough(sampling_settings, settings))
+    styles, sampled = sample(run, enough(sampling_settings, settings))
     table, measured = measure(run, relevance.plan(run, styles, settings))
     return styles, table, [counts(sampled), counts(measured)]
 
 
-def _enough(sampling_settings: Sampling, settings: Relevance) -> Sampling:
+def enough(sampling_settings: Sampling, settings: Relevance) -> Sampling:
     """Return settings that store as many codes as relevance is measured on."""
     codes = max(sampling_settings.codes, settings.first_sample + settings.samples)
     return sampling_settings.model_copy(update={"codes": codes})
@@ -59,7 +59,7 @@ def described(
     """Return what becomes of the relevance table, as a part of what a run says it will do."""
     if given:
         return f"takes relevance from the table at {given}"
-    channels = sum(layer.channels for layer in _layout(run).editable)
+    channels = sum(layer.channels for layer in engine.generator(run).layout.editable)
 
     if nightly:
         more = f"adds {nightly.samples} to it, up to {nightly.most}"
@@ -69,19 +69,13 @@ def described(
     return f"builds the relevance table, or finds it built: {channels} channels x {settings.samples} samples"
 
 
-def _layout(run: Run) -> StyleLayout:
-    """Return the layout of the generator's style codes, in the flow's own process."""
-    # a flow beside a cluster has no GPU
-    return run.model_copy(update={"device": engine.here(run.device)}).generator.layout
-
-
 def measure(run: Run, planned: RelevancePlan) -> tuple[TableRef, StepSummary[ShardResult]]:
     """Channel shards -> one relevance table."""
-    shards = relevance.shards(_layout(run), planned.settings)
+    shards = relevance.shards(engine.generator(run).layout, planned.settings)
 
     derivatives = _derivatives(run, planned)
     futures = [relevance.measure_shard.submit(run, planned, shard, derivatives) for shard in shards]
-    summary = gather("build-relevance", futures)
+    (summary,) = wait_for({"build-relevance": futures})
 
     engine.run(relevance.merge_relevance, run, planned, [result.uri for result in summary.results])
     statistics = planned.styles.statistics
@@ -98,13 +92,13 @@ def _derivatives(run: Run, planned: RelevancePlan) -> relevance.DerivativesRef |
     # one basis for all ranges: derivatives along different ones do not add up
     basis = engine.run(relevance.measure_basis, run, planned)
     futures = [relevance.measure_derivatives.submit(run, planned, basis, *each) for each in ranges]
-    found = gather("derivatives", futures)
+    (found,) = wait_for({"derivatives": futures})
     return relevance.DerivativesRef(basis=basis, parts=[result.uri for result in found.results])
 
 
 def refine(run: Run, sampling_settings: Sampling, settings: Relevance, add: int, last: str) -> RunResult:
     """The last relevance table and ``add`` new samples -> the table over all of them."""
-    styles, sampled = sample(run, _enough(sampling_settings, settings))
+    styles, sampled = sample(run, enough(sampling_settings, settings))
     before = refining.find_last_table(run, relevance.plan(run, styles, settings), last)
 
     # the new codes lie beside the old ones, and are measured as a table of their own
@@ -122,7 +116,7 @@ def refine(run: Run, sampling_settings: Sampling, settings: Relevance, add: int,
 
 def refine_nightly(run: Run, sampling_settings: Sampling, settings: Relevance, nightly: Nightly) -> RunResult:
     """Start the relevance table, or add tonight's samples to it: once a night, however often it is run."""
-    sampling_settings = _enough(sampling_settings, settings)
+    sampling_settings = enough(sampling_settings, settings)
     styles = sampling.plan(run, sampling_settings)
     base = relevance.plan(run, styles, settings)
     night = nightly.date_of(runtime.flow_run.scheduled_start_time)

@@ -48,10 +48,15 @@ def follow(workspace: str, name: str, spans: Sequence[Span]) -> list[Span]:
         name: Of the list, e.g. of the photographs of one prefix.
         spans: The shards there are now, sorted by key.
     """
-    uri = join(workspace, "lineage", f"{name}.json")
+    uri = lineage_uri(workspace, name)
     found = list(inherit(spans, _read(uri)))
     write_bytes_atomic(uri, json.dumps([asdict(span) for span in found]).encode())
     return found
+
+
+def lineage_uri(workspace: str, name: str) -> str:
+    """Return where the last list of a name is kept."""
+    return join(workspace, "lineage", f"{name}.json")
 
 
 def inherit(spans: Sequence[Span], earlier: Sequence[Span]) -> Iterator[Span]:

@@ -116,7 +116,7 @@ def choose_strength(run: Run, step: EditStep, planned: ChoicePlan) -> ChosenStre
     """
     rows = _validation_rows(planned)
     recipe = _recipe(run, step, planned, rows)
-    uri = join(recipe.folder(run.workspace, "choices"), "choice.parquet")
+    uri = _uri(run, recipe)
 
     if not is_complete(uri):
         with computing(run.device):
@@ -138,6 +138,19 @@ def choose_strength(run: Run, step: EditStep, planned: ChoicePlan) -> ChosenStre
     log = get_run_logger()
     (log.info if chosen.reached else log.warning)("%s: %s", chosen.target, chosen.summary)
     return chosen
+
+
+def find_choice(run: Run, step: EditStep, planned: ChoicePlan) -> ChosenStrength | None:
+    """Return the choice that was made for a step on these very images; None where there is none yet."""
+    try:
+        uri = _uri(run, _recipe(run, step, planned, _validation_rows(planned)))
+    except NothingToChooseOnError:
+        return None
+    return _read(uri) if is_complete(uri) else None
+
+
+def _uri(run: Run, recipe: Recipe) -> str:
+    return join(recipe.folder(run.workspace, "choices"), "choice.parquet")
 
 
 def _recipe(run: Run, step: EditStep, planned: ChoicePlan, rows: list[Row]) -> Recipe:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from styleclip_core.editing import select_channels
 from styleclip_core.instant import instant_relevance
-from tasks.artifacts import is_complete
+from tasks.artifacts import Recipe, is_complete
 from tasks.directions.sampling import SampledStyles, read_codes
 from tasks.directions.style_directions import (
     PreparedStep,
@@ -26,6 +26,13 @@ from tasks.settings.edits import StepVariant
 STEP, VERSION = "instant-direction", "1"
 
 
+def plan_instant(run: Run, variant: StepVariant, styles: SampledStyles, settings: Instant) -> Recipe:
+    """Return what decides the style direction of one step without a table; nothing is computed."""
+    step = {name: value for name, value in variant.parameters().items() if name != "alpha"}
+    parameters = step | settings.model_dump()
+    return direction_recipe(run, STEP, VERSION, parameters, {"styles": styles.fingerprint})
+
+
 @unit_of_work("instant-direction", "instant-direction-{variant.label}")
 def compute_instant_direction(
     run: Run, variant: StepVariant, styles: SampledStyles, settings: Instant
@@ -43,9 +50,7 @@ def compute_instant_direction(
         NoRelevantChannelError: If no channel reaches the variant's beta.
         PromptError: If CLIP cannot tell the prompts apart.
     """
-    step = {name: value for name, value in variant.parameters().items() if name != "alpha"}
-    parameters = step | settings.model_dump()
-    recipe = direction_recipe(run, STEP, VERSION, parameters, {"styles": styles.fingerprint})
+    recipe = plan_instant(run, variant, styles, settings)
     uri = direction_uri(run, recipe)
 
     if not is_complete(uri):

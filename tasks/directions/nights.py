@@ -67,6 +67,12 @@ def decide_night(run: Run, planned: RelevancePlan, nightly: Nightly, night: str)
     return _read(uri)  # of two runs that decide at once, one is heard
 
 
+def foresee_night(run: Run, planned: RelevancePlan, nightly: Nightly, night: str) -> Decision:
+    """Return what was decided for a night, or would be, as ``decide_night`` does; nothing is written."""
+    uri = decision_uri(run, planned, night)
+    return _read(uri) if exists(uri) else _decide(run, planned, nightly, night)
+
+
 def _decide(run: Run, planned: RelevancePlan, nightly: Nightly, night: str) -> Decision:
     tables = known_tables(run, planned)
     if not tables:

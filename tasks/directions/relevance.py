@@ -24,8 +24,9 @@ from tasks.artifacts import (
 )
 from tasks.directions.sampling import SampledStyles, read_codes, read_statistics
 from tasks.running.caching import unit_of_work
-from tasks.running.overlap import computing
+from tasks.running.overlap import accounting, computing
 from tasks.running.progress import ShardResult
+from tasks.running.rates import Spent, device_name
 from tasks.running.run import Run
 from tasks.settings import Relevance
 from tasks.storage import join
@@ -108,14 +109,41 @@ def shards(layout: StyleLayout, settings: Relevance) -> list[ChannelShard]:
     ]
 
 
+def part_uri(planned: RelevancePlan, shard: ChannelShard) -> str:
+    """Return where the table of a shard lies."""
+    # another size cuts other parts, so it is part of their name
+    name = f"{planned.settings.channels_per_shard}-{part_name(shard.number, shard.total)}"
+    return join(planned.folder, "parts", name)
+
+
+def work(run: Run, settings: Relevance, layer: str, channels: int, seconds: float = 0.0) -> Spent:
+    """Return the measuring of channels of a layer as it is measured and estimated: per channel and code."""
+    ways = {
+        "tolerance": settings.tolerance, "derivatives": settings.derivatives, "8 bit": settings.eight_bit,
+        "as published": settings.reference_compat,
+    }  # fmt: skip
+    about = [layer, settings.precision, *(f"{name} {value:g}" for name, value in ways.items() if value)]
+    return _spent(run, "measure", " ".join(about), channels * settings.samples, seconds)
+
+
+def derivatives_work(run: Run, settings: Relevance, codes: int, seconds: float = 0.0) -> Spent:
+    """Return the taking of derivatives as it is measured and estimated: per style code."""
+    return _spent(run, "derivatives", str(settings.derivatives), codes, seconds)
+
+
+def _spent(run: Run, kind: str, about: str, units: int, seconds: float) -> Spent:
+    return Spent(
+        kind=kind, about=about, device=device_name(run.device), resolution=run.generator.image_size[0],
+        units=units, seconds=seconds,
+    )  # fmt: skip
+
+
 @unit_of_work("measure-channels", "measure-{shard.layer}-{shard.first}-{shard.last}")
 def measure_shard(
     run: Run, planned: RelevancePlan, shard: ChannelShard, derivatives: DerivativesRef | None
 ) -> ShardResult:
     """Measure the CLIP directions of one shard of channels, with what derivatives expect of them."""
-    # another size cuts other parts, so it is part of their name
-    name = f"{planned.settings.channels_per_shard}-{part_name(shard.number, shard.total)}"
-    uri, rows = join(planned.folder, "parts", name), shard.last - shard.first
+    uri, rows = part_uri(planned, shard), shard.last - shard.first
     if is_complete(uri):
         return ShardResult(uri=uri, rows=rows, reused=True)
 
@@ -130,7 +158,7 @@ def measure_shard(
     channels, settings = range(shard.first, shard.last), planned.settings
     expected = _expected(derivatives, layout, shard) if derivatives else None
 
-    with computing(run.device):
+    with accounting() as account, computing(run.device):
         if planned.settings.reference_compat:
             measured = measure_as_published(
                 generator, clip.embed_whole, codes, layer=shard.layer, channels=channels, mean=mean, std=std,
@@ -143,7 +171,8 @@ def measure_shard(
             )  # fmt: skip
 
     write_table(uri, _part_table(measured), planned.made("relevance-part"), decided=["n"])
-    return ShardResult(uri=uri, rows=rows)
+    spent = work(run, settings, shard.layer, rows, account.seconds)
+    return ShardResult(uri=uri, rows=rows, tried=rows, spent=(spent,))
 
 
 def _codes(run: Run, planned: RelevancePlan, first: int, last: int) -> StyleCode:
@@ -172,22 +201,28 @@ def derivative_shards(settings: Relevance) -> list[tuple[int, int]]:
     return [(begin, min(begin + _DERIVATIVE_SHARD, last)) for begin in starts]
 
 
+def derivatives_uri(planned: RelevancePlan, first: int, last: int) -> str:
+    """Return where the derivatives at some style codes lie."""
+    return join(planned.folder, "parts", f"derivatives-{first:06d}-{last:06d}.parquet")
+
+
 @unit_of_work("measure-derivatives", "derivatives-{first}-{last}")
 def measure_derivatives(run: Run, planned: RelevancePlan, basis: str, first: int, last: int) -> ShardResult:
     """Take the derivatives of CLIP's embedding by all channels at some style codes."""
-    uri = join(planned.folder, "parts", f"derivatives-{first:06d}-{last:06d}.parquet")
+    uri = derivatives_uri(planned, first, last)
     if is_complete(uri):
         return ShardResult(uri=uri, rows=last - first, reused=True)
 
     codes = _codes(run, planned, first, last)
     along = torch.from_numpy(to_matrix(read_table(basis), "direction").copy())
-    with computing(run.device):
+    with accounting() as account, computing(run.device):
         found = torch.cat(list(unit_derivatives(run.generator, run.clip.embed_whole, codes, along)))
 
     ids = pa.array(range(first, last), pa.int64())
     table = pa.table({"sample_id": ids, "derivatives": vector_column(found.flatten(1).numpy())})
     write_table(uri, table, planned.made("relevance-derivatives"))
-    return ShardResult(uri=uri, rows=last - first)
+    spent = derivatives_work(run, planned.settings, last - first, account.seconds)
+    return ShardResult(uri=uri, rows=last - first, tried=last - first, spent=(spent,))
 
 
 def _expected(derivatives: DerivativesRef, layout: StyleLayout, shard: ChannelShard) -> torch.Tensor:

@@ -25,8 +25,9 @@ from tasks.artifacts import (
     write_table,
 )
 from tasks.running.caching import unit_of_work
-from tasks.running.overlap import computing
+from tasks.running.overlap import accounting, computing
 from tasks.running.progress import ShardResult
+from tasks.running.rates import Spent, device_name
 from tasks.running.run import Run
 from tasks.settings import Sampling
 from tasks.storage import join
@@ -93,15 +94,32 @@ def sample_codes(run: Run, planned: SampledStyles) -> ShardResult:
 @unit_of_work("sample-more-codes")
 def sample_more_codes(run: Run, planned: SampledStyles, first: int, last: int) -> ShardResult:
     """Sample and store the style codes ``first`` to ``last - 1`` beside those that are there."""
-    uri = join(planned.folder, f"codes-{first:06d}-{last:06d}.parquet")
-    return _write_codes(run, planned, uri, range(first, last))
+    return _write_codes(run, planned, more_codes_uri(planned, first, last), range(first, last))
+
+
+def shard_of(planned: SampledStyles, shard: int) -> tuple[str, range]:
+    """Return where the statistics of a shard of seeds lie, and its seeds."""
+    sampling = planned.settings
+    ids = range(shard * _SHARD, min((shard + 1) * _SHARD, sampling.statistics))
+    return join(planned.folder, "parts", part_name(shard, shard_count(sampling))), ids
+
+
+def more_codes_uri(planned: SampledStyles, first: int, last: int) -> str:
+    """Return where the style codes ``first`` to ``last - 1`` lie that are sampled for a larger table."""
+    return join(planned.folder, f"codes-{first:06d}-{last:06d}.parquet")
+
+
+def work(run: Run, codes: int, seconds: float = 0.0) -> Spent:
+    """Return the sampling of style codes as it is measured and estimated."""
+    side = run.generator.image_size[0]
+    return Spent(kind="sample", device=device_name(run.device), resolution=side, units=codes, seconds=seconds)
 
 
 def _write_codes(run: Run, planned: SampledStyles, uri: str, ids: range) -> ShardResult:
     if is_complete(uri):
         return ShardResult(uri=uri, rows=len(ids), reused=True)
 
-    with computing(run.device), torch.no_grad():
+    with accounting() as account, computing(run.device), torch.no_grad():
         batches = list(_batches(run.generator, planned.settings, ids))
     w = np.concatenate([latent.cpu().numpy() for _, latent, _ in batches])
     flat = np.concatenate([styles.flat().cpu().numpy() for _, _, styles in batches])
@@ -110,25 +128,25 @@ def _write_codes(run: Run, planned: SampledStyles, uri: str, ids: range) -> Shar
         "sample_id": pa.array(ids, pa.int64()), "w": vector_column(w), "s": vector_column(flat),
     })  # fmt: skip
     write_table(uri, table, planned.recipe.made("style-samples"))
-    return ShardResult(uri=uri, rows=len(ids))
+    spent = work(run, len(ids), account.seconds)
+    return ShardResult(uri=uri, rows=len(ids), tried=len(ids), spent=(spent,))
 
 
 @unit_of_work("sample-shard", "sample-shard-{shard}")
 def sample_shard(run: Run, planned: SampledStyles, shard: int) -> ShardResult:
     """Sample one shard of seeds and keep the statistics of their style codes."""
-    sampling = planned.settings
-    ids = range(shard * _SHARD, min((shard + 1) * _SHARD, sampling.statistics))
-    uri = join(planned.folder, "parts", part_name(shard, shard_count(sampling)))
+    sampling, (uri, ids) = planned.settings, shard_of(planned, shard)
     if is_complete(uri):
         return ShardResult(uri=uri, rows=len(ids), reused=True)
 
     generator = run.generator
-    with computing(run.device), torch.no_grad():
+    with accounting() as account, computing(run.device), torch.no_grad():
         statistics = measure_statistics(styles for _, _, styles in _batches(generator, sampling, ids))
 
     table = statistics_table(generator.layout, statistics)
     write_table(uri, table, planned.recipe.made("style-statistics-part"))
-    return ShardResult(uri=uri, rows=len(ids))
+    spent = work(run, len(ids), account.seconds)
+    return ShardResult(uri=uri, rows=len(ids), tried=len(ids), spent=(spent,))
 
 
 @unit_of_work("merge-statistics")

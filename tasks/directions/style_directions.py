@@ -125,12 +125,17 @@ def check_edit(run: Run, variant: StepVariant) -> float:
     return prompt_distance(run, variant)
 
 
+def plan_direction(run: Run, variant: StepVariant, table: TableRef) -> Recipe:
+    """Return what decides the style direction of one step; nothing is computed."""
+    # alpha scales a direction, so all strengths of an edit share one
+    parameters = {k: v for k, v in variant.parameters().items() if k != "alpha"}
+    return direction_recipe(run, STEP, VERSION, parameters, {"relevance": table.fingerprint})
+
+
 @unit_of_work("style-direction", "direction-{variant.label}")
 def compute_direction(run: Run, variant: StepVariant, table: TableRef) -> PreparedStep:
     """Compute the style direction of one step, or find it done."""
-    # alpha scales a direction, so all strengths of an edit share one
-    parameters = {k: v for k, v in variant.parameters().items() if k != "alpha"}
-    recipe = direction_recipe(run, STEP, VERSION, parameters, {"relevance": table.fingerprint})
+    recipe = plan_direction(run, variant, table)
     uri = direction_uri(run, recipe)
 
     if not is_complete(uri):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import tempfile
+import time
 from pathlib import Path
 from typing import cast
 from uuid import UUID
@@ -20,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from styleclip_core.editing import EditedLatents
-from styleclip_core.mapper_training import CURVE_COLUMNS, MapperTraining, apply_mapper
+from styleclip_core.mapper_training import CURVE_COLUMNS, MapperTraining, apply_mapper, stored_step
 from styleclip_core.models.mapper import Mapper, save_mapper
 from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.optimization import published_embedding
@@ -40,6 +41,7 @@ from tasks.running import networks as models
 from tasks.running.caching import unit_of_work
 from tasks.running.networks import Wanted
 from tasks.running.overlap import computing
+from tasks.running.rates import Spent, device_name
 from tasks.running.run import Run
 from tasks.running.shown import code
 from tasks.running.texts import prompt_distance, target_embedding
@@ -82,6 +84,7 @@ class MapperRef(BaseModel):
     steps: int
     loss: float
     reused: bool
+    spent: tuple[Spent, ...] = ()
 
 
 def plan(run: Run, target: str, settings: Settings) -> MapperPlan:
@@ -104,7 +107,7 @@ def train_mapper(run: Run, planned: MapperPlan) -> MapperRef:
         join(planned.folder, name) for name in ("best.safetensors", "last.safetensors", "curve.parquet")
     )
 
-    done = is_complete(curve)
+    done, spent = is_complete(curve), list[Spent]()
     if not done:
         training = _training(run, planned)
         if exists(planned.state):
@@ -112,7 +115,7 @@ def train_mapper(run: Run, planned: MapperPlan) -> MapperRef:
             get_run_logger().info("%s: resumed at step %d", planned.target, training.step)
 
         with computing(run.device):
-            _train(planned, training)
+            spent += _train(run, planned, training)
 
         # the curve is written last: where it lies, the networks do too
         for uri, mapper in ((best, training.best), (last, training.mapper)):
@@ -134,17 +137,39 @@ def train_mapper(run: Run, planned: MapperPlan) -> MapperRef:
         steps=pc.max(rows["step"]).as_py(),
         loss=pc.min(losses).as_py(),
         reused=done,
+        spent=tuple(spent),
     )
 
 
-def _train(planned: MapperPlan, training: MapperTraining) -> None:
+def steps_done(planned: MapperPlan) -> int:
+    """Return how many steps of a training are done: all, those that are stored, or none."""
+    if is_complete(join(planned.folder, "curve.parquet")):
+        return planned.settings.settings().steps
+    return stored_step(read_bytes(planned.state)) if exists(planned.state) else 0
+
+
+def work(run: Run, settings: Settings, kind: str, units: int, seconds: float = 0.0) -> Spent:
+    """Return training as it is measured and estimated: per step, or per code of a validation."""
+    wanted = settings.settings()
+    about = f"{wanted.kind} {wanted.precision}" + (" identity" if wanted.identity_weight > 0 else "")
+    return Spent(
+        kind=kind, about=about if kind == "validate" else f"{about} x {wanted.batch_size}",
+        device=device_name(run.device), resolution=run.generator.image_size[0], units=units, seconds=seconds,
+    )  # fmt: skip
+
+
+def _train(run: Run, planned: MapperPlan, training: MapperTraining) -> list[Spent]:
+    """Do the steps that are left, and return what they took and what their validations took."""
     total = planned.settings.settings().steps
     artifact: UUID = create_progress_artifact(  # type: ignore[assignment]
         progress=100.0 * training.step / total, key="train-mapper", description=planned.target
     )
 
+    alone, validating, begun = list[float](), list[float](), time.monotonic()
     for state in training.run():
         if state.validation is None:
+            alone.append(time.monotonic() - begun)
+            begun = time.monotonic()
             continue
 
         # with every validation, so that a run that is stopped loses the steps since then only
@@ -155,6 +180,15 @@ def _train(planned: MapperPlan, training: MapperTraining) -> None:
             state.validation.identity, state.validation.l2, state.best,
         )  # fmt: skip
         update_progress_artifact(artifact, progress=100.0 * state.step / total)
+        validating.append(time.monotonic() - begun)
+        begun = time.monotonic()
+
+    # a step that ends with a validation took as long as the others, and the rest is the validation
+    step = sum(alone) / len(alone) if alone else 0.0
+    steps, rest = len(alone) + len(validating), sum(max(0.0, each - step) for each in validating)
+    codes = len(validating) * planned.settings.validation
+    spent = [work(run, planned.settings, "train", steps, step * steps)] if alone else []
+    return spent + ([work(run, planned.settings, "validate", codes, rest)] if alone and codes else [])
 
 
 def _training(run: Run, planned: MapperPlan) -> MapperTraining:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -28,10 +28,12 @@ from tasks.editing.sources import Sources
 from tasks.editing.videos import encode_video
 from tasks.photographs.images import ImageShard
 from tasks.running.caching import unit_of_work
-from tasks.running.overlap import Writes, computing, read_ahead
+from tasks.running.overlap import Account, Writes, computing, read_ahead
 from tasks.running.progress import ShardResult
+from tasks.running.rates import Spent, device_name
 from tasks.running.run import Run
 from tasks.running.shards import Outcomes, lost, taken_over
+from tasks.settings.edits import EditVariant, StepVariant
 from tasks.storage import join, write_bytes_atomic
 
 _BATCH = 32
@@ -46,11 +48,11 @@ def edit_shard(run: Run, plans: list[EditPlan], shard: ImageShard) -> ShardResul
     """Apply every edit to the images of one shard that it has not been applied to."""
     started = time.monotonic()
     latents = plans[0].inversion.log(shard).latest()
-    wanted = [_wanted(planned, shard, latents) for planned in plans]
+    wanted = [wanted_of(planned, shard, latents) for planned in plans]
 
     # the attempts of all edits are read together: each is a request
     pairs = list(zip(plans, wanted, strict=True))
-    states = list(read_ahead(pairs, lambda pair: _state(*pair, shard), ahead=len(plans)))
+    states = list(read_ahead(pairs, lambda pair: state_of(*pair, shard), ahead=len(plans)))
     todo = [
         [row for row in mine if not state.is_done(row)] for mine, state in zip(wanted, states, strict=True)
     ]
@@ -84,11 +86,51 @@ def edit_shard(run: Run, plans: list[EditPlan], shard: ImageShard) -> ShardResul
         failed=sum(row["status"] != OK for rows in known for row in rows.values()),
         reused=not any(ready),
         seconds=time.monotonic() - started,
+        tried=sum(map(len, ready)),
+        spent=tuple(_spent(run, sources, under_way)),
     )
 
 
+def _spent(run: Run, sources: Sources, under_way: Sequence[_UnderWay]) -> Iterator[Spent]:
+    """Yield what the work on a shard took: drawing what is not edited, and each edit."""
+    yield work(run, "draw", "", sources.drawn, sources.seconds)
+    for each in under_way:
+        variant = each.planned.prepared.variant
+        yield edit_work(run, variant, len(each.timings), each.account.seconds, each.size)
+
+
+def about(variant: EditVariant) -> str:
+    """Return what decides how long an edit takes: the methods of its steps, and the steps of descents."""
+
+    def step(each: StepVariant) -> str:
+        if each.method != "optimization":
+            return each.method
+        wanted = each.optimization_parameters()
+        return f"optimization {wanted['mode']} {wanted['space']} {wanted['steps']}"
+
+    return " + ".join(map(step, variant.steps))
+
+
+def edit_work(run: Run, variant: EditVariant, images: int, seconds: float = 0.0, size: int = 0) -> Spent:
+    """Return the editing of some images as it is measured and estimated."""
+    optimized = [step.optimization_parameters() for step in variant.steps if step.optimization]
+    # a chunk that is not full takes as long as a full one
+    chunk = max((each["chunk"] for each in optimized), default=1)
+    found = work(run, "edit", about(variant), -(-images // chunk) * chunk, seconds, size)
+    return found.model_copy(update={"items": images})
+
+
+def work(run: Run, kind: str, about: str, items: int, seconds: float = 0.0, size: int = 0) -> Spent:
+    """Return the drawing or editing of some images as it is measured and estimated: per image and edit."""
+    judges = "".join(f"+{name}" for name in ("identity", "perceptual") if getattr(run.models, name))
+    return Spent(
+        kind=kind, about=about + judges, device=device_name(run.device),
+        resolution=run.generator.image_size[0], units=items, seconds=seconds, size=size,
+    )  # fmt: skip
+
+
 @dataclass(frozen=True)
-class _State:
+class State:
     """What is known of an edit of a shard before it is applied.
 
     Attributes:
@@ -102,17 +144,19 @@ class _State:
     lost: set[Item]
 
     def is_done(self, latent: Row) -> bool:
+        """Return whether there is nothing to do of an image, whose latent is given."""
         item = (latent["image_key"],)
         return item not in self.lost and self.known.get(item, {}).get("status") == OK
 
 
-def _wanted(planned: EditPlan, shard: ImageShard, latents: list[Row]) -> list[Row]:
+def wanted_of(planned: EditPlan, shard: ImageShard, latents: list[Row]) -> list[Row]:
     """Return the latents of the images that an edit is for."""
     keys = planned.wanted_in(shard)
     return latents if keys is None else [row for row in latents if row["image_key"] in keys]
 
 
-def _state(planned: EditPlan, latents: list[Row], shard: ImageShard) -> _State:
+def state_of(planned: EditPlan, latents: list[Row], shard: ImageShard) -> State:
+    """Return what there is of an edit of a shard, of the latents that it is for."""
     log, keys = planned.log(shard), planned.wanted_in(shard)
     versions = {row["image_key"]: row["content_hash"] for row in latents if row["status"] == OK}
     # an earlier run may have had the edit for other images
@@ -123,14 +167,14 @@ def _state(planned: EditPlan, latents: list[Row], shard: ImageShard) -> _State:
 
     older = taken_over(log, own, versions, enough)
     known = older | own
-    return _State(known, older, lost(planned.files(), known))
+    return State(known, older, lost(planned.files(), known)[0])
 
 
 class _Writes:
     """What a shard has under way: bounded, so that memory does not grow with the number of edits."""
 
     def __init__(self) -> None:
-        self.images, self.videos = Writes[str](2 * _BATCH), Writes[None](_BATCH)
+        self.images, self.videos = Writes[tuple[str, int]](2 * _BATCH), Writes[int](_BATCH)
 
 
 @dataclass(frozen=True)
@@ -140,14 +184,22 @@ class _UnderWay:
     Attributes:
         rows: Row of each image that was computed, and its write; None where there is nothing to write.
         skipped: Rows of those that were not.
+        account: What computing it took.
     """
 
     planned: EditPlan
-    rows: list[tuple[Row, Future[str] | None]]
+    rows: list[tuple[Row, Future[tuple[str, int]] | None]]
     skipped: list[Row]
     timings: list[Row]
     parts: list[_Part]
-    videos: list[Future[None]]
+    videos: list[Future[int]]
+    account: Account
+
+    @property
+    def size(self) -> int:
+        """Return the bytes of what was written; raises what a write did."""
+        images = (written.result()[1] for _, written in self.rows if written)
+        return sum(images) + sum(video.result() for video in self.videos)
 
     def wait(self) -> None:
         """Wait for the writes; what became of each lies in its future."""
@@ -160,7 +212,7 @@ def _edit(
 ) -> _UnderWay:
     """Edit the latents of a shard by one edit, and begin to write images and videos."""
     label = planned.prepared.variant.label
-    begun = _UnderWay(planned, [], skipped, [], [], [])
+    begun, drawing = _UnderWay(planned, [], skipped, [], [], [], Account()), sources.seconds
 
     for batch, (edited, share) in Batches(_BATCH).run(ready, partial(_timed, planned, sources)):
         for part in edited.parts:
@@ -176,10 +228,13 @@ def _edit(
             write = partial(_write_image, planned, row, image)
             begun.rows.append((row, None if "status" in row else writes.images.submit(write)))
 
+    # what is not edited was drawn within the first edit's time, and is counted apart
+    together = sum(row["seconds"] for row in begun.timings)
+    begun.account.seconds = max(0.0, together - (sources.seconds - drawing))
     return begun
 
 
-def _finish(begun: _UnderWay, state: _State, shard: ImageShard) -> list[Row]:
+def _finish(begun: _UnderWay, state: State, shard: ImageShard) -> list[Row]:
     """Write the rows of an edit, now that its images are written, and return the new ones."""
     planned = begun.planned
     extras = _write_optimized(planned, shard, begun.parts)
@@ -208,20 +263,23 @@ def _timed(planned: EditPlan, sources: Sources, batch: list[Row]) -> tuple[_Edit
         return _edit_batch(planned, sources, batch), elapsed() / len(batch)
 
 
-def _write_image(planned: EditPlan, row: Row, image: Tensor) -> str:
-    key = planned.output_key(row)
-    write_bytes_atomic(join(planned.out, key), encode_png(image))
-    return key
+def _write_image(planned: EditPlan, row: Row, image: Tensor) -> tuple[str, int]:
+    """Write an edited image, and return its key and its bytes."""
+    key, content = planned.output_key(row), encode_png(image)
+    write_bytes_atomic(join(planned.out, key), content)
+    return key, len(content)
 
 
-def _finished(planned: EditPlan, row: Row, written: Future[str] | None, extras: dict[int, str]) -> Row:
+def _finished(
+    planned: EditPlan, row: Row, written: Future[tuple[str, int]] | None, extras: dict[int, str]
+) -> Row:
     """Return a row with what became of its image."""
     whole = edit_row(planned, row)
     if written is None:
         return whole | row
 
     # raises what the write did: no row may say ok of an image that is not there
-    key = written.result()
+    key, _ = written.result()
     for number, uri in extras.items():
         row["steps"][number]["latents"] = uri
         if planned.prepared.steps[number].variant.frames:
@@ -315,12 +373,13 @@ def _write_optimized(planned: EditPlan, shard: ImageShard, parts: list[_Part]) -
     return places
 
 
-def _videos(planned: EditPlan, part: _Part) -> Iterator[Callable[[], None]]:
+def _videos(planned: EditPlan, part: _Part) -> Iterator[Callable[[], int]]:
     """Yield what encodes and writes the video of each image of a batch, if there are frames."""
 
-    def write(image: Row, frames: list[np.ndarray]) -> None:
-        uri = join(planned.out, planned.video_key(image, part.step))
-        write_bytes_atomic(uri, encode_video(frames))
+    def write(image: Row, frames: list[np.ndarray]) -> int:
+        uri, content = join(planned.out, planned.video_key(image, part.step)), encode_video(frames)
+        write_bytes_atomic(uri, content)
+        return len(content)
 
     if part.optimized.frames:
         for place, image in enumerate(part.images):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from styleclip_core.editing import EditedLatents
@@ -30,6 +31,8 @@ class Sources:
 
     Attributes:
         broken: Status columns of the images whose own generator cannot be had, by image.
+        drawn: Unedited images that were drawn.
+        seconds: What that took.
     """
 
     def __init__(self, run: Run, inversion: InversionPlan, latents: dict[str, Row]) -> None:
@@ -37,6 +40,7 @@ class Sources:
         self._kept: dict[tuple[str, ...], Source] = {}
         self._tunings: dict[str, Tuning] = {}
         self.broken: dict[str, Row] = {}
+        self.drawn, self.seconds = 0, 0.0
         self._read_tunings(inversion, [row for row in latents.values() if row.get("tuning")])
 
     def _read_tunings(self, inversion: InversionPlan, rows: list[Row]) -> None:
@@ -58,8 +62,11 @@ class Sources:
         keys = tuple(row["image_key"] for row in rows)
         # edits of a shard mostly ask for the same batches, one after the other
         if keys not in self._kept:
+            started = time.monotonic()
             w_plus = latents_of(self.run, rows)
             generator = with_tunings(self.generator, [self._tunings.get(key) for key in keys])
             image = generator.synthesize(generator.styles(w_plus))
             self._kept[keys] = Source(generator, EditedLatents(w_plus), self.judge.see(image))
+            self.drawn += len(rows)
+            self.seconds += time.monotonic() - started
         return self._kept[keys]

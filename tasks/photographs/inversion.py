@@ -27,8 +27,9 @@ from tasks.artifacts.outcomes import OK, STATUS_FIELDS, OutcomeLog, Row, failure
 from tasks.photographs.images import ImageShard, read_shard
 from tasks.photographs.reading import ShardReader
 from tasks.running.caching import unit_of_work
-from tasks.running.overlap import Writes, computing, read_ahead
+from tasks.running.overlap import Writes, computing, read_ahead, wrote
 from tasks.running.progress import ShardResult
+from tasks.running.rates import Spent, device_name
 from tasks.running.run import Run
 from tasks.running.shards import Files, finish_shard, without_result
 from tasks.settings import Inversion
@@ -103,9 +104,6 @@ def invert_shard(run: Run, planned: InversionPlan, shard: ImageShard) -> ShardRe
         return latents_schema(run.generator.num_ws * run.generator.config.w_dim)
 
     log, images = planned.log(shard), read_shard(shard)
-    drawn = Files(planned.reconstructions, planned.reconstruction_key, restore=partial(_draw, run, planned))
-    tunings = Files(planned.folder, lambda row: planned.tuning_key(row) if row.get("tuning") else None)
-
     reader = ShardReader(planned.photos, shard)
     return finish_shard(
         log,
@@ -114,8 +112,28 @@ def invert_shard(run: Run, planned: InversionPlan, shard: ImageShard) -> ShardRe
         planned.recipe.made("latents"),
         schema,
         versions=dict(images),
-        files=[tunings, drawn],
+        files=files_of(run, planned),
+        work=partial(work, run, planned),
     )
+
+
+def files_of(run: Run, planned: InversionPlan) -> list[Files]:
+    """Return what the rows of latents speak of; what is drawn of a latent can be drawn again."""
+    drawn = Files(planned.reconstructions, planned.reconstruction_key, restore=partial(_draw, run, planned))
+    tunings = Files(planned.folder, lambda row: planned.tuning_key(row) if row.get("tuning") else None)
+    return [tunings, drawn]
+
+
+def work(run: Run, planned: InversionPlan, images: int, seconds: float = 0.0, size: int = 0) -> Spent:
+    """Return the inverting of some images as it is measured and estimated: per image, of such settings."""
+    judges = "".join(f"+{name}" for name in ("identity", "perceptual") if getattr(run.models, name))
+    # a chunk that is not full takes as long as a full one
+    units = -(-images // planned.settings.chunk) * planned.settings.chunk
+    return Spent(
+        kind="invert", about=_method(run, planned) + judges, device=device_name(run.device),
+        resolution=run.generator.image_size[0], units=units, seconds=seconds, items=images,
+        size=size,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -140,8 +158,8 @@ def _invert(
     keys = {key for key, _ in todo}
     older = (row for rows in log.earlier() for row in rows if row["image_key"] in keys)
     done = {(row["image_key"], row["content_hash"]): row for row in older}
-    writes, batches = Writes[None](2 * count), Batches(count)
-    pending: list[tuple[Row, Future[None] | None]] = []
+    writes, batches = Writes[int](2 * count), Batches(count)
+    pending: list[tuple[Row, Future[int] | None]] = []
     batch: list[_Photo] = []
 
     found = read_ahead(todo, partial(_read, planned, reader, size, done), ahead=2 * count)
@@ -162,7 +180,7 @@ def _invert(
     # a row says ok only once its files are there
     for _, written in pending:
         if written:
-            written.result()
+            wrote(written.result())
     return [row for row, _ in pending]
 
 
@@ -192,10 +210,13 @@ def _is_whole(planned: InversionPlan, row: Row) -> bool:
     return tuned and exists(planned.reconstruction_uri(row))
 
 
-def _write_files(planned: InversionPlan, row: Row, image: Tensor, tuning: bytes) -> None:
+def _write_files(planned: InversionPlan, row: Row, image: Tensor, tuning: bytes) -> int:
+    """Write what a row speaks of, and return its bytes."""
     if tuning:
         write_bytes_atomic(join(planned.folder, planned.tuning_key(row)), tuning)
-    write_bytes_atomic(planned.reconstruction_uri(row), encode_png(image))
+    drawn = encode_png(image)
+    write_bytes_atomic(planned.reconstruction_uri(row), drawn)
+    return len(drawn) + len(tuning)
 
 
 @torch.no_grad()

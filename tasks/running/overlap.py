@@ -16,6 +16,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Generic, TypeVar
 
@@ -27,6 +29,7 @@ _U = TypeVar("_U")
 _DEFAULT_THREADS = 16
 _lock = threading.Lock()
 _turnstiles: dict[str, threading.BoundedSemaphore] = {}
+_account: ContextVar[Account | None] = ContextVar("styleclip_account", default=None)
 
 
 def io_threads() -> int:
@@ -81,8 +84,45 @@ def computing(device: str) -> Iterator[Callable[[], float]]:
 
     # the turn comes first: only threads that really compute count as users of the device's slot
     with turnstile, device_slot():
-        started = time.monotonic()
-        yield lambda: time.monotonic() - started
+        started, account = time.monotonic(), _account.get()
+        try:
+            yield lambda: time.monotonic() - started
+        finally:
+            if account is not None:
+                account.seconds += time.monotonic() - started
+
+
+@dataclass
+class Account:
+    """What one thread has computed and written.
+
+    Attributes:
+        seconds: Of computing, without waiting for a place to.
+        items: Items whose files were written.
+        size: Bytes of those.
+    """
+
+    seconds: float = 0.0
+    items: int = 0
+    size: int = 0
+
+
+@contextmanager
+def accounting() -> Iterator[Account]:
+    """Keep account of what this thread computes and writes inside the block."""
+    account = Account()
+    token = _account.set(account)
+    try:
+        yield account
+    finally:
+        _account.reset(token)
+
+
+def wrote(size: int) -> None:
+    """Take the bytes of an item's files into the account of this thread, if it keeps one."""
+    if account := _account.get():
+        account.items += 1
+        account.size += size
 
 
 @lru_cache(maxsize=1)

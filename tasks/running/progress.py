@@ -17,6 +17,7 @@ from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict
 
 from styleclip_core.errors import StyleCLIPError
+from tasks.running.rates import Spent
 from tasks.running.stopping import RunStoppedError, is_stopping
 
 _R = TypeVar("_R", bound="ShardResult")
@@ -28,8 +29,22 @@ class ShardsFailedError(StyleCLIPError):
     """Some shards of a step failed; the others are finished and stay finished."""
 
 
+class ItemsFailedError(StyleCLIPError):
+    """All items of a run failed, or a larger share than was allowed; what went well is finished and stays."""
+
+
 class ShardResult(BaseModel):
-    """What a task returns for one shard: where its artifact is and what happened to its items."""
+    """What a task returns for one shard: where its artifact is and what happened to its items.
+
+    Attributes:
+        uri: Where the artifact is.
+        rows: Items of the shard.
+        failed: Those that have an error in their row.
+        reused: Whether nothing had to be computed.
+        seconds: From the task's beginning to its end.
+        tried: Items that were computed now, well or not.
+        spent: What the computing took, by kind.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -38,6 +53,8 @@ class ShardResult(BaseModel):
     failed: int = 0
     reused: bool = False
     seconds: float = 0.0
+    tried: int = 0
+    spent: tuple[Spent, ...] = ()
 
 
 class StepSummary(BaseModel, Generic[_R]):

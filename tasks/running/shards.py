@@ -9,13 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import pyarrow as pa
 
 from tasks.artifacts import Provenance
 from tasks.artifacts.outcomes import FAILED, OK, SKIPPED, Item, OutcomeLog, Row
+from tasks.running.overlap import accounting
 from tasks.running.progress import ShardResult
+from tasks.running.rates import Spent
 from tasks.storage import versions_of
 
 _Item = TypeVar("_Item")
@@ -84,16 +86,58 @@ def taken_over(
     return found
 
 
-def lost(files: Sequence[Files], known: Outcomes) -> set[Item]:
-    """Restore what rows have lost, where that can be, and return the items of the others."""
+def lost(files: Sequence[Files], known: Outcomes) -> tuple[set[Item], list[tuple[Files, list[Row]]]]:
+    """Return the items whose files are gone for good, and files that can be made again, with their rows."""
     found: set[Item] = set()
+    restorable = []
     for each in files:
         gone = each.lost(known) - found
         if each.restore and gone:
-            each.restore([known[item] for item in sorted(gone)])
+            restorable.append((each, [known[item] for item in sorted(gone)]))
         elif not each.restore:
             found |= gone
-    return found
+    return found, restorable
+
+
+@dataclass(frozen=True)
+class Outlook(Generic[_Item]):
+    """What there is of a shard and what is missing, before anything is computed or written.
+
+    Attributes:
+        own: Outcomes that the shard's own attempts have.
+        known: Those, and what is taken over from older shards.
+        older: The latter alone.
+        gone: Items that went well and have lost a file, with all others of their image.
+        restorable: Files that can be made again without computing their items, with the rows they are of.
+        missing: What is to be computed.
+    """
+
+    own: Outcomes
+    known: Outcomes
+    older: Outcomes
+    gone: set[Item]
+    restorable: list[tuple[Files, list[Row]]]
+    missing: list[_Item]
+
+
+def look(
+    log: OutcomeLog,
+    todo: Callable[[Outcomes], list[_Item]],
+    *,
+    versions: Mapping[str, str],
+    files: Sequence[Files] = (),
+) -> Outlook[_Item]:
+    """Find out what is missing of a shard; the arguments are those of ``finish_shard``, which goes by it."""
+    own = {log.item(row): row for row in log.latest()}
+    older = taken_over(log, own, versions, lambda known: not todo(known))
+    known = older | own
+    beyond, restorable = lost(files, known)
+
+    # an image of whose rows one has lost its file is done again as a whole
+    images = {item[0] for item in beyond}
+    gone = {item for item in known if item[0] in images}
+    missing = todo({item: row for item, row in known.items() if item not in gone})
+    return Outlook(own, known, older, gone, restorable, missing)
 
 
 def finish_shard(
@@ -106,6 +150,7 @@ def finish_shard(
     versions: Mapping[str, str],
     files: Sequence[Files] = (),
     failing: Collection[str] = (FAILED, SKIPPED),
+    work: Callable[[int, float, int], Spent] | None = None,
 ) -> ShardResult:
     """Compute what is missing of a shard, write it down as a new attempt, and count.
 
@@ -118,22 +163,21 @@ def finish_shard(
         versions: Version of every image of the shard, by its key.
         files: What the rows speak of; an item whose file is gone is computed again.
         failing: Statuses that count as failed.
+        work: Items whose files were written, seconds, bytes -> what is kept for later estimates.
     """
     started = time.monotonic()
-    own = {log.item(row): row for row in log.latest()}
-    older = taken_over(log, own, versions, lambda known: not todo(known))
-    known = older | own
+    ahead = look(log, todo, versions=versions, files=files)
+    missing, known = ahead.missing, dict(ahead.known)
+    for each, rows in ahead.restorable:
+        if each.restore:
+            each.restore(rows)
 
-    # an image of whose rows one has lost its file is done again as a whole
-    images = {item[0] for item in lost(files, known)}
-    gone = {item for item in known if item[0] in images}
-    missing = todo({item: row for item, row in known.items() if item not in gone})
-
-    computed = list(compute(missing)) if missing else []
-    if computed or older:
+    with accounting() as spent:
+        computed = list(compute(missing)) if missing else []
+    if computed or ahead.older:
         done = {log.item(row) for row in computed}
-        rows = computed + [row for item, row in older.items() if item not in done]
-        log.append(rows, schema(), made, lost=gone)
+        rows = computed + [row for item, row in ahead.older.items() if item not in done]
+        log.append(rows, schema(), made, lost=ahead.gone)
         known |= {log.item(row): row for row in computed}
 
     return ShardResult(
@@ -142,4 +186,6 @@ def finish_shard(
         failed=sum(row["status"] in failing for row in known.values()),
         reused=not missing,
         seconds=time.monotonic() - started,
+        tried=len(missing),
+        spent=() if work is None else (work(spent.items, spent.seconds, spent.size),),
     )

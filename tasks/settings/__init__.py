@@ -33,6 +33,7 @@ from tasks.settings.settings import preset_values as preset_values
 from tasks.settings.uris import Clip as Clip
 from tasks.settings.uris import OptionalUri as OptionalUri
 from tasks.settings.uris import OrUsual as OrUsual
+from tasks.settings.uris import PricePerHour as PricePerHour
 from tasks.settings.uris import Prompt as Prompt
 from tasks.settings.uris import TemplateSet as TemplateSet
 from tasks.settings.uris import Uri as Uri

@@ -14,14 +14,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from zoneinfo import ZoneInfo
 
 from annotated_types import Ge
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    create_model,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
@@ -163,6 +156,9 @@ class Execution(Settings):
     ] = Field("auto", description="auto takes a GPU if there is one")
     shard_size: Annotated[int, ChangesNoResult("images do not see each other")] = Field(
         16, ge=1, le=100_000, description="Images per shard, on average"
+    )
+    max_failed: Annotated[float, ChangesNoResult("looked at when all is written")] = Field(
+        1.0, ge=0, le=1, description="Share of items that may fail; a run fails with more, and if all have"
     )
 
 

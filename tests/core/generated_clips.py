@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -67,14 +68,17 @@ PREPROCESSING = {
 
 
 @timm.models.register_model
-def vit_tiny_siglip_32(pretrained: bool = False, **options: object) -> torch.nn.Module:
+def vit_tiny_siglip_32(pretrained: bool = False, **options: Any) -> torch.nn.Module:
     """Build a small form of SigLIP's image tower, for timm to find by its name."""
     sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
     make = timm.models.vision_transformer._create_vision_transformer
-    return make("vit_tiny_siglip_32", pretrained=pretrained, **{**sizes, "class_token": False, **options})
+    made: torch.nn.Module = make(
+        "vit_tiny_siglip_32", pretrained=pretrained, **{**sizes, "class_token": False, **options}
+    )
+    return made
 
 
-def generated(config: dict[str, object], seed: int = 0) -> torch.nn.Module:
+def generated(config: dict[str, Any], seed: int = 0) -> torch.nn.Module:
     """Build a network of open_clip's with generated weights, whose embeddings differ from image to image."""
     from open_clip.model import CLIP, CustomTextCLIP
 
@@ -90,7 +94,8 @@ def generated(config: dict[str, object], seed: int = 0) -> torch.nn.Module:
         for name, value in module.named_buffers():
             if name.endswith("running_var"):
                 value.copy_(torch.rand(value.shape) + 0.5)
-    return module.eval()
+    ready: torch.nn.Module = module.eval()
+    return ready
 
 
 def write_tokenizer(folder: Path) -> None:

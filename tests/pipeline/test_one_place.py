@@ -192,7 +192,7 @@ def test_how_work_is_run_is_marked_as_changing_no_result():
 
 
 def test_the_options_that_change_no_result_are_these():
-    """Each is run both ways below, or where the comment says."""
+    """Each is run both ways below, but for max_failed: tests/pipeline/test_max_failed.py."""
     found = {
         f"{form.__name__}.{name}"
         for form in (
@@ -204,7 +204,7 @@ def test_the_options_that_change_no_result_are_these():
     }  # fmt: skip
     assert found == {
         "Inversion.batch_size", "Relevance.batch_size", "Relevance.channels_per_shard", "Choosing.batch_size",
-        "Execution.device", "Execution.shard_size",
+        "Execution.device", "Execution.shard_size", "Execution.max_failed",
     }  # fmt: skip
 
 

@@ -31,6 +31,7 @@ from tasks.reports.page.batch import Batch, read_batch
 from tasks.running.caching import unit_of_work
 from tasks.running.overlap import read_ahead
 from tasks.running.progress import ShardResult
+from tasks.running.rates import Spent
 from tasks.running.run import Run
 from tasks.storage import ObjectInfo, StoreError, join
 
@@ -265,7 +266,18 @@ def thumbnail_chunk(source: PageSource, chunk: PageChunk) -> ThumbnailResult:
     return ThumbnailResult(
         uri=chunk.uri, rows=len(kept), failed=sum(row["status"] != OK for row in kept), reused=not made,
         size=sum(row["size"] for row in kept), seconds=time.monotonic() - started,
+        spent=(work(made, time.monotonic() - started),),
     )  # fmt: skip
+
+
+def work(pictures: int, seconds: float = 0.0) -> Spent:
+    """Return the making of thumbnails as it is measured and estimated: per picture."""
+    return Spent(kind="thumbnails", units=pictures, seconds=seconds)
+
+
+def chunk_count(images: int) -> int:
+    """Return about how many chunks the thumbnails of so many images are made in."""
+    return -(-images // _CHUNK)
 
 
 def _is_done(row: Row | None, version: str) -> bool:

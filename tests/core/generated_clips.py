@@ -20,7 +20,7 @@ LANGUAGES = [
     "a face with a hat",
 ]
 # architectures by the names of those they are small forms of
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, dict[str, Any]] = {
     "tiny-ViT": {
         "embed_dim": 16, "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8},
         "text_cfg": TEXT,
@@ -56,7 +56,7 @@ ARCHITECTURES = {
     },
 }  # fmt: skip
 # how published weights of each family want images
-PREPROCESSING = {
+PREPROCESSING: dict[str, dict[str, Any]] = {
     "tiny-SigLIP": {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"},
     "tiny-MobileCLIP": {
         "mean": [0.0] * 3,

@@ -16,6 +16,7 @@ from flows.run import RunResult, StepCounts, announce, begin, check_places, coun
 from flows.steps import editing, photographs
 from flows.steps.report import partial_report, report
 from flows.steps.table import described, sample, table_for
+from styleclip_core.images import check_format
 from tasks.directions.choosing import ChoicePlan, ChosenStrength
 from tasks.editing.plans import Chosen
 from tasks.photographs.datasets.front import locate
@@ -30,6 +31,7 @@ from tasks.settings import (
     OrUsual,
     Relevance,
     Sampling,
+    Saving,
     Uri,
 )
 from tasks.settings.by_image import differs
@@ -61,6 +63,7 @@ def edit_images(
     choosing: OrUsual[Choosing] = Choosing(),
     most_variants: Annotated[int, Field(ge=1)] = MOST_VARIANTS,
     dataset: OrUsual[DataSet] = DataSet(),
+    saving: OrUsual[Saving] = Saving(),
 ) -> RunResult:
     """Edit every image with every edit; what an earlier run finished is found and kept.
 
@@ -82,6 +85,7 @@ def edit_images(
         most_variants: Variants of every image that the edits may stand for, every strength and threshold
             counted; more are refused, so that a slip in a list of values is no month of work.
         dataset: How the data set is read, and which of its images count.
+        saving: What edited images are written as: format, quality, size, loose or in tars and tables.
     """
     all_variants(replace_steps(edits, stand_in), most_variants)
     # what is read may be the folder of all edits' images, though out lies above it
@@ -98,6 +102,7 @@ def edit_images(
     variants = all_variants(replace_steps(edits, stand_in), most_variants, by_image=any(chosen))
 
     # what cannot work ends the run here, before hours of work on the table
+    check_format(saving.format)
     editing.check_edits(run, variants)
     others = editing.prepare_others(run, variants)
     index = index or photographs.index(run, located, execution)
@@ -134,7 +139,7 @@ def edit_images(
     prepared = editing.directions(run, variants, others, found, styles, instant)
     diagnosis, said = editing.diagnose(run, prepared)
     each = [mine for edit, mine in zip(edits, chosen, strict=True) for _ in edit.variants()]
-    plans = editing.plan(run, prepared, index, inversion, each)
+    plans = editing.plan(run, prepared, index, inversion, saving, each)
     tried = [each.uri for each in choices]
 
     # whatever ends this early leaves manifest and page of the shards that are done

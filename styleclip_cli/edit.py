@@ -30,6 +30,7 @@ from styleclip_cli.options import (
     Which,
     Workers,
     Workspace,
+    Written,
     chosen_models,
     prepare,
     with_codes,
@@ -45,6 +46,7 @@ from tasks.settings import (
     Optimization,
     Relevance,
     Sampling,
+    Saving,
     SettingsError,
 )
 from tasks.settings.edits import MOST_VARIANTS, Edit, EditStep, load_edits
@@ -115,6 +117,7 @@ def edit(
     relevance: Table = Relevance(),
     inversion: InvertingFirst = Inversion(),
     dataset: Which = DataSet(),
+    saving: Written = Saving(),
     execution: Shards = Execution(),
     most_variants: MostVariants = MOST_VARIANTS,
     workers: Workers = 0,
@@ -132,7 +135,7 @@ def edit(
         lambda: flow(
             chosen_models(generator, clip, encoder, identity, perceptual), photos, out, wanted, workspace,
             with_codes(sampling, relevance), relevance, inversion, execution, table, Instant(), choosing,
-            most_variants, dataset,
+            most_variants, dataset, saving,
         )
     )  # fmt: skip
 

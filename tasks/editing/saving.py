@@ -45,6 +45,7 @@ _MB = 10**6
 _UNSAID = {
     "output_key", "inversion_key", "latent", "settings", "steps", "status", "error_type", "error",
 }  # fmt: skip
+_MADE = ("alpha", "beta", "top_k", "strength", "channels", "layers")
 _SAID = tuple(name for name in MANIFEST_SCHEMA.names if name not in _UNSAID)
 
 
@@ -218,7 +219,7 @@ def _write_tar(path: Path, samples: list[_Sample], waiting: Waiting) -> Iterator
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
         for sample in samples:
             content = waiting.read(sample.saved.start, sample.saved.end)
-            said = json.dumps(_said(sample), sort_keys=True, ensure_ascii=False, default=str).encode()
+            said = json.dumps(_as_json(sample), sort_keys=True, ensure_ascii=False, default=str).encode()
 
             _add(tar, f"{sample.name}{sample.ending}", content)
             end = tar.offset - (-len(content) % tarfile.BLOCKSIZE)
@@ -256,6 +257,18 @@ def _said(sample: _Sample) -> Row:
     row = manifest_row(sample.row)
     size = {"width": sample.saved.width, "height": sample.saved.height}
     return {name: row[name] for name in _SAID if name not in size} | size | dict(sample.columns)
+
+
+def _as_json(sample: _Sample) -> Row:
+    """Return the same for a reader that infers types from the first samples that it sees.
+
+    Whether an edit has a beta or counts channels differs from edit to edit, and null next to a number is two
+    types to such a reader. So choices are one text, with those in it that were made.
+    """
+    said, choices = _said(sample), json.loads(sample.row["settings"] or "{}")
+    made = {name: said.pop(name) for name in _MADE}
+    made = {name: value for name, value in {**choices, **made}.items() if value not in (None, [])}
+    return said | {"settings": json.dumps(made, sort_keys=True, ensure_ascii=False)}
 
 
 def member_names(keys: Sequence[str]) -> dict[str, str]:

@@ -60,7 +60,9 @@ def readable_key(image_key: str, *, suffix: str, version: str) -> str:
     Returns:
         A relative path of at most 900 bytes, each part at most 255.
     """
-    if _is_plain(image_key) or not is_safe(image_key):
+    if not is_safe(image_key):
+        return f"{mangled(image_key)}~{version[:_VERSION_DIGITS]}{suffix}"
+    if _is_plain(image_key):
         return output_key(image_key, suffix=suffix, version=version)
     apart = hashlib.sha256(f"{image_key}\0{version}".encode()).hexdigest()[:_APART_DIGITS]
     return f"{image_key}~{apart}{suffix}"

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
 import tarfile
+import threading
+import urllib.request
+import warnings
 from pathlib import Path
 
 import datasets
@@ -18,6 +28,7 @@ from flows.edit_images import edit_images
 from flows.evaluate import evaluate_edits
 from styleclip_cli.serving import Pages
 from styleclip_core.images import decode_image
+from tasks.editing import saving as packing
 from tasks.keeping.accounts import account
 from tasks.photographs.reading import object_of, read_stored
 from tasks.settings import DataSet, Execution, Inversion, Judges, Models, Relevance, Sampling, Saving
@@ -74,6 +85,19 @@ def pixels(out, rows) -> dict[tuple[str, str, float], bytes]:
     }
 
 
+def samples_of(tar: Path) -> list[dict]:
+    """The samples that webdataset finds; it leaves the file to the garbage collector."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        found = list(webdataset.WebDataset(str(tar), shardshuffle=False).decode("pil"))
+        gc.collect()
+    return found
+
+
+def name_of(said: dict) -> tuple[str, str, float]:
+    return said["image_key"], said["edit"], json.loads(said["settings"])["alpha"]
+
+
 @pytest.fixture(scope="module")
 def loose(network_files, prefect_server, tmp_path_factory):
     """The same edits as files: the manifest's rows, and where they lie."""
@@ -120,10 +144,10 @@ def test_webdataset_reads_tars_as_samples_of_an_image_and_what_is_known_of_it(
     seen = {}
     for tar in sorted((out / "images").rglob("*.tar")):
         names = []
-        for sample in webdataset.WebDataset(str(tar), shardshuffle=False).decode("pil"):
+        for sample in samples_of(tar):
             said = sample["json"]
             assert {name for name in sample if not name.startswith("__")} == {"png", "json"}
-            seen[said["image_key"], said["edit"], said["alpha"]] = np.asarray(sample["png"]).tobytes()
+            seen[name_of(said)] = np.asarray(sample["png"]).tobytes()
             assert said["photographer"] == f"person {KEYS.index(said['image_key'])}"
             assert said["target"] in ("grey hair", "face with a hat")
             names.append(sample["__key__"])
@@ -139,7 +163,7 @@ def test_webdataset_reads_tars_as_samples_of_an_image_and_what_is_known_of_it(
     assert len(found) == len(rows)
     for sample in found:
         said = sample["json"]
-        assert np.asarray(sample["png"]).tobytes() == expected[said["image_key"], said["edit"], said["alpha"]]
+        assert np.asarray(sample["png"]).tobytes() == expected[name_of(said)]
         assert said["directional"] == pytest.approx(scores[said["image_key"], said["variant"]], abs=1e-6)
 
 
@@ -211,8 +235,6 @@ def test_an_object_that_is_lost_is_written_again_with_all_of_its_images(
 
 
 def test_a_large_shard_has_several_objects(network_files, photos, tmp_path, monkeypatch):
-    from tasks.editing import saving as packing
-
     out = tmp_path / "out"
     monkeypatch.setattr(packing, "_MB", 1000)
     rows = rows_of(edit(network_files, photos, out, saving=Saving(to="webdataset", most_mb=2)))
@@ -234,7 +256,7 @@ def test_the_evaluation_of_packed_images_is_that_of_the_loose_ones(
     packed = edit(network_files, photos, out, saving=saving)
     tables = []
     for result in (loose[2], packed):
-        found = evaluate_edits(Judges(clip=network_files["clip"]), result.report.manifest)
+        found = evaluate_edits(result.report.manifest, judges=Judges(clip=network_files["clip"]))
         table = pd.read_parquet(found.evaluation.evaluation)
         tables.append(
             table.drop(columns=["variant", "output_key"]).sort_values(["image_key", "edit", "alpha"])
@@ -244,10 +266,6 @@ def test_the_evaluation_of_packed_images_is_that_of_the_loose_ones(
 
 @pytest.mark.parametrize("saving", PACKED, ids=IDS)
 def test_page_and_server_show_packed_images(network_files, photos, tmp_path, saving):
-    import re
-    import threading
-    import urllib.request
-
     out = tmp_path / "out"
     result = edit(network_files, photos, out, saving=saving)
     row = rows_of(result).iloc[0]
@@ -297,3 +315,50 @@ def test_all_of_it_on_s3(network_files, s3_identities, tmp_path, loose, monkeypa
         rerun = edit(network_files, "s3://photographs/saving", out, saving=saving)
         assert rerun.report.failed == 0
         assert {item.key: item.etag for item in list_objects(join(out, "images"))} == before
+
+
+# ---- kills ---------------------------------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys, threading
+from tasks.editing import saving as packing
+from tasks.settings import Execution, Inversion, Models, Relevance, Sampling, Saving
+from tests.pipeline.test_saving import edit
+
+real, begun, moment, turn = packing.copy_from_local, [], sys.argv[4], threading.Lock()
+
+def copy(path, uri):
+    with turn:
+        begun.append(uri)
+        if moment == "after" or len(begun) < 2:
+            real(path, uri)
+        if len(begun) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+packing.copy_from_local = copy
+names = ("generator", "clip", "encoder")
+edit(dict(zip(names, sys.argv[5:8])), sys.argv[1], sys.argv[2], saving=Saving(to=sys.argv[3]))
+"""
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("saving", PACKED, ids=IDS)
+def test_a_kill_amid_a_shard_leaves_nothing_that_the_next_run_does_not_make_whole(
+    network_files, photos, tmp_path, saving, moment
+):
+    out = tmp_path / "out"
+    files = [network_files[name] for name in ("generator", "clip", "encoder")]
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, photos, str(out), saving.to, moment, *files],
+        env={**os.environ, "STYLECLIP_COMMIT": "tested"}, capture_output=True, timeout=240,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    left = {key: content for key, content in files_of(out).items() if key.startswith("images/")}
+    assert len(left) == (1 if moment == "before" else 2)
+
+    edit(network_files, photos, out, saving=saving)
+    night = files_of(out)
+    assert {key: night[key] for key in left} == left
+    shutil.rmtree(out)
+    edit(network_files, photos, out, saving=saving)
+    assert files_of(out) == night

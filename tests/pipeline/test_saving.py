@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 import urllib.request
 import warnings
 from pathlib import Path
@@ -27,13 +28,17 @@ from PIL import Image
 from flows.edit_images import edit_images
 from flows.evaluate import evaluate_edits
 from styleclip_cli.serving import Pages
+from styleclip_core import images
+from styleclip_core.errors import ImageFormatError
 from styleclip_core.images import decode_image
+from tasks.editing import plans as planning
 from tasks.editing import saving as packing
 from tasks.keeping.accounts import account
+from tasks.keeping.pruning import Choice, prune
 from tasks.photographs.reading import object_of, read_stored
 from tasks.settings import DataSet, Execution, Inversion, Judges, Models, Relevance, Sampling, Saving
 from tasks.settings.edits import Edit
-from tasks.storage import join, list_objects, read_bytes, write_bytes_atomic
+from tasks.storage import join, list_objects, output_key, read_bytes, write_bytes_atomic
 from tests.pipeline.test_flows import encoded, files_of, portrait
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -301,6 +306,11 @@ def test_storage_counts_objects_that_hold_many_images_once_and_prune_keeps_them(
     (images,) = [kind for kind in found.kinds if kind.kind == "images"]
     assert (images.objects, images.unreferenced, images.unreferenced_size) == (len(tars), 1, 100)
 
+    later = time.time() + 2 * 24 * 3600
+    prune(out, join(out, "workspace"), Choice(keep_last=1), grace_s=24 * 3600.0, confirmed=True, now=later)
+    left = {item.key for item in list_objects(join(out, "images"))}
+    assert left == {item.key for item in tars} - {f"{rows_of(result).variant[0]}/abandoned.tar"}
+
 
 def test_all_of_it_on_s3(network_files, s3_identities, tmp_path, loose, monkeypatch):
     options = s3_identities.options
@@ -317,10 +327,58 @@ def test_all_of_it_on_s3(network_files, s3_identities, tmp_path, loose, monkeypa
         assert {item.key: item.etag for item in list_objects(join(out, "images"))} == before
 
 
+def test_images_of_former_runs_are_found_under_the_names_that_their_rows_say(
+    network_files, photos, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    monkeypatch.setattr(planning, "readable_key", output_key)  # as names were
+    former = rows_of(edit(network_files, photos, out))
+    monkeypatch.undo()
+    assert former.output_key.str.contains("/_/").sum() == 2 * 3
+    before = files_of(out)
+    again = edit(network_files, photos, out)
+    assert [step.computed for step in again.steps] == [0, 0, 0, 0]
+    assert files_of(out) == before
+    assert not any(
+        "thumbnails" in key and b"MissingObject" in content for key, content in files_of(out).items()
+    )
+
+    # what is lost of them comes back under the name that it has now
+    lost = former[former.image_key == "IMG_0001.JPG"].iloc[0]
+    (out / lost.output_key).unlink()
+    mended = rows_of(edit(network_files, photos, out)).set_index(["image_key", "variant"])
+    key = mended.output_key[lost.image_key, lost.variant]
+    assert key.startswith(f"images/{lost.variant}/IMG_0001.JPG~")
+    assert (out / key).is_file()
+
+
+@pytest.mark.parametrize(
+    ("said", "problem"),
+    [
+        ({"quality": 80}, "png keeps every pixel and has no quality"),
+        ({"format": "jpeg", "quality": 101}, "100"),
+        ({"format": "gif"}, "png"),
+        ({"most_mb": 5}, "give to webdataset or parquet"),
+        ({"size": 8}, "16"),
+    ],
+)
+def test_what_cannot_be_saved_so_is_refused(said, problem):
+    with pytest.raises(ValueError, match=problem):
+        Saving(**said)
+
+
+def test_a_format_that_pillow_lacks_ends_the_run_at_once(network_files, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "_FORMATS", ("PNG", "JPEG"))
+    with pytest.raises(ImageFormatError, match=r"avif is not written here.*pip install"):
+        edit(network_files, photos, tmp_path / "out", saving=Saving(format="avif"))
+    assert not (tmp_path / "out" / "images").exists()
+
+
 # ---- kills ---------------------------------------------------------------------------------------------
 
 KILLED = """
 import os, signal, sys, threading
+from tasks.editing import plans as planning
 from tasks.editing import saving as packing
 from tasks.settings import Execution, Inversion, Models, Relevance, Sampling, Saving
 from tests.pipeline.test_saving import edit

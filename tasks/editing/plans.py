@@ -131,9 +131,7 @@ def plan(
     judges = {"identity": hashes.identity, "perceptual": hashes.perceptual}
     inputs |= {name: hash_ for name, hash_ in judges.items() if hash_}
 
-    # how images are written counts where somebody asks for it, so that other edits keep their names
-    asked = {"saving": said} if (said := saving.parameters()) else {}
-    parameters = {**prepared.variant.parameters(), "out": run.out, **asked}
+    parameters = parameters_of(run, prepared, saving)
     recipe = Recipe(STEP, VERSION, parameters, inputs, hashes.generator, hashes.clip)
     folder = recipe.folder(run.workspace, "edits")
     return EditPlan(
@@ -145,6 +143,13 @@ def plan(
         saving=saving,
         chosen=chosen,
     )
+
+
+def parameters_of(run: Run, prepared: PreparedEdit, saving: Saving) -> dict[str, Any]:
+    """Return the settings that name an edit's rows and images, as JSON values."""
+    # how images are written counts where somebody asks for it, so that other edits keep their names
+    asked = {"saving": said} if (said := saving.parameters()) else {}
+    return {**prepared.variant.parameters(), "out": run.out, **asked}
 
 
 def edit_row(planned: EditPlan, image: Row) -> Row:

@@ -35,10 +35,22 @@ from tasks.editing import plans as planning
 from tasks.editing import saving as packing
 from tasks.keeping.accounts import account
 from tasks.keeping.pruning import Choice, prune
+from tasks.photographs import pasting
 from tasks.photographs.reading import object_of, read_stored
-from tasks.settings import DataSet, Execution, Inversion, Judges, Models, Relevance, Sampling, Saving
+from tasks.running.run import Run
+from tasks.settings import (
+    DataSet,
+    Execution,
+    Inversion,
+    Judges,
+    Models,
+    Relevance,
+    Sampling,
+    Saving,
+    SettingsError,
+)
 from tasks.settings.edits import Edit
-from tasks.storage import join, list_objects, output_key, read_bytes, write_bytes_atomic
+from tasks.storage import join, list_objects, output_key, read_bytes, readable_key, write_bytes_atomic
 from tests.pipeline.test_flows import encoded, files_of, portrait
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -374,13 +386,30 @@ def test_a_format_that_pillow_lacks_ends_the_run_at_once(network_files, photos, 
     assert not (tmp_path / "out" / "images").exists()
 
 
+@pytest.mark.parametrize("form", ["png", "jpeg", "webp", "avif"])
+def test_faces_are_pasted_from_files_of_any_format(form):
+    for key in ("p.png.face0.png", "_/img-0001-jpg~" + "0" * 32 + ".png", "con/p.png.face0.png"):
+        named = readable_key(key, suffix=Saving(format=form).ending, version="ab" * 32)
+        assert named in pasting._names({"output_key": key, "face_hash": "ab" * 32})
+
+
+def test_faces_in_tars_are_refused_by_name(tmp_path, monkeypatch):
+    edited = str(tmp_path / "images/grey_1a2b3c4d")
+    write_bytes_atomic(join(edited, "0123-4567.tar"), b"...")
+    face = {"output_key": "p.png.face0.png", "face_hash": "ab" * 32, "status": "ok"}
+    monkeypatch.setattr(pasting, "read_faces", lambda *_: {"p.png": [face]})
+    table = pasting.FaceTable(uri="faces.parquet", digest="0", photos="photos")
+    with pytest.raises(SettingsError, match=r"lie in tars or tables \(0123-4567.tar\).*to: images"):
+        pasting.index_edited.fn(Run(workspace=str(tmp_path)), table, edited, 4)
+
+
 # ---- kills ---------------------------------------------------------------------------------------------
 
 KILLED = """
 import os, signal, sys, threading
 from tasks.editing import plans as planning
 from tasks.editing import saving as packing
-from tasks.settings import Execution, Inversion, Models, Relevance, Sampling, Saving
+from tasks.settings import Execution, Inversion, Models, Relevance, Sampling, Saving, SettingsError
 from tests.pipeline.test_saving import edit
 
 real, begun, moment, turn = packing.copy_from_local, [], sys.argv[4], threading.Lock()

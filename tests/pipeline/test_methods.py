@@ -95,7 +95,7 @@ def test_one_run_mixes_three_methods_and_a_second_computes_nothing(models, photo
     assert sorted(rows[rows.edit == "mapped"].strength.unique()) == [0.1, 0.3]
     assert rows[rows.method != "global"].alpha.isna().all()
     mapped = rows[rows.edit == "mapped"].iloc[0]  # the coarse rows of w_plus drive the first layers
-    assert mapped.layers.split()[0] == "b4.conv1"
+    assert mapped.layers[0] == "b4.conv1"
     assert 0 < mapped.channels < load_generator(models.generator).layout.num_channels
     assert "mapper x 0.3" in read_bytes(result.report.page).decode()
     before = files_of(out)

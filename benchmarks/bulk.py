@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -36,6 +37,9 @@ from styleclip_core.models.clip import ClipModel
 from styleclip_core.models.encoder import Encoder
 from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.prompts import embed_prompt
+
+if TYPE_CHECKING:
+    from tasks.settings import Saving
 
 BATCH = 16
 PHASES = ("read", "decode", "compute", "encode", "write")
@@ -102,6 +106,14 @@ def measure(_options: Options) -> Iterator[Section]:
 
 
 def _cases() -> Iterator[tuple[str, tuple[str, ...], tuple[str, ...]]]:
+    with stores():
+        for steps, count, delay in CASES:
+            yield _measure(upload(count), steps, delay)
+
+
+@contextlib.contextmanager
+def stores() -> Iterator[None]:
+    """Run a real S3 server and a Prefect server on this machine."""
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     from prefect.testing.utilities import prefect_test_harness
@@ -113,8 +125,7 @@ def _cases() -> Iterator[tuple[str, tuple[str, ...], tuple[str, ...]]]:
         object_store(Path(folder) / "seaweed"),
         prefect_test_harness(server_startup_timeout=180),
     ):
-        for steps, count, delay in CASES:
-            yield _measure(_upload(count), steps, delay)
+        yield
 
 
 def _measure(keys: list[str], steps: int, delay: float) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
@@ -127,7 +138,7 @@ def _measure(keys: list[str], steps: int, delay: float) -> tuple[str, tuple[str,
         phases = _loop(keys, work)
         loop = sum(phases.values())
         torch.set_num_threads(1)
-        flow, busy, flow_score = _flow(keys, steps)
+        flow, busy, flow_score = run_flow(f"s3://photographs/bulk-{len(keys)}", len(keys), steps)
     edits = len(keys) * len(TARGETS)
     name = f"{len(keys)} photographs, {steps} refinement steps, storage {delay * 1000:.0f} ms further away"
     speeds = (
@@ -138,7 +149,7 @@ def _measure(keys: list[str], steps: int, delay: float) -> tuple[str, tuple[str,
     return name, speeds, tuple(f"{1000 * phases[phase] / edits:.1f}" for phase in PHASES)
 
 
-def _upload(count: int) -> list[str]:
+def upload(count: int) -> list[str]:
     """Put photographs into the bucket, the same ones several times, and return their keys."""
     from tasks.storage import exists, write_bytes_atomic
 
@@ -200,8 +211,18 @@ def _loop(keys: list[str], work: Work) -> dict[str, float]:
     return seconds
 
 
-def _flow(keys: list[str], steps: int) -> tuple[float, float, float]:
-    """Run inversion and editing as tasks; return seconds, seconds in which a core computed, the score."""
+def run_flow(
+    photos: str, images: int, steps: int, *, saving: Saving | None = None, shard_size: int = BATCH
+) -> tuple[float, float, float]:
+    """Run inversion and editing as tasks; return seconds, seconds in which a core computed, the score.
+
+    Args:
+        photos: URI of the photographs, loose or in tars.
+        images: How many there are.
+        steps: Refinement steps.
+        saving: What edited images are written as; PNG files if not given.
+        shard_size: Images of a shard, on average.
+    """
     from prefect import flow
 
     from flows import run as runs
@@ -211,7 +232,7 @@ def _flow(keys: list[str], steps: int) -> tuple[float, float, float]:
     from tasks.photographs import inversion
     from tasks.photographs.datasets.front import locate
     from tasks.running import overlap
-    from tasks.settings import DataSet, Execution, Inversion, Models
+    from tasks.settings import DataSet, Execution, Inversion, Models, Saving
 
     busy: list[float] = []
     real = overlap.computing
@@ -233,10 +254,9 @@ def _flow(keys: list[str], steps: int) -> tuple[float, float, float]:
         prepared = [
             _prepared(target, delta, place) for target, delta in zip(TARGETS, work.deltas, strict=True)
         ]
-        prefix = f"s3://photographs/bulk-{len(keys)}"
-        listed = photographs.index(run, locate(prefix, DataSet()), Execution(shard_size=BATCH))
+        listed = photographs.index(run, locate(photos, DataSet()), Execution(shard_size=shard_size))
         started = time.perf_counter()
-        plans = edits.plan(run, prepared, listed, Inversion(steps=steps))
+        plans = edits.plan(run, prepared, listed, Inversion(steps=steps), saving or Saving())
         edits.invert_and_edit(run, plans, listed)
         seconds.append(time.perf_counter() - started)
         return str(report.report(run, plans, listed, []).manifest)
@@ -251,7 +271,7 @@ def _flow(keys: list[str], steps: int) -> tuple[float, float, float]:
     from tasks.storage import read_bytes
 
     rows = pd.read_parquet(io.BytesIO(read_bytes(manifest)))
-    if len(rows) != len(keys) * len(TARGETS) or set(rows["status"]) != {"ok"}:
+    if len(rows) != images * len(TARGETS) or set(rows["status"]) != {"ok"}:
         raise RuntimeError(f"the flow did {len(rows)} edits, {dict(rows['status'].value_counts())}")
     return seconds[0], sum(busy), float(rows["clip_after"].sum())
 
@@ -280,24 +300,30 @@ def _prepared(target: str, delta: Tensor, place: str):  # type: ignore[no-untype
 def _delayed(seconds: float) -> Iterator[None]:
     """Make every read and every write of an image take so much longer."""
     from tasks import storage
-    from tasks.editing import shards as editing
-    from tasks.photographs import inversion
+    from tasks.editing import saving
+    from tasks.photographs import inversion, reading
 
     if not seconds:
         yield
         return
-    read, write = storage.read_bytes, storage.write_bytes_atomic
+    read, versioned, write = storage.read_bytes, storage.read_version, storage.write_bytes_atomic
 
     def slow_read(uri: str) -> bytes:
         time.sleep(seconds)
         return read(uri)
 
+    def slow_version(uri: str, etag: str) -> bytes:
+        time.sleep(seconds)
+        return versioned(uri, etag)
+
     def slow_write(uri: str, content: bytes) -> None:
         time.sleep(seconds)
         write(uri, content)
 
-    places = [(storage, "read_bytes", slow_read), (inversion, "read_bytes", slow_read)]
-    places += [(module, "write_bytes_atomic", slow_write) for module in (storage, inversion, editing)]  # type: ignore[misc]
+    places: list[tuple[Any, str, Any]] = [
+        (storage, "read_bytes", slow_read), (reading, "read_version", slow_version),
+        *((module, "write_bytes_atomic", slow_write) for module in (storage, inversion, saving)),
+    ]  # fmt: skip
     before = [getattr(module, name) for module, name, _ in places]
     for module, name, slow in places:
         setattr(module, name, slow)

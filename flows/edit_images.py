@@ -21,6 +21,7 @@ from flows.steps.dry_runs import Editing, Foreseen
 from flows.steps.looking import listing
 from flows.steps.report import partial_report, report
 from flows.steps.table import described, sample, table_for
+from styleclip_core.images import check_format
 from tasks.directions.choosing import ChoicePlan, ChosenStrength
 from tasks.editing.plans import Chosen
 from tasks.photographs.datasets.front import locate
@@ -38,6 +39,7 @@ from tasks.settings import (
     PricePerHour,
     Relevance,
     Sampling,
+    Saving,
     Uri,
 )
 from tasks.settings.by_image import differs
@@ -69,6 +71,7 @@ def edit_images(
     choosing: OrUsual[Choosing] = Choosing(),
     most_variants: Annotated[int, Field(ge=1)] = MOST_VARIANTS,
     dataset: OrUsual[DataSet] = DataSet(),
+    saving: OrUsual[Saving] = Saving(),
     dry_run: bool = False,
     price_per_hour: PricePerHour = 0.0,
 ) -> RunResult:
@@ -92,6 +95,7 @@ def edit_images(
         most_variants: Variants of every image that the edits may stand for, every strength and threshold
             counted; more are refused, so that a slip in a list of values is no month of work.
         dataset: How the data set is read, and which of its images count.
+        saving: What edited images are written as: format, quality, size, loose or in tars and tables.
         dry_run: Say what would be read, computed, found done and written, and what it would cost; do nothing.
         price_per_hour: What an hour of the machine costs, in your currency; 0 for no cost.
     """
@@ -103,7 +107,7 @@ def edit_images(
     run = begin(models, execution, workspace, out, sources=located.swept, files=given, dry=dry_run)
     looking = Foreseen(
         sampling=sampling, relevance=relevance, inversion=inversion, instant=instant, choosing=choosing,
-        table=table, most_variants=most_variants,
+        table=table, most_variants=most_variants, saving=saving,
     )  # fmt: skip
     if dry_run:
         with listing(run, located, execution) as (aside, listed):
@@ -120,6 +124,7 @@ def edit_images(
     variants = all_variants(replace_steps(edits, stand_in), most_variants, by_image=any(chosen))
 
     # what cannot work ends the run here, before hours of work on the table
+    check_format(saving.format)
     editing.check_edits(run, variants)
     others = editing.prepare_others(run, variants)
     index = index or photographs.index(run, located, execution)
@@ -162,7 +167,7 @@ def edit_images(
     prepared = editing.directions(run, variants, others, found, styles, instant)
     diagnosis, said = editing.diagnose(run, prepared)
     each = [mine for edit, mine in zip(edits, chosen, strict=True) for _ in edit.variants()]
-    plans = editing.plan(run, prepared, index, inversion, each)
+    plans = editing.plan(run, prepared, index, inversion, saving, each)
     tried = [each.uri for each in choices]
 
     # whatever ends this early leaves manifest and page of the shards that are done

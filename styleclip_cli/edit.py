@@ -32,6 +32,7 @@ from styleclip_cli.options import (
     Which,
     Workers,
     Workspace,
+    Written,
     chosen_models,
     prepare,
     with_codes,
@@ -47,6 +48,7 @@ from tasks.settings import (
     Optimization,
     Relevance,
     Sampling,
+    Saving,
     SettingsError,
 )
 from tasks.settings.edits import MOST_VARIANTS, Edit, EditStep, load_edits
@@ -124,6 +126,7 @@ def edit(
     relevance: Table = Relevance(),
     inversion: InvertingFirst = Inversion(),
     dataset: Which = DataSet(),
+    saving: Written = Saving(),
     execution: Shards = Execution(),
     most_variants: MostVariants = MOST_VARIANTS,
     dry_run: DryRun = False,
@@ -143,7 +146,7 @@ def edit(
         lambda: flow(
             chosen_models(generator, clip, encoder, identity, perceptual), photos, out, wanted, workspace,
             with_codes(sampling, relevance), relevance, inversion, execution, table, Instant(), choosing,
-            most_variants, dataset, dry_run, price_per_hour,
+            most_variants, dataset, saving, dry_run, price_per_hour,
         )
     )  # fmt: skip
     if result.forecast:

@@ -12,7 +12,7 @@ import typer
 import data
 from styleclip_cli.generated import Shown
 from styleclip_cli.interrupts import stoppable
-from tasks.settings import DataSet, Execution, Inversion, Models, Relevance, Sampling
+from tasks.settings import DataSet, Execution, Inversion, Models, Relevance, Sampling, Saving
 
 _T = TypeVar("_T")
 
@@ -132,6 +132,7 @@ Which = Annotated[
         }
     ),
 ]  # fmt: skip
+Written = Annotated[Saving, Shown()]
 Codes = Annotated[Sampling, Shown(names={"truncation_psi": "psi"}, hidden=("codes",))]
 Table = Annotated[Relevance, Shown(only=("samples",))]
 _LOCALITY = {"pivotal.locality_weight": "pivotal-locality"}

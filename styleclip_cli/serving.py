@@ -1,28 +1,37 @@
 """The pages of a private bucket in a browser: read with the identity of whoever looks, on loopback alone.
 
-A page names its pictures relative to ``OUT``, so what lies below ``OUT`` is served, and nothing else. Who
+A page names its pictures relative to ``OUT``, so what lies below ``OUT`` is served, and nothing else; of a
+picture in a tar or a table that part alone (``x.tar?bytes=1536-58112``, ``x.parquet?row=17``). Who
 does not know the address, another user of the machine or a web page that guesses the port, gets nothing: the
 address holds a secret of its own, and a request has to name the host that it was meant for.
 """
 
 from __future__ import annotations
 
+import re
 import secrets
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
+from styleclip_core.errors import StyleCLIPError
+from tasks.photographs.datasets.places import Place
+from tasks.photographs.reading import read_stored
 from tasks.storage import AccessDeniedError, MissingObjectError, StorageError, join, read_bytes
 
 _TYPES = {
     "html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf-8", "png": "image/png",
-    "webp": "image/webp", "jpg": "image/jpeg", "mp4": "video/mp4", "json": "application/json",
+    "webp": "image/webp", "avif": "image/avif", "jpg": "image/jpeg", "mp4": "video/mp4",
+    "json": "application/json",
 }  # fmt: skip
+_BEGINNINGS = {b"\x89PNG": "png", b"\xff\xd8": "jpg", b"RIFF": "webp"}  # what is none of these is AVIF
+_PART = re.compile(r"bytes=(\d+)-(\d+)|row=(\d+)")
 _STATUS = {
     MissingObjectError: HTTPStatus.NOT_FOUND,
     AccessDeniedError: HTTPStatus.FORBIDDEN,
     StorageError: HTTPStatus.BAD_GATEWAY,
+    StyleCLIPError: HTTPStatus.NOT_FOUND,  # there is no such part
 }
 
 
@@ -54,8 +63,12 @@ class _Pages(BaseHTTPRequestHandler):
         try:
             if key is None:
                 raise MissingObjectError("there is nothing here")
-            self._answer(HTTPStatus.OK, read_bytes(join(self._out, key)), key.rpartition(".")[2].lower())
-        except StorageError as error:
+            if part := self._part(key):
+                content = read_stored(self._out, part)
+                self._answer(HTTPStatus.OK, content, _ending(content))
+            else:
+                self._answer(HTTPStatus.OK, read_bytes(join(self._out, key)), key.rpartition(".")[2].lower())
+        except StyleCLIPError as error:
             status = next(each for kind, each in _STATUS.items() if isinstance(error, kind))
             self._answer(status, f"{error}\n".encode())
 
@@ -73,6 +86,15 @@ class _Pages(BaseHTTPRequestHandler):
             return None
         return "/".join(parts) if parts and all(map(_is_plain, parts)) else None
 
+    def _part(self, key: str) -> str:
+        """Return the place of a picture that is asked for within an object; empty for the object itself."""
+        found = _PART.fullmatch(urlsplit(self.path).query)
+        if not found:
+            return ""
+        if found[3]:
+            return str(Place(key, row=int(found[3]), column="image.bytes"))
+        return str(Place(key, int(found[1]), int(found[2])))
+
     def _answer(self, status: HTTPStatus, content: bytes, ending: str = "") -> None:
         self.send_response(status)
         kind = _TYPES.get(ending, "application/octet-stream") if status == HTTPStatus.OK else "text/plain"
@@ -87,6 +109,10 @@ class _Pages(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *arguments: object) -> None:
         """Write nothing: the line would hold the secret."""
+
+
+def _ending(content: bytes) -> str:
+    return next((each for start, each in _BEGINNINGS.items() if content.startswith(start)), "avif")
 
 
 def _is_plain(part: str) -> bool:

@@ -48,6 +48,10 @@ class ImageError(StyleCLIPError):
     """An input image cannot be used."""
 
 
+class ImageFormatError(StyleCLIPError):
+    """A format of image files cannot be written here."""
+
+
 class ImageDecodeError(ImageError):
     """The bytes are not an image that can be decoded."""
 

@@ -36,7 +36,7 @@ from tasks.photographs.images import ImageIndex
 from tasks.photographs.inversion import InversionPlan
 from tasks.running.rates import Rates
 from tasks.running.run import Run
-from tasks.settings import Choosing, Instant, Inversion, MapperTraining, Nightly, Relevance, Sampling
+from tasks.settings import Choosing, Instant, Inversion, MapperTraining, Nightly, Relevance, Sampling, Saving
 from tasks.settings.edits import (
     MOST_VARIANTS,
     Edit,
@@ -118,6 +118,7 @@ class Foreseen:
     inversion: Inversion
     instant: Instant
     choosing: Choosing
+    saving: Saving
     table: str = ""
     most_variants: int = MOST_VARIANTS
 
@@ -223,7 +224,7 @@ class Editing:
     ) -> EditPlan:
         prepared = [others.get(step) or self._direction(step) for step in variant.steps]
         edit = PreparedEdit(variant=variant, steps=prepared)
-        return planning.plan(self._run, edit, self.inversion, chosen)
+        return planning.plan(self._run, edit, self.inversion, self.settings.saving, chosen)
 
     def _direction(self, step: StepVariant) -> PreparedStep:
         """Return a step under the name that its direction has, or will have."""

@@ -41,7 +41,7 @@ from tasks.running.overlap import shards_at_once
 from tasks.running.progress import ShardResult, StepSummary
 from tasks.running.rates import Spent, device_name
 from tasks.running.run import Run
-from tasks.settings import Choosing, Instant, Inversion, MapperTraining, SettingsError
+from tasks.settings import Choosing, Instant, Inversion, MapperTraining, Saving, SettingsError
 from tasks.settings.by_image import differs
 from tasks.settings.edits import (
     Edit,
@@ -235,12 +235,14 @@ def plan(
     edits: list[PreparedEdit],
     listed: ImageIndex,
     settings: Inversion,
+    saving: Saving = Saving(),
     chosen: Sequence[Chosen | None] | None = None,
 ) -> list[planning.EditPlan]:
     """Prepared edits -> where their rows and images will lie, written down for who comes after this run."""
     planned = inversion.plan(run, listed.photos, settings)
     chosen = chosen or [None] * len(edits)
-    plans = [planning.plan(run, each, planned, mine) for each, mine in zip(edits, chosen, strict=True)]
+    pairs = zip(edits, chosen, strict=True)
+    plans = [planning.plan(run, each, planned, saving, mine) for each, mine in pairs]
     note_batch(run, plans, listed)
     return plans
 

@@ -15,7 +15,7 @@ from tasks.artifacts.outcomes import FAILED, OK
 from tasks.directions import relevance, sampling
 from tasks.directions.relevance import ChannelShard, RelevancePlan
 from tasks.directions.sampling import SampledStyles
-from tasks.editing import mappers, shards
+from tasks.editing import accounts, mappers, shards
 from tasks.editing.mappers import MapperPlan
 from tasks.editing.plans import EditPlan
 from tasks.photographs import images, inversion
@@ -168,11 +168,12 @@ def photographs(
             [sum(n for n, _, _ in column) for column in _columns(seen)],
         )
         wanted = sum(n for column in _columns(seen) for _, _, n in column)
+        files = sum(map(_files, plans, _columns(seen)))
         frames = [any(step.variant.frames for step in plan.prepared.steps) for plan in plans]
         works = [_edited(run, plan, count) for plan, count in zip(plans, todo, strict=True)]
         steps.append(StepForecast(
             step="edit-images", unit="edits", task_runs=len(seen), found=wanted - sum(todo),
-            computed=sum(todo), files=sum(n * (1 + videos) for n, videos in zip(todo, frames, strict=True)),
+            computed=sum(todo), files=files + sum(n for n, some in zip(todo, frames, strict=True) if some),
             size=size_of(rates, works),
         ))  # fmt: skip
     else:
@@ -206,13 +207,20 @@ def _job(
     # one that failed before fails while it is read
     inverted = len(shard.missing) - shard.again - (shard.changed if least else 0)
     todo = [low if least else count for count, low, _ in shard.edits]
-    drawn = shards.work(run, "draw", "", max(todo, default=0))
+    drawn = accounts.work(run, "draw", "", max(todo, default=0))
     edits = [_edited(run, plan, count) for plan, count in zip(plans, todo, strict=True)]
     return [inversion.work(run, planned, inverted), drawn, *edits]
 
 
+def _files(plan: EditPlan, column: list[tuple[int, int, int]]) -> int:
+    """Return how many objects an edit would write, of what is to be done of each shard."""
+    counts = [count for count, _, _ in column]
+    # a tar or a table of a shard holds all of its images
+    return sum(count > 0 for count in counts) if plan.saving.packed else sum(counts)
+
+
 def _edited(run: Run, plan: EditPlan, count: int) -> Spent:
-    return shards.edit_work(run, plan.prepared.variant, count)
+    return accounts.edit_work(run, plan, count)
 
 
 # ---- the relevance table -------------------------------------------------------------------------------

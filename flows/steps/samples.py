@@ -29,7 +29,7 @@ from tasks.directions.style_directions import (
     prepared,
     write_direction,
 )
-from tasks.editing import mappers, shards
+from tasks.editing import accounts, mappers
 from tasks.editing import plans as planning
 from tasks.editing.mappers import MapperPlan
 from tasks.editing.methods import PreparedEdit
@@ -99,7 +99,7 @@ def images(
         numbers: Numbers of the shards that have work.
     """
     chosen = [listed.shards[number] for number in numbers][: compute_slots(run.device)]
-    one_of_each = list({shards.about(plan.prepared.variant): plan for plan in plans}.values())
+    one_of_each = list({accounts.edit_work(run, plan, 1).about: plan for plan in plans}.values())
     steps = max([0, *_steps_of(planned.settings, one_of_each)])
 
     def measure(count: int, fraction: float) -> list[_Measured]:
@@ -220,14 +220,11 @@ def _shorten(there: Run, planned: InversionPlan, plans: Sequence[EditPlan], frac
             long = sum(each.variant.optimization_parameters()["steps"] for each in optimized)
             times = long / sum(part(each.variant.optimization_parameters()["steps"]) for each in optimized)
         variant = EditVariant(name=plan.prepared.variant.name, steps=tuple(each.variant for each in steps))
-        mine = _edited(there, variant)
-        whole[mine.kind, mine.about] = (_edited(there, plan.prepared.variant).about, times)
-        shortened.append(planning.plan(there, PreparedEdit(variant=variant, steps=steps), inverted))
+        short = planning.plan(there, PreparedEdit(variant=variant, steps=steps), inverted, plan.saving)
+        mine = accounts.edit_work(there, short, 1)
+        whole[mine.kind, mine.about] = (accounts.edit_work(there, plan, 1).about, times)
+        shortened.append(short)
     return _Shortened(inverted, shortened, whole)
-
-
-def _edited(run: Run, variant: EditVariant) -> Spent:
-    return shards.edit_work(run, variant, 1)
 
 
 def _short_step(there: Run, step: PreparedStep, part: Callable[[int], int]) -> PreparedStep:

@@ -13,12 +13,14 @@ from tasks.artifacts.outcomes import OutcomeLog, Row
 from tasks.directions.style_directions import PreparedStep
 from tasks.editing.assignments import keys_for
 from tasks.editing.methods import PreparedEdit, units
-from tasks.editing.schemas import MANIFEST_SCHEMA
+from tasks.editing.schemas import ROW_SCHEMA
 from tasks.photographs.images import ImageShard
 from tasks.photographs.inversion import InversionPlan
+from tasks.photographs.reading import object_of
 from tasks.running.run import Run
 from tasks.running.shards import Files
-from tasks.storage import output_key
+from tasks.settings import Saving
+from tasks.storage import readable_key
 
 STEP, VERSION = "edit-images", "4"
 
@@ -47,6 +49,7 @@ class EditPlan(BaseModel):
     recipe: Recipe
     prepared: PreparedEdit
     inversion: InversionPlan
+    saving: Saving = Saving()
     chosen: Chosen | None = None
 
     @property
@@ -83,25 +86,42 @@ class EditPlan(BaseModel):
         return self.wanted_in(shard) != frozenset()
 
     def output_key(self, row: Row) -> str:
-        """Return where the edited image of a row lies, relative to ``out``."""
-        return f"{self.images}/{output_key(row['image_key'], suffix='.png', version=row['content_hash'])}"
+        """Return where the edited image of a row is written, relative to ``out``, if it gets its own file.
+
+        Where one lies that is written, its row says: names were others once.
+        """
+        ending, version = self.saving.ending, row["content_hash"]
+        return f"{self.images}/{readable_key(row['image_key'], suffix=ending, version=version)}"
 
     def video_key(self, row: Row, number: int) -> str:
-        """Return where the video of an optimization lies, relative to ``out``."""
-        name = output_key(row["image_key"], suffix=".mp4", version=row["content_hash"])
+        """Return where the video of an optimization is written, relative to ``out``."""
+        name = readable_key(row["image_key"], suffix=".mp4", version=row["content_hash"])
         return f"videos/{self.variant}/step-{number}/{name}"
 
     def files(self) -> list[Files]:
         """Return what the rows speak of: an image each, and the videos of steps that leave some."""
         videos = [
-            Files(self.out, partial(self.video_key, number=number))
+            Files(self.out, partial(_video, number=number))
             for number, step in enumerate(self.prepared.steps) if step.variant.frames
         ]  # fmt: skip
-        return [Files(self.out, self.output_key), *videos]
+        return [Files(self.out, _image), *videos]
+
+
+def _image(row: Row) -> str | None:
+    return object_of(row["output_key"]) if row["output_key"] else None
+
+
+def _video(row: Row, *, number: int) -> str | None:
+    steps = row["steps"] or []
+    return steps[number]["video"] if number < len(steps) else None
 
 
 def plan(
-    run: Run, prepared: PreparedEdit, inversion: InversionPlan, chosen: Chosen | None = None
+    run: Run,
+    prepared: PreparedEdit,
+    inversion: InversionPlan,
+    saving: Saving = Saving(),
+    chosen: Chosen | None = None,
 ) -> EditPlan:
     """Return where the rows and images of an edit lie; nothing is computed."""
     hashes = run.hashes
@@ -111,12 +131,25 @@ def plan(
     judges = {"identity": hashes.identity, "perceptual": hashes.perceptual}
     inputs |= {name: hash_ for name, hash_ in judges.items() if hash_}
 
-    parameters = {**prepared.variant.parameters(), "out": run.out}
+    parameters = parameters_of(run, prepared, saving)
     recipe = Recipe(STEP, VERSION, parameters, inputs, hashes.generator, hashes.clip)
     folder = recipe.folder(run.workspace, "edits")
     return EditPlan(
-        out=run.out, folder=folder, recipe=recipe, prepared=prepared, inversion=inversion, chosen=chosen
+        out=run.out,
+        folder=folder,
+        recipe=recipe,
+        prepared=prepared,
+        inversion=inversion,
+        saving=saving,
+        chosen=chosen,
     )
+
+
+def parameters_of(run: Run, prepared: PreparedEdit, saving: Saving) -> dict[str, Any]:
+    """Return the settings that name an edit's rows and images, as JSON values."""
+    # how images are written counts where somebody asks for it, so that other edits keep their names
+    asked = {"saving": said} if (said := saving.parameters()) else {}
+    return {**prepared.variant.parameters(), "out": run.out, **asked}
 
 
 def edit_row(planned: EditPlan, image: Row) -> Row:
@@ -127,7 +160,7 @@ def edit_row(planned: EditPlan, image: Row) -> Row:
     variant = planned.prepared.variant
     steps = planned.prepared.steps
     return (
-        dict.fromkeys(MANIFEST_SCHEMA.names)
+        dict.fromkeys(ROW_SCHEMA.names)
         | (step_settings(steps[0]) if len(steps) == 1 else {})
         | {
             "image_key": image["image_key"],

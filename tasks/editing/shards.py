@@ -17,23 +17,23 @@ from torch import Tensor
 
 from styleclip_core.batches import Batches
 from styleclip_core.errors import ArtifactConflictError, StyleCLIPError
-from styleclip_core.images import encode_png
 from tasks.artifacts import write_table
 from tasks.artifacts.outcomes import OK, SKIPPED, Item, Row, failure, success
+from tasks.editing.accounts import edit_work, work
 from tasks.editing.methods import apply_step
 from tasks.editing.optimization import TRAJECTORY_SCHEMA, Optimized, latents_table
 from tasks.editing.plans import EditPlan, edit_row, step_settings
-from tasks.editing.schemas import MANIFEST_SCHEMA, TIMING_SCHEMA
+from tasks.editing.saving import Saved, Waiting, pack, save_image
+from tasks.editing.schemas import ROW_SCHEMA, TIMING_SCHEMA
 from tasks.editing.sources import Sources
 from tasks.editing.videos import encode_video
 from tasks.photographs.images import ImageShard
 from tasks.running.caching import unit_of_work
 from tasks.running.overlap import Account, Writes, computing, read_ahead
 from tasks.running.progress import ShardResult
-from tasks.running.rates import Spent, device_name
+from tasks.running.rates import Spent
 from tasks.running.run import Run
 from tasks.running.shards import Outcomes, lost, taken_over
-from tasks.settings.edits import EditVariant, StepVariant
 from tasks.storage import join, write_bytes_atomic
 
 _BATCH = 32
@@ -60,21 +60,23 @@ def edit_shard(run: Run, plans: list[EditPlan], shard: ImageShard) -> ShardResul
 
     # unedited images are drawn and looked at once for all edits
     sources = Sources(run, plans[0].inversion, {row["image_key"]: row for rows in ready for row in rows})
-    writes = _Writes()
     under_way = []
-    for planned, missing, inverted in zip(plans, todo, ready, strict=True):
-        skipped = [_skipped_row(planned, row) for row in missing if row["status"] != OK]
-        # an image whose own generator cannot be had fails in every edit, and holds up none
-        broken = [row for row in inverted if row["image_key"] in sources.broken]
-        skipped += [edit_row(planned, row) | sources.broken[row["image_key"]] for row in broken]
-        able = [row for row in inverted if row["image_key"] not in sources.broken]
-        under_way.append(_edit(planned, sources, able, skipped, writes))
+    with Waiting() as waiting:
+        writes = _Writes(waiting)
+        for planned, missing, inverted in zip(plans, todo, ready, strict=True):
+            skipped = [_skipped_row(planned, row) for row in missing if row["status"] != OK]
+            # an image whose own generator cannot be had fails in every edit, and holds up none
+            broken = [row for row in inverted if row["image_key"] in sources.broken]
+            skipped += [edit_row(planned, row) | sources.broken[row["image_key"]] for row in broken]
+            able = [row for row in inverted if row["image_key"] not in sources.broken]
+            under_way.append(_edit(planned, sources, able, skipped, writes))
 
-    # rows say ok only of images that are written
-    for each in under_way:
-        each.wait()
-    computed = list(zip(under_way, states, strict=True))
-    finished = read_ahead(computed, lambda pair: _finish(*pair, shard), ahead=len(plans))
+        # rows say ok only of images that are written
+        for each in under_way:
+            each.wait()
+        computed = list(zip(under_way, states, strict=True))
+        finished = list(read_ahead(computed, lambda pair: _finish(*pair, shard, waiting), ahead=len(plans)))
+
     known = [
         state.known | {(row["image_key"],): row for row in new}
         for state, new in zip(states, finished, strict=True)
@@ -95,38 +97,7 @@ def _spent(run: Run, sources: Sources, under_way: Sequence[_UnderWay]) -> Iterat
     """Yield what the work on a shard took: drawing what is not edited, and each edit."""
     yield work(run, "draw", "", sources.drawn, sources.seconds)
     for each in under_way:
-        variant = each.planned.prepared.variant
-        yield edit_work(run, variant, len(each.timings), each.account.seconds, each.size)
-
-
-def about(variant: EditVariant) -> str:
-    """Return what decides how long an edit takes: the methods of its steps, and the steps of descents."""
-
-    def step(each: StepVariant) -> str:
-        if each.method != "optimization":
-            return each.method
-        wanted = each.optimization_parameters()
-        return f"optimization {wanted['mode']} {wanted['space']} {wanted['steps']}"
-
-    return " + ".join(map(step, variant.steps))
-
-
-def edit_work(run: Run, variant: EditVariant, images: int, seconds: float = 0.0, size: int = 0) -> Spent:
-    """Return the editing of some images as it is measured and estimated."""
-    optimized = [step.optimization_parameters() for step in variant.steps if step.optimization]
-    # a chunk that is not full takes as long as a full one
-    chunk = max((each["chunk"] for each in optimized), default=1)
-    found = work(run, "edit", about(variant), -(-images // chunk) * chunk, seconds, size)
-    return found.model_copy(update={"items": images})
-
-
-def work(run: Run, kind: str, about: str, items: int, seconds: float = 0.0, size: int = 0) -> Spent:
-    """Return the drawing or editing of some images as it is measured and estimated: per image and edit."""
-    judges = "".join(f"+{name}" for name in ("identity", "perceptual") if getattr(run.models, name))
-    return Spent(
-        kind=kind, about=about + judges, device=device_name(run.device),
-        resolution=run.generator.image_size[0], units=items, seconds=seconds, size=size,
-    )  # fmt: skip
+        yield edit_work(run, each.planned, len(each.timings), each.account.seconds, each.size)
 
 
 @dataclass(frozen=True)
@@ -173,8 +144,8 @@ def state_of(planned: EditPlan, latents: list[Row], shard: ImageShard) -> State:
 class _Writes:
     """What a shard has under way: bounded, so that memory does not grow with the number of edits."""
 
-    def __init__(self) -> None:
-        self.images, self.videos = Writes[tuple[str, int]](2 * _BATCH), Writes[int](_BATCH)
+    def __init__(self, waiting: Waiting) -> None:
+        self.images, self.videos, self.waiting = Writes[Saved](2 * _BATCH), Writes[int](_BATCH), waiting
 
 
 @dataclass(frozen=True)
@@ -188,7 +159,7 @@ class _UnderWay:
     """
 
     planned: EditPlan
-    rows: list[tuple[Row, Future[tuple[str, int]] | None]]
+    rows: list[tuple[Row, Future[Saved] | None]]
     skipped: list[Row]
     timings: list[Row]
     parts: list[_Part]
@@ -198,7 +169,7 @@ class _UnderWay:
     @property
     def size(self) -> int:
         """Return the bytes of what was written; raises what a write did."""
-        images = (written.result()[1] for _, written in self.rows if written)
+        images = (written.result().size for _, written in self.rows if written)
         return sum(images) + sum(video.result() for video in self.videos)
 
     def wait(self) -> None:
@@ -211,7 +182,7 @@ def _edit(
     planned: EditPlan, sources: Sources, ready: list[Row], skipped: list[Row], writes: _Writes
 ) -> _UnderWay:
     """Edit the latents of a shard by one edit, and begin to write images and videos."""
-    label = planned.prepared.variant.label
+    names = {"edit": planned.prepared.variant.name, "variant": planned.variant}
     begun, drawing = _UnderWay(planned, [], skipped, [], [], [], Account()), sources.seconds
 
     for batch, (edited, share) in Batches(_BATCH).run(ready, partial(_timed, planned, sources)):
@@ -220,12 +191,10 @@ def _edit(
             # frames go as soon as their video is under way: they are most of a batch's memory
             begun.parts.append(replace(part, optimized=replace(part.optimized, frames=[])))
 
-        begun.timings.extend(
-            {"image_key": row["image_key"], "edit": label, "seconds": share} for row in batch
-        )
+        begun.timings.extend({"image_key": row["image_key"], **names, "seconds": share} for row in batch)
 
         for row, image in zip(edited.rows, edited.images, strict=True):
-            write = partial(_write_image, planned, row, image)
+            write = partial(save_image, planned, row, image, writes.waiting)
             begun.rows.append((row, None if "status" in row else writes.images.submit(write)))
 
     # what is not edited was drawn within the first edit's time, and is counted apart
@@ -234,7 +203,7 @@ def _edit(
     return begun
 
 
-def _finish(begun: _UnderWay, state: State, shard: ImageShard) -> list[Row]:
+def _finish(begun: _UnderWay, state: State, shard: ImageShard, waiting: Waiting) -> list[Row]:
     """Write the rows of an edit, now that its images are written, and return the new ones."""
     planned = begun.planned
     extras = _write_optimized(planned, shard, begun.parts)
@@ -244,10 +213,16 @@ def _finish(begun: _UnderWay, state: State, shard: ImageShard) -> list[Row]:
         video.result()
 
     rows = begun.skipped + [_finished(planned, row, written, extras) for row, written in begun.rows]
+    if planned.saving.packed:
+        saved = [written.result() if written else None for _, written in begun.rows]
+        pairs = list(zip(rows[len(begun.skipped) :], saved, strict=True))
+        places = pack(planned, shard, [(row, each) for row, each in pairs if each], state.known, waiting)
+        rows = [row | {"output_key": places.get(row["image_key"])} for row in rows]
+
     log = planned.log(shard)
     new = {log.item(row) for row in rows}
     older = [row for item, row in state.older.items() if item not in new]
-    uri = log.append([*older, *rows], MANIFEST_SCHEMA, planned.made(), lost=state.lost)
+    uri = log.append([*older, *rows], ROW_SCHEMA, planned.made(), lost=state.lost)
 
     if uri and begun.timings:
         table = pa.Table.from_pylist(begun.timings, schema=TIMING_SCHEMA)
@@ -263,28 +238,20 @@ def _timed(planned: EditPlan, sources: Sources, batch: list[Row]) -> tuple[_Edit
         return _edit_batch(planned, sources, batch), elapsed() / len(batch)
 
 
-def _write_image(planned: EditPlan, row: Row, image: Tensor) -> tuple[str, int]:
-    """Write an edited image, and return its key and its bytes."""
-    key, content = planned.output_key(row), encode_png(image)
-    write_bytes_atomic(join(planned.out, key), content)
-    return key, len(content)
-
-
-def _finished(
-    planned: EditPlan, row: Row, written: Future[tuple[str, int]] | None, extras: dict[int, str]
-) -> Row:
+def _finished(planned: EditPlan, row: Row, written: Future[Saved] | None, extras: dict[int, str]) -> Row:
     """Return a row with what became of its image."""
     whole = edit_row(planned, row)
     if written is None:
         return whole | row
 
     # raises what the write did: no row may say ok of an image that is not there
-    key, _ = written.result()
+    saved = written.result()
     for number, uri in extras.items():
         row["steps"][number]["latents"] = uri
         if planned.prepared.steps[number].variant.frames:
             row["steps"][number]["video"] = planned.video_key(row, number)
-    return whole | row | {"output_key": key} | success()
+    size = {"width": saved.width, "height": saved.height}
+    return whole | row | {"output_key": saved.key or None} | size | success()
 
 
 @dataclass(frozen=True)

@@ -247,7 +247,7 @@ def items(manifest: Iterable[Row]) -> dict[str, list[Row]]:
 
 
 def _columns(row: Row) -> tuple[Any, ...]:
-    return tuple(row[name] for name in _SAME)
+    return tuple(json.dumps(value) if isinstance(value := row[name], dict) else value for name in _SAME)
 
 
 def _item(row: Row, whole: Row) -> Row:
@@ -268,11 +268,20 @@ def _sweep(row: Row) -> tuple[str, float | None]:
     if position is None or not row["settings"]:
         return row["variant"], None
 
+    # manifests once said settings as JSON; typed ones do not repeat what stands in columns
+    said = json.loads(row["settings"]) if isinstance(row["settings"], str) else _said(row["settings"])
+
     # what is left of a row without its strength is what it shares with its sweep
-    settings = {k: v for k, v in json.loads(row["settings"]).items() if k not in ("alpha", "strength")}
+    settings = {k: v for k, v in said.items() if k not in ("alpha", "strength")}
     rest = [row[name] for name in _SAME if name not in ("alpha", "strength", "settings")]
     name = hashlib.sha256(json.dumps([rest, settings], sort_keys=True).encode()).hexdigest()[:8]
     return f"{row['edit']}_{name}", position
+
+
+def _said(settings: Row) -> Row:
+    """Return typed settings without the fields that are empty, nested ones too."""
+    inner = {name: _said(value) if isinstance(value, dict) else value for name, value in settings.items()}
+    return {name: value for name, value in inner.items() if value not in (None, {})}
 
 
 def find_inversions(run: Run, index: EditsIndex) -> str:

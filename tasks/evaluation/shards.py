@@ -253,7 +253,7 @@ def _pictures_of(planned: EvaluationPlan, edited: list[Row]) -> list[Files]:
     """
     by_variant = defaultdict[str, dict[str, str]](dict)
     for row in edited:
-        by_variant[row["variant"]][row["image_key"]] = row["output_key"]
+        by_variant[row["variant"]][row["image_key"]] = object_of(row["output_key"])
 
     # the images of a variant lie together, so a listing of them is short
     def output(row: Row, *, variant: str) -> str | None:
@@ -280,7 +280,7 @@ def _listed(rows: list[Row], pictures: Sequence[Files]) -> dict[Item, Row]:
     }
     for each in pictures:
         # of what lies in an object with others, the version is the object's
-        names = {item: object_of(name) for item, row in found.items() if (name := each.name(row))}
+        names = {item: name for item, row in found.items() if (name := each.name(row))}
         there = versions_of(each.prefix, set(names.values()))
         for item, name in names.items():
             found[item][each.version] = there.get(name)  # of one that is not there, reading says so

@@ -20,12 +20,13 @@ import pyarrow.compute as pc
 
 from tasks.evaluation.manifest import iter_rows
 from tasks.keeping.batches import Batch, Place, listed, same
+from tasks.photographs.reading import object_of
 from tasks.storage import ObjectInfo, join, list_folders, output_key
 from tasks.storage.sorting import Sorted
 
 _RUN = 100_000  # references that are sorted at once
 _KINDS = {
-    "images": re.compile(r"out/images/[^/]+_[0-9a-f]{8}/.+\.png"),
+    "images": re.compile(r"out/images/[^/]+_[0-9a-f]{8}/.+\.(png|jpg|webp|avif|tar|parquet)"),
     "videos": re.compile(r"out/videos/[^/]+_[0-9a-f]{8}/step-[0-9]+/.+\.mp4"),
     "reconstructions": re.compile(r"workspace/latents/[^/]+/reconstructions/.+\.png"),
     "tunings": re.compile(r"workspace/latents/[^/]+/tunings/.+\.safetensors"),
@@ -113,8 +114,9 @@ def _all(place: Place, batches: Sequence[Batch], counted: list[int]) -> Iterator
 
 
 def _files(part: pa.RecordBatch) -> Iterator[str]:
-    """Yield the keys of the images and videos that rows name, relative to ``out``."""
-    yield from pc.drop_null(part["output_key"]).to_pylist()
+    """Yield the keys of the objects that hold images and videos of rows, relative to ``out``."""
+    # many images lie in one object
+    yield from dict.fromkeys(map(object_of, pc.drop_null(part["output_key"]).to_pylist()))
     steps = pc.list_flatten(part["steps"])
     yield from pc.drop_null(pc.struct_field(steps, "video")).to_pylist()
 

@@ -356,9 +356,9 @@ def placed_fields(index: ImageIndex) -> list[pa.Field]:
     return [field for field in read_part(index.shards[0].index).schema if field.name == "place"]
 
 
-def column_fields(index: ImageIndex) -> list[pa.Field]:
-    """Return the columns that the data set has of its own."""
-    schema = read_part(index.shards[0].index).schema
+def column_fields(shard: ImageShard) -> list[pa.Field]:
+    """Return the columns that the data set has of its own, which are the same in all shards."""
+    schema = read_part(shard.index).schema
     return [field for field in schema if field.name not in (*_OBJECTS.names, *dict(_PLACED))]
 
 

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from styleclip_core.errors import ArtifactConflictError, FaceError, NoFaceError, StyleCLIPError
 from styleclip_core.faces import FaceQuad, paste_faces
 from styleclip_core.images import decode_image, encode_photograph
+from styleclip_core.settings.saving import ENDINGS
 from tasks.artifacts import (
     Provenance,
     Recipe,
@@ -49,6 +50,7 @@ from tasks.storage import (
     output_key,
     read_bytes,
     read_version,
+    readable_key,
     version,
     write_bytes_atomic,
 )
@@ -150,6 +152,7 @@ def index_edited(run: Run, table: FaceTable, edited: str, shard_size: int) -> Im
 
     Raises:
         MissingObjectError: If there is no edited face at all.
+        SettingsError: If the edited faces are packed.
     """
     versions = {item.key: item.etag for item in list_objects(edited)}
     by_image = read_faces(table.uri, table.digest)
@@ -157,6 +160,11 @@ def index_edited(run: Run, table: FaceTable, edited: str, shard_size: int) -> Im
     # that every single face is missing is a wrong prefix, which should not become a row for each photograph
     expected = [row for rows in by_image.values() for row in rows if row["status"] == OK]
     if expected and not any(_edited_key(row, versions) for row in expected):
+        if packed := next((key for key in versions if key.endswith((".tar", ".parquet"))), ""):
+            raise SettingsError(
+                f"the images under {edited} lie in tars or tables ({packed}), where no face is pasted from; "
+                "edit the faces into files (to: images)"
+            )
         raise MissingObjectError(
             f"none of the {len(expected)} faces of {table.uri} lies under {edited} (looked for "
             f"{expected[0]['output_key']} and the others); give the prefix of one edit, not of all"
@@ -183,9 +191,14 @@ def _edited_key(face: Row, there: Container[str]) -> str | None:
 
 def _names(face: Row) -> list[str]:
     """Return what an edited face may be called: as edit-images names it, as the face, or as it once was."""
-    key = face["output_key"]
-    named = output_key(key, suffix=".png", version=face["face_hash"])
-    return [named, *dict.fromkeys([key, output_key(key, suffix=".png")])]
+    key, version = face["output_key"], face["face_hash"]
+    # of whichever format the edit was written in
+    named = [
+        name(key, suffix=ending, version=version)
+        for ending in dict.fromkeys(ENDINGS.values())
+        for name in (readable_key, output_key)
+    ]
+    return [*dict.fromkeys([*named, key, output_key(key, suffix=".png")])]
 
 
 @unit_of_work("paste-shard", "paste-shard-{shard.number}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -25,21 +25,21 @@ from tasks.artifacts import (
     is_complete,
     iter_batches,
     read_provenance,
-    read_table,
     write_tables,
 )
 from tasks.artifacts.outcomes import OK, OutcomeLog, Row
 from tasks.directions.style_directions import ALPHA_UNIT
 from tasks.editing.plans import EditPlan
-from tasks.editing.schemas import MANIFEST_SCHEMA, TIMING_SCHEMA
-from tasks.photographs.images import ImageIndex, ImageShard, column_fields, placed_fields, read_items
-from tasks.photographs.reading import read_image
+from tasks.editing.schemas import TIMING_SCHEMA
+from tasks.photographs.images import ImageIndex, ImageShard
+from tasks.photographs.reading import read_image, read_stored
+from tasks.reports.manifest import manifest_schema, manifest_tables, timing_tables
 from tasks.running.caching import unit_of_work
 from tasks.running.partial import Part, all_attempts, done_shards
 from tasks.running.run import Run
-from tasks.storage import StoreError, join, read_item, write_bytes_atomic
+from tasks.storage import MissingObjectError, StoreError, join, read_item, write_bytes_atomic
 
-STEP, VERSION = "report", "4"
+STEP, VERSION = "report", "5"
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _ROWS, _COLUMNS, _TILE, _MARGIN, _HEADER = 8, 12, 128, 4, 40
 
@@ -117,10 +117,11 @@ def _write(
 
     manifest, timings = join(folder, "manifest.parquet"), join(folder, "timings.parquet")
     if not is_complete(manifest):
-        write_tables(manifest, manifest_schema(index), _rows(plans, shards, manifest_schema(index)), made)
+        schema = manifest_schema(index)
+        write_tables(manifest, schema, manifest_tables(plans, shards, schema), made)
     if not is_complete(timings):
         with suppress(ArtifactConflictError):  # a run beside this one was first, with other times
-            write_tables(timings, TIMING_SCHEMA, _timings(attempts), made)
+            write_tables(timings, TIMING_SCHEMA, timing_tables(plans, attempts), made)
 
     rows, failed, done = _counted(manifest)
     written = ReportRef(
@@ -201,27 +202,41 @@ def contact_sheet(plans: list[EditPlan], manifest: str, done: Counter[str]) -> I
         pen.multiline_text((_MARGIN + column * step, 5), "\n".join(lines), fill="black", font=font, spacing=2)
 
     for row, key in enumerate(keys):
-        inversion, image = plans[0].inversion, images[key]
-        shown = [(inversion.reconstructions, inversion.reconstruction_key(image))]
-        shown += [(plan.out, plan.output_key(image)) for plan in plans]
+        inversion, image = plans[0].inversion, next(iter(images[key].values()))
         photograph = partial(read_image, inversion.photos, key, image.get("place"))
-        reads = [photograph, *(partial(read_item, *item) for item in shown)]
+        inverted = partial(read_item, inversion.reconstructions, inversion.reconstruction_key(image))
+        reads: list[Callable[[], bytes]] = [photograph, inverted]
+        reads += [_edited(plan, images[key]) for plan in plans]
         for column, read in enumerate(reads):
             place = (_MARGIN + column * step, _HEADER + row * step)
             _tile(sheet, read, place, whole=column > 0)
     return sheet
 
 
-def _images(manifest: str, keys: Sequence[str]) -> dict[str, Row]:
-    """Return key, content hash and place of some images of a manifest, by key."""
+def _images(manifest: str, keys: Sequence[str]) -> dict[str, dict[str, Row]]:
+    """Return what a manifest says of some images, by key and variant, where the edit is done."""
     wanted = pa.array(keys, pa.string())
-    columns = ["image_key", "content_hash", "status", *({"place"} & set(column_names(manifest)))]
-    return {
-        row["image_key"]: row
-        for part in iter_batches(manifest, columns)
-        for row in part.filter(pc.is_in(part["image_key"], wanted)).to_pylist()
-        if row["status"] == OK
-    }
+    columns = ["image_key", "content_hash", "variant", "output_key", "status"]
+    columns += {"place"} & set(column_names(manifest))
+
+    found: dict[str, dict[str, Row]] = {}
+    for part in iter_batches(manifest, columns):
+        for row in part.filter(pc.is_in(part["image_key"], wanted)).to_pylist():
+            if row["status"] == OK:
+                found.setdefault(row["image_key"], {})[row["variant"]] = row
+    return found
+
+
+def _edited(plan: EditPlan, rows: Mapping[str, Row]) -> Callable[[], bytes]:
+    """Return what reads the image of an edit, or says that it has none."""
+    row = rows.get(plan.variant)
+    if row:
+        return partial(read_stored, plan.out, row["output_key"])
+
+    def none() -> bytes:
+        raise MissingObjectError(f"{plan.variant} has no image of it")
+
+    return none
 
 
 def _tile(sheet: Image.Image, read: Callable[[], bytes], place: tuple[int, int], *, whole: bool) -> None:
@@ -251,41 +266,6 @@ def _cut(line: str, font: Font) -> str:
     while line and font.getlength(f"{line}...") > _TILE:
         line = line[:-1]
     return f"{line}..."
-
-
-def manifest_schema(index: ImageIndex) -> pa.Schema:
-    """Return the columns of the manifest of a data set: ours, and those that it has of its own."""
-    return pa.schema([*MANIFEST_SCHEMA, *placed_fields(index), *column_fields(index)])
-
-
-def _rows(plans: list[EditPlan], shards: list[ImageShard], schema: pa.Schema) -> Iterator[pa.Table]:
-    """Yield the rows of all edits, a shard at a time."""
-    more = schema.names[len(MANIFEST_SCHEMA.names) :]
-    for plan in plans:
-        variant = pa.scalar(plan.variant, pa.string())
-        for shard in shards:
-            table = plan.log(shard).table(MANIFEST_SCHEMA)
-            if (keys := plan.wanted_in(shard)) is not None:
-                table = table.filter(pc.is_in(table["image_key"], pa.array(sorted(keys), pa.string())))
-            place = table.column_names.index("variant")
-
-            # attempts that were written before there was the column do not say it
-            table = table.set_column(place, "variant", pa.repeat(variant, len(table)))
-
-            # what the data set says of an image stands in the index alone until here
-            if more:
-                said = {item.key: {"place": item.place, **(item.columns or {})} for item in read_items(shard)}
-                rows = [said[key] for key in table["image_key"].to_pylist()]
-                for name in more:
-                    values = pa.array([row[name] for row in rows], schema.field(name).type)
-                    table = table.append_column(name, values)
-            yield table
-
-
-def _timings(attempts: list[str]) -> Iterator[pa.Table]:
-    for uri in (uri.replace(".attempt-", ".timings-") for uri in attempts):
-        if is_complete(uri):
-            yield read_table(uri)
 
 
 def _png(image: Image.Image) -> bytes:

@@ -22,7 +22,10 @@ from tasks.storage.filesystems import filesystem as filesystem
 from tasks.storage.filesystems import join as join
 from tasks.storage.items import item_under as item_under
 from tasks.storage.items import read_item as read_item
+from tasks.storage.keys import is_safe as is_safe
+from tasks.storage.keys import mangled as mangled
 from tasks.storage.keys import output_key as output_key
+from tasks.storage.keys import readable_key as readable_key
 from tasks.storage.listing import ObjectInfo as ObjectInfo
 from tasks.storage.listing import delete_stale_temporaries as delete_stale_temporaries
 from tasks.storage.listing import first_page as first_page

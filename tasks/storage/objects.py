@@ -22,7 +22,8 @@ from tasks.storage.places import is_local, local_path, scheme_of
 
 _CONTENT_TYPES = {
     "html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf-8", "png": "image/png",
-    "mp4": "video/mp4", "json": "application/json",
+    "jpg": "image/jpeg", "webp": "image/webp", "avif": "image/avif", "mp4": "video/mp4",
+    "json": "application/json",
 }  # fmt: skip
 
 

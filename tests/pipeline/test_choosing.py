@@ -1,6 +1,5 @@
 """Edits that say auto: checked, chosen on photographs or codes, stored with every pair tried, and kept."""
 
-import json
 import shutil
 
 import pytest
@@ -145,7 +144,7 @@ def test_edits_are_chosen_on_photographs_and_done_so(photos, tmp_path):
 
     rows = [row for row in read_table(result.report.manifest).to_pylist() if row["target"] == first.target]
     assert {(row["alpha"], row["beta"], row["status"]) for row in rows} == {(first.alpha, first.beta, "ok")}
-    assert all(json.loads(row["settings"])["reason"] == first.reason for row in rows)
+    assert all(row["settings"]["reason"] == first.reason for row in rows)
 
     again = edit_images(*arguments, **given, choosing=choosing)
     assert again.choices == result.choices

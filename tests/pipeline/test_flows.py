@@ -144,7 +144,7 @@ def test_scores_and_pixels_in_the_manifest_are_those_of_the_image(models, chain)
 def test_layer_masks_hold_and_report_opens_alone(chain):
     result, _ = chain
     hat = manifest_of(result).query("edit == 'hat'").iloc[0]
-    assert set(hat.layers.split()) <= {"b8.conv0", "b8.conv1"}
+    assert set(hat.layers) <= {"b8.conv0", "b8.conv1"}
     assert 1 <= hat.channels <= 5
     page = read_bytes(result.report.page).decode()
     assert "18 of 18 edits done" in page

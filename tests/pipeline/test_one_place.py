@@ -33,8 +33,10 @@ from styleclip_core.pivotal import PivotalSettings
 from styleclip_core.prompts import text_direction
 from styleclip_core.relevance import RelevanceSettings, measure_channels
 from styleclip_core.sampling import sample_styles
+from styleclip_core.settings.saving import SavingSettings
 from tasks.directions import relevance, sampling
-from tasks.editing import mappers
+from tasks.editing import mappers, plans
+from tasks.editing.methods import PreparedEdit
 from tasks.photographs import faces, inversion
 from tasks.running.run import ModelHashes, Run
 from tasks.settings import (
@@ -49,6 +51,7 @@ from tasks.settings import (
     PivotalTuning,
     Relevance,
     Sampling,
+    Saving,
     fields_of,
 )
 from tasks.settings.edits import Edit
@@ -58,7 +61,7 @@ HASHES = ModelHashes(generator="g", clip="c", encoder="e", identity="i", percept
 RUN = Run(hashes=HASHES, workspace="ws", out="out")
 CORE = [
     ChoosingSettings, MapperTrainingSettings, OptimizationSettings, PivotalSettings, RefinementSettings,
-    RelevanceSettings,
+    RelevanceSettings, SavingSettings,
 ]  # fmt: skip
 
 
@@ -96,6 +99,15 @@ def _optimized(**settings):
 
 def _chosen(**settings):
     return str(Choosing(**settings).parameters())
+
+
+def _saved(**settings):
+    # quality is of some formats, and a limit of what holds many images
+    settings = ({"format": "jpeg"} if "quality" in settings else {}) | settings
+    settings = ({"to": "parquet"} if "most_mb" in settings else {}) | settings
+    (variant,) = Edit(target="hat", method="optimization").variants()
+    edit = PreparedEdit(variant=variant, steps=[])
+    return str(plans.parameters_of(RUN, edit, Saving(**settings)))
 
 
 def _aligned(**settings):
@@ -160,7 +172,7 @@ CASES = [
     for named, form in (
         (_inverted, Inversion), (_tuned, PivotalTuning), (_sampled, Sampling), (_measured, Relevance),
         (_fast, Relevance), (_trained, MapperTraining), (_optimized, Optimization), (_chosen, Choosing),
-        (_aligned, Alignment),
+        (_aligned, Alignment), (_saved, Saving),
     )
     for name in fields_of(form)
     if not (named is _measured and name in ("minimum", "derivatives"))  # nothing without a tolerance
@@ -176,6 +188,12 @@ def test_an_option_names_the_result_or_says_why_not(named, form, name):
     silent = [mark for mark in info.metadata if isinstance(mark, ChangesNoResult)]
     assert (named(**{name: value}) == named()) == bool(silent)
     assert all(len(mark.why) > 10 for mark in silent)
+
+
+def test_files_as_they_always_were_leave_the_name_of_an_edit_as_it_always_was():
+    (variant,) = Edit(target="hat", method="optimization").variants()
+    usual = plans.parameters_of(RUN, PreparedEdit(variant=variant, steps=[]), Saving())
+    assert usual == {**variant.parameters(), "out": "out"}
 
 
 def test_how_images_come_to_eight_bits_counts_where_they_do():
@@ -301,7 +319,7 @@ def test_every_option_of_the_core_has_a_sentence_and_every_number_a_bound(settin
     [
         (Inversion, RefinementSettings), (PivotalTuning, PivotalSettings), (Relevance, RelevanceSettings),
         (Choosing, ChoosingSettings), (Optimization, OptimizationSettings),
-        (MapperTraining, MapperTrainingSettings),
+        (MapperTraining, MapperTrainingSettings), (Saving, SavingSettings),
     ],
 )  # fmt: skip
 def test_a_form_says_what_the_core_says(form, core):

@@ -18,7 +18,8 @@ import pyarrow as pa
 from tasks.artifacts import DamagedArtifactError, Provenance, read_provenance
 from tasks.artifacts.outcomes import OK
 from tasks.evaluation.manifest import iter_rows
-from tasks.reports.page.links import parent, safe_name
+from tasks.reports.page.links import below, parent, safe_name
+from tasks.reports.page.outputs import Outputs
 from tasks.storage import output_key
 
 _STATUS = {OK: 0, "failed": 1, "skipped": 2}
@@ -26,7 +27,7 @@ ABSENT = 3
 MAX_PROBLEMS = 500
 _READ = (
     "image_key", "content_hash", "clip_before", "clip_after", "directional", "identity", "lpips", "channels",
-    "status", "error_type", "error",
+    "output_key", "status", "error_type", "error",
 )  # fmt: skip
 
 
@@ -131,12 +132,13 @@ class Batch:
         manifest: Its URI.
         made: What made it.
         keys: Keys of all images, sorted.
-        names: What is made of each is called, below the folder of an edit or of the inversions.
+        names: What is drawn of each is called, below the folder of the inversions.
         edits: The edits, in the order of the edit file.
         variants: What names each in tables and folders.
         status: ``[E, N]`` uint8, 0 where the edit is done.
         values: Scores by column, ``[E, N]`` float32 each, NaN where there is none.
         channels: Style channels that each edit changes, where that is one number.
+        outputs: Where edited images lie, below the folders of the edits.
         problems: Why images have no edit, the first ``MAX_PROBLEMS``.
         problem_counts: Rows that are not done, by error.
     """
@@ -150,6 +152,7 @@ class Batch:
     status: np.ndarray
     values: dict[str, np.ndarray]
     channels: list[int | None]
+    outputs: Outputs
     problems: list[Problem] = field(default_factory=list)
     problem_counts: Counter[str] = field(default_factory=Counter)
     extra: list[Score] = field(default_factory=list)
@@ -218,7 +221,7 @@ def read_batch(manifest: str) -> Batch:
         variants=named or [*seen, *[""] * len(edits)][: len(edits)],
         status=np.full(shape, ABSENT, np.uint8),
         values={each.name: np.full(shape, np.nan, np.float32) for each in SCORES},
-        channels=[None] * len(edits),
+        channels=[None] * len(edits), outputs=Outputs(len(listed), len(edits)),
     )  # fmt: skip
 
     _fill(batch)
@@ -251,6 +254,7 @@ def _fill(batch: Batch) -> None:
                 batch.names[number] = output_key(batch.keys[number], suffix=".png", version=content)
 
         _fill_values(batch, part, edit, image)
+        _fill_outputs(batch, part, edit, image)
         _collect_problems(batch, part, problems)
 
     batch.problems = list(problems.values())
@@ -266,6 +270,13 @@ def _fill_values(batch: Batch, part: pa.RecordBatch, edit: np.ndarray, image: np
     for number, channels in zip(edit, part["channels"].to_pylist(), strict=True):
         if channels is not None:
             batch.channels[number] = channels
+
+
+def _fill_outputs(batch: Batch, part: pa.RecordBatch, edit: np.ndarray, image: np.ndarray) -> None:
+    rows = zip(edit.tolist(), image.tolist(), _texts(part, "output_key"), strict=True)
+    for number, place, key in rows:
+        if key and batch.status[number, place] == 0:
+            batch.outputs.put(number, place, below(key, f"images/{batch.variants[number]}"))
 
 
 def _collect_problems(batch: Batch, part: pa.RecordBatch, found: dict[tuple[str, str], Problem]) -> None:

@@ -33,6 +33,7 @@ from tasks.reports.page.batch import MAX_PROBLEMS, Batch, Score, Sweep, read_bat
 from tasks.reports.page.choices import Choice, read_choice
 from tasks.reports.page.evaluations import add_evaluations
 from tasks.reports.page.links import below, parent, relative_link
+from tasks.reports.page.outputs import Packed
 from tasks.reports.page.thumbnails import SIDE, PagePlan, leaves
 from tasks.running.caching import unit_of_work
 from tasks.running.overlap import Writes
@@ -165,12 +166,13 @@ def script_json(data: object) -> str:
 def _data(batch: Batch) -> Iterator[tuple[str, object]]:
     # most names are the key and what tells its version, so that alone is listed
     pairs = enumerate(zip(batch.keys, batch.names, strict=True))
-    named = {
-        number: name.removeprefix(key) if name.startswith(f"{key}~") else name
-        for number, (key, name) in pairs
-        if name != key
+    named = {number: _less(key, name) for number, (key, name) in pairs if name != key}
+    outputs = batch.outputs
+    three = enumerate(zip(batch.keys, batch.names, outputs.names, strict=True))
+    edited = {
+        number: _less(key, name) for number, (key, drawn, name) in three if name and f"{name}.png" != drawn
     }
-    yield "keys", {"keys": batch.keys, "names": named}
+    yield "keys", {"keys": batch.keys, "names": named, "edited": edited}
 
     for number in range(len(batch.edits)):
         rows = {score.name: batch.values[score.name][number] for score in batch.scores}
@@ -179,7 +181,23 @@ def _data(batch: Batch) -> Iterator[tuple[str, object]]:
             "scores": {
                 name: _base64(row.astype("<f4")) for name, row in rows.items() if np.isfinite(row).any()
             },
+            "others": dict(outputs.others(number)),
+            "packed": _packed(outputs.packed.get(number)),
         }  # fmt: skip
+
+
+def _less(key: str, name: str) -> str:
+    return name.removeprefix(key) if name.startswith(f"{key}~") else name
+
+
+def _packed(found: Packed | None) -> dict[str, object] | None:
+    """Return where the images of an edit lie in tars or tables; doubles hold any size of a file."""
+    if found is None:
+        return None
+    return {
+        "objects": found.objects, "object": _base64(found.object.astype("<i4")),
+        "start": _base64(found.start.astype("<f8")), "end": _base64(found.end.astype("<f8")),
+    }  # fmt: skip
 
 
 def _base64(values: np.ndarray) -> str:
@@ -205,9 +223,11 @@ def _meta(batch: Batch, plan: PagePlan, base: str, shape: tuple[int, int]) -> di
             {
                 "name": edit.name, "neutral": edit.neutral, "target": edit.target, "summary": edit.summary,
                 "alone": names.count(edit.name) == 1,
-                "folder": relative_link(folder, up=2) if folder else "",
+                "folder": relative_link(folder, up=2) if folder else "", "ending": ending,
             }
-            for edit, folder in zip(batch.edits, batch.folders, strict=True)
+            for edit, folder, ending in zip(
+                batch.edits, batch.folders, batch.outputs.endings, strict=True
+            )
         ],
 
         # what the page sorts by, and the grids that it draws

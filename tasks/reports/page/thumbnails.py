@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -26,7 +26,7 @@ from styleclip_core.images import decode_image
 from tasks.artifacts import Provenance, Recipe, artifact_uri, is_complete, read_table, write_table
 from tasks.artifacts.outcomes import OK, STATUS_FIELDS, OutcomeLog, Row, failure, success
 from tasks.photographs.images import cut, digest, indexed_versions
-from tasks.photographs.reading import read_image
+from tasks.photographs.reading import read_image, read_stored
 from tasks.reports.page.batch import Batch, read_batch
 from tasks.running.caching import unit_of_work
 from tasks.running.overlap import read_ahead
@@ -79,11 +79,11 @@ class Column(BaseModel):
         Raises:
             StoreError: If that is the store's fault; any other error is the image's own.
         """
-        mine = self.named_as == "photograph"
-        version = image.source if self.versioned else ""
-        data = read_image(
-            self.prefix, image.key if mine else image.name, image.place if mine else "", version
-        )
+        if self.named_as == "photograph":
+            version = image.source if self.versioned else ""
+            data = read_image(self.prefix, image.key, image.place, version)
+        else:
+            data = read_stored(self.prefix, image.name)
         return decode_image(data, min_side=1)
 
     def log(self, digest_: str) -> OutcomeLog:
@@ -187,10 +187,19 @@ def _write_chunks(batch: Batch, workspace: str, versions: Mapping[str, tuple[str
         })  # fmt: skip
         if any(places := [versions.get(key, ("", ""))[1] for key in keys]):
             table = table.append_column("place", pa.array(places, pa.string()))
+        outputs = [_outputs(batch, first + place) for place in range(len(keys))]
+        if any(any(names) for names in outputs):
+            table = table.append_column("outputs", pa.array(outputs, pa.list_(pa.string())))
         write_table(uri, table, _made("page-chunk", recipe))
         chunks.append(PageChunk(number=number, digest=digest(part), uri=uri, rows=len(keys)))
         first += len(keys)
     return chunks
+
+
+def _outputs(batch: Batch, image: int) -> list[str]:
+    """Return the names of an image below the folders of the edits; empty where it is the inversion's."""
+    names = [batch.outputs.name(edit, image) for edit in range(len(batch.edits))]
+    return ["" if name == batch.names[image] else name for name in names]
 
 
 def folders_of(made: Provenance, images: Iterable[str]) -> dict[str, set[str]]:
@@ -240,8 +249,18 @@ def thumbnail_chunk(source: PageSource, chunk: PageChunk) -> ThumbnailResult:
         (Shown(row["image_key"], row["name"], row["source"], row.get("place", "")), row["done"])
         for row in rows
     ]
+    outputs = [row.get("outputs") or [] for row in rows]
+
+    def of_edit(edit: int) -> list[Shown]:
+        """Return the images of an edit, under the names that they have there."""
+        return [
+            image._replace(name=names[edit]) if names and names[edit] else image
+            for (image, edits), names in zip(listed, outputs, strict=True)
+            if edits[edit]
+        ]
+
     shown = [image for image, edits in listed if any(edits)]
-    shape = _shape_of(source, shown)
+    shape = _shape_of(source, shown, of_edit)
 
     made, kept = 0, list[Row]()
     for number, column in enumerate(source.columns):
@@ -250,7 +269,7 @@ def thumbnail_chunk(source: PageSource, chunk: PageChunk) -> ThumbnailResult:
 
         # photographs and inversions come before the edits, under negative numbers
         edit = number - len(source.columns) + len(source.edits)
-        wanted = shown if edit < 0 else [image for image, edits in listed if edits[edit]]
+        wanted = shown if edit < 0 else of_edit(edit)
 
         log = column.log(chunk.digest)
         known = {row["image_key"]: row for row in log.latest()}
@@ -289,11 +308,17 @@ def _measured(row: Row) -> Row:
     return {"status": row["status"], "size": len(row["webp"] or b"")}
 
 
-def _shape_of(source: PageSource, shown: list[Shown]) -> tuple[int, int] | None:
+def _shape_of(
+    source: PageSource, shown: list[Shown], of_edit: Callable[[int], list[Shown]]
+) -> tuple[int, int] | None:
     """Return width and height of the generator's images, by the first that can be read."""
-    generated = source.inversions or next((column for column in source.edits if column), None)
+    generated = source.inversions
     if generated is None:
-        return None
+        edit = next((number for number, column in enumerate(source.edits) if column), None)
+        if edit is None:
+            return None
+        generated, shown = source.edits[edit], of_edit(edit)
+    assert generated is not None
 
     for image in shown:
         # a picture that cannot be read is the error of its row; the next one has the same shape

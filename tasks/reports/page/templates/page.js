@@ -49,10 +49,12 @@
   async function editRows(number) {
     if (!rows.has(number)) {
       const found = await load(`edit-${number}`);
-      if (!found) return { status: new Uint8Array(meta.images).fill(3), scores: {} };
+      if (!found) return { status: new Uint8Array(meta.images).fill(3), scores: {}, others: {} };
       const scores = {};
       for (const [name, text] of Object.entries(found.scores)) scores[name] = new Float32Array(bytes(text).buffer);
-      rows.set(number, { status: bytes(found.status), scores });
+      let packed = found.packed && { objects: found.packed.objects, object: new Int32Array(bytes(found.packed.object).buffer) };
+      for (const end of packed ? ["start", "end"] : []) packed[end] = new Float64Array(bytes(found.packed[end]).buffer);
+      rows.set(number, { status: bytes(found.status), scores, others: found.others || {}, packed });
     }
     return rows.get(number);
   }
@@ -112,7 +114,7 @@
 
   // ---- state, mirrored in the address so that a view can be shared
   const state = { edit: 0, sort: "key", order: "first", before: meta.inversions ? "inversion" : "photograph", q: "", page: 1 };
-  let keys = [], names = {}, lower = [], order = [], turn = 0;
+  let keys = [], names = {}, edited = {}, lower = [], order = [], turn = 0;
   function readAddress() {
     if (!location.hash.includes("=")) return;
     const given = new URLSearchParams(location.hash.slice(1));
@@ -215,7 +217,21 @@
     const name = names[image] || keys[image];
     return name[0] === "~" ? keys[image] + name : name;
   };
-  const link = (folder, image) => `${folder}/${nameOf(image).split("/").map(encodeURIComponent).join("/")}`;
+  const link = (folder, name) => `${folder}/${name.split("/").map(encodeURIComponent).join("/")}`;
+  // whoever serves the pages cuts an image out of a tar or a table; a bucket or a disk has the whole alone
+  const cuts = ["127.0.0.1", "localhost"].includes(location.hostname);
+  function output(edit, image, { others, packed }) {
+    const { folder, ending } = meta.edits[edit];
+    if (packed && packed.object[image] >= 0) {
+      const start = packed.start[image], end = packed.end[image];
+      const object = link(folder, packed.objects[packed.object[image]]);
+      const where = end ? `bytes ${start} to ${end}` : `row ${start}`;
+      return { address: cuts ? `${object}?${end ? `bytes=${start}-${end}` : `row=${start}`}` : object, where: cuts ? "" : ` (${where} of this file)`, whole: cuts };
+    }
+    const name = edited[image] || nameOf(image).replace(/\.png$/, "");
+    const usual = `${name[0] === "~" ? keys[image] + name : name}${ending}`;
+    return { address: link(folder, others[image] || usual), where: "", whole: true };
+  }
   function sharpen(picture, address) {
     // the thumbnail stays where the whole image cannot be had, say by a link to this file alone
     if (!picture || !address) return;
@@ -225,7 +241,7 @@
   }
   async function view(image, edit) {
     [viewed, viewedEdit] = [image, edit];
-    const { scores } = await editRows(edit), column = beforeColumn();
+    const rowsOf = await editRows(edit), { scores } = rowsOf, column = beforeColumn();
     const [before, after] = await Promise.all([thumbnail(column, image), thumbnail(FIRST_EDIT + edit, image)]);
     if (viewed !== image || viewedEdit !== edit) return;
     const box = slide(before, after, keys[image]), about = meta.edits[edit];
@@ -234,11 +250,11 @@
     $("viewer-edit").replaceChildren(h("strong", {}, about.name), h("br"), `${about.neutral} → ${about.target}`, h("br"), h("small", {}, about.summary));
     $("viewer-scores").replaceChildren(...meta.scores.filter((score) => scores[score.name]).map((score) =>
       h("div", {}, h("dt", {}, score.title), h("dd", {}, number(scores[score.name][image])))));
-    const address = about.folder && after && link(about.folder, image);
-    const original = column === INVERSION && meta.reconstructions && before && link(meta.reconstructions, image);
-    $("viewer-links").replaceChildren(...(address ? [h("a", { href: address, target: "_blank", rel: "noopener" }, "Edited image")] : []), " ",
+    const made = about.folder && after && output(edit, image, rowsOf);
+    const original = column === INVERSION && meta.reconstructions && before && link(meta.reconstructions, nameOf(image));
+    $("viewer-links").replaceChildren(...(made ? [h("a", { href: made.address, target: "_blank", rel: "noopener" }, `Edited image${made.where}`)] : []), " ",
       ...(original ? [h("a", { href: original, target: "_blank", rel: "noopener" }, "Inversion")] : []));
-    sharpen(box.querySelector(".over"), address);
+    sharpen(box.querySelector(".over"), made && made.whole && made.address);
     sharpen(box.querySelector(".under"), original);
     $("viewer-strip").replaceChildren(...meta.edits.map((other, place) => thumb(FIRST_EDIT + place, image, title(other), other.alone ? other.name : other.summary, String(place === edit), () => view(image, place))));
     $("viewer-back").disabled = order.indexOf(image) <= 0;
@@ -325,7 +341,7 @@
   async function start() {
     const found = await load("keys");
     if (!found) return;
-    ({ keys, names } = found);
+    ({ keys, names, edited = {} } = found);
     lower = keys.map((key) => key.toLowerCase());
     readAddress();
     showTools();

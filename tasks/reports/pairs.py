@@ -38,7 +38,7 @@ from tasks.running.progress import ShardResult
 from tasks.running.run import Run
 from tasks.settings import SettingsError
 from tasks.settings.pairs import Pairing
-from tasks.storage import ChangedObjectError, copy_to_local, join, output_key, write_bytes_atomic
+from tasks.storage import ChangedObjectError, copy_to_local, join, read_item, write_bytes_atomic
 
 STEP, VERSION = "export-pairs", "1"
 IMAGES, PROMPT = ("input_image", "edited_image"), "edit_prompt"
@@ -155,7 +155,7 @@ def _load(database: duckdb.DuckDBPyConnection, folder: Path, manifest: str, sett
     copy_to_local(manifest, folder / "manifest.parquet")
     left_out = ", ".join(_LEFT_OUT)
     names = _names(database, folder / "manifest.parquet")
-    if "variant" not in names or "content_hash" not in names:
+    if "inversion_key" not in names:
         raise ArtifactConflictError(
             f"{manifest} does not say which images it is of; edit again, which finds them"
         )
@@ -290,8 +290,7 @@ def _pictures(planned: PairsPlan, row: dict[str, Any]) -> tuple[bytes, bytes]:
     """Return the picture before and the one after an edit."""
     after = read_stored(planned.out, row["output_key"])
     if planned.settings.before == "inversion":
-        name = output_key(row["image_key"], suffix=".png", version=row["content_hash"])
-        return read_image(planned.drawn, name), after
+        return read_item(planned.drawn, row["inversion_key"]), after
 
     before = read_image(planned.photos, row["image_key"], row.get("place"))
     if hashlib.sha256(before).hexdigest() != row["content_hash"]:

@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 
 from flows.edit_images import edit_images
 from styleclip_core.images import decode_image
+from tasks.editing.schemas import MANIFEST_SCHEMA
 from tasks.photographs import images as index_images_module
+from tasks.photographs.datasets.columns import OURS, own_name
 from tasks.photographs.datasets.front import NoImagesError, locate
 from tasks.photographs.datasets.places import BrokenPlaceError, Place, is_place, parse_place
 from tasks.photographs.datasets.subsets import is_drawn, matcher
@@ -429,6 +431,11 @@ def test_what_is_no_condition_is_refused_and_reads_no_file(where, images, tmp_pa
     write_folder(tmp_path / "in", images, "csv")
     with pytest.raises(SettingsError, match="where"):
         listed(str(tmp_path / "in"), tmp_path / "w", DataSet(where=where))
+
+
+def test_no_column_of_a_data_set_takes_the_name_of_one_of_ours():
+    assert set(MANIFEST_SCHEMA.names) <= OURS
+    assert {own_name("width"), own_name("source_width")} == {"source_width", "source_source_width"}
 
 
 def test_a_subset_that_leaves_nothing_says_so(images, tmp_path):

@@ -22,7 +22,7 @@ from tasks.running.progress import ShardsFailedError
 from tasks.settings import Comparison, Execution, Inversion, Judges, Models, SettingsError
 from tasks.settings.edits import Edit
 from tasks.settings.pairs import Pairing
-from tasks.storage import join, list_objects, output_key, read_bytes
+from tasks.storage import join, list_objects, read_bytes
 from tests.data_sets import as_frame, write_folder
 from tests.pipeline.test_faces import encoded, portrait
 
@@ -75,8 +75,7 @@ def test_datasets_reads_the_very_pictures_of_the_batch(batch, tmp_path):
         assert split.column_names[:4] == ["input_image", "edit_prompt", "edited_image", "image_key"]
         for pair in split:
             row = rows.loc[(pair["image_key"], pair["variant"])]
-            name = output_key(pair["image_key"], suffix=".png", version=row.content_hash)
-            drawn = read_bytes(join(batch.latents, "reconstructions", name))
+            drawn = read_bytes(join(batch.latents, "reconstructions", row.inversion_key))
             assert pair["input_image"].convert("RGB").tobytes() == pixels(drawn)
             assert pair["edited_image"].convert("RGB").tobytes() == pixels(
                 read_bytes(join(out, row.output_key))

@@ -75,7 +75,7 @@ class PairsPlan(BaseModel):
         folder: URI of its folder.
         out: What the manifest's output keys are relative to.
         photos: URI of the data set of the photographs.
-        drawn: URI of what the generator drew of them.
+        drawn: URI of the folder of latents, below which lies what the generator drew of each.
         made: What made the manifest.
         considered: Edits of the batch that went well.
     """
@@ -137,7 +137,7 @@ def plan_pairs(run: Run, manifest: str, out: str, settings: Pairing) -> PairsPla
     photos, latents = (str(made.parameters.get(name, "")) for name in ("photos", "latents"))
     return PairsPlan(
         folder=join(run.out, f"pairs-{recipe.fingerprint[:16]}"), out=out, photos=photos,
-        drawn=join(latents, "reconstructions") if latents else "",
+        drawn=latents.rpartition("/")[0],
         recipe=recipe, made=made, settings=settings, files=files, considered=considered,
     )  # fmt: skip
 

@@ -75,7 +75,7 @@ def test_datasets_reads_the_very_pictures_of_the_batch(batch, tmp_path):
         assert split.column_names[:4] == ["input_image", "edit_prompt", "edited_image", "image_key"]
         for pair in split:
             row = rows.loc[(pair["image_key"], pair["variant"])]
-            drawn = read_bytes(join(batch.latents, "reconstructions", row.inversion_key))
+            drawn = read_bytes(join(str(Path(batch.latents).parent), row.inversion_key))
             assert pair["input_image"].convert("RGB").tobytes() == pixels(drawn)
             assert pair["edited_image"].convert("RGB").tobytes() == pixels(
                 read_bytes(join(out, row.output_key))

@@ -1,6 +1,6 @@
 """CLIPs of open_clip: its architectures, preprocessing and tokenizers around weights that are read safely.
 
-Shapes: B images, N texts, C tokens of a text, D width of the embedding. Needs open_clip.
+Shapes: B images, N texts, C tokens of a text, D width of the embedding. open_clip is imported when used.
 """
 
 from __future__ import annotations
@@ -13,16 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import open_clip
 import torch
-from open_clip import factory
-from open_clip.coca_model import CoCa
-from open_clip.convert import convert_state_dict
-from open_clip.model import CLIP, CustomTextCLIP, convert_to_custom_text_state_dict
-from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
-from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -32,6 +25,9 @@ from styleclip_core.models.clip_openai import fold_batch_norm, too_long
 from styleclip_core.models.clip_preprocessing import Preprocessing, Triple
 from styleclip_core.models.clip_sources import Repository, Source, read_state_of, short
 from styleclip_core.models.network import load_exactly
+
+if TYPE_CHECKING:
+    from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
 MANY_LANGUAGES = 100_000  # pieces: vocabularies of English have some 50,000, those of many languages 250,000
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
@@ -63,8 +59,10 @@ class OpenClipNetwork:
 
     def prepare(self) -> None:
         """Fold what can be folded, once the weights are where they stay."""
+        from open_clip.modified_resnet import ModifiedResNet
+
         visual = cast(nn.Module, self.module.visual)
-        if isinstance(visual, open_clip.modified_resnet.ModifiedResNet):
+        if isinstance(visual, ModifiedResNet):
             self._tower = fold_batch_norm(visual)
 
     def encode_images(self, pixels: Tensor) -> Tensor:
@@ -98,7 +96,7 @@ class Tokens:
     def __init__(self, tokenizer: HFTokenizer | SimpleTokenizer, context: int) -> None:
         self._tokenizer, self._context = tokenizer, context
         self._lock = threading.Lock()  # every call of a fast one sets how the next is padded, for all threads
-        inner = tokenizer.tokenizer if isinstance(tokenizer, HFTokenizer) else None
+        inner = getattr(tokenizer, "tokenizer", None)  # of transformers, where it is not OpenAI's
         self._vocabulary: dict[str, int] = inner.get_vocab() if inner is not None else tokenizer.encoder
         self.size = len(self._vocabulary)
 
@@ -123,7 +121,7 @@ class Tokens:
             return cast(Tensor, self._tokenizer(list(texts), context_length=self._context))
 
     def _length(self, text: str) -> int:
-        if isinstance(self._tokenizer, SimpleTokenizer):
+        if not hasattr(self._tokenizer, "tokenizer"):
             return len(self._tokenizer.encode(text)) + 2
         clean = self._tokenizer.clean_fn(text)
         if self._tokenizer.tokenizer_mode == "clips":  # which adds three of its own
@@ -151,6 +149,9 @@ def from_architecture(
 
 def _usual_preprocessing(name: str) -> dict[str, Any]:
     """Return how all published weights of an architecture want images, if they agree; else as OpenAI's do."""
+    from open_clip import factory
+    from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+
     tags = [factory.get_pretrained_cfg(name, tag) for tag in factory.list_pretrained_tags_by_model(name)]
     kept = [merge_preprocess_dict(PreprocessCfg(), tag) for tag in tags]
     return kept[0] if kept and all(each == kept[0] for each in kept) else {}
@@ -172,6 +173,8 @@ def from_config(
 
 def _checked(name: str, model: dict[str, Any]) -> str:
     """Refuse a configuration that would fetch or import something; returns the name of its tokenizer."""
+    from open_clip import factory
+
     towers = [model.get(each) for each in ("vision_cfg", "text_cfg")]
     if not all(isinstance(each, dict) for each in towers):
         raise CheckpointError(f"{name} describes no CLIP: vision_cfg or text_cfg is missing; fetch it again")
@@ -237,6 +240,9 @@ def _described(config: Mapping[str, Any]) -> dict[str, object]:
 
 
 def _make(name: str, config: Mapping[str, Any]) -> nn.Module:
+    from open_clip.coca_model import CoCa
+    from open_clip.model import CLIP, CustomTextCLIP
+
     parts = deepcopy(dict(config))
     own_text = parts.pop("custom_text", False) or "hf_model_name" in parts["text_cfg"]
     kind = CLIP if not own_text else CoCa if "multimodal_cfg" in parts else CustomTextCLIP
@@ -289,6 +295,9 @@ def _undrawn() -> Iterator[None]:
 
 def _converted(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return a state dict by the names that open_clip has now, as its own loader does."""
+    from open_clip.convert import convert_state_dict
+    from open_clip.model import convert_to_custom_text_state_dict
+
     state = dict(convert_state_dict(module, state))
     if "positional_embedding" in state and not hasattr(module, "positional_embedding"):
         state = convert_to_custom_text_state_dict(state)
@@ -311,6 +320,8 @@ def _converted(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]
 
 
 def _preprocessing(name: str, module: nn.Module, given: Mapping[str, Any]) -> Preprocessing:
+    from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+
     merged = merge_preprocess_dict(PreprocessCfg(), dict(given))
     size = getattr(module.visual, "image_size", merged["size"])
     height, width = (size, size) if isinstance(size, int) else tuple(size)
@@ -335,6 +346,8 @@ def _preprocessing(name: str, module: nn.Module, given: Mapping[str, Any]) -> Pr
 
 
 def _tokens(name: str, text: Mapping[str, Any], tokenizer: str, folder: str) -> Tokens:
+    from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+
     context, options = int(text.get("context_length", 77)), dict(text.get("tokenizer_kwargs") or {})
     if not tokenizer:
         return Tokens(SimpleTokenizer(context_length=context, **options), context)

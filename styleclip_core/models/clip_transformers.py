@@ -1,7 +1,7 @@
 """CLIPs as transformers stores them (CLIPModel, SiglipModel): a folder or repository with ``config.json``.
 
-Shapes: B images, N texts, C tokens of a text, D width of the embedding. Imported where transformers is
-installed. The architecture is transformers' own; weights are read by this project.
+Shapes: B images, N texts, C tokens of a text, D width of the embedding. transformers is imported when it is
+used. The architecture is transformers' own; weights are read by this project.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
 from styleclip_core.errors import CheckpointError
 from styleclip_core.files.checkpoint import DAMAGE
@@ -24,7 +23,7 @@ from styleclip_core.models.clip_preprocessing import Preprocessing
 from styleclip_core.models.clip_sources import Source, read_config, read_state_of, short
 from styleclip_core.models.network import load_exactly
 
-_KINDS: dict[str, tuple[Any, Any]] = {"clip": (CLIPConfig, CLIPModel), "siglip": (SiglipConfig, SiglipModel)}
+_KINDS = {"clip": ("CLIPConfig", "CLIPModel"), "siglip": ("SiglipConfig", "SiglipModel")}
 _MANY_LANGUAGES = 100_000  # pieces of a vocabulary
 _ENGLISH = 49_408  # OpenAI's vocabulary, which is at hand
 _INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
@@ -50,7 +49,7 @@ class TransformersNetwork:
         config = cast(Any, module).config
         self.activation = str(config.text_config.hidden_act).replace("_", "")
         self.multilingual = config.text_config.vocab_size > _MANY_LANGUAGES
-        siglip = isinstance(module, SiglipModel)
+        siglip = config.model_type == "siglip"
         self.embedding_dim = int(config.text_config.projection_size if siglip else config.projection_dim)
 
     def prepare(self) -> None:
@@ -90,6 +89,8 @@ class _Tokens:
             return
         if not name:
             raise source.missing("tokenizer (tokenizer.json, or spiece.model)")
+
+        from transformers import AutoTokenizer
 
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
@@ -150,8 +151,12 @@ def from_transformers(
 
 
 def _configured(source: Source, kind: str, config: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    import transformers
+
     try:
-        return _KINDS[kind][0].from_dict({name: value for name, value in config.items() if name not in _LEFT})
+        return getattr(transformers, _KINDS[kind][0]).from_dict(
+            {name: value for name, value in config.items() if name not in _LEFT}
+        )
     except Exception as error:  # its checks raise errors of several packages
         raise CheckpointError(
             f"config.json of {source.name} cannot be read ({short(str(error))}); fetch it again"
@@ -159,9 +164,11 @@ def _configured(source: Source, kind: str, config: Mapping[str, Any]) -> Any:  #
 
 
 def _filled(kind: str, config: Any, state: dict[str, Tensor], name: str) -> nn.Module:  # noqa: ANN401
+    import transformers
+
     # on no device: what does not fit is refused before memory is taken for it
     with torch.device("meta"):
-        module = cast(nn.Module, _KINDS[kind][1](config))
+        module = cast(nn.Module, getattr(transformers, _KINDS[kind][1])(config))
     held = set(module.state_dict())
     kept = {each: value for each, value in state.items() if each in held or not each.endswith("position_ids")}
     for each in ("logit_scale", "logit_bias"):

@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 OURS = ("styleclip_core", "tasks", "flows", "styleclip_cli", "data", "benchmarks", "tests")
 # Declared and not imported, as something else needs it; pyproject.toml says beside each of them what for.
-OF_OTHERS = {"torchvision", "setuptools", "fastapi", "sqlalchemy", "s3fs", "pandas"}
+OF_OTHERS = {"torchvision", "setuptools", "fastapi", "sqlalchemy", "s3fs", "pandas", "sentencepiece"}
 
 PROBE = """
 import sys
@@ -30,7 +30,10 @@ import importlib, pkgutil, styleclip_core
 for module in pkgutil.walk_packages(styleclip_core.__path__, "styleclip_core."):
     importlib.import_module(module.name)
 """
-ABOVE = ("prefect", "fsspec", "s3fs", "pandas", "pyarrow", "tasks", "flows", "data", "clip")
+ABOVE = (
+    "prefect", "fsspec", "s3fs", "pandas", "pyarrow", "tasks", "flows", "data", "clip", "open_clip",
+    "transformers",
+)  # fmt: skip
 
 
 def _import_without(*absent: str) -> subprocess.CompletedProcess[str]:
@@ -93,7 +96,8 @@ def _imported_under(*folders: str) -> set[str]:
 
 
 def test_the_core_imports_what_it_declares_and_nothing_else():
-    assert _imported_under("styleclip_core") == _declared()[""] - OF_OTHERS
+    declared = _declared()
+    assert _imported_under("styleclip_core") == (declared[""] | declared["openclip"]) - OF_OTHERS
 
 
 def test_the_pipeline_and_its_extras_import_what_they_declare_and_nothing_else():
@@ -109,6 +113,9 @@ def test_what_only_an_extra_brings_is_imported_in_its_place_alone():
         files = [path for layer in OURS[:5] for path in (ROOT / layer).rglob("*.py")]
         users = {path for path in files if _imported(path.read_text()) & declared[extra]}
         assert {path.relative_to(ROOT).as_posix() for path in users} == {place}
+    core = [path for path in (ROOT / "styleclip_core").rglob("*.py")]
+    users = {path.stem for path in core if _imported(path.read_text()) & declared["openclip"]}
+    assert users == {"clip_sources", "clip_open_clip", "clip_transformers"}
 
 
 def test_tests_and_benchmarks_import_what_some_extra_declares():

@@ -38,6 +38,8 @@ from tasks.storage import (
     list_objects,
     write_bytes_atomic,
 )
+from tests.pipeline.test_by_image import BY_COLOUR, SMILE
+from tests.pipeline.test_by_image import photos as photos  # a fixture
 from tests.pipeline.test_changed_objects import Place
 from tests.pipeline.test_changed_objects import place as place  # a fixture
 from tests.pipeline.test_command_line import called as called  # a fixture
@@ -206,6 +208,21 @@ def test_a_strength_that_is_still_to_be_chosen_leaves_its_edits_open_until_it_is
     edit_images(*given, edits, **SMALL)
     done = edit_images(*given, edits, **SMALL, dry_run=True).forecast
     assert numbers(done)["edit-images"] == (3, 0)
+
+
+def test_edits_that_hang_on_columns_are_counted_for_the_images_that_they_are_for(
+    photos, network_files, tmp_path
+):
+    given = (Models(**network_files), str(photos), str(tmp_path / "out"), [BY_COLOUR, SMILE])
+    options = {**SMALL, "inversion": Inversion(steps=0)}
+    seen = edit_images(*given, **options, dry_run=True).forecast
+    assert not (tmp_path / "out").exists()
+    result = edit_images(*given, **options)
+    assert [(s.step, s.found, s.computed, s.task_runs) for s in seen.steps] == [
+        (s.step, s.rows - s.tried, s.tried, s.shards) for s in result.steps
+    ]
+    assert numbers(seen)["edit-images"] == (0, 10)
+    assert numbers(edit_images(*given, **options, dry_run=True).forecast)["edit-images"] == (10, 0)
 
 
 def test_a_training_is_found_done_or_begun(network_files, tmp_path):

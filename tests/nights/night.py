@@ -13,6 +13,7 @@ import torch
 
 from flows.edit_images import edit_images
 from styleclip_core.models.stylegan2 import Generator
+from tasks.editing import saving
 from tasks.editing import shards as editing
 from tasks.storage import listing, temporaries
 
@@ -20,7 +21,7 @@ FOLDER = Path(os.environ["NIGHT_FOLDER"])
 (FOLDER / "pid").write_text(str(os.getpid()))
 listing._PAGE = 20
 
-_write, _state, _synthesize = editing.write_bytes_atomic, editing._state, Generator.synthesize
+_write, _state, _synthesize = saving.write_bytes_atomic, editing._state, Generator.synthesize
 _days = itertools.cycle((0.0, 2.0, -2.0))
 
 
@@ -36,10 +37,10 @@ def _slowly(uri: str, content: bytes) -> None:
         log.write(f"{os.getpid()} {uri}\n")
 
 
-def _breaking(planned, shard, versions):
+def _breaking(planned, latents, shard):
     if _fault() == f"break {shard.number}":
         raise RuntimeError(f"injected: shard {shard.number} always fails")
-    return _state(planned, shard, versions)
+    return _state(planned, latents, shard)
 
 
 def _forgetting(generator, styles, *args, **options):
@@ -55,6 +56,6 @@ class _Clock:
         return time.time() + (next(_days) * 86_400 if _fault() == "clock" else 0.0)
 
 
-editing.write_bytes_atomic, editing._state, Generator.synthesize = _slowly, _breaking, _forgetting
+saving.write_bytes_atomic, editing._state, Generator.synthesize = _slowly, _breaking, _forgetting
 temporaries.time = _Clock()
 __all__ = ["edit_images"]

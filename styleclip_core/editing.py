@@ -40,12 +40,25 @@ class StyleDirection:
         relevance: Relevance of all channels, ``[N]`` float32, before selection.
         channels: Number of channels that take part.
         layers: Layers they lie in, in the layout's order.
+        pull: Share of its distance from ``centre`` that a channel loses at alpha = 1, ``[N]``, so that
+            ``delta`` is what happens at the centre; None where all images move alike. See
+            ``styleclip_core.matching``.
+        centre: ``[N]``; with ``pull``.
     """
 
     delta: Tensor
     relevance: Tensor
     channels: int
     layers: tuple[str, ...]
+    pull: Tensor | None = None
+    centre: Tensor | None = None
+
+    def step(self, codes: StyleCode) -> Tensor:
+        """Return the change of the editable channels of some codes at alpha = 1, ``[N]`` or ``[B, N]``."""
+        if self.pull is None or self.centre is None:
+            return self.delta.to(codes.device)
+        styles = codes.editable()
+        return self.delta.to(styles) - self.pull.to(styles) * (styles - self.centre.to(styles))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -165,13 +178,22 @@ def least_squares(rows: Tensor, text_direction: Tensor) -> Tensor:
 
 
 def _kept(layout: StyleLayout, relevance: Tensor, std: Tensor, selection: ChannelSelection) -> Tensor:
-    """Return which channels take part, ``[N]`` bool; at least one."""
+    """Return which channels take part, ``[N]`` bool; at least one, of fitting relevance and deviations."""
     if std.shape != (layout.num_editable,) or relevance.shape != std.shape:
         raise LayoutMismatchError(
             f"the layout has {layout.num_editable} channels, their deviations {list(std.shape)}, their "
             f"relevance {list(relevance.shape)}"
         )
+    return chosen_channels(layout, relevance, selection)
 
+
+def chosen_channels(layout: StyleLayout, relevance: Tensor, selection: ChannelSelection) -> Tensor:
+    """Return which channels of some relevance ``[N]`` take part, ``[N]`` bool; at least one.
+
+    Raises:
+        NoRelevantChannelError: If no channel reaches beta; the message has the nearest beta that works.
+        LayoutMismatchError: If a layer pattern does not fit the layout.
+    """
     allowed = editable_mask(layout, selection.include, selection.exclude)
     size = torch.where(allowed, relevance.abs(), torch.zeros_like(relevance))
 
@@ -202,9 +224,12 @@ def _direction(
     strongest = weights[kept].abs().max()
     delta = torch.where(kept, weights / strongest * std.to(weights), torch.zeros_like(weights))
 
-    slices = layout.editable_slices
-    layers = tuple(name for name, part in slices.items() if kept[part].any())
-    return StyleDirection(delta, relevance, int(kept.sum()), layers)
+    return StyleDirection(delta, relevance, int(kept.sum()), layers_of(layout, kept))
+
+
+def layers_of(layout: StyleLayout, kept: Tensor) -> tuple[str, ...]:
+    """Return the layers that some channels, ``[N]`` bool, lie in, in the layout's order."""
+    return tuple(name for name, part in layout.editable_slices.items() if kept[part].any())
 
 
 def beta_for(layout: StyleLayout, relevance: Tensor, selection: ChannelSelection, channels: int) -> float:

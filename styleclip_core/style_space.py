@@ -157,6 +157,15 @@ class StyleCode(Mapping[str, Tensor]):
         """Return all layers side by side, toRGB too, ``[B, M]``."""
         return torch.cat(list(self._styles.values()), dim=1)
 
+    def editable(self) -> Tensor:
+        """Return the layers that edits may change side by side, without toRGB, ``[B, N]``."""
+        return torch.cat([self._styles[layer.name] for layer in self.layout.editable], dim=1)
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the codes lie."""
+        return next(iter(self._styles.values())).device
+
     @classmethod
     def from_flat(cls, layout: StyleLayout, flat: Tensor) -> StyleCode:
         """Build codes from ``flat()``'s form, ``[B, M]``.

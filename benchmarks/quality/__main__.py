@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import torch
 from rich.console import Console
@@ -28,10 +29,23 @@ from benchmarks.quality.estimators import by, plain, projected, whitened
 from benchmarks.quality.prompts import PROMPTS
 from benchmarks.quality.report import markdown, sections
 from benchmarks.quality.sweep import Portraits, sweep
-from benchmarks.quality.ways import BETAS, Way, automatic, by_gradients, by_table, default, mapped, optimized
+from benchmarks.quality.truth import Marks, Truths, judge_way, marks, truth_sections
+from benchmarks.quality.ways import (
+    BETAS,
+    Way,
+    automatic,
+    automatic_matched,
+    by_gradients,
+    by_table,
+    default,
+    mapped,
+    matched,
+    optimized,
+)
 from benchmarks.quality.world import Counts, QualityWorld
 from benchmarks.report import hardware
 from data.world.quality import Prompt
+from styleclip_core.editing import Weights
 from styleclip_core.files.checkpoint import read_state, write_state
 from styleclip_core.mapper_training import PRESETS as MAPPER_PRESETS
 from styleclip_core.optimization import PRESETS
@@ -42,6 +56,8 @@ WAYS: dict[str, tuple[Way, Sets]] = {
     "exact": (by_table(lambda world: world.exact_table), lambda world: world.judged),
     "automatic": (automatic("least-squares"), lambda world: world.judged),
     "automatic, relevance": (automatic("relevance"), lambda world: world.judged),
+    "matched": (matched, lambda world: world.judged),
+    "automatic, matched": (automatic_matched, lambda world: world.judged),
     "default": (default, lambda world: world.judged),
     "fast": (by_table(lambda world: world.fast_table[0]), lambda world: world.judged),
     "instant": (by_gradients, lambda world: world.judged),
@@ -55,6 +71,11 @@ WAYS: dict[str, tuple[Way, Sets]] = {
     "mapper": (mapped, lambda world: world.judged),
     "optimization": (optimized, lambda world: world.slow),
 }
+
+
+CHOICES: dict[str, Weights | Literal["matched"]] = {
+    "automatic": "least-squares", "automatic, relevance": "relevance", "automatic, matched": "matched",
+}  # fmt: skip
 
 
 def place(out: Path, counts: Counts) -> Path:
@@ -91,6 +112,34 @@ def measure(world: QualityWorld, folder: Path, way: str, prompt: Prompt) -> Cell
     return _read(path)
 
 
+def judge(world: QualityWorld, folder: Path, way: str, prompt: Prompt) -> Truths:
+    """Return how far a way's edits are from the true pictures; measured now if no earlier call has.
+
+    ``way`` may be a mark, which is measured together with the other one.
+    """
+    path = _truth(folder, way, prompt)
+    if not path.exists():
+        if way in Marks:
+            found = marks(world, prompt)
+        else:
+            edits, chosen = WAYS[way]
+            start = chosen(world)
+            own = world.choice(prompt, CHOICES[way])[0] if way in CHOICES else None
+            found = {way: judge_way(world, prompt, start, edits(world, prompt, start), own)}
+        for name, truths in found.items():
+            _truth(folder, name, prompt).parent.mkdir(parents=True, exist_ok=True)
+            write_state(_truth(folder, name, prompt), {**truths, "seconds": torch.zeros(1)}, {})
+    return _truths(path)
+
+
+def _truth(folder: Path, way: str, prompt: Prompt) -> Path:
+    return folder / "truth" / way.replace(", ", "-") / f"{prompt.name}.safetensors"
+
+
+def _truths(path: Path) -> Truths:
+    return {name: value for name, value in read_state(path)[0].items() if "/" in name}
+
+
 def _path(folder: Path, way: str, prompt: Prompt) -> Path:
     return folder / "cells" / way.replace(", ", "-") / f"{prompt.name}.safetensors"
 
@@ -110,29 +159,43 @@ def in_order(prompts: tuple[Prompt, ...]) -> Iterator[Prompt]:
     yield from prompts[1::2]
 
 
+def _jobs(ways: list[str], *, truth_alone: bool) -> Iterator[tuple[Callable[..., object], str]]:
+    """Yield what to measure of which way, then against the true pictures, the marks last."""
+    if not truth_alone:
+        yield from ((measure, name) for name in ways)
+    yield from ((judge, name) for name in ways if name != "exact, validation")
+    yield judge, Marks[0]
+
+
 def main() -> None:
     """Measure what is missing and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("build/quality"), help="folder for results")
     parser.add_argument("--ways", nargs="*", choices=list(WAYS), help="ways to measure [default: all]")
     parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="of the 40, how many")
+    parser.add_argument("--truth", action="store_true", help="measure against the true pictures alone")
     parser.add_argument("--show", action="store_true", help="print what there is and measure nothing")
     given = parser.parse_args()
     torch.set_num_threads(1)
     counts, console = Counts(), Console(width=150)
     folder = place(given.out, counts)
     world = QualityWorld(counts, folder)
-    for name in () if given.show else given.ways or WAYS:
-        for prompt in list(in_order(PROMPTS))[: given.prompts]:
+    ordered = list(in_order(PROMPTS))[: given.prompts]
+    for work, name in () if given.show else _jobs(given.ways or list(WAYS), truth_alone=given.truth):
+        for prompt in ordered:
             started = time.process_time()
-            measure(world, folder, name, prompt)
+            work(world, folder, name, prompt)
             console.print(f"{name}, {prompt.name}: {time.process_time() - started:.1f} s", highlight=False)
 
     def cells(way: str, prompt: Prompt) -> Cell | None:
         path = _path(folder, way, prompt)
         return _read(path) if path.exists() else None
 
-    found = sections(world, list(WAYS), cells)
+    def truths(way: str, prompt: Prompt) -> Truths | None:
+        path = _truth(folder, way, prompt)
+        return _truths(path) if path.exists() else None
+
+    found = sections(world, list(WAYS), cells) + truth_sections(list(WAYS), list(PROMPTS), truths)
     text = markdown(found)
     console.print(text, markup=False, highlight=False, soft_wrap=True)
     content = {"hardware": hardware(), "counts": asdict(counts), "sections": [asdict(each) for each in found]}

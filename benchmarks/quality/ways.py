@@ -90,7 +90,7 @@ def _at_betas(
 
 
 def along(setting: str, delta: Tensor, start: Portraits, *, first: float) -> Candidate:
-    """Return the edit that adds a style direction ``[N]``."""
+    """Return the edit that adds a style direction, ``[N]`` or a row for each portrait."""
     return Candidate(setting, lambda alpha: start.codes.add(alpha * delta), first)
 
 
@@ -120,6 +120,23 @@ def automatic(weights: Weights) -> Way:
         yield _fixed(world, prompt, start, alpha, ChannelSelection(beta=beta, weights=weights))
 
     return edits
+
+
+def matched(world: QualityWorld, prompt: Prompt, start: Portraits) -> Iterator[Candidate]:
+    """Yield the ways to where codes that show the prompt have their channels; strength 1 is the whole way."""
+    for beta in BETAS:
+        try:
+            found = world.matched(prompt, ChannelSelection(beta=beta))
+        except NoRelevantChannelError:
+            return
+        yield along(f"b{beta:g}", found.step(start.codes), start, first=0.7)
+
+
+def automatic_matched(world: QualityWorld, prompt: Prompt, start: Portraits) -> Iterator[Candidate]:
+    """Yield the matched way whose alpha and beta are chosen without the truth."""
+    alpha, beta = world.choice(prompt, "matched")
+    step = world.matched(prompt, ChannelSelection(beta=beta)).step(start.codes)
+    yield along(f"b{beta:g}", step, start, first=alpha)
 
 
 def default(world: QualityWorld, prompt: Prompt, start: Portraits) -> Iterator[Candidate]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,19 +17,24 @@ from benchmarks.quality.prompts import PROMPTS
 from benchmarks.quality.sweep import Portraits, portraits
 from data.world import photographs
 from data.world.quality import Prompt
-from styleclip_core.choosing import ChoosingSettings, choose, measure_on
-from styleclip_core.editing import ChannelSelection, Weights, style_direction
+from data.world.renderer import strengths
+from styleclip_core.choosing import ChoosingSettings, Direct, choose, measure_on
+from styleclip_core.editing import ChannelSelection, StyleDirection, Weights, style_direction
 from styleclip_core.instant import instant_relevance
+from styleclip_core.inversion import RefinementSettings, refine
 from styleclip_core.mapper_training import PRESETS as MAPPER_PRESETS
 from styleclip_core.mapper_training import MapperTraining, new_mapper
+from styleclip_core.matching import at, likelihood, matched_direction, matching_settings
 from styleclip_core.models.mapper import Mapper
 from styleclip_core.optimization import PRESETS, optimize
 from styleclip_core.prompts import embed_prompt, text_direction
 from styleclip_core.relevance import RelevanceSettings, RelevanceTable, measure_channels
+from styleclip_core.sampling import sample_styles
 from styleclip_core.style_space import StyleCode
 
 _TRAINING_CODES = 500
 _INSTANT_CODES, _INSTANT_PROBES = 16, 16  # the defaults of the pipeline
+_LOOKED_AT, _LOOKED_AT_SEED = 2000, 6  # the pipeline's number; no other codes are sampled from that seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,41 @@ class QualityWorld(World):
         """Return the portraits that settings are chosen on."""
         factors = photographs.held_out_factors(photographs.VALIDATION_SEED, self.sizes.validation)
         return portraits(self, "validation", self._invert("validation", factors)[: self.counts.validation])
+
+    @cached_property
+    def shown(self) -> Tensor:
+        """Return the true strengths of the photographs, ``[96, K]``."""
+        return strengths(photographs.held_out_factors(photographs.PHOTOGRAPH_SEED, photographs.COUNT))
+
+    def refined(self, images: Tensor, w_plus: Tensor, *, steps: int) -> Tensor:
+        """Return latents ``[B, L, W]`` brought nearer to images."""
+        with torch.enable_grad():
+            *_, end = refine(self.generator, images, w_plus, RefinementSettings(steps=steps))
+        return end.w_plus.detach()
+
+    @cached_property
+    def looked_at(self) -> tuple[StyleCode, Tensor]:
+        """Return other sampled codes and CLIP's embeddings of what they draw, ``[n, D]``."""
+
+        def embed() -> dict[str, Tensor]:
+            batches = sample_styles(
+                self.generator, seed=_LOOKED_AT_SEED, sample_ids=range(_LOOKED_AT), truncation_psi=1.0
+            )
+            found = [(codes.flat(), self.clip.embed_images(self.draw(codes))) for _, _, codes in batches]
+            return {"codes": torch.cat([c for c, _ in found]), "embedding": torch.cat([e for _, e in found])}
+
+        kept = self.kept("looked-at", embed)
+        return StyleCode.from_flat(self.generator.layout, kept["codes"]), kept["embedding"]
+
+    def matched(self, prompt: Prompt, selection: ChannelSelection) -> StyleDirection:
+        """Return the way to where codes that show the prompt have their channels."""
+        codes, embedding = self.looked_at
+        text = text_direction(self.clip, neutral=prompt.neutral, target=prompt.target)
+        return matched_direction(codes, likelihood(embedding, text, self.clip.logit_scale), selection)
+
+    def _matched_here(self, prompt: Prompt, selection: ChannelSelection) -> StyleDirection:
+        """Return that way of the portraits that settings are chosen on."""
+        return at(self.matched(prompt, selection), self.chosen_on.codes)
 
     @cached_property
     def texts(self) -> dict[str, Tensor]:
@@ -145,19 +186,25 @@ class QualityWorld(World):
 
         return self.kept("relevance-instant", measure)
 
-    def choice(self, prompt: Prompt, weights: Weights) -> tuple[float, float]:
-        """Return alpha and beta as the pipeline chooses them, on the validation portraits."""
+    def choice(self, prompt: Prompt, weights: Weights | Literal["matched"]) -> tuple[float, float]:
+        """Return alpha and beta as the pipeline chooses them, on the validation portraits.
+
+        ``weights`` are those of the table's channels, or ``matched`` for ways that depend on the image.
+        """
 
         def run() -> dict[str, Tensor]:
             text = text_direction(self.clip, neutral=prompt.neutral, target=prompt.target)
             scale = self.clip.logit_scale
             measure = measure_on(self.generator, self.clip.embed_images, self.chosen_on.codes, text, scale)
-            table = self.exact_table
-            found = choose(
-                measure, self.generator.layout, table.relevance(text.direction),
-                partial(style_direction, table, text.direction, self.deviations),
-                ChoosingSettings(), allowed=ChannelSelection(beta=0.0, weights=weights),
-            )  # fmt: skip
+            if weights == "matched":
+                allowed, settings = ChannelSelection(beta=0.0), matching_settings(ChoosingSettings())
+                relevance = self.matched(prompt, allowed).relevance
+                direct: Direct = partial(self._matched_here, prompt)
+            else:
+                table, settings = self.exact_table, ChoosingSettings()
+                allowed, relevance = ChannelSelection(0.0, weights=weights), table.relevance(text.direction)
+                direct = partial(style_direction, table, text.direction, self.deviations)
+            found = choose(measure, self.generator.layout, relevance, direct, settings, allowed=allowed)
             tried = [
                 (each.alpha, each.selection.beta or 0.0, each.effect, each.movement) for each in found.trials
             ]

@@ -83,7 +83,15 @@ def render(factors: Tensor, size: int = 64) -> Tensor:
     Returns:
         ``[B, 3, size, size]`` float32 in -1..1.
     """
-    return torch.cat([_draw(part, size) for part in factors.split(_RENDER_BATCH)])
+    return render_strengths(strengths(factors), size)
+
+
+def render_strengths(shown: Tensor, size: int = 64) -> Tensor:
+    """Draw portraits from strengths ``[B, K]`` in 0..1, as ``render`` does from factors.
+
+    What lies between two strengths lies between two pictures, without the onsets of the factors.
+    """
+    return torch.cat([_draw(part, size) for part in shown.split(_RENDER_BATCH)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,15 +153,14 @@ class _Canvas:
         self.image = self.image + (color - self.image) * (self.cover(distance) * opacity)
 
 
-def _draw(factors: Tensor, size: int) -> Tensor:
-    shown = strengths(factors)
+def _draw(shown: Tensor, size: int) -> Tensor:
     colors = palette(shown)
     hair, skin = colors.hair[:, :, None, None], colors.skin[:, :, None, None]
     s = {name: shown[:, index].view(-1, 1, 1, 1) for name, index in INDEX.items()}
     axis = (torch.arange(size, dtype=torch.float32) + 0.5) / size * 2 - 1
     plane_y, plane_x = (grid[None, None] for grid in torch.meshgrid(axis, axis, indexing="ij"))
     background = colors.background[:, :, None, None] * (1 - 0.12 * (plane_y + 1) / 2)
-    canvas = _Canvas(background.expand(len(factors), 3, size, size), size)
+    canvas = _Canvas(background.expand(len(shown), 3, size, size), size)
 
     # pose: small, as in aligned photographs
     angle = (s["tilt"] - 0.5) * 0.24

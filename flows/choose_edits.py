@@ -12,7 +12,7 @@ from pydantic import Field
 
 from flows.run import RunResult, StepCounts, begin, counts, pipeline, summarize
 from flows.steps import editing, photographs
-from flows.steps.table import sample, table_for
+from flows.steps.table import look_at, sample, table_for
 from tasks.directions.choosing import ChoicePlan
 from tasks.photographs.datasets.front import locate
 from tasks.running.shown import code, plain
@@ -22,6 +22,7 @@ from tasks.settings import (
     Execution,
     Instant,
     Inversion,
+    Matching,
     Models,
     OptionalUri,
     OrUsual,
@@ -47,6 +48,7 @@ def choose_edits(
     choosing: OrUsual[Choosing] = Choosing(),
     most_variants: Annotated[int, Field(ge=1)] = MOST_VARIANTS,
     dataset: OrUsual[DataSet] = DataSet(),
+    matching: OrUsual[Matching] = Matching(),
 ) -> RunResult:
     """Put numbers in place of every auto: chosen on the images under a prefix, or on sampled style codes.
 
@@ -66,6 +68,7 @@ def choose_edits(
         most_variants: Variants of every image that the edits may stand for, every strength and threshold
             counted; more are refused, so that a slip in a list of values is no month of work.
         dataset: How the data set is read, and which of its images count.
+        matching: How edits with matched relevance find where images that show a prompt have their channels.
     """
     wanted = automatic_steps(edits)
     variants = all_variants(replace_steps(edits, stand_in), most_variants)
@@ -83,8 +86,14 @@ def choose_edits(
         styles, sampled = sample(run, sampling)
         done.append(counts(sampled))
 
-    editing.check_thresholds(run, wanted, found, styles, instant)
-    planned, passed_over = ChoicePlan(settings=choosing, instant=instant, table=found, styles=styles), ""
+    seen = None
+    if any(step.relevance == "matched" for step in wanted):
+        seen, looked = look_at(run, sampling, matching)
+        done.append(counts(looked))
+
+    editing.check_thresholds(run, wanted, found, styles, instant, seen)
+    planned = ChoicePlan(settings=choosing, instant=instant, table=found, styles=styles, seen=seen)
+    passed_over = ""
     if located and wanted:
         index = photographs.index(run, located, execution)
         passed_over = index.passed_over

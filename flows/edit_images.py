@@ -20,7 +20,7 @@ from flows.steps import editing, photographs
 from flows.steps.dry_runs import Editing, Foreseen
 from flows.steps.looking import listing
 from flows.steps.report import partial_report, report
-from flows.steps.table import described, sample, table_for
+from flows.steps.table import described, look_at, sample, table_for
 from styleclip_core.images import check_format
 from tasks.directions.choosing import ChoicePlan, ChosenStrength
 from tasks.editing.plans import Chosen
@@ -33,6 +33,7 @@ from tasks.settings import (
     Execution,
     Instant,
     Inversion,
+    Matching,
     Models,
     OptionalUri,
     OrUsual,
@@ -74,6 +75,7 @@ def edit_images(
     saving: OrUsual[Saving] = Saving(),
     dry_run: bool = False,
     price_per_hour: PricePerHour = 0.0,
+    matching: OrUsual[Matching] = Matching(),
 ) -> RunResult:
     """Edit every image with every edit; what an earlier run finished is found and kept.
 
@@ -98,6 +100,7 @@ def edit_images(
         saving: What edited images are written as: format, quality, size, loose or in tars and tables.
         dry_run: Say what would be read, computed, found done and written, and what it would cost; do nothing.
         price_per_hour: What an hour of the machine costs, in your currency; 0 for no cost.
+        matching: How edits with matched relevance find where images that show a prompt have their channels.
     """
     all_variants(replace_steps(edits, stand_in), most_variants)
     # what is read may be the folder of all edits' images, though out lies above it
@@ -151,20 +154,25 @@ def edit_images(
         styles, sampled = sample(run, sampling)
         done.append(counts(sampled))
 
+    seen = None
+    if editing.needs(variants, "matched"):
+        seen, looked = look_at(run, sampling, matching)
+        done.append(counts(looked))
+
     # alpha and beta are chosen on the images themselves, so these are inverted first
     choices = list[ChosenStrength]()
     if automatic_steps(edits):
-        editing.check_thresholds(run, all_steps(edits), found, styles, instant)
+        editing.check_thresholds(run, all_steps(edits), found, styles, instant, seen)
         inverted, inverting = photographs.invert(run, index, inversion)
         done.append(counts(inverting))
         planned = ChoicePlan(
             settings=choosing, instant=instant, table=found, styles=styles, inversion=inverted,
-            shards=index.shards,
+            shards=index.shards, seen=seen,
         )  # fmt: skip
         edits, choices = editing.choose(run, edits, planned)
         variants = all_variants(edits, most_variants, by_image=any(chosen))
 
-    prepared = editing.directions(run, variants, others, found, styles, instant)
+    prepared = editing.directions(run, variants, others, found, styles, instant, seen)
     diagnosis, said = editing.diagnose(run, prepared)
     each = [mine for edit, mine in zip(edits, chosen, strict=True) for _ in edit.variants()]
     plans = editing.plan(run, prepared, index, inversion, saving, each)

@@ -112,6 +112,13 @@ def edit(
     instant: Annotated[
         bool, typer.Option("--instant", help="Relevance from gradients of this prompt, without any table")
     ] = False,
+    matched: Annotated[
+        bool,
+        typer.Option(
+            "--matched",
+            help="Bring channels to where images that show the target have them, without any table",
+        ),
+    ] = False,
     edits: Annotated[str, typer.Option(help="URI of a YAML or JSON list of edits, instead of --target")] = "",
     table: TableFolder = "",
     generator: Generator = "",
@@ -141,7 +148,11 @@ def edit(
     if bool(edits) == bool(target):
         raise SettingsError("say what to edit: --target with a prompt, or --edits with a file, one of them")
 
-    wanted = load_edits(edits, most_variants) if edits else [_edit(target, step, optimizing, instant)]
+    wanted = (
+        load_edits(edits, most_variants)
+        if edits
+        else [_edit(target, step, optimizing, _source(instant, matched))]
+    )
     result = with_progress(
         lambda: flow(
             chosen_models(generator, clip, encoder, identity, perceptual), photos, out, wanted, workspace,
@@ -158,17 +169,26 @@ def edit(
     _finish(result)
 
 
-def _edit(target: str, step: dict[str, Any], optimizing: dict[str, Any], instant: bool) -> Edit:
+def _source(instant: bool, matched: bool) -> dict[str, Any]:
+    """Return where relevance comes from, if not from the table; a matched edit goes the whole way."""
+    if instant and matched:
+        raise SettingsError("--instant and --matched are two sources of relevance; give one of them")
+    if matched:
+        return {"relevance": "matched", "alpha": 1.0}
+    return {"relevance": "instant"} if instant else {}
+
+
+def _edit(target: str, step: dict[str, Any], optimizing: dict[str, Any], source: dict[str, Any]) -> Edit:
     """Return the one edit that the command line describes."""
     numbers = {name: numbers_or_auto(name, step[name]) for name in ("alpha", "beta") if name in step}
-    others: dict[str, Any] = {"relevance": "instant"} if instant else {}
+    others: dict[str, Any] = {}
 
     # the method follows from what is given, so that nobody has to name it twice
     if step.get("mapper"):
         others["method"] = "mapper"
     if optimizing:
         others["optimization"] = optimizing
-    return Edit.model_validate({"target": target, **step, **numbers, **others})
+    return Edit.model_validate({"target": target, **source, **step, **numbers, **others})
 
 
 def train_mapper(

@@ -16,6 +16,7 @@ from styleclip_core.errors import StyleCLIPError
 from tasks.artifacts import is_complete
 from tasks.directions.choosing import ChoicePlan, ChosenStrength, choose_strength, find_choice
 from tasks.directions.instant import compute_instant_direction, plan_instant
+from tasks.directions.matching import SeenCodes, compute_matched_direction
 from tasks.directions.sampling import SampledStyles
 from tasks.directions.style_directions import (
     PreparedStep,
@@ -74,6 +75,7 @@ def check_thresholds(
     table: TableRef | None,
     styles: SampledStyles | None,
     instant: Instant,
+    seen: SeenCodes | None = None,
 ) -> None:
     """Refuse thresholds that no channel reaches, before hours of work on images.
 
@@ -85,7 +87,7 @@ def check_thresholds(
         if step.beta != "auto" and step.method == "global"
         for variant in stand_in(step).step_variants()
     ]
-    directions(run, variants, {}, table, styles, instant)
+    directions(run, variants, {}, table, styles, instant, seen)
 
 
 def distinct_steps(variants: list[EditVariant]) -> list[StepVariant]:
@@ -147,11 +149,14 @@ def directions(
     table: TableRef | None,
     styles: SampledStyles | None,
     instant: Instant,
+    seen: SeenCodes | None = None,
 ) -> list[PreparedEdit]:
     """Prompts -> style directions; a prompt that names no direction stops the run here, at once."""
 
     def direct(step: StepVariant) -> PreparedStep:
-        # table and styles are None only where no step asks for them, see needs()
+        # table, styles and what was seen are None only where no step asks for them, see needs()
+        if step.relevance == "matched":
+            return engine.run(compute_matched_direction, run, step, cast(SeenCodes, seen))
         if step.relevance == "table" and table:
             return engine.run(compute_direction, run, step, table)
         sampled = cast(SampledStyles, styles)

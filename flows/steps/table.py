@@ -12,13 +12,14 @@ from flows import engine
 from flows.course import wait_for
 from flows.run import RunResult, StepCounts, counts, summarize
 from tasks.artifacts import read_provenance, read_table
-from tasks.directions import nights, refining, relevance, sampling
+from tasks.directions import matching, nights, refining, relevance, sampling
+from tasks.directions.matching import SeenCodes
 from tasks.directions.relevance import RelevancePlan
 from tasks.directions.sampling import SampledStyles
 from tasks.directions.style_directions import TableRef, find_table
 from tasks.running.progress import ShardResult, StepSummary
 from tasks.running.run import Run
-from tasks.settings import Nightly, Relevance, Sampling
+from tasks.settings import Matching, Nightly, Relevance, Sampling
 
 
 def sample(run: Run, settings: Sampling) -> tuple[SampledStyles, StepSummary[ShardResult]]:
@@ -33,6 +34,13 @@ def sample(run: Run, settings: Sampling) -> tuple[SampledStyles, StepSummary[Sha
     uris = [result.uri for result in summary.results[1:]]  # the first is that of the codes
     engine.run(sampling.merge_statistics, run, planned, uris)
     return planned, summary
+
+
+def look_at(run: Run, settings: Sampling, wanted: Matching) -> tuple[SeenCodes, StepSummary[ShardResult]]:
+    """Seeds -> what CLIP sees in the images of sampled codes, once for all prompts."""
+    planned = matching.plan(run, settings, wanted)
+    parts = [matching.look_at_codes.submit(run, planned, shard) for shard in range(planned.shards)]
+    return planned, gather("look-at-codes", parts)
 
 
 def table_for(

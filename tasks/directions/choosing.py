@@ -18,18 +18,32 @@ from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from styleclip_core.choosing import Choice, Direct, choose, measure_on
-from styleclip_core.editing import ChannelSelection, Weights, select_channels, style_direction
+from styleclip_core.choosing import Choice, ChoosingSettings, Direct, choose, measure_on
+from styleclip_core.editing import (
+    ChannelSelection,
+    StyleDirection,
+    Weights,
+    select_channels,
+    style_direction,
+)
 from styleclip_core.errors import StyleCLIPError
-from styleclip_core.prompts import text_direction
+from styleclip_core.matching import at, matched_direction, matching_settings
+from styleclip_core.prompts import TextDirection, text_direction
 from styleclip_core.style_space import StyleCode
 from styleclip_core.tuned import AnyGenerator
 from tasks.artifacts import Recipe, is_complete, read_provenance, write_table
 from tasks.artifacts.outcomes import OK, Row
 from tasks.directions.instant import measure_instant
+from tasks.directions.matching import SeenCodes, read_seen
 from tasks.directions.relevance import read_relevance
 from tasks.directions.sampling import SampledStyles, read_codes
-from tasks.directions.style_directions import ALPHA_UNIT, TableRef, check_table, read_deviations
+from tasks.directions.style_directions import (
+    ALPHA_UNIT,
+    MATCHED_UNIT,
+    TableRef,
+    check_table,
+    read_deviations,
+)
 from tasks.photographs.images import ImageShard
 from tasks.photographs.inversion import InversionPlan, latents_of, read_tuning, with_tunings
 from tasks.running.caching import unit_of_work
@@ -40,6 +54,7 @@ from tasks.settings.edits import EditStep
 from tasks.storage import join
 
 STEP, VERSION = "choose-strength", "2"
+_ALL = ChannelSelection(beta=0.0)
 _DECIDES = {"neutral", "target", "alpha", "beta", "top_k", "include", "exclude", "relevance"}
 
 
@@ -57,6 +72,7 @@ class ChoicePlan(BaseModel):
         styles: Sampled style codes and their statistics, if there are any.
         inversion: Where the latents of the run's photographs lie; None to choose on sampled codes.
         shards: The photographs.
+        seen: Sampled codes that CLIP has looked at, for edits with matched relevance.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -67,6 +83,7 @@ class ChoicePlan(BaseModel):
     styles: SampledStyles | None = None
     inversion: InversionPlan | None = None
     shards: list[ImageShard] = []
+    seen: SeenCodes | None = None
 
     @property
     def statistics(self) -> str:
@@ -129,7 +146,7 @@ def choose_strength(run: Run, step: EditStep, planned: ChoicePlan) -> ChosenStre
             reached=found.reached,
             reason=found.reason,
             effect_before=found.before,
-            alpha_unit=ALPHA_UNIT,
+            alpha_unit=MATCHED_UNIT if step.relevance == "matched" else ALPHA_UNIT,
         )
         write_table(uri, trials_table(found), made)
 
@@ -204,6 +221,8 @@ def _inputs(step: EditStep, planned: ChoicePlan, rows: list[Row]) -> dict[str, s
     inputs = {}
     if step.relevance == "table" and planned.table:
         inputs["relevance"] = planned.table.fingerprint
+    if step.relevance == "matched" and planned.seen:
+        inputs["seen"] = planned.seen.fingerprint
     if planned.styles:
         inputs["styles"] = planned.styles.fingerprint
     if planned.inversion:
@@ -239,7 +258,7 @@ def _choose(run: Run, step: EditStep, planned: ChoicePlan, rows: list[Row]) -> C
     )
 
     generator, codes = _images(run, planned, rows)
-    relevance, direct = _channels(run, step, planned, text.direction)
+    relevance, direct = _channels(run, step, planned, text, codes)
 
     # what has to stay is a direction of its own, from the same neutral prompt
     kept = [
@@ -266,23 +285,39 @@ def _choose(run: Run, step: EditStep, planned: ChoicePlan, rows: list[Row]) -> C
         0.0 if not fixed else beta, step.top_k, step.include, step.exclude, step.chosen_weights
     )
     alpha = step.alpha if isinstance(step.alpha, float) else None
-    settings = planned.settings.aiming_at(step.effect)
+    settings: ChoosingSettings = planned.settings.aiming_at(step.effect)
+    if step.relevance == "matched":
+        settings = matching_settings(settings)
     return choose(
         measure, generator.layout, relevance, direct, settings, allowed=allowed, alpha=alpha, fixed=fixed
     )
 
 
-def _channels(run: Run, step: EditStep, planned: ChoicePlan, text: Tensor) -> tuple[Tensor, Direct]:
-    """Return the relevance of every channel, ``[N]``, and what makes a style direction of a selection."""
+def _channels(
+    run: Run, step: EditStep, planned: ChoicePlan, text: TextDirection, codes: StyleCode
+) -> tuple[Tensor, Direct]:
+    """Return the relevance of every channel, ``[N]``, and what makes a style direction of a selection.
+
+    A direction that depends on the image is made for ``codes``, which are chosen on.
+    """
+    if step.relevance == "matched" and planned.seen:
+        seen, probability = read_seen(run, planned.seen, text)
+
+        def direct(selection: ChannelSelection) -> StyleDirection:
+            return at(matched_direction(seen, probability, selection), codes.to("cpu"))
+
+        return matched_direction(seen, probability, _ALL).relevance, direct
+
     layout = run.generator.layout
     std = read_deviations(planned.statistics, layout)
 
     if step.relevance == "table" and planned.table:
         check_table(planned.table)
         table = read_relevance(run, planned.table.relevance)
-        return table.relevance(text.cpu()), partial(style_direction, table, text.cpu(), std)
+        text_vector = text.direction.cpu()
+        return table.relevance(text_vector), partial(style_direction, table, text_vector, std)
     if planned.styles:
-        relevance = measure_instant(run, text, planned.styles, planned.instant).cpu()
+        relevance = measure_instant(run, text.direction, planned.styles, planned.instant).cpu()
         return relevance, partial(select_channels, layout, relevance, std)
     raise StyleCLIPError(f"there is neither a table nor codes to find channels for {step.target!r} with")
 

@@ -35,6 +35,7 @@ from tasks.storage import join
 STEP, VERSION = "style-direction", "1"
 _FEW_CHANNELS = 10
 ALPHA_UNIT = "standard deviations of the most relevant channel"
+MATCHED_UNIT = "share of the way to where images that show the target have their channels"
 
 
 class PreparedStep(BaseModel):
@@ -186,16 +187,23 @@ def write_direction(run: Run, recipe: Recipe, variant: StepVariant, found: Style
     columns = {
         "delta": found.delta, "relevance": found.relevance, "text_direction": text_vector(run, variant),
     }  # fmt: skip
+    if found.pull is not None and found.centre is not None:
+        columns |= {"pull": found.pull, "centre": found.centre}
     table = pa.table({name: vector_column(each[None].cpu().numpy()) for name, each in columns.items()})
 
     made = recipe.made(
         "style-direction",
-        alpha_unit=ALPHA_UNIT,
+        alpha_unit=alpha_unit(variant),
         channels=found.channels,
         layers=list(found.layers),
         text_norm=prompt_distance(run, variant),
     )
     write_table(direction_uri(run, recipe), table, made)
+
+
+def alpha_unit(variant: StepVariant) -> str:
+    """Return what the alpha of a step counts."""
+    return MATCHED_UNIT if variant.relevance == "matched" else ALPHA_UNIT
 
 
 def prepared(variant: StepVariant, uri: str) -> PreparedStep:
@@ -206,8 +214,8 @@ def prepared(variant: StepVariant, uri: str) -> PreparedStep:
 
 
 @lru_cache(maxsize=256)
-def read_direction(uri: str, fingerprint: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ``delta`` ``[N]`` and the text direction ``[D]`` of a stored direction.
+def read_direction(uri: str, fingerprint: str) -> StyleDirection:
+    """Return a stored direction.
 
     Raises:
         ChangedInputError: If another direction lies there than the one of that fingerprint.
@@ -219,5 +227,10 @@ def read_direction(uri: str, fingerprint: str) -> tuple[torch.Tensor, torch.Tens
             "makes it again"
         )
 
-    table = read_table(uri, columns=["delta", "text_direction"])
-    return tuple(torch.tensor(table[name][0].as_py()) for name in ("delta", "text_direction"))  # type: ignore[return-value]
+    table, made = read_table(uri), read_provenance(uri).parameters
+    vectors = {
+        name: torch.tensor(table[name][0].as_py())
+        for name in ("delta", "relevance", "pull", "centre")
+        if name in table.column_names  # the last two are of those that depend on the image
+    }
+    return StyleDirection(channels=made["channels"], layers=tuple(made["layers"]), **vectors)

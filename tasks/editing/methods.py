@@ -12,7 +12,7 @@ from styleclip_core.errors import StyleCLIPError
 from styleclip_core.mapper_training import apply_mapper
 from styleclip_core.tuned import AnyGenerator
 from tasks.artifacts import fingerprint
-from tasks.directions.style_directions import ALPHA_UNIT, PreparedStep, read_direction
+from tasks.directions.style_directions import PreparedStep, alpha_unit, read_direction
 from tasks.editing.mappers import STRENGTH_UNIT, prepared_mapper
 from tasks.editing.optimization import Optimized, optimize_batch
 from tasks.running.run import Run
@@ -62,17 +62,24 @@ def apply_step(
         network = prepared_mapper(run, step)
         return Applied(apply_mapper(network, generator, source, variant.strength or 0.0))
 
-    delta = read_direction(step.uri, step.fingerprint)[0].to(run.device)
+    direction = read_direction(step.uri, step.fingerprint)
+
+    # most directions are one step for all images, and need not know where these are
+    if direction.pull is None:
+        moved = direction.delta.to(run.device)
+    else:
+        with torch.no_grad():
+            moved = direction.step(source.codes(generator))
 
     layout = generator.layout
     # a direction is of the editable channels; the others, toRGB's, stay as they are
-    flat = torch.zeros(layout.num_channels, device=run.device)
-    flat[layout.editable_index.to(run.device)] = (variant.alpha or 0.0) * delta
+    flat = torch.zeros(*moved.shape[:-1], layout.num_channels, device=run.device)
+    flat[..., layout.editable_index.to(run.device)] = (variant.alpha or 0.0) * moved
     return Applied(source.add(flat))
 
 
 def units(variant: StepVariant) -> dict[str, str]:
     """Return the unit of a step's strength."""
     if variant.method == "global":
-        return {"alpha_unit": ALPHA_UNIT}
+        return {"alpha_unit": alpha_unit(variant)}
     return {"strength_unit": STRENGTH_UNIT} if variant.method == "mapper" else {}

@@ -38,6 +38,7 @@ from tasks.settings.variants import StepVariant as StepVariant
 
 MOST_VARIANTS = 2000  # that a list of edits may stand for without a word
 _STRONGEST = 100.0
+_FURTHEST_MATCHED = 2.0
 Auto = Literal["auto"]
 # A column of the data set that says a number, image by image.
 Column = Annotated[str, StringConstraints(pattern=r"^\{[^{}]+\}$")]
@@ -83,7 +84,10 @@ class EditStep(Settings):
         "least-squares where a table is at hand and beta is auto, relevance elsewhere",
     )
     relevance: RelevanceSource = Field(
-        "table", description="Where relevance comes from: the table, or instant for gradients of this prompt"
+        "table",
+        description="Where relevance comes from: the table; instant for gradients of this prompt; or "
+        "matched, which brings channels to where images that show the target have them, alpha being the "
+        "share of the way",
     )
     mapper: UriOrNone = Field(None, description="URI of the mapper's weights, for method mapper")
     strength: _Strength | tuple[_Strength, ...] | Column = Field(
@@ -122,8 +126,17 @@ class EditStep(Settings):
 
         if self.effect is not None and not self.automatic and self.method == "global":
             raise ValueError("effect is what alpha: auto or beta: auto aims at; make one of them auto")
-        if self.weights == "least-squares" and self.relevance == "instant":
-            raise ValueError("least-squares weights need the table's rows; instant relevance has none")
+        if self.weights == "least-squares" and self.relevance != "table":
+            raise ValueError(
+                f"least-squares weights need the table's rows; {self.relevance} relevance has none"
+            )
+        if self.relevance == "matched" and self.alpha != "auto":
+            for value in _as_tuple(self.alpha):
+                if not abs(value) <= _FURTHEST_MATCHED:
+                    raise ValueError(
+                        f"with matched relevance alpha is a share of the way, {_FURTHEST_MATCHED:g} at most, "
+                        f"got {value:g}; give alpha 1 for the whole way, or auto"
+                    )
         if self.automatic and any(isinstance(each, tuple) for each in (self.alpha, self.beta)):
             raise ValueError("beside auto, give one alpha or beta and no list of them")
 

@@ -13,7 +13,7 @@ from tasks.settings.settings import Optimization, Settings, SettingsError
 from tasks.settings.uris import TemplateSet
 
 Method = Literal["global", "mapper", "optimization"]
-RelevanceSource = Literal["table", "instant"]
+RelevanceSource = Literal["table", "instant", "matched"]
 GLOBAL = ("alpha", "beta", "effect", "top_k", "include", "exclude", "weights", "relevance")
 FOREIGN = {
     "global": ("mapper", "strength", "optimization"),

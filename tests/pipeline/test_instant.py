@@ -10,7 +10,7 @@ from styleclip_core.editing import ChannelSelection, select_channels
 from styleclip_core.errors import ArtifactConflictError, NoRelevantChannelError
 from styleclip_core.instant import instant_relevance
 from styleclip_core.prompts import text_direction
-from tasks.artifacts import read_provenance
+from tasks.artifacts import read_provenance, read_table
 from tasks.directions.instant import compute_instant_direction
 from tasks.directions.sampling import read_codes
 from tasks.directions.style_directions import read_deviations, read_direction
@@ -47,9 +47,8 @@ def test_a_direction_is_that_of_the_core_and_is_found_again(models, sampled, tmp
     codes = read_codes(sampled.codes, generator.layout, 0, 4)
     relevance = instant_relevance(generator, clip.embed_whole, codes, text.direction, std, probes=3)
     expected = select_channels(generator.layout, relevance, std, ChannelSelection(top_k=5))
-    delta, direction = read_direction(made.uri, made.fingerprint)
-    assert_close(delta, expected.delta)
-    assert_close(direction, text.direction)
+    assert_close(read_direction(made.uri, made.fingerprint).delta, expected.delta)
+    assert_close(torch.tensor(read_table(made.uri)["text_direction"][0].as_py()), text.direction)
     assert (made.channels, made.layers) == (5, list(expected.layers))
     assert made.text_norm == pytest.approx(text.norm)
     about = read_provenance(made.uri)
@@ -67,7 +66,7 @@ def test_a_direction_is_that_of_the_core_and_is_found_again(models, sampled, tmp
 def test_probes_beyond_the_embedding_are_all_there_are(models, sampled, tmp_path):
     width = load_clip(models.clip).embedding_dim
     many, all_ = (prepare(models, sampled, tmp_path, probes=probes) for probes in (1000, width))
-    assert torch.equal(*(read_direction(each.uri, each.fingerprint)[0] for each in (many, all_)))
+    assert torch.equal(*(read_direction(each.uri, each.fingerprint).delta for each in (many, all_)))
 
 
 def test_what_cannot_work_is_refused(models, sampled, tmp_path):

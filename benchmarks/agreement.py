@@ -1,7 +1,8 @@
 """How far a cheaper way to find style directions agrees with the exact table: directions, and edits.
 
-Edits are those of ``data/edits.yaml``, applied to inversions of the embedded photographs and read by the
-factor regressor of the embedded world, which nothing else uses. Units are standard deviations of a factor.
+Edits are those that ``make world-quality`` has chosen, applied to inversions of the embedded photographs and
+read by the factor regressor of the embedded world, which nothing else uses. Units are standard deviations of
+a factor.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import data
 from benchmarks.networks import Case, exact_table
 from data.world import photographs
 from data.world.captions import ATTRIBUTES
-from data.world.quality import PROMPTS, Bench, Portraits
+from data.world.quality import CHOSEN, PROMPTS, Bench, Portraits
 from data.world.regressor import load_regressor
 from data.world.renderer import FACTORS, INDEX, render
 from styleclip_core import load_encoder
@@ -107,22 +108,19 @@ class EditScores:
 
 @torch.no_grad()
 def edit_scores(case: Case, relevances_of: Callable[[Tensor], Tensor]) -> EditScores:
-    """Score the edits of ``data/edits.yaml``, channels by relevance, texts ``[P, D]`` -> ``[P, N]``."""
-    from tasks.settings.edits import load_edits
-
-    strengths = {edit.target: edit.variants()[0].steps[0] for edit in load_edits(str(data.EDITS))}
+    """Score the chosen edits, channels by relevance, texts ``[P, D]`` -> ``[P, N]``."""
     regressor = load_regressor(data.REGRESSOR)
     bench = Bench(case.generator, case.clip, regressor, exact_table(case), case.deviations)
     known, rows = portraits(case), list[tuple[Tensor, Tensor, int, int]]()
     relevance = relevances_of(torch.stack([bench.text(prompt) for prompt in PROMPTS]))
     for prompt, each in zip(PROMPTS, relevance, strict=True):
-        variant = strengths[prompt.target]
-        direction = _direction(case, each, variant.selection())
+        alpha, beta = CHOSEN[prompt.target]
+        direction = _direction(case, each, ChannelSelection(beta=beta))
         if direction is None:
             nothing = torch.zeros(len(known.psnr))
             rows.append((nothing, nothing, len(FACTORS), 0))
             continue
-        change, _ = bench.move(known, direction, variant.alpha or 0.0)
+        change, _ = bench.move(known, direction, alpha)
         target = INDEX[prompt.factor]
         unrelated = [i for i, name in enumerate(FACTORS) if i != target and name not in prompt.related]
         size = change.abs().mean(dim=0)

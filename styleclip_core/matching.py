@@ -69,11 +69,12 @@ def matched_direction(codes: StyleCode, seen: Tensor, selection: ChannelSelectio
     layout = codes.layout
     styles = codes.editable().double()
     weights = seen.double().to(styles.device) ** _POWER
+    # as many codes that count alike would tell as much (Kish's effective size)
     total = weights.sum()
     count = (total.square() / weights.square().sum().clamp(min=1e-30)).item() if total > 0 else 0.0
-    if total < _FEWEST or count < _FEWEST:
+    if count < _FEWEST:
         raise NoEffectError(
-            f"CLIP sees the target in {total.item():.1f} of {len(styles)} sampled codes, {_FEWEST:g} are "
+            f"CLIP sees the target in {count:.1f} of {len(styles)} sampled codes, {_FEWEST:g} are "
             "needed; sample more codes, give a target that the generator draws, or take relevance from the "
             "table"
         )

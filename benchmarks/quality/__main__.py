@@ -24,6 +24,7 @@ from torch import Tensor
 
 import data
 from benchmarks.quality.baselines import component, linear
+from benchmarks.quality.colours import colour_section
 from benchmarks.quality.dictionary import learnt_rows
 from benchmarks.quality.estimators import by, plain, projected, whitened
 from benchmarks.quality.prompts import PROMPTS
@@ -196,6 +197,8 @@ def main() -> None:
         return _truths(path) if path.exists() else None
 
     found = sections(world, list(WAYS), cells) + truth_sections(list(WAYS), list(PROMPTS), truths)
+    if not given.show or (folder / "colours").exists():
+        found.append(colour_section(world))
     text = markdown(found)
     console.print(text, markup=False, highlight=False, soft_wrap=True)
     content = {"hardware": hardware(), "counts": asdict(counts), "sections": [asdict(each) for each in found]}

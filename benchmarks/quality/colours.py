@@ -8,23 +8,18 @@ from __future__ import annotations
 from functools import cache
 
 import torch
-import yaml
 from torch import Tensor
 
-import data
 from benchmarks.quality.counterfactual import Counterfactuals, errors
 from benchmarks.quality.prompts import PROMPTS
 from benchmarks.quality.sweep import Portraits, portraits
 from benchmarks.quality.world import QualityWorld
 from benchmarks.report import Section
-from data.world.quality import Prompt
+from data.world.quality import CHOSEN, Prompt
 from styleclip_core.editing import ChannelSelection, style_direction
 
-COLOURS: dict[str, str] = {  # prompt -> the demo's edit
-    "grey_hair": "grey-hair", "black_hair": "black-hair", "blond_hair": "blond-hair", "red_hair": "red-hair",
-    "bg_blue": "blue-background",
-}  # fmt: skip
-WAYS = ("the demo's alpha and beta", "automatic", "automatic, matched", "the true picture, by the encoder")
+COLOURS = ("grey_hair", "black_hair", "blond_hair", "red_hair", "bg_blue")
+WAYS = ("alpha and beta by the truth", "automatic", "automatic, matched", "the true picture, by the encoder")
 
 
 @torch.no_grad()
@@ -58,18 +53,17 @@ def _edited(
         alpha, beta = world.choice(prompt, "matched")
         step = world.matched(prompt, ChannelSelection(beta=beta)).step(start.codes)
     else:
-        alpha, selection = _chosen(world, prompt, demo=way == WAYS[0])
+        alpha, selection = _chosen(world, prompt, truth=way == WAYS[0])
         step = style_direction(world.exact_table, world.texts[prompt.name], world.deviations, selection).delta
     return world.draw(start.codes.add(alpha * step))
 
 
-def _chosen(world: QualityWorld, prompt: Prompt, *, demo: bool) -> tuple[float, ChannelSelection]:
-    if not demo:
+def _chosen(world: QualityWorld, prompt: Prompt, *, truth: bool) -> tuple[float, ChannelSelection]:
+    if not truth:
         alpha, beta = world.choice(prompt, "least-squares")
         return alpha, ChannelSelection(beta=beta, weights="least-squares")
-    edits = {each["name"]: each for each in yaml.safe_load(data.EDITS.read_text())}
-    edit = edits[COLOURS[prompt.name]]
-    return edit["alpha"], ChannelSelection(beta=edit["beta"])
+    alpha, beta = CHOSEN[prompt.target]  # by `make world-quality`
+    return alpha, ChannelSelection(beta=beta)
 
 
 def colour_section(world: QualityWorld) -> Section:

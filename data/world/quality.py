@@ -84,6 +84,14 @@ PROMPTS = (
     Prompt("blue background", "face", "face with a blue background", "bg_hue"),
 )
 
+# alpha and beta that `report_edits` has chosen on the validation portraits, by target
+CHOSEN: dict[str, tuple[float, float]] = {
+    "face with grey hair": (3, 0.12), "face with blond hair": (1.5, 0.16), "face with black hair": (4, 0.3),
+    "face with red hair": (2, 0.2), "smiling face": (2, 0.35), "sad face": (2, 0.3),
+    "face with glasses": (3, 0.08), "face with a beard": (2, 0.08), "face with red lipstick": (4, 0.35),
+    "face with a hat": (3, 0.5), "face with dark skin": (3, 0.08), "face with a blue background": (5, 0.25),
+}  # fmt: skip
+
 
 def area_under_curve(score: Tensor, truth: Tensor) -> float:
     """Return the probability that a true portrait scores above a false one."""

@@ -148,7 +148,7 @@ def test_a_target_that_hardly_any_code_shows_ends_the_run_with_its_name(
         "tasks.directions.matching.likelihood", lambda embedded, *_: torch.zeros(len(embedded))
     )
     with pytest.raises(
-        NoEffectError, match=r"edit 'grey hair' .*sees the target in 0\.0 of 100 sampled codes"
+        NoEffectError, match=r"edit 'grey-hair' .*sees the target in 0\.0 of 100 sampled codes"
     ):
         run(models, photos, tmp_path / "out", [EDIT], matching=WANTED)
 

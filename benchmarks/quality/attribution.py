@@ -34,6 +34,10 @@ from styleclip_core.editing import ChannelSelection, style_direction
 from styleclip_core.style_space import StyleCode
 
 _FEWEST = 12  # pixels that must differ for a pair to count
+_ORDER = (  # of the rows: what is replaced, before a colon
+    "nothing", "the strength", "the text", "table, channels and weights", "the one step for all",
+    "all but encoder and generator",
+)  # fmt: skip
 
 
 def _edits(world: QualityWorld, prompt: Prompt) -> Iterator[tuple[str, Tensor]]:
@@ -101,7 +105,8 @@ def section(world: QualityWorld, prompt: Prompt) -> Section:
     found = world.kept(f"attribution/{prompt.name}", lambda: measured(world, prompt))
     agreement = found.pop("agreement").item()
     rows = []
-    for name in dict.fromkeys(key.rpartition("/")[0] for key in found):
+    names = {key.rpartition("/")[0] for key in found}
+    for name in sorted(names, key=lambda name: (_ORDER.index(name.partition(":")[0]), name)):
         reached, inside, outside, clipped, before, after = (
             found[f"{name}/{each}"]
             for each in ("reached", "inside", "outside", "clipped", "chroma_before", "chroma")

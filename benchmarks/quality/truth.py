@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.quality.counterfactual import Counterfactuals, errors
-from benchmarks.quality.scores import Array, at_level, curve, over_prompts, replicates
+from benchmarks.quality.scores import Array, at_level, curve, over_prompts, replicates, unrelated
 from benchmarks.quality.sweep import LEVELS, Portraits, room, sweep
 from benchmarks.quality.ways import DEFAULT, Candidate
 from benchmarks.quality.world import QualityWorld
@@ -101,15 +101,28 @@ def _judge(
         wanted = truth.at(torch.full_like(nearest.value, level))
         found["wanted"] = errors(images, wanted, start.images, truth.region)["inside"]
     name = CHOSEN if level is None else _NAMES[level]
-    moved = prompt.sign * (world.regressor.read(images) - start.readings)
-    found["moved"] = moved[:, INDEX[prompt.factor]] / room(world, prompt, start.readings).mean()
+    found |= _beside(world, prompt, start, images)
     return {f"{name}/{figure}": values for figure, values in found.items()}
+
+
+def _beside(world: QualityWorld, prompt: Prompt, start: Portraits, images: Tensor) -> Truths:
+    """Return what the other tables have of edited images: move of the target, of the others, identity."""
+    change = world.regressor.read(images) - start.readings
+    moved = prompt.sign * change[:, INDEX[prompt.factor]] / room(world, prompt, start.readings).mean()
+    others = change[:, unrelated(prompt)].abs().mean(dim=1)
+    identity = (world.identity.embed(images) * start.identity).sum(dim=1)
+    return {"moved": moved, "others": others, "identity": identity}
 
 
 # ---- tables ---------------------------------------------------------------------------------------
 
 
-FIGURES = ("reached", "psnr", "ssim", "inside", "outside", "wanted")
+FIGURES = {  # of a table, and what they are called
+    "moved": "target moved, of its room", "others": "others", "identity": "identity",
+    "reached": "value of the nearest true picture", "psnr": "PSNR to it, dB", "ssim": "SSIM to it",
+    "inside": "CIEDE2000 to it, inside", "outside": "CIEDE2000 to before, outside",
+    "wanted": "CIEDE2000 to the wanted picture, inside",
+}  # fmt: skip
 Found = Callable[[str, Prompt], Truths | None]
 
 
@@ -122,7 +135,10 @@ def over_portraits(values: Tensor) -> Array:
 
 
 def truth_sections(ways: list[str], prompts: list[Prompt], found: Found) -> list[Section]:
-    """Return a table for both levels, and one for the strengths that ways choose themselves."""
+    """Return a table for both levels, and one for the strengths that ways choose themselves.
+
+    Each is of the prompts that all ways in it have been judged on, so that its rows compare.
+    """
     made = [_section(_NAMES[level], ways, prompts, found) for level in LEVELS]
     made.append(_section(CHOSEN, ways, prompts, found))
     return [each for each in made if each.rows]
@@ -130,30 +146,37 @@ def truth_sections(ways: list[str], prompts: list[Prompt], found: Found) -> list
 
 def _section(name: str, ways: list[str], prompts: list[Prompt], found: Found) -> Section:
     rows, figures = list[tuple[str, ...]](), dict[str, float]()
-    names = [each for each in FIGURES if name != CHOSEN or each != "wanted"]
-    for way in [*Marks, *ways]:
-        known = {each.name: truths for each in prompts if (truths := found(way, each)) is not None}
-        here = {prompt: truths for prompt, truths in known.items() if f"{name}/{names[0]}" in truths}
+    known = {way: _with(f"{name}/inside", way, prompts, found) for way in [*Marks, *ways]}
+    judged = [set(each) for way, each in known.items() if each and way not in Marks]
+    shared = set.intersection(*judged) if judged else set()
+    everything = [truths for each in known.values() for prompt, truths in each.items() if prompt in shared]
+    names = [each for each in FIGURES if all(f"{name}/{each}" in truths for truths in everything)]
+    for way, each in known.items():
+        here = {prompt: truths for prompt, truths in each.items() if prompt in shared}
         if not here:
             continue
         count = str(len(next(iter(here.values()))[f"{name}/reached"]))
-        row = [way, count, f"{len(here)} of {len(known)}"]
+        row = [way, count, str(len(here))]
         for figure in names:
-            each = [over_portraits(truths[f"{name}/{figure}"]) for truths in here.values()]
-            text, value = _said([one for one in each if np.isfinite(one[0])])
+            means = [over_portraits(truths[f"{name}/{figure}"]) for truths in here.values()]
+            text, value = _said([mean for mean in means if np.isfinite(mean[0])])
             row.append(text)
             figures[f"{way}: {figure}"] = value
         if name != CHOSEN:
             row.append(_between(name, here, prompts, found))
         rows.append(tuple(row))
-    header = ["way", "portraits", "prompts that get there", "value of the nearest true picture",
-              "PSNR to it, dB", "SSIM to it", "CIEDE2000 to it, inside",
-              "CIEDE2000 to before, outside"]  # fmt: skip
+    header = ["way", "portraits", "prompts", *(FIGURES[each] for each in names)]
     if name != CHOSEN:
-        header += ["CIEDE2000 to the wanted picture, inside", "of the way from floor to ceiling"]
+        header.append("of the way from floor to ceiling")
     where = f"where the target has moved {name} of its room"
     title = "at the strengths that were chosen" if name == CHOSEN else where
     return Section(f"against the true picture, {title}", tuple(header), rows, figures)
+
+
+def _with(figure: str, way: str, prompts: list[Prompt], found: Found) -> dict[str, Truths]:
+    """Return what is known of the prompts for which a way has a figure."""
+    known = {each.name: truths for each in prompts if (truths := found(way, each)) is not None}
+    return {prompt: truths for prompt, truths in known.items() if figure in truths}
 
 
 def _said(values: list[Array]) -> tuple[str, float]:

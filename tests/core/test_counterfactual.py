@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from benchmarks.quality.counterfactual import Counterfactuals, difference, errors, fulfilled
 from benchmarks.quality.prompts import PROMPTS
-from benchmarks.quality.truth import over_portraits
+from benchmarks.quality.truth import over_portraits, truth_sections
 from data.world.captions import ATTRIBUTES
 from data.world.photographs import held_out_factors
 from data.world.renderer import FACTORS, INDEX, render, render_strengths, strengths
@@ -111,3 +111,22 @@ def test_figures_are_means_of_the_portraits_that_have_one():
     found = over_portraits(torch.tensor([1.0, 3.0, torch.nan]))
     assert found[0] == 2.0
     assert ((found[1:] >= 1) & (found[1:] <= 3) | (found[1:] != found[1:])).all()
+
+
+def test_a_table_is_of_the_prompts_that_all_its_ways_have_and_lies_between_the_marks():
+    wanted = {"floor": 10.0, "ceiling": 2.0, "good": 4.0, "bad": 12.0}
+
+    def found(way, prompt):
+        if way == "bad" and prompt.name == "hat":
+            return None
+        figures = {"inside": wanted[way] / 2, "wanted": wanted[way], "reached": 0.5}
+        return {f"50%/{name}": torch.tensor([value, value, torch.nan]) for name, value in figures.items()}
+
+    (made,) = truth_sections(["good", "bad"], [BY_NAME["smile"], BY_NAME["hat"]], found)
+    assert made.title == "against the true picture, where the target has moved 50% of its room"
+    rows = {row[0]: row[1:] for row in made.rows}
+    assert {row[1] for row in rows.values()} == {"1"}  # bad has no hat, so the others' hats do not count
+    between = {way: float(row[-1].partition(" ")[0]) for way, row in rows.items()}
+    assert between == {"floor": 0.0, "ceiling": 1.0, "good": 0.75, "bad": -0.25}
+    assert made.figures["good: inside"] == 2.0
+    assert "identity" not in made.header  # not measured, so not shown

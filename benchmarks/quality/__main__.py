@@ -27,7 +27,7 @@ from benchmarks.quality.baselines import component, linear
 from benchmarks.quality.colours import colour_section
 from benchmarks.quality.dictionary import learnt_rows
 from benchmarks.quality.estimators import by, plain, projected, whitened
-from benchmarks.quality.prompts import PROMPTS
+from benchmarks.quality.prompts import PROMPTS, tunes
 from benchmarks.quality.report import markdown, sections
 from benchmarks.quality.sweep import Portraits, sweep
 from benchmarks.quality.truth import Marks, Truths, judge_way, marks, truth_sections
@@ -196,7 +196,8 @@ def main() -> None:
         path = _truth(folder, way, prompt)
         return _truths(path) if path.exists() else None
 
-    found = sections(world, list(WAYS), cells) + truth_sections(list(WAYS), list(PROMPTS), truths)
+    untuned = [each for each in PROMPTS if not tunes(each)]
+    found = sections(world, list(WAYS), cells) + truth_sections(list(WAYS), untuned, truths)
     if not given.show or (folder / "colours").exists():
         found.append(colour_section(world))
     text = markdown(found)

@@ -110,7 +110,7 @@ def edit_images(
     run = begin(models, execution, workspace, out, sources=located.swept, files=given, dry=dry_run)
     looking = Foreseen(
         sampling=sampling, relevance=relevance, inversion=inversion, instant=instant, choosing=choosing,
-        table=table, most_variants=most_variants, saving=saving,
+        table=table, most_variants=most_variants, saving=saving, matching=matching,
     )  # fmt: skip
     if dry_run:
         with listing(run, located, execution) as (aside, listed):
@@ -154,25 +154,25 @@ def edit_images(
         styles, sampled = sample(run, sampling)
         done.append(counts(sampled))
 
-    seen = None
+    shown = None
     if editing.needs(variants, "matched"):
-        seen, looked = look_at(run, sampling, matching)
+        shown, looked = look_at(run, sampling, matching)
         done.append(counts(looked))
 
     # alpha and beta are chosen on the images themselves, so these are inverted first
     choices = list[ChosenStrength]()
     if automatic_steps(edits):
-        editing.check_thresholds(run, all_steps(edits), found, styles, instant, seen)
+        editing.check_thresholds(run, all_steps(edits), found, styles, instant, shown)
         inverted, inverting = photographs.invert(run, index, inversion)
         done.append(counts(inverting))
         planned = ChoicePlan(
             settings=choosing, instant=instant, table=found, styles=styles, inversion=inverted,
-            shards=index.shards, seen=seen,
+            shards=index.shards, seen=shown,
         )  # fmt: skip
         edits, choices = editing.choose(run, edits, planned)
         variants = all_variants(edits, most_variants, by_image=any(chosen))
 
-    prepared = editing.directions(run, variants, others, found, styles, instant, seen)
+    prepared = editing.directions(run, variants, others, found, styles, instant, shown)
     diagnosis, said = editing.diagnose(run, prepared)
     each = [mine for edit, mine in zip(edits, chosen, strict=True) for _ in edit.variants()]
     plans = editing.plan(run, prepared, index, inversion, saving, each)

@@ -18,6 +18,8 @@ from tasks.artifacts import is_complete
 from tasks.directions import nights, refining, relevance, sampling
 from tasks.directions.choosing import ChoicePlan, find_choice
 from tasks.directions.instant import plan_instant
+from tasks.directions.matching import plan as plan_looking
+from tasks.directions.matching import plan_matched
 from tasks.directions.relevance import RelevancePlan
 from tasks.directions.sampling import SampledStyles
 from tasks.directions.style_directions import (
@@ -36,7 +38,17 @@ from tasks.photographs.images import ImageIndex
 from tasks.photographs.inversion import InversionPlan
 from tasks.running.rates import Rates
 from tasks.running.run import Run
-from tasks.settings import Choosing, Instant, Inversion, MapperTraining, Nightly, Relevance, Sampling, Saving
+from tasks.settings import (
+    Choosing,
+    Instant,
+    Inversion,
+    MapperTraining,
+    Matching,
+    Nightly,
+    Relevance,
+    Sampling,
+    Saving,
+)
 from tasks.settings.edits import (
     MOST_VARIANTS,
     Edit,
@@ -119,6 +131,7 @@ class Foreseen:
     instant: Instant
     choosing: Choosing
     saving: Saving
+    matching: Matching
     table: str = ""
     most_variants: int = MOST_VARIANTS
 
@@ -228,7 +241,10 @@ class Editing:
 
     def _direction(self, step: StepVariant) -> PreparedStep:
         """Return a step under the name that its direction has, or will have."""
-        if step.relevance == "table" and self.table:
+        if step.relevance == "matched":
+            looked_at = plan_looking(self._run, self.settings.sampling, self.settings.matching)
+            recipe = plan_matched(self._run, step, looked_at)
+        elif step.relevance == "table" and self.table:
             recipe = plan_direction(self._run, step, self.table)
         elif self.styles:
             recipe = plan_instant(self._run, step, self.styles, self.settings.instant)

@@ -40,7 +40,8 @@ def look_at(run: Run, settings: Sampling, wanted: Matching) -> tuple[SeenCodes, 
     """Seeds -> what CLIP sees in the images of sampled codes, once for all prompts."""
     planned = matching.plan(run, settings, wanted)
     parts = [matching.look_at_codes.submit(run, planned, shard) for shard in range(planned.shards)]
-    return planned, gather("look-at-codes", parts)
+    (summary,) = wait_for({"look-at-codes": parts})
+    return planned, summary
 
 
 def table_for(

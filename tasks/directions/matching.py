@@ -115,6 +115,13 @@ def look_at_codes(run: Run, planned: SeenCodes, shard: int) -> ShardResult:
     return ShardResult(uri=uri, rows=len(ids))
 
 
+def plan_matched(run: Run, variant: StepVariant, seen: SeenCodes) -> Recipe:
+    """Return what decides the direction of a step; nothing is computed."""
+    parameters = {name: value for name, value in variant.parameters().items() if name != "alpha"}
+    inputs = {"seen": seen.fingerprint}
+    return direction_recipe(run, DIRECTION_STEP, DIRECTION_VERSION, parameters, inputs)
+
+
 @unit_of_work("matched-direction", "matched-direction-{variant.label}")
 def compute_matched_direction(run: Run, variant: StepVariant, seen: SeenCodes) -> PreparedStep:
     """Compute the way of one step to where codes that show its target have their channels, or find it done.
@@ -124,9 +131,7 @@ def compute_matched_direction(run: Run, variant: StepVariant, seen: SeenCodes) -
         NoRelevantChannelError: If no channel reaches the variant's beta.
         PromptError: If CLIP cannot tell the prompts apart.
     """
-    parameters = {name: value for name, value in variant.parameters().items() if name != "alpha"}
-    inputs = {"seen": seen.fingerprint}
-    recipe = direction_recipe(run, DIRECTION_STEP, DIRECTION_VERSION, parameters, inputs)
+    recipe = plan_matched(run, variant, seen)
     uri = direction_uri(run, recipe)
 
     if not is_complete(uri):

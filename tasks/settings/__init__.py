@@ -8,8 +8,8 @@ only a pipeline has.
 from __future__ import annotations
 
 from tasks.settings.datasets import DataSet as DataSet
-from tasks.settings.saving import Saving as Saving
 from tasks.settings.matching import Matching as Matching
+from tasks.settings.saving import Saving as Saving
 from tasks.settings.settings import Alignment as Alignment
 from tasks.settings.settings import Choosing as Choosing
 from tasks.settings.settings import Comparison as Comparison

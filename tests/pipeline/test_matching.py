@@ -1,6 +1,5 @@
 """Matched relevance through the flows: codes that CLIP looks at, directions of each image's own, auto."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +60,7 @@ def test_matched_edits_need_no_table_and_move_each_image_in_its_own_way(models, 
     assert {step.step for step in result.steps} == {"look-at-codes", "invert-images", "edit-images"}
     rows = manifest_of(result)
     assert set(rows.status) == {"ok"}
-    settings = json.loads(rows.settings[0])
+    settings = rows.settings[0]
     assert (settings["relevance"], settings["alpha_unit"]) == ("matched", MATCHED_UNIT)
     assert rows.output_key.str.contains("_b0_matched_").all()
 

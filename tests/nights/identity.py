@@ -104,7 +104,7 @@ def left_in(folder: Path) -> Left:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and "timings" not in path.name
+        if path.is_file() and "timings" not in str(path.relative_to(folder))
     }
 
 

@@ -116,7 +116,7 @@ def files_in(out: Path) -> Files:
     return {
         str(path.relative_to(out)): path.read_bytes()
         for path in out.rglob("*")
-        if path.is_file() and "timings" not in path.name
+        if path.is_file() and "timings" not in str(path.relative_to(out))
     }
 
 

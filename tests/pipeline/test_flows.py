@@ -97,7 +97,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and "timings" not in path.name
+        if path.is_file() and "timings" not in str(path.relative_to(folder))
     }
 
 

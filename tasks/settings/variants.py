@@ -101,13 +101,13 @@ class StepVariant(Settings):
 
     @property
     def summary(self) -> str:
-        """Return the main settings for a person, e.g. ``a 3, b 0.15``."""
+        """Return the main settings for a person, e.g. ``alpha 3, beta 0.15``."""
         if self.method == "mapper":
             return f"mapper x {self.strength:g}"
         if self.method == "optimization":
             return f"{self.optimization_parameters()['steps']} steps"
-        choice = f"b {self.beta:g}" if self.beta is not None else f"top {self.top_k}"
-        return ", ".join([f"a {self.alpha:g}", choice, *self._special.values()])
+        choice = f"beta {self.beta:g}" if self.beta is not None else f"top {self.top_k}"
+        return ", ".join([f"alpha {self.alpha:g}", choice, *self._special.values()])
 
     @property
     def _special(self) -> dict[str, str]:

@@ -205,8 +205,8 @@ def test_extremes_and_sweeps_appear_when_somebody_scrolls_there(beside, browser)
         cells = page.locator("#sweep-table td img")
         cells.nth(4).wait_for()
         assert cells.count() == 1 + 4
-        assert page.locator("#sweep-table th[scope=col]").all_inner_texts() == ["α 1", "α 4"]
-        assert page.locator("#sweep-table th[scope=row]").all_inner_texts() == ["β 0.1", "β 0.2"]
+        assert page.locator("#sweep-table th[scope=col]").all_inner_texts() == ["alpha 1", "alpha 4"]
+        assert page.locator("#sweep-table th[scope=row]").all_inner_texts() == ["beta 0.1", "beta 0.2"]
         first = page.locator("#sweep-key").inner_text()
         page.get_by_label("Next image").first.click()
         page.wait_for_function("old => document.querySelector('#sweep-key').innerText !== old", arg=first)

@@ -69,8 +69,8 @@ def test_a_batch_has_every_row_of_its_manifest(made):
     batch = read_batch(made.manifest)
     rows = read_table(made.manifest).to_pylist()
     assert batch.keys == sorted(KEYS)
-    assert [edit.summary for edit in batch.edits[:2]] == ["α 1, β 0.1", "α 2, β 0.1"]
-    assert batch.edits[6].summary == "α 2, top 5"
+    assert [edit.summary for edit in batch.edits[:2]] == ["alpha 1, beta 0.1", "alpha 2, beta 0.1"]
+    assert batch.edits[6].summary == "alpha 2, top 5"
     assert batch.done() == sum(row["status"] == OK for row in rows) == 7 * (len(KEYS) - 2)
     for place, row in enumerate(rows):
         edit, image = place // len(KEYS), batch.keys.index(row["image_key"])
@@ -140,7 +140,7 @@ def test_tables_that_are_no_manifest_are_refused(made, tmp_path):
 
 def test_a_sweep_is_a_table_of_strengths_and_thresholds(made):
     (sweep,) = sweeps(read_batch(made.manifest).edits)
-    assert (sweep.name, sweep.axis, sweep.by) == ("grey-hair", "α", "β")
+    assert (sweep.name, sweep.axis, sweep.by) == ("grey-hair", "alpha", "beta")
     assert (sweep.strengths, sweep.thresholds) == ([1, 2, 4], [0.1, 0.2])
     assert sweep.cells == [[0, 1, 2], [3, 4, 5]]
 
@@ -394,7 +394,7 @@ def test_charts_say_what_they_show_in_the_page_s_colours(made):
     assert charts.distributions(batch, SCORES[3], range(7)) == ""
     (sweep,) = sweeps(batch.edits)
     trade = charts.trade_off(batch, SCORES[0], SCORES[2], sweep)
-    assert all(text in trade for text in ("β 0.1", "β 0.2", "1 − Identity", "Directional"))
+    assert all(text in trade for text in ("beta 0.1", "beta 0.2", "1 − Identity", "Directional"))
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -422,7 +422,7 @@ def test_a_choice_is_drawn_with_its_reason(made, plan, tmp_path):
     }
     write_table(uri, table, Provenance(**provenance))
     page = Path(build_page(plan, 0, [], [uri])[0]).read_text()
-    assert "grey &lt;hair&gt;: α 2.5, β 0.1 chosen" in page
+    assert "grey &lt;hair&gt;: alpha 2.5, beta 0.1 chosen" in page
     assert "least movement at 0.7" in page
     assert "Movement elsewhere" in page
     with pytest.raises(DamagedArtifactError, match="has no column"):

@@ -109,8 +109,8 @@ def _summary(step: Mapping[str, Any]) -> str:
         return f"mapper x {step['strength']:g}"
     if step.get("alpha") is None:
         return f"{step['steps']} steps" if step.get("steps") else step.get("method", "")
-    choice = f"β {step['beta']:g}" if step.get("beta") is not None else f"top {step.get('top_k')}"
-    return f"α {step['alpha']:g}, {choice}" + (", instant" if step.get("relevance") == "instant" else "")
+    choice = f"beta {step['beta']:g}" if step.get("beta") is not None else f"top {step.get('top_k')}"
+    return f"alpha {step['alpha']:g}, {choice}" + (", instant" if step.get("relevance") == "instant" else "")
 
 
 @dataclass(frozen=True)
@@ -189,6 +189,13 @@ class Batch:
 
         error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
         return float(values.mean()), float(error)
+
+    def best_edit(self) -> int:
+        """Return the number of the edit that worked best, by the mean of the first score that there is."""
+        if not self.scores:
+            return 0
+        means = [self.mean(edit, self.scores[0].name)[0] for edit in range(len(self.edits))]
+        return max(range(len(means)), key=lambda edit: (np.isfinite(means[edit]), means[edit], -edit))
 
 
 def read_batch(manifest: str) -> Batch:
@@ -309,8 +316,8 @@ class Sweep:
     Attributes:
         name: Name of the edit.
         target: What it aims at.
-        axis: What a column is: ``α`` or ``strength``.
-        by: What a row is: ``β``, ``channels``, or empty if there is one row.
+        axis: What a column is: ``alpha`` or ``strength``.
+        by: What a row is: ``beta``, ``channels``, or empty if there is one row.
         strengths: Columns.
         thresholds: Rows.
         cells: Numbers of edits, row by row; -1 where there is none.
@@ -349,6 +356,6 @@ def _sweep(edits: Sequence[BatchEdit], numbers: Sequence[int]) -> Sweep:
         if edit.strength is not None:
             cells[thresholds.index(edit.threshold)][strengths.index(edit.strength)] = number
 
-    by = "" if thresholds == [None] else "channels" if first.counted else "β"
-    axis = "strength" if first.method == "mapper" else "α"
+    by = "" if thresholds == [None] else "channels" if first.counted else "beta"
+    axis = "strength" if first.method == "mapper" else "alpha"
     return Sweep(first.name, first.target, axis, by, strengths, thresholds, cells)

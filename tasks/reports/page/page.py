@@ -216,8 +216,8 @@ def _meta(batch: Batch, plan: PagePlan, base: str, shape: tuple[int, int]) -> di
     reconstructions = below(inversions.prefix, batch.out) if inversions else ""
 
     return {
-        "images": len(batch.keys), "leaf": LEAF, "page": PER_PAGE, "base": base, "shape": shape,
-        "inversions": inversions is not None,
+        "images": len(batch.keys), "opens": batch.best_edit(), "leaf": LEAF, "page": PER_PAGE, "base": base,
+        "shape": shape, "inversions": inversions is not None,
         "reconstructions": relative_link(reconstructions, up=2) if reconstructions else "",
         "edits": [
             {
@@ -317,8 +317,8 @@ def _distributions(batch: Batch) -> Iterator[dict[str, Any]]:
 def _choices(choices: Sequence[Choice]) -> Iterator[dict[str, Any]]:
     for choice in choices:
         # the last pair is the chosen one
-        beta = "" if choice.betas[-1] is None else f", β {choice.betas[-1]:g}"
-        title = f"{choice.target}: α {choice.alphas[-1]:g}{beta} chosen"
+        beta = "" if choice.betas[-1] is None else f", beta {choice.betas[-1]:g}"
+        title = f"{choice.target}: alpha {choice.alphas[-1]:g}{beta} chosen"
         yield {"title": title, "note": choice.reason, "svg": Markup(charts.tried(choice))}
 
 

@@ -113,7 +113,9 @@
   }
 
   // ---- state, mirrored in the address so that a view can be shared
-  const state = { edit: 0, sort: "key", order: "first", before: meta.inversions ? "inversion" : "photograph", q: "", page: 1 };
+  // it opens on what worked best: the edit, and its images by the first score
+  const ranking = meta.scores.length ? { sort: meta.scores[0].name, order: "best" } : { sort: "key", order: "first" };
+  const state = { edit: meta.opens, ...ranking, before: meta.inversions ? "inversion" : "photograph", q: "", page: 1 };
   let keys = [], names = {}, edited = {}, lower = [], order = [], turn = 0;
   function readAddress() {
     if (!location.hash.includes("=")) return;

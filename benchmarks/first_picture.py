@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,20 +50,21 @@ def main() -> None:
 
 def choose(rows: pd.DataFrame) -> tuple[list[str], list[str]]:
     """Return the edits that worked best, and three faces that are neither the best nor the worst for them."""
-    means = rows.groupby("edit").directional.mean().sort_values(ascending=False, kind="stable")
+    means = rows.groupby("edit")["directional"].mean().sort_values(ascending=False, kind="stable")
     names = list(means.index[:_EDITS])
-    scores = rows[rows.edit.isin(names)].groupby("image_key").directional.mean().sort_values(kind="stable")
+    scores = (
+        rows[rows["edit"].isin(names)].groupby("image_key")["directional"].mean().sort_values(kind="stable")
+    )
     return names, [str(scores.index[round(share * (len(scores) - 1))]) for share in _QUARTERS]
 
 
 def _sheet(rows: pd.DataFrame, names: list[str], keys: list[str], batch: Path) -> Image.Image:
-    """Draw a row for each face: the photograph, its inversion, its edits."""
-    by = rows.set_index(["edit", "image_key"])
+    """Draw a row for each face: what the generator drew of the photograph, and its edits."""
+    by = {(row["edit"], row["image_key"]): row for row in rows.to_dict("records")}
     tiles = [
-        [_before(by.loc[names[0], key], batch), *(_after(by.loc[name, key], batch) for name in names)]
-        for key in keys
+        [_before(by[names[0], key], batch), *(_after(by[name, key], batch) for name in names)] for key in keys
     ]
-    titles = ["before", *(by.loc[name, keys[0]].target.removeprefix("face with ") for name in names)]
+    titles = ["before", *(by[name, keys[0]]["target"].removeprefix("face with ") for name in names)]
 
     side = tiles[0][0].width * _SCALE
     step = side + _MARGIN
@@ -77,32 +79,31 @@ def _sheet(rows: pd.DataFrame, names: list[str], keys: list[str], batch: Path) -
     return sheet
 
 
-def _before(row: Any, batch: Path) -> Image.Image:  # noqa: ANN401
-    return Image.open(batch / "workspace" / "latents" / row.inversion_key).convert("RGB")
+def _before(row: Mapping[Hashable, Any], batch: Path) -> Image.Image:
+    return Image.open(batch / "workspace" / "latents" / row["inversion_key"]).convert("RGB")
 
 
-def _after(row: Any, batch: Path) -> Image.Image:  # noqa: ANN401
-    return Image.open(batch / row.output_key).convert("RGB")
+def _after(row: Mapping[Hashable, Any], batch: Path) -> Image.Image:
+    return Image.open(batch / row["output_key"]).convert("RGB")
 
 
 def _strengths(rows: pd.DataFrame, name: str, key: str, batch: Path) -> list[Image.Image]:
     """Return one face under an edit from no strength to all of it, by a run of its own."""
-    row = rows[(rows.edit == name) & (rows.image_key == key)].iloc[0]
+    mine = rows[(rows["edit"] == name) & (rows["image_key"] == key)].to_dict("records")[0]
     edit = next(each for each in yaml.safe_load(data.EDITS.read_text()) if each["name"] == name)
     alphas = [round(edit["alpha"] * (number + 1) / _FRAMES, 4) for number in range(_FRAMES)]
+
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "edits.yaml").write_text(yaml.safe_dump([edit | {"alpha": alphas}]))
-        photo = data.PHOTOGRAPHS / key
+        out = Path(folder)
+        (out / "edits.yaml").write_text(yaml.safe_dump([edit | {"alpha": alphas}]))
         command = [
-            sys.executable, "-m", "styleclip_cli.main", "edit", "--photos", str(photo), "--out", folder,
-            "--edits", f"{folder}/edits.yaml", "--workspace", str(batch / "workspace"), "--json", "-q",
+            sys.executable, "-m", "styleclip_cli.main", "edit", "--photos", str(data.PHOTOGRAPHS / key),
+            "--out", folder, "--edits", f"{folder}/edits.yaml", "--workspace", str(batch / "workspace"),
+            "--json", "-q",
         ]  # fmt: skip
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        table = pd.read_parquet(json.loads(done.stdout)["manifest"]).sort_values("alpha")
-        drawn = [
-            _before(row, batch),
-            *(Image.open(Path(folder) / each).convert("RGB") for each in table.output_key),
-        ]
+        found = pd.read_parquet(json.loads(done.stdout)["manifest"]).sort_values("alpha").to_dict("records")
+        drawn = [_before(mine, batch), *(_after(each, out) for each in found)]
     return [each.resize((each.width * 4, each.height * 4), Image.Resampling.LANCZOS) for each in drawn]
 
 

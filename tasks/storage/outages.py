@@ -107,6 +107,9 @@ _PASSING = {
     errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EBUSY, errno.ENOMEM,
 }  # fmt: skip
 _FOREIGN = (OSError, BotoCoreError, ClientError, ResponseParserError, aiohttp.ClientError)
+# Of further kinds of storage (hf://, https://, ...), whose packages need not be here: errors go by where they
+# were defined, and by the status that their answer has.
+_CLIENTS = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "huggingface_hub")
 
 
 @contextmanager
@@ -118,11 +121,18 @@ def explained(uri: str, action: str) -> Iterator[None]:
         raise StorageError(
             f"cannot {action} {uri}: {error}; check the options in STYLECLIP_STORAGE_OPTIONS"
         ) from error
-    except _FOREIGN as error:
+    except Exception as error:
+        if not isinstance(error, _FOREIGN) and not _is_of_a_client(error):
+            raise
         kind = classify(error)
         reason = " ".join((str(error) or type(error).__name__).split())[:300]
         told = f"cannot {action} {uri}: {_explanation(kind, reason)}"
         raise kind(told + (_whose_path(uri) if kind is MissingObjectError else "")) from error
+
+
+def _is_of_a_client(error: Exception) -> bool:
+    """Return whether an error comes from a package that speaks HTTP for some kind of storage."""
+    return any(each.__module__.partition(".")[0] in _CLIENTS for each in type(error).__mro__)
 
 
 def _whose_path(uri: str) -> str:
@@ -157,6 +167,8 @@ def classify(error: Exception) -> type[StorageError]:
         if code in _PASSING_CODES or status >= 500 or status == 429:
             return StoreUnavailableError
 
+    if _is_of_a_client(error):
+        return _by_status(getattr(getattr(error, "response", None), "status_code", None))
     if isinstance(error, FileNotFoundError):
         return MissingObjectError
     if isinstance(error, PermissionError):
@@ -174,6 +186,15 @@ def classify(error: Exception) -> type[StorageError]:
     if number in _FULL:
         return StoreFullError
     return StoreUnavailableError if number in _PASSING or isinstance(error, ConnectionError) else StorageError
+
+
+def _by_status(status: int | None) -> type[StorageError]:
+    """Return what an HTTP status says; without one there was no answer."""
+    if status in (404, 410):
+        return MissingObjectError
+    if status in (401, 403):
+        return AccessDeniedError
+    return StoreUnavailableError if status is None or status >= 500 or status == 429 else StorageError
 
 
 def patience() -> float:

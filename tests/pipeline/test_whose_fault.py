@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 import s3fs
 
@@ -54,6 +55,7 @@ from tasks.storage.outages import (
     StoreUnavailableError,
     UnreadablePrefixError,
     UnservedObjectError,
+    explained,
 )
 from tests.faulty_proxy import Answer, FaultyProxy, Refuse, Request, Rule, faulty_proxy
 from tests.pipeline.test_faces import FACE
@@ -317,6 +319,23 @@ def test_a_machine_s_own_fault_is_no_file_s(tmp_path):
         raise ChangedObjectError("another version")
     with pytest.raises(ZeroDivisionError), item_under(str(tmp_path), "a"):
         raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(None, StoreUnavailableError), (503, StoreUnavailableError), (429, StoreUnavailableError),
+     (404, MissingObjectError), (403, AccessDeniedError), (400, StorageError)],
+)  # fmt: skip
+def test_errors_of_other_clients_go_by_their_answer(status, kind):
+    request = httpx.Request("GET", "https://example.org/x")
+    error: Exception = httpx.ConnectError("Name or service not known", request=request)
+    if status:
+        answer = httpx.Response(status, request=request)
+        error = httpx.HTTPStatusError("no", request=request, response=answer)
+    with pytest.raises(StorageError) as caught, explained("hf://datasets/a/b", "list"):
+        raise error
+    assert type(caught.value) is kind
+    assert "hf://datasets/a/b" in str(caught.value)
 
 
 def test_no_row_is_made_of_a_store_s_fault():

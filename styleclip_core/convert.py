@@ -75,10 +75,8 @@ def identify(path: str | Path) -> Kind:
                 return found
             names = found
 
-    names = plain_names(names)
-
     # from the surest name to the vaguest: an encoder's or mapper's file holds a generator too
-    if "text_projection" in names:
+    if "text_projection" in plain_names(names):
         return "clip"
     if any(name.startswith(_MAPPER_NAMES) for name in names):
         return "mapper"

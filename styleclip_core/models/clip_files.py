@@ -86,9 +86,8 @@ def find_weights(content: object) -> tuple[dict[str, object], dict[str, object]]
     """Return what holds a checkpoint's weights, and the weights in it; both may be the same."""
     holder = content if isinstance(content, dict) else {}
     weights = holder
+    # what lies beside them may be arrays, too: e4e keeps its average latent there
     for _ in range(_MAX_NESTING):
-        if any(is_array(value) for value in weights.values()):
-            break
         nested = next((weights[name] for name in _NESTS if isinstance(weights.get(name), dict)), None)
         if nested is None:
             break

@@ -38,7 +38,7 @@ from tasks.photographs.datasets.subsets import chosen
 from tasks.photographs.passed_over import describe
 from tasks.running.caching import unit_of_work
 from tasks.running.run import Run
-from tasks.storage import ObjectInfo, join
+from tasks.storage import ObjectInfo, exists, join
 
 STEP, VERSION = "index-images", "2"
 _PART_ROWS = 8192
@@ -155,6 +155,9 @@ def _nothing(source: Source, passed_over: str) -> str:
     """Return why a data set has no image."""
     if source.form == "list":
         return f"{source.file} lists no image; give a list with a row for each"
+    if exists(source.named):
+        kinds = "neither an image, a list, an archive nor a table"
+        return f"{source.named} is one object, and {kinds}; give the prefix of images"
     found = f"; {passed_over}" if passed_over else "; check the prefix"
     looked_for = f"looked for {', '.join(SUFFIXES)}, and for .tar and .parquet with images"
     return f"no image under {source.named} ({looked_for}){found}"

@@ -67,8 +67,9 @@ SAID = (
     "passed over: 3 .heic (not read; convert to JPEG or PNG), "
     "2 without an ending (give them one, e.g. .jpg), "
     "2 linked folders (not followed; copy what is there, or give it as the prefix), "
-    "1 .jxl (not read; convert to JPEG or PNG), 1 .parquet (a table; write its images as files), "
-    "1 .tar (an archive; unpack it), 1 .txt"
+    "1 .jxl (not read; convert to JPEG or PNG), "
+    "1 .parquet (tables; those with images are read as --form parquet), "
+    "1 .tar (archives; give them as --form tars), 1 .txt"
 )
 
 
@@ -96,16 +97,14 @@ def test_a_prefix_without_photographs_says_what_it_holds(tmp_path, log):
 
 
 def test_one_file_is_called_one_file(tmp_path, s3_identities):
-    (tmp_path / "one.png").write_bytes(encoded(portrait(0)))
-    with pytest.raises(StorageError, match=rf"one.png: it is one file; give its folder, {tmp_path}$"):
-        index(str(tmp_path / "one.png"), tmp_path / "work")
+    (tmp_path / "notes.md").write_bytes(b"x")
+    with pytest.raises(StorageError, match=rf"notes.md: it is one file; give its folder, {tmp_path}$"):
+        index(str(tmp_path / "notes.md"), tmp_path / "work")
     with pytest.raises(StorageError, match="it is one file"):
-        list(list_objects(str(tmp_path / "one.png")))
-    write_bytes_atomic("s3://results/alone/one.png", encoded(portrait(0)))
-    with pytest.raises(
-        NoImagesError, match=r"s3://results/alone/one.png is one object, not a prefix; give the"
-    ):
-        index("s3://results/alone/one.png", tmp_path / "work")
+        list(list_objects(str(tmp_path / "notes.md")))
+    write_bytes_atomic("s3://results/alone/notes.md", b"x")
+    with pytest.raises(NoImagesError, match=r"s3://results/alone/notes.md is one object, and neither"):
+        index("s3://results/alone/notes.md", tmp_path / "work")
     with pytest.raises(NoImagesError, match="no image under s3://results/alone/nothing"):
         index("s3://results/alone/nothing", tmp_path / "work")
 

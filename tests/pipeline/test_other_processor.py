@@ -69,9 +69,9 @@ def watch(patch, *, layers=None):
         done["measured"].append(f"{layer} {channels}")
         return measure(*given, layer=layer, channels=channels, **others)
 
-    def inverting(run, planned, log, todo):
+    def inverting(run, planned, log, reader, todo):
         done["inverted"] += [key for key, _ in todo]
-        return invert(run, planned, log, todo)
+        return invert(run, planned, log, reader, todo)
 
     def editing_(planned, sources, batch):
         done["edited"] += [row["image_key"] for row in batch]

@@ -23,7 +23,6 @@ from tasks.settings import (
     Nightly,
     OptionalUri,
     OrUsual,
-    PricePerHour,
     Relevance,
     Sampling,
     SettingsError,
@@ -42,7 +41,6 @@ def build_relevance(
     last_table: OptionalUri = "",
     nightly: Nightly | None = None,
     dry_run: bool = False,
-    price_per_hour: PricePerHour = 0.0,
 ) -> RunResult:
     """Measure the CLIP direction of every style channel; finished shards are kept across runs.
 
@@ -60,7 +58,6 @@ def build_relevance(
         last_table: URI of the table to add to; the largest one in the workspace if empty.
         nightly: For schedules: start the table in the first night, add samples in each later one.
         dry_run: Say what would be computed and found done, and what it would cost; do nothing.
-        price_per_hour: What an hour of the machine costs, in your currency; 0 for no cost.
 
     Raises:
         SettingsError: If a nightly run is also told what to add, or what to add to.
@@ -75,10 +72,10 @@ def build_relevance(
 
     if dry_run:
         sample = sample_table(run, sampling, relevance)
-        return RunResult(forecast=tell("build-relevance", run, look, sample, price_per_hour))
+        return RunResult(forecast=tell("build-relevance", run, look, sample, execution.price_per_hour))
 
     plan = steps.described(run, relevance, add=add_samples, nightly=nightly)
-    foretell("build-relevance", run, plan, look, price_per_hour)
+    foretell("build-relevance", run, plan, look, execution.price_per_hour)
     if nightly:
         result = steps.refine_nightly(run, sampling, relevance, nightly)
     elif add_samples:

@@ -22,7 +22,6 @@ from tasks.settings import (
     Execution,
     Instant,
     Inversion,
-    Matching,
     Models,
     OptionalUri,
     OrUsual,
@@ -48,7 +47,6 @@ def choose_edits(
     choosing: OrUsual[Choosing] = Choosing(),
     most_variants: Annotated[int, Field(ge=1)] = MOST_VARIANTS,
     dataset: OrUsual[DataSet] = DataSet(),
-    matching: OrUsual[Matching] = Matching(),
 ) -> RunResult:
     """Put numbers in place of every auto: chosen on the images under a prefix, or on sampled style codes.
 
@@ -68,7 +66,6 @@ def choose_edits(
         most_variants: Variants of every image that the edits may stand for, every strength and threshold
             counted; more are refused, so that a slip in a list of values is no month of work.
         dataset: How the data set is read, and which of its images count.
-        matching: How edits with matched relevance find where images that show a prompt have their channels.
     """
     wanted = automatic_steps(edits)
     variants = all_variants(replace_steps(edits, stand_in), most_variants)
@@ -88,7 +85,7 @@ def choose_edits(
 
     seen = None
     if any(step.relevance == "matched" for step in wanted):
-        seen, looked = look_at(run, sampling, matching)
+        seen, looked = look_at(run, sampling)
         done.append(counts(looked))
 
     editing.check_thresholds(run, wanted, found, styles, instant, seen)

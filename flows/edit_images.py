@@ -33,11 +33,9 @@ from tasks.settings import (
     Execution,
     Instant,
     Inversion,
-    Matching,
     Models,
     OptionalUri,
     OrUsual,
-    PricePerHour,
     Relevance,
     Sampling,
     Saving,
@@ -74,15 +72,12 @@ def edit_images(
     dataset: OrUsual[DataSet] = DataSet(),
     saving: OrUsual[Saving] = Saving(),
     dry_run: bool = False,
-    price_per_hour: PricePerHour = 0.0,
-    matching: OrUsual[Matching] = Matching(),
 ) -> RunResult:
     """Edit every image with every edit; what an earlier run finished is found and kept.
 
     Args:
         models: Networks to use; files may lie on any storage that the worker can read.
-        photos: URI of the data set, e.g. the prefix s3://photographs/2031, a list, or tar shards; it is
-            only read.
+        photos: URI of the data set, e.g. s3://photographs/2031, a list, or tar shards; only read.
         out: URI of the prefix for the results, outside of the photographs.
         edits: What to do to every image; several edits share latents and table.
         workspace: URI of the folder for artifacts, which later runs find and keep; OUT/workspace if empty.
@@ -90,17 +85,13 @@ def edit_images(
         relevance: How the relevance table is measured.
         inversion: How photographs become latents.
         execution: How the work is run; none of it changes a result.
-        table: URI of a folder with relevance.parquet and statistics.parquet, as an import of the published
-            files leaves them; without one the table is built first, or found built.
+        table: URI of a folder with a relevance table; without one it is built first, or found built.
         instant: How relevance is taken from gradients, for edits that ask for that.
         choosing: How alpha and beta are chosen, on some of the inverted images, where an edit says auto.
-        most_variants: Variants of every image that the edits may stand for, every strength and threshold
-            counted; more are refused, so that a slip in a list of values is no month of work.
+        most_variants: Variants of an image that the edits may stand for; more are refused.
         dataset: How the data set is read, and which of its images count.
         saving: What edited images are written as: format, quality, size, loose or in tars and tables.
-        dry_run: Say what would be read, computed, found done and written, and what it would cost; do nothing.
-        price_per_hour: What an hour of the machine costs, in your currency; 0 for no cost.
-        matching: How edits with matched relevance find where images that show a prompt have their channels.
+        dry_run: Say what would be computed, found done and written, and what it would cost; do nothing.
     """
     all_variants(replace_steps(edits, stand_in), most_variants)
     # what is read may be the folder of all edits' images, though out lies above it
@@ -110,13 +101,15 @@ def edit_images(
     run = begin(models, execution, workspace, out, sources=located.swept, files=given, dry=dry_run)
     looking = Foreseen(
         sampling=sampling, relevance=relevance, inversion=inversion, instant=instant, choosing=choosing,
-        table=table, most_variants=most_variants, saving=saving, matching=matching,
+        table=table, most_variants=most_variants, saving=saving,
     )  # fmt: skip
     if dry_run:
         with listing(run, located, execution) as (aside, listed):
             edits, named = editing.assign_here(aside, edits, listed, most_variants)
             seen = Editing(run, listed, edits, named, looking)
-            forecast = tell("edit-images", run, seen.outlook, sample_edits(run, seen), price_per_hour)
+            forecast = tell(
+                "edit-images", run, seen.outlook, sample_edits(run, seen), execution.price_per_hour
+            )
         return RunResult(forecast=forecast, passed_over=listed.passed_over)
 
     # edits that name columns are known once the images are
@@ -142,7 +135,7 @@ def edit_images(
         return Editing(run, index, edits, chosen, looking, others).outlook(rates)
 
     count = len(index.shards) * len(variants)
-    foretell("edit-images", run, plan, look, price_per_hour, shards=count)
+    foretell("edit-images", run, plan, look, execution.price_per_hour, shards=count)
 
     # relevance comes from a table or from gradients at sampled codes, as the edits ask for
     styles, found, done = None, None, list[StepCounts]()
@@ -156,7 +149,7 @@ def edit_images(
 
     shown = None
     if editing.needs(variants, "matched"):
-        shown, looked = look_at(run, sampling, matching)
+        shown, looked = look_at(run, sampling)
         done.append(counts(looked))
 
     # alpha and beta are chosen on the images themselves, so these are inverted first

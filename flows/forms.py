@@ -49,6 +49,7 @@ def form_of(flow: Flow[..., Any]) -> Schema:
     fields, definitions = schema["properties"], schema.get("definitions", {})
     required = schema.get("required", [])
 
+    limit = fields.pop("most_variants", None)
     for name, field in fields.items():
         if name not in required and _is_group(field, definitions):
             fields[name] = _folded(field, definitions)
@@ -64,8 +65,9 @@ def form_of(flow: Flow[..., Any]) -> Schema:
         choice.setdefault("title", _word(choice))
 
     schema["additionalProperties"] = False
-    if "most_variants" in fields:
-        schema |= _few_variants()
+    if limit:
+        # programs and deployments may give it: a pattern is enforced as a property is, and no form shows it
+        schema |= _few_variants() | {"patternProperties": {"^most_variants$": limit}}
     return schema
 
 

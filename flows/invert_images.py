@@ -15,7 +15,7 @@ from flows.steps.looking import listing
 from tasks.photographs.datasets.front import locate
 from tasks.reports.summaries import failed_items
 from tasks.running.run import Networks
-from tasks.settings import DataSet, Execution, Inversion, Models, OrUsual, PricePerHour, Uri
+from tasks.settings import DataSet, Execution, Inversion, Models, OrUsual, Uri
 
 
 @pipeline("invert-images")
@@ -27,7 +27,6 @@ def invert_images(
     execution: OrUsual[Execution] = Execution(),
     dataset: OrUsual[DataSet] = DataSet(),
     dry_run: bool = False,
-    price_per_hour: PricePerHour = 0.0,
 ) -> RunResult:
     """Find the latent of every image; a broken image is a row, and fails the run only with enough others.
 
@@ -39,7 +38,6 @@ def invert_images(
         execution: How the work is run; none of it changes a result.
         dataset: How the data set is read, and which of its images count.
         dry_run: Say what would be read, computed, found done and written, and what it would cost; do nothing.
-        price_per_hour: What an hour of the machine costs, in your currency; 0 for no cost.
     """
     located, networks = locate(photos, dataset), Networks.of(models).without_clip()
     run = begin(networks, execution, workspace, sources=located.swept, dry=dry_run)
@@ -47,13 +45,13 @@ def invert_images(
         with listing(run, located, execution) as (_, listed):
             look = partial(dry_runs.inverting, run, listed, inversion)
             sample = sample_images(run, listed, inversion)
-            forecast = tell("invert-images", run, look, sample, price_per_hour)
+            forecast = tell("invert-images", run, look, sample, execution.price_per_hour)
         return RunResult(forecast=forecast, passed_over=listed.passed_over)
 
     index = photographs.index(run, located, execution)
     plan = f"inverts {index.rows} photographs under {photos}, in {len(index.shards)} shards"
     look = partial(dry_runs.inverting, run, index, inversion)
-    foretell("invert-images", run, plan, look, price_per_hour, shards=len(index.shards))
+    foretell("invert-images", run, plan, look, execution.price_per_hour, shards=len(index.shards))
     planned, summary = photographs.invert(run, index, inversion)
 
     done = [counts(summary)]

@@ -16,7 +16,7 @@ from flows.run import RunResult, begin, pipeline, summarize
 from flows.steps import dry_runs
 from flows.steps.editing import check_training, train
 from tasks.running.rates import Rates
-from tasks.settings import Execution, MapperTraining, Models, OrUsual, PricePerHour, Prompt, Uri
+from tasks.settings import Execution, MapperTraining, Models, OrUsual, Prompt, Uri
 
 
 @pipeline("train-mapper")
@@ -27,7 +27,6 @@ def train_mapper(
     training: OrUsual[MapperTraining] = MapperTraining(),
     execution: OrUsual[Execution] = Execution(),
     dry_run: bool = False,
-    price_per_hour: PricePerHour = 0.0,
 ) -> RunResult:
     """Train a mapper for every target prompt; a run that was stopped goes on where it was stored.
 
@@ -38,7 +37,6 @@ def train_mapper(
         training: How a mapper is trained.
         execution: How the work is run; none of it changes a result.
         dry_run: Say what would be trained and found done, and what it would cost; do nothing.
-        price_per_hour: What an hour of the machine costs, in your currency; 0 for no cost.
     """
     run = begin(models, execution, workspace, dry=dry_run)
     check_training(run, training)
@@ -48,9 +46,9 @@ def train_mapper(
 
     if dry_run:
         sample = sample_training(run, targets[0], training)
-        return RunResult(forecast=tell("train-mapper", run, look, sample, price_per_hour))
+        return RunResult(forecast=tell("train-mapper", run, look, sample, execution.price_per_hour))
 
-    foretell("train-mapper", run, f"trains {len(targets)} mappers", look, price_per_hour)
+    foretell("train-mapper", run, f"trains {len(targets)} mappers", look, execution.price_per_hour)
     trained = train(run, targets, training)
     places = {f"{each.target}, best loss {each.loss:.4f}": each.best for each in trained}
     summarize("train-mapper", f"{len(trained)} mappers", [], places)

@@ -24,7 +24,6 @@ from styleclip_cli.options import (
     OutWorkspace,
     Perceptual,
     Photos,
-    PricePerHour,
     Shards,
     Table,
     TableFolder,
@@ -83,7 +82,6 @@ def invert(
     dataset: Which = DataSet(),
     execution: Shards = Execution(),
     dry_run: DryRun = False,
-    price_per_hour: PricePerHour = 0.0,
     workers: Workers = 0,
     verbose: Verbose = False,
 ) -> None:
@@ -92,9 +90,7 @@ def invert(
     from flows.invert_images import invert_images as flow
 
     chosen = chosen_models(generator, str(data.CLIP), encoder, identity, perceptual)
-    result = with_progress(
-        lambda: flow(chosen, photos, workspace, inversion, execution, dataset, dry_run, price_per_hour)
-    )
+    result = with_progress(lambda: flow(chosen, photos, workspace, inversion, execution, dataset, dry_run))
     if result.forecast:
         output.foretell(result.forecast)
         return
@@ -137,7 +133,6 @@ def edit(
     execution: Shards = Execution(),
     most_variants: MostVariants = MOST_VARIANTS,
     dry_run: DryRun = False,
-    price_per_hour: PricePerHour = 0.0,
     workers: Workers = 0,
     verbose: Verbose = False,
 ) -> None:
@@ -157,7 +152,7 @@ def edit(
         lambda: flow(
             chosen_models(generator, clip, encoder, identity, perceptual), photos, out, wanted, workspace,
             with_codes(sampling, relevance), relevance, inversion, execution, table, Instant(), choosing,
-            most_variants, dataset, saving, dry_run, price_per_hour,
+            most_variants, dataset, saving, dry_run,
         )
     )  # fmt: skip
     if result.forecast:
@@ -198,8 +193,8 @@ def train_mapper(
     generator: Generator = "",
     clip: Clip = "",
     identity: Identity = "",
+    execution: Annotated[Execution, Shown(only=("device", "price_per_hour"))] = Execution(),
     dry_run: DryRun = False,
-    price_per_hour: PricePerHour = 0.0,
     workers: Workers = 0,
     verbose: Verbose = False,
 ) -> None:
@@ -212,9 +207,7 @@ def train_mapper(
     settings = MapperTraining.model_validate(weight | training)
 
     chosen = chosen_models(generator, clip, "", identity)
-    result = with_progress(
-        lambda: flow(chosen, target, workspace, settings, Execution(), dry_run, price_per_hour)
-    )
+    result = with_progress(lambda: flow(chosen, target, workspace, settings, execution, dry_run))
     if result.forecast:
         output.foretell(result.forecast)
         return

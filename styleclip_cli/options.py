@@ -114,13 +114,6 @@ DryRun = Annotated[
         rich_help_panel=RUNNING,
     ),
 ]  # fmt: skip
-PricePerHour = Annotated[
-    float,
-    typer.Option(
-        min=0, help="What an hour of the machine costs, in your currency, to be told what the run costs",
-        show_default="no cost is told", envvar="STYLECLIP_PRICE_PER_HOUR", rich_help_panel=RUNNING,
-    ),
-]  # fmt: skip
 
 Shards = Annotated[Execution, Shown()]
 Which = Annotated[

@@ -14,7 +14,6 @@ from styleclip_cli.options import (
     Codes,
     DryRun,
     Generator,
-    PricePerHour,
     Verbose,
     Workers,
     Workspace,
@@ -73,9 +72,8 @@ def build_relevance(
         str, typer.Option(help="URI of the table to add to", show_default="the workspace's largest one")
     ] = "",
     sampling: Codes = Sampling(),
-    execution: Annotated[Execution, Shown(only=("device",))] = Execution(),
+    execution: Annotated[Execution, Shown(only=("device", "price_per_hour"))] = Execution(),
     dry_run: DryRun = False,
-    price_per_hour: PricePerHour = 0.0,
     workers: Workers = 0,
     verbose: Verbose = False,
 ) -> None:
@@ -91,7 +89,6 @@ def build_relevance(
     result = with_progress(
         lambda: flow(
             chosen, workspace, codes, relevance, execution, add_samples, last_table, None, dry_run,
-            price_per_hour,
         )
     )  # fmt: skip
     if result.forecast:

@@ -43,7 +43,6 @@ from tasks.settings import (
     Instant,
     Inversion,
     MapperTraining,
-    Matching,
     Nightly,
     Relevance,
     Sampling,
@@ -131,7 +130,6 @@ class Foreseen:
     instant: Instant
     choosing: Choosing
     saving: Saving
-    matching: Matching
     table: str = ""
     most_variants: int = MOST_VARIANTS
 
@@ -242,7 +240,7 @@ class Editing:
     def _direction(self, step: StepVariant) -> PreparedStep:
         """Return a step under the name that its direction has, or will have."""
         if step.relevance == "matched":
-            looked_at = plan_looking(self._run, self.settings.sampling, self.settings.matching)
+            looked_at = plan_looking(self._run, self.settings.sampling)
             recipe = plan_matched(self._run, step, looked_at)
         elif step.relevance == "table" and self.table:
             recipe = plan_direction(self._run, step, self.table)

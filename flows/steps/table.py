@@ -19,7 +19,7 @@ from tasks.directions.sampling import SampledStyles
 from tasks.directions.style_directions import TableRef, find_table
 from tasks.running.progress import ShardResult, StepSummary
 from tasks.running.run import Run
-from tasks.settings import Matching, Nightly, Relevance, Sampling
+from tasks.settings import Nightly, Relevance, Sampling
 
 
 def sample(run: Run, settings: Sampling) -> tuple[SampledStyles, StepSummary[ShardResult]]:
@@ -36,9 +36,9 @@ def sample(run: Run, settings: Sampling) -> tuple[SampledStyles, StepSummary[Sha
     return planned, summary
 
 
-def look_at(run: Run, settings: Sampling, wanted: Matching) -> tuple[SeenCodes, StepSummary[ShardResult]]:
+def look_at(run: Run, settings: Sampling) -> tuple[SeenCodes, StepSummary[ShardResult]]:
     """Seeds -> what CLIP sees in the images of sampled codes, once for all prompts."""
-    planned = matching.plan(run, settings, wanted)
+    planned = matching.plan(run, settings)
     parts = [matching.look_at_codes.submit(run, planned, shard) for shard in range(planned.shards)]
     (summary,) = wait_for({"look-at-codes": parts})
     return planned, summary

@@ -32,7 +32,7 @@ from tasks.running.overlap import computing
 from tasks.running.progress import ShardResult
 from tasks.running.run import Run
 from tasks.running.texts import prompt_distance, text_vector
-from tasks.settings import Matching, Sampling
+from tasks.settings import Sampling
 from tasks.settings.edits import StepVariant
 from tasks.storage import join
 
@@ -77,17 +77,20 @@ class SeenCodes(BaseModel):
         return join(self.folder, part_name(shard, self.shards))
 
 
-def plan(run: Run, sampling: Sampling, settings: Matching) -> SeenCodes:
+def plan(run: Run, sampling: Sampling) -> SeenCodes:
     """Return where the embeddings of these settings lie; nothing is computed."""
     # what else sampling says is of other artifacts, and would rename these
     decides = {"seed", "truncation_psi", "truncation_cutoff"} | (
         {"label"} if sampling.label is not None else set()
     )
-    parameters = {**sampling.model_dump(include=decides), **settings.model_dump()}
+    parameters = {**sampling.model_dump(include=decides), "codes": sampling.looked_at}
     networks = {"clip": run.hashes.clip, "generator": run.hashes.generator}
     recipe = Recipe(STEP, VERSION, parameters, networks, run.hashes.generator, run.hashes.clip)
     return SeenCodes(
-        folder=recipe.folder(run.workspace, "seen"), recipe=recipe, sampling=sampling, codes=settings.codes
+        folder=recipe.folder(run.workspace, "seen"),
+        recipe=recipe,
+        sampling=sampling,
+        codes=sampling.looked_at,
     )
 
 

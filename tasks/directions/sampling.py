@@ -67,8 +67,10 @@ class SampledStyles(BaseModel):
 
 def plan(run: Run, sampling: Sampling) -> SampledStyles:
     """Return where the artifacts of these settings lie; nothing is computed."""
-    # without a label, artifacts keep the names they had before there were labels
-    parameters = sampling.model_dump(exclude=None if sampling.label is not None else {"label"})
+    # without a label, artifacts keep the names they had before there were labels; what CLIP looks at is not
+    # among the codes that are stored here
+    left_out = {"looked_at"} | ({"label"} if sampling.label is None else set())
+    parameters = sampling.model_dump(exclude=left_out)
     recipe = Recipe(STEP, VERSION, parameters, {"generator": run.hashes.generator}, run.hashes.generator)
 
     folder = recipe.folder(run.workspace, "styles")

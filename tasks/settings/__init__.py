@@ -8,7 +8,6 @@ only a pipeline has.
 from __future__ import annotations
 
 from tasks.settings.datasets import DataSet as DataSet
-from tasks.settings.matching import Matching as Matching
 from tasks.settings.saving import Saving as Saving
 from tasks.settings.settings import Alignment as Alignment
 from tasks.settings.settings import Choosing as Choosing
@@ -35,7 +34,6 @@ from tasks.settings.settings import preset_values as preset_values
 from tasks.settings.uris import Clip as Clip
 from tasks.settings.uris import OptionalUri as OptionalUri
 from tasks.settings.uris import OrUsual as OrUsual
-from tasks.settings.uris import PricePerHour as PricePerHour
 from tasks.settings.uris import Prompt as Prompt
 from tasks.settings.uris import TemplateSet as TemplateSet
 from tasks.settings.uris import Uri as Uri

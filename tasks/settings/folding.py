@@ -12,7 +12,7 @@ from typing import Any
 ADVANCED = "advanced"
 AS_USUAL = {"type": "null", "title": "as usual"}  # what a folded group says
 _NOTHING = [None, ""]  # what a form sends of a text that nobody wrote
-EVERYDAY = ("target", "neutral", "name", "method", "alpha", "beta")  # in the order of the form
+EVERYDAY = ("target", "neutral", "method", "alpha", "beta")  # in the order of the form
 
 
 def unfolded(given: Any) -> Any:  # noqa: ANN401 - whatever somebody gives

@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 
 from styleclip_core.errors import StyleCLIPError
 from styleclip_core.options import (
+    LARGEST,
     ChangesNoResult,
     NamedIfChanged,
     NamedWith,
@@ -154,6 +155,12 @@ class Execution(Settings):
     device: Annotated[
         Literal["auto", "cpu", "cuda"], ChangesNoResult("another device only rounds differently")
     ] = Field("auto", description="auto takes a GPU if there is one")
+    price_per_hour: Annotated[float, ChangesNoResult("it is multiplied with a time")] = Field(
+        0.0,
+        ge=0,
+        le=LARGEST,
+        description="What an hour of the machine costs, in your currency; 0 for no cost",
+    )
     shard_size: Annotated[int, ChangesNoResult("images do not see each other")] = Field(
         16, ge=1, le=100_000, description="Images per shard, on average"
     )
@@ -175,6 +182,9 @@ class Sampling(Settings):
     )
     statistics: int = Field(100_000, ge=2, description="Codes behind mean and deviation")
     codes: int = Field(100, ge=1, description="Codes stored for the relevance table")
+    looked_at: int = Field(
+        2000, ge=100, description="Codes that CLIP looks at, once for all prompts, where edits are matched"
+    )
 
 
 @dataclass(frozen=True, config=_REFUSING)

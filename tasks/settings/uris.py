@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Annotated, Any, TypeVar
 from zoneinfo import available_timezones
 
-from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandler, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, GetCoreSchemaHandler, WithJsonSchema
 
 from styleclip_core.errors import CheckpointError
 from styleclip_core.models.clip_names import PREFIXES, clip_place, parse_clip
-from styleclip_core.options import LARGEST
 from styleclip_core.templates import TEMPLATE_SETS
 
 _Group = TypeVar("_Group")
@@ -96,7 +95,6 @@ def _known_time_zone(name: str) -> str:
     return name
 
 
-PricePerHour = Annotated[float, Field(ge=0, le=LARGEST)]
 TimeZone = Annotated[
     str,
     AfterValidator(_known_time_zone),

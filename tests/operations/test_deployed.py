@@ -157,17 +157,16 @@ def test_the_form_fits_on_a_few_screens_and_opens_what_experts_want(prefect: Pre
     page.get_by_text("How photographs become latents.").first.wait_for(timeout=PAGE)
     height = "Math.max(...[...document.querySelectorAll('*')].map(each => each.scrollHeight))"
     tall = page.evaluate(height)
-    assert ui != "/v2" or tall < TALLEST
     page.set_viewport_size({"width": 1300, "height": tall})
     name = "v2" if ui else "v1"
     page.screenshot(path=SCREENSHOTS / f"form-{name}.png", full_page=True)
+    assert ui != "/v2" or tall < TALLEST
 
     # everyday fields stand there, in the order in which one thinks of them; the rest is folded away
     text = page.locator("body").inner_text()
     assert text.index("photos\n") < text.index("edits\n") < text.index("Target\n") < text.index("out\n")
     assert "Field\n" not in text
     assert "Channels Per Shard" not in text
-    assert page.locator("textarea").nth(3).input_value() == ""  # the edit's name
 
     page.get_by_text(TABS[ui], exact=True).nth(2 if ui else 0).click()
     page.get_by_text("Size of the move in standard deviations of the channel").wait_for(timeout=PAGE)

@@ -262,7 +262,7 @@ def test_the_parameter_of_the_form_makes_a_dry_run_whose_report_says_time_and_co
     (tmp_path / "photos" / "a.png").write_bytes(photograph(1))
     parameters = {
         "models": network_files, "photos": str(tmp_path / "photos"), "workspace": str(tmp_path / "workspace"),
-        "inversion": {"steps": 1}, "dry_run": True, "price_per_hour": 3.6,
+        "inversion": {"steps": 1}, "dry_run": True, "execution": {"price_per_hour": 3.6},
     }  # fmt: skip
     with get_client(sync_client=True) as client:
         created = client.create_flow_run(invert_images, parameters=parameters)
@@ -309,7 +309,7 @@ def test_runs_keep_what_they_took_also_failed_ones_and_say_what_the_next_costs(
     # the first line of the next one
     write_bytes_atomic(join(place.photos, "d.png"), photograph(9))
     with caplog.at_level(logging.INFO):
-        invert_images(*given, one_each, price_per_hour=36000.0)
+        invert_images(*given, one_each.model_copy(update={"price_per_hour": 36000.0}))
     said = [line.message for line in caplog.records if line.message.startswith("this run inverts")][-1]
     assert "it takes about" in said
     assert "and costs" in said

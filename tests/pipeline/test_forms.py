@@ -65,8 +65,8 @@ def test_what_everybody_needs_comes_first():
         "photos", "edits", "out", "models", "workspace",
     ]  # fmt: skip
     edit = FORMS["flows.edit_images:edit_images"]["definitions"]["Edit"]["properties"]
-    assert list(edit) == ["target", "neutral", "name", "method", "alpha", "beta", "advanced"]
-    assert [field["position"] for field in edit.values()] == list(range(7))
+    assert list(edit) == ["target", "neutral", "method", "alpha", "beta", "advanced"]
+    assert [field["position"] for field in edit.values()] == list(range(6))
     assert set(edit["advanced"]["anyOf"][1]["properties"]) == set(Edit.model_fields) - set(edit)
 
 

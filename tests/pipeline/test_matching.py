@@ -21,11 +21,11 @@ from tasks.artifacts import read_provenance, read_table
 from tasks.directions.matching import plan
 from tasks.directions.style_directions import MATCHED_UNIT
 from tasks.running.run import run_here
-from tasks.settings import Choosing, Inversion, Matching, Models, Sampling
+from tasks.settings import Choosing, Inversion, Models, Sampling
 from tasks.settings.edits import Edit, EditStep
 from tests.pipeline.test_flows import encoded, files_of, manifest_of, portrait, run
 
-WANTED = Matching(codes=100)
+WANTED = Sampling(looked_at=100, statistics=40, codes=3)
 EDIT = Edit(target="grey hair", alpha=0.5, beta=0.0, relevance="matched")
 
 
@@ -56,7 +56,7 @@ def by_hand(models):
 @pytest.mark.usefixtures("prefect_server")
 def test_matched_edits_need_no_table_and_move_each_image_in_its_own_way(models, photos, tmp_path):
     out = tmp_path / "out"
-    result = run(models, photos, out, [EDIT], matching=WANTED)
+    result = run(models, photos, out, [EDIT], sampling=WANTED)
     assert {step.step for step in result.steps} == {"look-at-codes", "invert-images", "edit-images"}
     rows = manifest_of(result)
     assert set(rows.status) == {"ok"}
@@ -81,25 +81,25 @@ def test_matched_edits_need_no_table_and_move_each_image_in_its_own_way(models, 
     assert mine == pytest.approx((expected @ target).tolist(), abs=1e-4)
 
     files = files_of(out)
-    assert [step.computed for step in run(models, photos, out, [EDIT], matching=WANTED).steps] == [0, 0, 0]
+    assert [step.computed for step in run(models, photos, out, [EDIT], sampling=WANTED).steps] == [0, 0, 0]
     assert files_of(out) == files
 
 
 @pytest.mark.usefixtures("prefect_server")
 def test_what_clip_saw_serves_all_prompts_and_is_named_after_what_decides_it(models, photos, tmp_path):
     other = EDIT.model_copy(update={"target": "a hat", "alpha": 1.0})
-    result = run(models, photos, tmp_path / "out", [EDIT, other], matching=WANTED)
+    result = run(models, photos, tmp_path / "out", [EDIT, other], sampling=WANTED)
     looked = next(step for step in result.steps if step.step == "look-at-codes")
     assert looked.rows == 100
     (part,) = (tmp_path / "out" / "workspace" / "seen").glob("*/part-*.parquet")
     assert pq.read_table(part).num_rows == 100
 
     here = run_here(models, str(tmp_path / "work"))
-    base = plan(here, Sampling(), WANTED).fingerprint
-    assert plan(here, Sampling(codes=7, statistics=9), WANTED).fingerprint == base
-    assert plan(here, Sampling(seed=6), WANTED).fingerprint != base
-    assert plan(here, Sampling(truncation_psi=0.5), WANTED).fingerprint != base
-    assert plan(here, Sampling(), Matching(codes=101)).fingerprint != base
+    base = plan(here, Sampling(looked_at=100)).fingerprint
+    assert plan(here, Sampling(looked_at=100, codes=7, statistics=9)).fingerprint == base
+    assert plan(here, Sampling(looked_at=100, seed=6)).fingerprint != base
+    assert plan(here, Sampling(looked_at=100, truncation_psi=0.5)).fingerprint != base
+    assert plan(here, Sampling(looked_at=101)).fingerprint != base
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -108,7 +108,7 @@ def test_alpha_and_beta_of_a_matched_edit_are_chosen(tmp_path):
     models = Models(generator=str(data.GENERATOR), clip=str(data.CLIP), encoder=str(data.ENCODER))
     edit = Edit(target="face with glasses", alpha="auto", beta="auto", relevance="matched")
     given = {
-        "sampling": Sampling(statistics=200, codes=4, truncation_psi=1.0), "matching": WANTED,
+        "sampling": Sampling(statistics=200, codes=4, truncation_psi=1.0, looked_at=100),
         "choosing": Choosing(images=3, thresholds=2, strengths=4),
     }  # fmt: skip
     result = choose_edits(models, [edit], str(tmp_path), **given)
@@ -149,11 +149,11 @@ def test_a_target_that_hardly_any_code_shows_ends_the_run_with_its_name(
     with pytest.raises(
         NoEffectError, match=r"edit 'grey-hair' .*sees the target in 0\.0 of 100 sampled codes"
     ):
-        run(models, photos, tmp_path / "out", [EDIT], matching=WANTED)
+        run(models, photos, tmp_path / "out", [EDIT], sampling=WANTED)
 
 
 def test_shards_hold_every_code_once(models, tmp_path):
-    planned = plan(run_here(models, str(tmp_path)), Sampling(), Matching(codes=1001))
+    planned = plan(run_here(models, str(tmp_path)), Sampling(looked_at=1001))
     assert [planned.ids(shard) for shard in range(planned.shards)] == [
         range(500), range(500, 1000), range(1000, 1001)
     ]  # fmt: skip

@@ -178,6 +178,7 @@ CASES = [
     if not (named is _measured and name in ("minimum", "derivatives"))  # nothing without a tolerance
     and not (named is _fast and name in ("tolerance", "reference_compat"))
     and name != "eight_bit_by"  # nothing without 8 bits
+    and name != "looked_at"  # of what CLIP looks at, see tests/pipeline/test_matching.py
 ]  # fmt: skip
 
 
@@ -210,7 +211,7 @@ def test_how_work_is_run_is_marked_as_changing_no_result():
 
 
 def test_the_options_that_change_no_result_are_these():
-    """Each is run both ways below, but for max_failed: tests/pipeline/test_max_failed.py."""
+    """Each is run both ways below, but for max_failed (tests/pipeline/test_max_failed.py) and a price."""
     found = {
         f"{form.__name__}.{name}"
         for form in (
@@ -222,7 +223,7 @@ def test_the_options_that_change_no_result_are_these():
     }  # fmt: skip
     assert found == {
         "Inversion.batch_size", "Relevance.batch_size", "Relevance.channels_per_shard", "Choosing.batch_size",
-        "Execution.device", "Execution.shard_size", "Execution.max_failed",
+        "Execution.device", "Execution.shard_size", "Execution.max_failed", "Execution.price_per_hour",
     }  # fmt: skip
 
 

@@ -64,14 +64,14 @@ class Sizes:
     statistics: int = 2_000
     rounds: int = 3
     settle: float = 0.2
-    moves: tuple[int, ...] = (256, 64)
+    moves: tuple[int, ...] = (128, 32)  # features of fewer than 2^31 numbers, which kernels can index
     fast_codes: int = 8
     fast_channels: int = 16
     loop_layers: int = 3
     loop_codes: int = 6
     pairs: int = 16
     steps: int = 2
-    edits: tuple[int, ...] = (256, 64)
+    edits: tuple[int, ...] = (256, 32)
     identity: bool = True
 
 

@@ -22,6 +22,7 @@ import torch
 from benchmarks.gpu.networks import Bench
 
 State = Literal["done", "ran out", "failed"]
+_AGAIN = 5.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +118,9 @@ def time_limit(seconds: float) -> Iterator[None]:
     def end(number: int, frame: FrameType | None) -> None:
         raise OutOfTimeError(f"its {seconds:.0f} s were over")
 
+    # again after a while: an error in a destructor is shown and forgotten
     before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3), _AGAIN)
     try:
         yield
     finally:
@@ -147,15 +149,14 @@ def run(
 
 
 def _run(bench: Bench, outcome: Outcome) -> None:
-    on_gpu = bench.device.type == "cuda"
-    if on_gpu:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(bench.device)
+    on_gpu, started = bench.device.type == "cuda", time.perf_counter()
 
     # what ends a part, whatever it is, is told in the result, and the next part begins
-    started = time.perf_counter()
     try:
         with time_limit(outcome.limit):
+            if on_gpu:  # here, as a device that an earlier part broke answers with an error from now on
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats(bench.device)
             for row in outcome.part.measure(bench):
                 outcome.rows.append(row)
     except OutOfTimeError as error:

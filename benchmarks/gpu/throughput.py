@@ -55,7 +55,7 @@ def synthesis(bench: Bench) -> Iterator[Row]:
 
 def clip(bench: Bench) -> Iterator[Row]:
     """Yield images/s of CLIP with its preprocessing, as a GPU loads it, with TF32 products, in float32."""
-    side, most = bench.sizes.resolutions[-1], max(bench.sizes.clip_batches)
+    side, most = bench.sizes.resolutions[-1], max(_COUNTED, *bench.sizes.clip_batches)
     images = bench.images(most, side)
     ways: tuple[tuple[Precision, bool], ...] = (("float16", True), ("tf32", False), ("float32", False))
     for precision, halved in ways:

@@ -123,7 +123,10 @@ class Bench:
             shell = ImageClip(self.sizes.tower)
         network = ImageClip(self.sizes.tower)
         network.load_state_dict(self._state("CLIP", shell, equalized=False))
-        if halved if halved is not None else device.type == "cuda":
+
+        # a rehearsal goes the way of a GPU
+        usual = self.small or device.type == "cuda"
+        if usual if halved is None else halved:
             network.halve()
         return image_clip(network, device)
 

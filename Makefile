@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 ON_ALL_CORES := -n auto --maxprocesses=8 --dist=loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-long operations browser soak identity volume parity check format hostile bench methods quality models world-quality setup help
+.PHONY: demo test test-long operations browser soak identity volume parity check format hostile bench gpu methods quality models world-quality setup help
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -70,6 +70,9 @@ hostile: $(STAMP)  ## Hostile weights files against every loader, with a long ra
 
 bench: $(STAMP)  ## Benchmarks, as ratios measured in one run
 	$(BIN)/python -m benchmarks
+
+gpu: $(STAMP)  ## What a GPU does with the hot paths (nine minutes, needs one)
+	$(BIN)/python -m benchmarks.gpu
 
 methods: $(STAMP)  ## The three methods beside the reference's loops: what they move, keep and cost (over an hour)
 	$(BIN)/python -m benchmarks.methods

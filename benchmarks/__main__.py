@@ -16,6 +16,7 @@ from rich.console import Console
 
 from benchmarks import (
     bulk,
+    cost,
     dry_run,
     fast,
     growth,
@@ -36,6 +37,7 @@ from benchmarks.report import Options, Section, hardware, write
 PARTS: dict[str, tuple[str, Callable[[Options], Iterator[Section]]]] = {
     "relevance": ("exact relevance against the reference loop", relevance.measure),
     "limits": ("images/s and fraction of the machine's matrix-product and copy rates", limits.measure),
+    "cost": ("what the hot paths ask of a machine: kernels, bytes, products; nothing is timed", cost.measure),
     "orchestration": ("Prefect's overhead on a build of five minutes", orchestration.measure),
     "fast": ("fast relevance: time, agreement of directions, edits", fast.measure),
     "instant": ("instant relevance: time, agreement of directions, edits", instant.measure),
@@ -49,7 +51,7 @@ PARTS: dict[str, tuple[str, Callable[[Options], Iterator[Section]]]] = {
     "dry-run": ("what dry runs say that runs take, and what these took", dry_run.measure),
     "loading": ("published files of their real sizes", loading.measure),
 }
-_GPU_PARTS = ("relevance", "limits", "fast", "instant", "sampling")
+_GPU_PARTS = ("relevance", "limits", "cost", "fast", "instant", "sampling")
 
 
 def _arguments() -> argparse.Namespace:

@@ -1,23 +1,18 @@
 """What the machine could do at most, and what fraction of that the engine reaches.
 
 The limits are measured in the same run, on the same device and threads: the rate of a large matrix product
-and of a large copy. Products are counted by torch's own counter. Bytes are those of the inputs and outputs
-of every operation, as if each came from memory and went back there; caches make them fewer. Either gives
-a least time for the work as it is written; the engine's time over the larger one is its distance.
+and of a large copy. Products and bytes are counted (``counting``), and either gives a least time for the work
+as it is written; the engine's time over the larger one is its distance.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
-from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
-from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.counting import count_quiet
 from benchmarks.networks import Case, cases, clock
 from benchmarks.report import Options, Section
 from styleclip_core.relevance import RelevanceSettings
@@ -25,40 +20,11 @@ from styleclip_core.relevance import RelevanceSettings
 _BATCH = 32
 
 
-class ByteCounter(TorchDispatchMode):
-    """Counts the bytes that operations read and write; views move nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.total = 0
-
-    def __torch_dispatch__(
-        self,
-        func: OpOverload[..., object],
-        types: Collection[type],
-        args: tuple[object, ...] = (),
-        kwargs: dict[str, object] | None = None,
-    ) -> object:
-        """Run an operation and add its tensors' sizes."""
-        result = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            found, _ = tree_flatten((args, kwargs, result))
-            self.total += sum(each.nbytes for each in found if isinstance(each, Tensor))
-        return result
-
-
-def count(work: Callable[[], object]) -> tuple[int, int]:
-    """Return the floating-point operations of matrix products and convolutions, and the bytes moved."""
-    with FlopCounterMode(display=False) as flops, torch.no_grad():
-        work()
-    with ByteCounter() as moved, torch.no_grad():
-        work()
-    return flops.get_total_flops(), moved.total
-
-
-def product_rate(device: str, rounds: int, dtype: torch.dtype = torch.float32) -> float:
+def product_rate(
+    device: str, rounds: int, dtype: torch.dtype = torch.float32, side: int | None = None
+) -> float:
     """Return the best rate of a square matrix product in operations per second."""
-    side = 1024 if device == "cpu" else 8192
+    side = side or (1024 if device == "cpu" else 8192)
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     repeat = 5
     return max(
@@ -67,9 +33,9 @@ def product_rate(device: str, rounds: int, dtype: torch.dtype = torch.float32) -
     )
 
 
-def copy_rate(device: str, rounds: int) -> float:
+def copy_rate(device: str, rounds: int, size: int | None = None) -> float:
     """Return the best rate of a copy that no cache holds, in bytes read and written per second."""
-    size = 2**26 if device == "cpu" else 2**30
+    size = size or (2**26 if device == "cpu" else 2**30)
     source = torch.randn(size, device=device)
     target = torch.empty_like(source)
     seconds = min(clock(device, lambda: target.copy_(source))[0] for _ in range(rounds + 1))
@@ -88,12 +54,12 @@ def measure(options: Options) -> Iterator[Section]:
     for case in cases(options):
         rows, figures = list[tuple[str, ...]](), dict[str, float]()
         for name, images, work in _work(case):
-            flops, moved = (each / images for each in count(work))
+            cost = count_quiet(work) * (1 / images)
             timed = [clock(options.device, _quiet(work))[0] / images for _ in range(options.rounds + 1)]
             seconds = statistics.median(timed[1:])
-            least = flops / products, moved / copies
+            least = cost.flops / products, cost.moved / copies
             rows.append((
-                name, f"{flops / 1e6:.1f}", f"{moved / 1e6:.1f}", f"{seconds * 1e3:.2f}",
+                name, f"{cost.flops / 1e6:.1f}", f"{cost.moved / 1e6:.1f}", f"{seconds * 1e3:.2f}",
                 f"{1 / seconds:.0f}", *(f"{each * 1e3:.2f} ({each / seconds:.0%})" for each in least),
             ))  # fmt: skip
             figures[f"{name}: fraction of the matrix product's rate"] = least[0] / seconds

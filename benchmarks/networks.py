@@ -86,7 +86,7 @@ def cases(options: Options) -> list[Case]:
     """Return the networks of a run, loaded once."""
     if options.networks == "world":
         generator, clip = load_generator(data.GENERATOR), load_clip(data.CLIP)
-        return [_case("embedded world, 64 px", generator.to(options.device), clip, options.codes)]
+        return [case_of("embedded world, 64 px", generator.to(options.device), clip, options.codes)]
     clip = generated_clip(options.device)
     found = []
     for resolution in options.resolutions:
@@ -96,7 +96,7 @@ def cases(options: Options) -> list[Case]:
         name = (
             f"config-f of at most {options.width} channels, {resolution} px, and ViT-B/32, generated weights"
         )
-        found.append(_case(name, generator, clip, options.codes))
+        found.append(case_of(name, generator, clip, options.codes))
     return found
 
 
@@ -112,12 +112,16 @@ def generated_clip(device: str) -> ClipModel:
     return ClipModel(network, name="ViT-B/32 generated", fingerprint="", device=torch.device(device))
 
 
-def _case(name: str, generator: Generator, clip: ClipModel, codes: int) -> Case:
+def case_of(
+    name: str, generator: Generator, clip: ClipModel, codes: int, statistics_of: int = STATISTICS
+) -> Case:
+    """Return networks with ``codes`` style codes, and the statistics of as many as ``statistics_of``."""
+
     def sample(count: int) -> Iterator[StyleCode]:
         for _, _, styles in sample_styles(generator, seed=SEED, sample_ids=range(count), truncation_psi=PSI):
             yield styles
 
-    statistics = measure_statistics(sample(STATISTICS))
+    statistics = measure_statistics(sample(statistics_of))
     mean, std = (
         StyleCode.from_flat(generator.layout, each[None].float()).to(generator.device)
         for each in (statistics.mean, statistics.std)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from clip.clip import _transform
 from PIL import Image
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from styleclip_core.images import to_uint8
 from styleclip_core.mapper_training import PRESETS as MAPPER_PRESETS
 from styleclip_core.mapper_training import MapperTrainingSettings, new_mapper
 from styleclip_core.models.clip import ClipModel
+from styleclip_core.models.clip_preprocessing import Preprocessing
 from styleclip_core.models.mapper import PUBLISHED_STRENGTH, Mapper
 from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.optimization import OptimizationSettings, learning_rate_factor
@@ -29,10 +30,33 @@ from styleclip_core.style_space import StyleCode
 _PUBLISHED_STRENGTH = 5.0  # deviations that the published script moves a channel by
 
 
+def published_preprocessing(side: int) -> Callable[[Image.Image], Tensor]:
+    """Return what OpenAI's package does to an image through PIL, bit for bit, without torchvision.
+
+    The shorter side is scaled to ``side``, the middle cut out, the pixels normalized: ``[3, side, side]``.
+    """
+    normal = Preprocessing(side)
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (normal.mean, normal.std))
+
+    def preprocess(image: Image.Image) -> Tensor:
+        # the longer side is cut off to a whole number, as torchvision does
+        short = min(image.size)
+        width, height = (side if each == short else int(side * each / short) for each in image.size)
+        if (width, height) != image.size:
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+
+        left, top = round((width - side) / 2), round((height - side) / 2)
+        cut = image.crop((left, top, left + side, top + side)).convert("RGB")
+        pixels = torch.from_numpy(np.array(cut)).permute(2, 0, 1).contiguous()
+        return (pixels.float() / 255 - mean) / std
+
+    return preprocess
+
+
 @torch.no_grad()
 def reference_directions(case: Case, codes: StyleCode, layer: str, channels: Iterable[int]) -> Tensor:
     """Return the mean unit change of the embedding by every channel, ``[C, D]``."""
-    preprocess, std = _transform(case.clip.input_resolution), case.std[layer][0]
+    preprocess, std = published_preprocessing(case.clip.input_resolution), case.std[layer][0]
     rows = []
     for channel in channels:
         pixels = []
@@ -64,7 +88,7 @@ def reference_table(
     ``visited`` is its one copy of the codes: a channel is put to its mean before its turn, and stays there.
     """
     visited = {name: codes[name].clone() for name in codes}
-    preprocess, parts = _transform(clip.input_resolution), []
+    preprocess, parts = published_preprocessing(clip.input_resolution), []
     for layer in generator.layout.editable:
         rows = []
         for channel in range(layer.channels):

@@ -8,10 +8,12 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from rich.console import Console
-from rich.table import Table
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Section:
 
     def show(self, console: Console) -> None:
         """Print the table."""
+        from rich.table import Table  # here, as what only counts or measures needs no screen
+
         table = Table(*self.header, title=self.title, title_justify="left")
         for row in self.rows:
             table.add_row(*row)

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.limits import copy_rate, count, product_rate
+from benchmarks.counting import count_quiet
+from benchmarks.limits import copy_rate, product_rate
 from benchmarks.networks import PSI, SEED, Case, cases, clock
 from benchmarks.report import Options, Section
 from styleclip_core.sampling import ChannelStatistics, measure_statistics, sample_styles, sample_z
@@ -82,15 +83,15 @@ def _whole(case: Case, options: Options) -> Section:
         raise RuntimeError(f"statistics of {ours.n} codes, not of {CODES}")
     slow, fast = (statistics.median(each[index] for each in runs) for index in (0, 1))
     z = sample_z(SEED, range(BATCH), generator.config.z_dim).to(generator.device)
-    flops, moved = (each / BATCH for each in count(lambda: generator.styles(generator.map(z)).flat()))
+    cost = count_quiet(lambda: generator.styles(generator.map(z)).flat()) * (1 / BATCH)
     drawing = np.random.Generator(np.random.Philox(key=[SEED, 0]))
     numbers = BATCH * generator.config.z_dim
     drawn = min(
         clock("cpu", lambda: drawing.standard_normal(numbers, np.float32))[0] / BATCH for _ in range(5)
     )
     least = (
-        flops / product_rate(options.device, options.rounds),
-        moved / copy_rate(options.device, options.rounds),
+        cost.flops / product_rate(options.device, options.rounds),
+        cost.moved / copy_rate(options.device, options.rounds),
     )
     limit = drawn + max(least)
     return Section(

@@ -63,7 +63,7 @@ class ChannelMoves:
             below: Its synthesis, stopped before the layer.
             dtype: Number format of the convolutions above the layer.
         """
-        self._generator, self._image = generator, below.image
+        self._generator, self._image, self._dtype = generator, below.image, dtype
         layers = generator.layout.layers
         self._moved = _MovedLayer(_convolution(generator, layers[below.next_layer]), code[layer][0], below)
         self._tail = [
@@ -81,7 +81,8 @@ class ChannelMoves:
         Returns:
             ``[K n, 3, H, V]`` float32, the first move of all channels first.
         """
-        x, image = self._moved.features(channels, values), self._image
+        # the moved layer is float32; above it all is of one type, toRGB too, which may come next
+        x, image = self._moved.features(channels, values).to(self._dtype), self._image
         for layer in self._tail:
             if layer.colour:
                 rgb = F.conv2d(x, layer.weight).float() + layer.shift
@@ -89,7 +90,7 @@ class ChannelMoves:
                     rgb = rgb.clamp_(-layer.clamp, layer.clamp)
                 image = rgb if image is None else rgb.add_(self._generator.upsample(image, layer.resolution))
             else:
-                x = layer.forward(x.to(layer.weight.dtype))
+                x = layer.forward(x)
         if image is None:
             raise ValueError("a generator without toRGB layers draws nothing")
         return image

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from annotated_types import Ge, Gt, Le, Lt, MultipleOf
+from styleclip_core.bounds import Ge, Gt, Le, Lt, MultipleOf
 
 
 @dataclass(frozen=True, slots=True)

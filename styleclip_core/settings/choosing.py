@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from annotated_types import Ge, Gt, Lt
-
+from styleclip_core.bounds import Ge, Gt, Lt
 from styleclip_core.options import NamedIfChanged, Says, check
 
 

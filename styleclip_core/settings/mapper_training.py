@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le
-
+from styleclip_core.bounds import Ge, Gt, Le
 from styleclip_core.options import NamedIfChanged, Says, check
 
 Kind = Literal["levels", "single", "style", "style-full"]

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt
-
+from styleclip_core.bounds import Ge, Gt
 from styleclip_core.options import Says, check
 
 Space = Literal["w_plus", "s"]

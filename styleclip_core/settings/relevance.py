@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, MultipleOf
-
+from styleclip_core.bounds import Ge, Gt, MultipleOf
 from styleclip_core.options import ChangesNoResult, NamedIfChanged, NamedWith, Says, check
 
 Centre = Literal["sample", "mean"]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Le
-
+from styleclip_core.bounds import Ge, Le
 from styleclip_core.options import NamedIfChanged, Says, check
 
 Format = Literal["png", "jpeg", "webp", "webp-lossless", "avif"]

@@ -46,6 +46,27 @@ def test_core_imports_without_prefect_storage_or_clip():
     assert result.returncode == 0, result.stderr
 
 
+def test_bounds_hold_where_annotated_types_is_not_installed():
+    # a machine that was set up for torch alone; where the package is, pydantic reads the same bounds from it
+    check = """
+from styleclip_core.settings.relevance import RelevanceSettings
+RelevanceSettings()
+for wrong in ({"strength": 0.0}, {"batch_size": 3}, {"tolerance": -1.0}, {"minimum": 1}):
+    try:
+        RelevanceSettings(**wrong)
+    except ValueError as error:
+        print(error)
+"""
+    without, usual = (
+        subprocess.run(
+            [sys.executable, "-c", code + check], capture_output=True, text=True, check=True
+        ).stdout
+        for code in (PROBE.format(absent={"annotated_types", "pydantic"}), "")
+    )
+    assert without == usual
+    assert len(usual.splitlines()) == 4
+
+
 @pytest.mark.parametrize("needed", ["torch", "safetensors"])
 def test_the_probe_can_fail(needed):
     result = _import_without(needed)

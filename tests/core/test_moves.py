@@ -51,3 +51,21 @@ def test_a_channel_that_carries_nearly_all_of_the_energy_can_be_switched_off(gen
     style = torch.full_like(code["b8.conv1"], 0.01)
     style[:, 4] = 30
     _check(generator, code.replace("b8.conv1", style), "b8.conv1", tolerance=2e-3)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 3e-2), (torch.float16, 4e-3)])
+@pytest.mark.parametrize("layer", ["b4.conv1", "b8.conv0", "b8.conv1", "b16.conv0", "b16.conv1"])
+def test_moves_in_16_bits_are_those_of_32_but_for_their_rounding(generator, codes, layer, dtype, tolerance):
+    # what is above a conv1 is a toRGB layer, above a conv0 a convolution: both take what the layer gives
+    code, channels = codes.select(slice(0, 1)), torch.tensor([4, 0, 5])
+    values = torch.stack([code[layer][0, channels] + 2, code[layer][0, channels] - 2])
+    names = [each.name for each in generator.layout.layers]
+    with torch.no_grad():
+        below = generator.advance(generator.begin(1), code, names.index(layer))
+        half, whole = (
+            ChannelMoves(generator, code, layer, below, dtype=each).images(channels, values)
+            for each in (dtype, torch.float32)
+        )
+    assert half.dtype == torch.float32
+    assert_close(half, whole, atol=tolerance * whole.abs().max().item(), rtol=0)
+    assert not torch.equal(half, whole)

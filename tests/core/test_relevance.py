@@ -60,6 +60,13 @@ def test_directions_equal_the_definition(generator, codes, layer, centre):
         assert_close(measured.direction[row], expected, atol=2e-4, rtol=0)
 
 
+@pytest.mark.parametrize(("precision", "lowest"), [("bfloat16", 0.99), ("float16", 0.999)])
+@pytest.mark.parametrize("layer", ["b4.conv1", "b8.conv0", "b8.conv1", "b16.conv0", "b16.conv1"])
+def test_directions_in_16_bits_point_where_those_of_32_do(generator, codes, layer, precision, lowest):
+    half, whole = (_measure(generator, codes, layer, precision=each) for each in (precision, "float32"))
+    assert F.cosine_similarity(half.direction, whole.direction).min() > lowest
+
+
 def test_a_channel_does_not_depend_on_the_others_in_its_run(generator, codes):
     alone = _measure(generator, codes, channels=[3])
     together = _measure(generator, codes, channels=range(6))

@@ -8,6 +8,7 @@ network, loads ``{key: tensor}`` made by ``fill_state`` with ``strict=True``, an
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 
@@ -41,16 +42,21 @@ def fill(key: str, shape: tuple[int, ...], *, equalized: bool, salt: str = "") -
 
 
 def fill_state(
-    shapes: dict[str, tuple[int, ...]], *, equalized, keep=(), salt: str = ""
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    equalized: bool | Callable[[str], bool],
+    keep: Collection[str] = (),
+    salt: str = "",
 ) -> dict[str, np.ndarray]:
     """`fill` for a whole state dict.
 
     `equalized`: a bool, or a predicate on the key.  Keys that contain a word of `keep` (fixed FIR kernels)
     are left out: keep the network's own values for those.
     """
-    rule = equalized if callable(equalized) else (lambda key: equalized)
     return {
-        key: fill(key, tuple(shape), equalized=rule(key), salt=salt)
+        key: fill(
+            key, tuple(shape), equalized=equalized(key) if callable(equalized) else equalized, salt=salt
+        )
         for key, shape in shapes.items()
         if not any(word in key for word in keep)
     }

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from benchmarks.gpu import relevance as gpu_relevance
 from benchmarks.methods import summary
 from benchmarks.reference import reference_mapper, reference_optimization, reference_table
 from styleclip_core import load_clip, load_generator
@@ -17,6 +18,7 @@ from styleclip_core.reference_compat import measure_as_published
 from styleclip_core.relevance import RelevanceSettings, RelevanceTable
 from styleclip_core.sampling import measure_statistics, sample_styles
 from styleclip_core.style_space import StyleCode
+from tasks.settings import fast_relevance
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +93,10 @@ def test_summary_by_hand():
     # means 2 and 3; variances of the means 1 and 0; the error is sqrt(1 + 0) / 2
     cells = summary([table([1.0, 3.0]), table([3.0, 3.0])])
     assert cells == ["2", "2.500 ± 0.500", "0.500 ± 0.000", "1.000 ± 0.000", "0.25", "3"]
+
+
+def test_a_gpu_is_measured_with_the_fast_mode_of_the_pipeline():
+    usual = fast_relevance({})
+    assert (usual.derivatives, usual.tolerance, usual.minimum) == (
+        gpu_relevance.DIRECTIONS, gpu_relevance.TOLERANCE, gpu_relevance.MINIMUM,
+    )  # fmt: skip

@@ -72,7 +72,8 @@ def opened(browser: Browser, url: str, **context: object) -> Iterator[Page]:
         page.on("pageerror", lambda each: trouble.append(f"error: {each}"))
         page.on("dialog", lambda each: (trouble.append(f"dialog: {each.message}"), each.dismiss()))
         page.on("request", lambda each: each.url.startswith(("data:", prefix)) or trouble.append(each.url))
-        page.goto(url)
+        # as a link says it; without one a page opens on what worked best
+        page.goto(url if "#" in url else f"{url}#edit=0&sort=key&order=first")
         page.wait_for_selector("html[data-ready=yes]")
         yield page
     assert trouble == []
@@ -90,6 +91,17 @@ def at(page: Page) -> float:
     return float(
         page.locator(".slide").first.evaluate("box => parseFloat(box.style.getPropertyValue('--at'))")
     )
+
+
+def test_a_page_opens_on_what_worked_best(alone, browser):
+    made, url = alone
+    batch = read_batch(made.manifest)
+    best = batch.best_edit()
+    means = [batch.mean(edit, "directional")[0] for edit in range(len(batch.edits))]
+    assert means[best] == max(means)
+    scores = np.nan_to_num(batch.values["directional"][best], nan=-9)
+    with opened(browser, f"{url}#") as page:
+        assert shown(page)[0] == batch.keys[int(scores.argmax())]
 
 
 @pytest.mark.parametrize("kind", ["alone", "beside"])

@@ -122,7 +122,7 @@
     const given = new URLSearchParams(location.hash.slice(1));
     const edit = Number(given.get("edit"));
     if (Number.isInteger(edit) && meta.edits[edit]) state.edit = edit;
-    if (meta.scores.some((score) => score.name === given.get("sort"))) state.sort = given.get("sort");
+    if (["key", ...meta.scores.map((score) => score.name)].includes(given.get("sort"))) state.sort = given.get("sort");
     if (["first", "last", "best", "worst"].includes(given.get("order"))) state.order = given.get("order");
     if (["photograph", ...(meta.inversions ? ["inversion"] : [])].includes(given.get("before"))) state.before = given.get("before");
     state.q = given.get("q") || "";

@@ -85,7 +85,7 @@ class Build:
         return {
             str(path.relative_to(self.workspace)): path.read_bytes()
             for path in sorted(self.workspace.rglob("*"))
-            if path.is_file()
+            if path.is_file() and path.parent.name != "timings"  # which say how long it took
         }
 
 

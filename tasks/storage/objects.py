@@ -52,8 +52,8 @@ def answers(uri: str) -> bool:
     return True
 
 
-def read_version(uri: str, etag: str) -> bytes:
-    """Return an object's content as it was listed.
+def read_version(uri: str, etag: str, part: slice = slice(None)) -> bytes:
+    """Return an object's content as it was listed, or a stretch of it.
 
     A store that answers conditions is asked for that version; of others, the version is looked at before and
     after reading, so that what is overwritten meanwhile does not pass either.
@@ -61,6 +61,7 @@ def read_version(uri: str, etag: str) -> bytes:
     Args:
         uri: Where it lies.
         etag: Its version, as ``ObjectInfo`` has it.
+        part: The bytes wanted, from a start to a stop within the object; all if not given.
 
     Raises:
         ChangedObjectError: If it is another version by now.
@@ -69,33 +70,37 @@ def read_version(uri: str, etag: str) -> bytes:
     content: bytes | None
     if is_local(uri):
         with explained(uri, "read"):
-            content = _read_file_version(local_path(uri), etag)
+            content = _read_file_version(local_path(uri), etag, part)
     else:
         read = _read_s3_version if scheme_of(uri) == "s3" else _read_any_version
-        content = ask(uri, "read", partial(read, etag=etag))
+        content = ask(uri, "read", partial(read, etag=etag, part=part))
 
     if content is None:
         raise ChangedObjectError(f"{uri} has changed since it was listed; a new run takes the new version")
     return content
 
 
-def _read_file_version(path: Path, etag: str) -> bytes | None:
+def _read_file_version(path: Path, etag: str, part: slice) -> bytes | None:
     """Read a file if it is the version of an etag, from beginning to end."""
     with path.open("rb") as stream:
         # of the open file, not of its name, which may be another file's a moment later
         before = file_etag(os.fstat(stream.fileno()))
-        content = stream.read()
+        stream.seek(part.start or 0)
+        content = stream.read() if part.stop is None else stream.read(part.stop - stream.tell())
         after = file_etag(os.fstat(stream.fileno()))
     return content if before == after == etag else None
 
 
-def _read_s3_version(fs: fsspec.AbstractFileSystem, path: str, etag: str) -> bytes | None:
+def _read_s3_version(fs: fsspec.AbstractFileSystem, path: str, etag: str, part: slice) -> bytes | None:
     """Read an object if it is the version of an etag, with one request."""
     bucket, key, _ = fs.split_path(path)
+    wanted = {"Bucket": bucket, "Key": key, "IfMatch": f'"{etag}"'}
+    if part.stop is not None:
+        wanted["Range"] = f"bytes={part.start or 0}-{part.stop - 1}"
 
     # s3fs reads without conditions, so the request is made here
     async def read() -> bytes | None:
-        answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, IfMatch=f'"{etag}"')
+        answer = await fs._call_s3("get_object", **wanted)
         try:
             content: bytes = await answer["Body"].read()
         finally:
@@ -105,22 +110,21 @@ def _read_s3_version(fs: fsspec.AbstractFileSystem, path: str, etag: str) -> byt
     try:
         found: bytes | None = fsspec.asyn.sync(fs.loop, read)
     except OSError as error:
-        if condition_failed(error):
+        if _condition_failed(error):
             return None
         raise
     return found
 
 
-def _read_any_version(fs: fsspec.AbstractFileSystem, path: str, etag: str) -> bytes | None:
+def _read_any_version(fs: fsspec.AbstractFileSystem, path: str, etag: str, part: slice) -> bytes | None:
     """Read an object if it is the version of an etag, before and after."""
     before = fs.info(path)
-    content: bytes = fs.cat_file(path)
+    content: bytes = fs.cat_file(path, start=part.start, end=part.stop)
     after = fs.info(path)
-    return content if is_version(before, etag) and is_version(after, etag) else None
+    return content if _is_version(before, etag) and _is_version(after, etag) else None
 
 
-def is_version(info: dict[str, Any], etag: str) -> bool:
-    """Return whether what a file system tells of an object is of a version."""
+def _is_version(info: dict[str, Any], etag: str) -> bool:
     # some file systems tell a time as a number in listings and as a date elsewhere
     moment = info.get("created")
     as_listed = {**info, "created": moment.timestamp()} if isinstance(moment, datetime) else info
@@ -236,13 +240,13 @@ def _create_object(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> boo
     except FileExistsError:
         return False
     except OSError as error:
-        if condition_failed(error):
+        if _condition_failed(error):
             return False
         raise
     return True
 
 
-def condition_failed(error: OSError) -> bool:
+def _condition_failed(error: OSError) -> bool:
     """Return whether S3 refused because a condition did not hold; s3fs has no error for that."""
     answer = getattr(error.__cause__, "response", {})
     code = str(answer.get("Error", {}).get("Code", ""))

@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 import io
-import os
-from functools import partial
-from pathlib import Path
 
-import fsspec
-import fsspec.asyn
-
-from tasks.storage.filesystems import ask, etag_of, file_etag
-from tasks.storage.objects import condition_failed, is_version
-from tasks.storage.outages import ChangedObjectError, explained
-from tasks.storage.places import is_local, local_path, scheme_of
+from tasks.storage.objects import read_version
+from tasks.storage.outages import ChangedObjectError
 
 _BLOCK = 2**22  # bytes that a view asks a remote store for at once
 
@@ -31,56 +23,10 @@ def read_range(uri: str, etag: str, start: int, end: int) -> bytes:
         ChangedObjectError: If it is another version by now, or shorter.
         StorageError: If it is missing or cannot be read.
     """
-    content: bytes | None
-    if is_local(uri):
-        with explained(uri, "read"):
-            content = _file_range(local_path(uri), etag, start, end)
-    else:
-        read = _s3_range if scheme_of(uri) == "s3" else _any_range
-        content = ask(uri, "read", partial(read, etag=etag, start=start, end=end))
-
-    if content is None or len(content) != end - start:
-        raise ChangedObjectError(f"{uri} has changed since it was listed; a new run takes the new version")
+    content = read_version(uri, etag, slice(start, end))
+    if len(content) != end - start:
+        raise ChangedObjectError(f"{uri} is shorter than it was listed; a new run takes the new version")
     return content
-
-
-def _file_range(path: Path, etag: str, start: int, end: int) -> bytes | None:
-    with path.open("rb") as stream:
-        # of the open file, not of its name, which may be another file's a moment later
-        before = file_etag(os.fstat(stream.fileno()))
-        stream.seek(start)
-        content = stream.read(end - start)
-        after = file_etag(os.fstat(stream.fileno()))
-    return content if before == after == etag else None
-
-
-def _s3_range(fs: fsspec.AbstractFileSystem, path: str, etag: str, start: int, end: int) -> bytes | None:
-    bucket, key, _ = fs.split_path(path)
-    wanted = {"Bucket": bucket, "Key": key, "Range": f"bytes={start}-{end - 1}", "IfMatch": f'"{etag}"'}
-
-    # s3fs reads without conditions, so the request is made here
-    async def read() -> bytes | None:
-        answer = await fs._call_s3("get_object", **wanted)
-        try:
-            content: bytes = await answer["Body"].read()
-        finally:
-            answer["Body"].close()
-        return content if etag_of(answer) == etag else None  # not every store knows conditions
-
-    try:
-        found: bytes | None = fsspec.asyn.sync(fs.loop, read)
-    except OSError as error:
-        if condition_failed(error):
-            return None
-        raise
-    return found
-
-
-def _any_range(fs: fsspec.AbstractFileSystem, path: str, etag: str, start: int, end: int) -> bytes | None:
-    before = fs.info(path)
-    content: bytes = fs.cat_file(path, start=start, end=end)
-    after = fs.info(path)
-    return content if is_version(before, etag) and is_version(after, etag) else None
 
 
 class _Raw(io.RawIOBase):

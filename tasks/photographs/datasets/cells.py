@@ -35,7 +35,7 @@ class _Kept:
     """The row groups that were read last, and who is reading one."""
 
     def __init__(self) -> None:
-        self.groups: OrderedDict[_Group, list[bytes | None]] = OrderedDict()
+        self.groups: OrderedDict[_Group, dict[int, bytes | None]] = OrderedDict()
         self.sizes: dict[_Group, int] = {}
         self.locks: dict[_Group, threading.Lock] = {}
         self.guard = threading.Lock()
@@ -44,9 +44,10 @@ class _Kept:
         with self.guard:
             return self.locks.setdefault(group, threading.Lock())
 
-    def keep(self, group: _Group, cells: list[bytes | None], size: int) -> None:
+    def keep(self, group: _Group, cells: dict[int, bytes | None]) -> None:
         with self.guard:
-            self.groups[group], self.sizes[group] = cells, size
+            self.groups[group] = cells
+            self.sizes[group] = sum(len(cell) for cell in cells.values() if cell)
             while sum(self.sizes.values()) > _KEPT and len(self.groups) > 1:
                 oldest, _ = self.groups.popitem(last=False)
                 self.sizes.pop(oldest)
@@ -112,20 +113,15 @@ def read_cell(uri: str, etag: str, column: str, row: int, wanted: Sequence[int])
 
     # one thread reads a row group, the others wait for it
     with _kept.lock(group):
-        cells = _kept.groups.get(group)
-        if cells is None:
-            size, rows = _size(metadata, number, column), metadata.row_group(number).num_rows
-            mine = None if size <= _KEPT // 4 else {each - first for each in wanted}
-            cells = _read(uri, etag, column, number, rows, mine)
-            _kept.keep(group, cells, sum(len(cell) for cell in cells if cell))
-        found = cells[row - first]
-
-    # of a large row group only what one shard wanted was kept
-    if found is None and _size(metadata, number, column) > _KEPT // 4:
-        found = _read(uri, etag, column, number, metadata.row_group(number).num_rows, {row - first})[
-            row - first
-        ]
-    return found
+        held = _kept.groups.get(group, {})
+        if row not in held:
+            rows = set(range(first, first + metadata.row_group(number).num_rows))
+            # of a large one, what the shard wants alone
+            if _size(metadata, number, column) > _KEPT // 4:
+                rows &= set(wanted)
+            held = _read(uri, etag, column, number, first, rows)
+            _kept.keep(group, held)
+        return held[row]
 
 
 def _row_group(metadata: pq.FileMetaData, row: int) -> tuple[int, int]:
@@ -146,18 +142,17 @@ def _size(metadata: pq.FileMetaData, number: int, column: str) -> int:
 
 
 def _read(
-    uri: str, etag: str, column: str, number: int, rows: int, mine: set[int] | None
-) -> list[bytes | None]:
-    """Return the cells of a row group, or some of them, the others None."""
-    cells: list[bytes | None] = [None] * rows
+    uri: str, etag: str, column: str, number: int, first: int, wanted: set[int]
+) -> dict[int, bytes | None]:
+    """Return cells of a row group by their rows in the file; its first row is ``first``."""
+    cells: dict[int, bytes | None] = {}
     name, _, inner = column.partition(".")
     with opened(uri, etag) as file:
-        at = 0
+        at = first
         for batch in file.iter_batches(_AT_ONCE, row_groups=[number], columns=[column]):
             values = batch.column(batch.schema.names.index(name))
             values = pc.struct_field(values, inner) if inner else values
-            for place, value in enumerate(values, start=at):
-                if mine is None or place in mine:
-                    cells[place] = value.as_py()
+            found = enumerate(values, start=at)
+            cells |= {row: value.as_py() for row, value in found if row in wanted}
             at += len(values)
     return cells

@@ -91,7 +91,8 @@ def write_tables(uri: str, schema: pa.Schema, tables: Iterable[pa.Table], proven
     with tempfile.TemporaryDirectory(prefix="styleclip-table-") as folder:
         path = Path(folder) / "table.parquet"
         with explained(str(path), "write"), _writer(path, schema, provenance) as writer:
-            for group in _row_groups(schema, tables):
+            # cut where write_table cuts, so that the bytes are the same
+            for group in portions(schema, tables, _ROW_GROUP):
                 writer.write_table(group, row_group_size=_ROW_GROUP)
 
         if not exists(uri):
@@ -105,15 +106,14 @@ def write_tables(uri: str, schema: pa.Schema, tables: Iterable[pa.Table], proven
             _keep_first(uri, first, path)
 
 
-def _row_groups(schema: pa.Schema, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Yield the rows of tables in portions of a row group."""
+def portions(schema: pa.Schema, tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
+    """Yield the rows of tables, so many at a time; the last ones may be fewer."""
     waiting = schema.empty_table()
     for table in tables:
         waiting = pa.concat_tables([waiting, table])
-        # cut where write_table cuts, so that the bytes are the same
-        while len(waiting) >= _ROW_GROUP:
-            yield waiting.slice(0, _ROW_GROUP).combine_chunks()
-            waiting = waiting.slice(_ROW_GROUP)
+        while len(waiting) >= size:
+            yield waiting.slice(0, size).combine_chunks()
+            waiting = waiting.slice(size)
 
     if len(waiting):
         yield waiting.combine_chunks()
@@ -136,7 +136,7 @@ def _keep_first(
     uri: str, first: Path | io.BytesIO, second: Path | io.BytesIO, decided: Sequence[str] = ()
 ) -> None:
     """Leave the first of two tables of one step where it is; the second may differ as processors do."""
-    with _readable(uri), pq.ParquetFile(first) as theirs, pq.ParquetFile(second) as ours:
+    with readable(uri), pq.ParquetFile(first) as theirs, pq.ParquetFile(second) as ours:
         name, distance = farthest(theirs, ours, decided)
         there, here = (_provenance(uri, each.schema_arrow) for each in (theirs, ours))
 
@@ -208,7 +208,7 @@ def read_table(uri: str, columns: Sequence[str] | None = None, *, content: bytes
         DamagedArtifactError: If the file is truncated, damaged, or lacks a column.
         StorageError: If it cannot be read.
     """
-    with _readable(uri):
+    with readable(uri):
         file = _parquet(uri, content)
         missing = sorted(set(columns or ()) - set(file.schema_arrow.names))
         if missing:
@@ -228,7 +228,7 @@ def iter_batches(uri: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         DamagedArtifactError: If the file is truncated, damaged, or lacks a column.
         StorageError: If it cannot be read.
     """
-    with _readable(uri), open_binary(uri) as stream:
+    with readable(uri), open_binary(uri) as stream:
         file = pq.ParquetFile(stream, page_checksum_verification=True)
         missing = sorted(set(columns) - set(file.schema_arrow.names))
         if missing:
@@ -244,7 +244,7 @@ def column_names(uri: str) -> list[str]:
         DamagedArtifactError: If the file is truncated or damaged.
         StorageError: If it cannot be read.
     """
-    with _readable(uri), open_binary(uri) as stream:
+    with readable(uri), open_binary(uri) as stream:
         return list(pq.read_schema(stream).names)
 
 
@@ -258,7 +258,7 @@ def read_provenance(uri: str, *, large: bool = False) -> Provenance:
     Raises:
         DamagedArtifactError: If the file is no artifact of this project.
     """
-    with _readable(uri), open_binary(uri) if large else nullcontext() as stream:
+    with readable(uri), open_binary(uri) if large else nullcontext() as stream:
         schema = pq.read_schema(stream) if stream else _parquet(uri).schema_arrow
     return _provenance(uri, schema)
 
@@ -278,16 +278,18 @@ def _parquet(uri: str, content: bytes | None = None) -> pq.ParquetFile:
 
 
 @contextmanager
-def _readable(uri: str) -> Iterator[None]:
+def readable(
+    uri: str,
+    kind: type[StyleCLIPError] = DamagedArtifactError,
+    remedy: str = "delete it, and the next run makes it again",
+) -> Iterator[None]:
     """Turn what pyarrow raises on damaged bytes, which is many things, into one error."""
     try:
         yield
     except (pa.ArrowException, OSError, ValueError) as error:
         # pyarrow's messages run over many lines
         reason = " ".join(str(error).split())[:200]
-        raise DamagedArtifactError(
-            f"{uri} is no readable Parquet file ({reason}); delete it, and the next run makes it again"
-        ) from error
+        raise kind(f"{uri} is no readable Parquet file ({reason}); {remedy}") from error
 
 
 def count(table: pa.Table, column: str, value: str) -> int:

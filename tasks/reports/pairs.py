@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -30,20 +29,22 @@ from pydantic import BaseModel, ConfigDict
 
 from styleclip_core.errors import ArtifactConflictError, StyleCLIPError
 from tasks.artifacts import Provenance, Recipe, is_complete, read_provenance, read_table, write_table
-from tasks.photographs.datasets.lists import connected
+from tasks.artifacts.tables import portions
+from tasks.photographs.datasets.database import connected, keep_where
+from tasks.photographs.datasets.subsets import is_drawn
 from tasks.photographs.reading import read_image, read_stored
 from tasks.running.caching import unit_of_work
 from tasks.running.overlap import read_ahead
 from tasks.running.progress import ShardResult
 from tasks.running.run import Run
 from tasks.settings import SettingsError
+from tasks.settings.by_image import columns_in, put_in
 from tasks.settings.pairs import Pairing
 from tasks.storage import ChangedObjectError, copy_to_local, join, read_item, write_bytes_atomic
 
 STEP, VERSION = "export-pairs", "1"
 IMAGES, PROMPT = ("input_image", "edited_image"), "edit_prompt"
 SPLITS = ("train", "validation")
-_FIELD = re.compile(r"\{([^{}]+)\}")
 _LEFT_OUT = ("steps", "status", "error_type", "error")  # that say nothing of a pair that went well
 _AHEAD, _ROWS = 32, 8192
 
@@ -126,7 +127,7 @@ def plan_pairs(run: Run, manifest: str, out: str, settings: Pairing) -> PairsPla
     rows = recipe.folder(run.workspace, "pairs")
     with TemporaryDirectory(prefix="styleclip-pairs-") as folder, closing(connected(folder)) as database:
         considered = _load(database, Path(folder), manifest, settings)
-        _choose(database, settings, manifest)
+        keep_where(database, "SELECT * FROM edits", settings.where or "true", "chosen", of=manifest)
         files = list(_cut(database, rows, recipe, settings))
 
     if not files:
@@ -188,59 +189,30 @@ def _names(database: duckdb.DuckDBPyConnection, path: Path) -> list[str]:
     return [str(row[0]) for row in found]
 
 
-def _choose(database: duckdb.DuckDBPyConnection, settings: Pairing, manifest: str) -> None:
-    """Leave the edits that the condition is true for in a table ``chosen``.
-
-    Raises:
-        SettingsError: If it is none, or names a column that there is not.
-    """
-    # whoever writes the condition gets the columns, and nothing else of this machine
-    database.execute("SET enable_external_access = false")
-    database.execute("SET lock_configuration = true")
-    try:
-        database.execute(f"CREATE TABLE chosen AS SELECT * FROM edits WHERE (\n{settings.where or 'true'}\n)")
-    except (duckdb.Error, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise SettingsError(f"where {settings.where!r} cannot be asked of {manifest}: {reason}") from error
-
-
 def _cut(
     database: duckdb.DuckDBPyConnection, folder: str, recipe: Recipe, settings: Pairing
 ) -> Iterator[PairsFile]:
     """Write down which pairs each file has; yields the files, those for training first."""
     keys = [str(row[0]) for row in database.execute("SELECT DISTINCT image_key FROM chosen").fetchall()]
-    held = [key for key in keys if _is_held_out(key, settings.validation)]
+    # by the photograph, so that none is in both splits
+    held = [key for key in keys if is_drawn(key, settings.validation, "split")]
     database.register("held", pa.table({"image_key": pa.array(held, pa.string())}))
 
     for split in SPLITS:
         inside = "IN" if split == "validation" else "NOT IN"
-        found = database.sql(
-            f"SELECT * FROM chosen WHERE image_key {inside} (SELECT image_key FROM held) "
-            "ORDER BY encode(image_key), encode(variant)"
-        ).to_arrow_reader(_ROWS)
-        tables = list(_portions(found, settings.pairs_per_file))
-        for number, table in enumerate(tables):
-            name = f"{split}-{number:05d}-of-{len(tables):05d}"
+        mine = f"FROM chosen WHERE image_key {inside} (SELECT image_key FROM held)"
+        ((count,),) = database.execute(f"SELECT count(*) {mine}").fetchall()
+        files = -(-int(count) // settings.pairs_per_file)
+
+        # a file's rows are in memory at a time: all of them may be more than that holds
+        ordered = f"SELECT * {mine} ORDER BY encode(image_key), encode(variant)"
+        found = database.sql(ordered).to_arrow_reader(_ROWS)
+        batches = (pa.Table.from_batches([batch]) for batch in found)
+        for number, table in enumerate(portions(found.schema, batches, settings.pairs_per_file)):
+            name = f"{split}-{number:05d}-of-{files:05d}"
             uri = join(folder, f"{name}.parquet")
             write_table(uri, _with_prompts(table, settings), recipe.made("pairs-rows"))
             yield PairsFile(name=name, rows=uri, pairs=len(table))
-
-
-def _portions(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
-    waiting: pa.Table | None = None
-    for batch in batches:
-        table = pa.Table.from_batches([batch])
-        waiting = pa.concat_tables([waiting, table]) if waiting else table
-        while len(waiting) >= size:
-            yield waiting.slice(0, size).combine_chunks()
-            waiting = waiting.slice(size)
-    if waiting:
-        yield waiting.combine_chunks()
-
-
-def _is_held_out(key: str, share: float) -> bool:
-    # by the photograph, so that none is in both splits
-    return int.from_bytes(hashlib.sha256(f"split:{key}".encode()).digest()[:8], "big") < share * 2**64
 
 
 def _with_prompts(table: pa.Table, settings: Pairing) -> pa.Table:
@@ -257,10 +229,10 @@ def _instruction(row: dict[str, Any], choices: Sequence[str]) -> str:
     """
     digest = hashlib.sha256(f"{row['image_key']}\0{row['variant']}".encode()).digest()
     text = choices[int.from_bytes(digest[:4], "big") % len(choices)]
-    missing = [name for name in _FIELD.findall(text) if name not in row]
+    missing = [name for name in columns_in(text) if name not in row]
     if missing:
         raise SettingsError(f"instruction {text!r} names {missing[0]!r}; there are {', '.join(row)}")
-    return _FIELD.sub(lambda each: str(row[each[1]]), text)
+    return put_in(text, row)
 
 
 @unit_of_work("write-pairs", "write-pairs-{file.name}")

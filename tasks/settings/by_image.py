@@ -30,7 +30,7 @@ def columns_of(edit: Edit) -> list[str]:
             value = getattr(step, name)
             for text in value if isinstance(value, tuple) else (value,):
                 if isinstance(text, str):
-                    found.update(dict.fromkeys(_FIELD.findall(text)))
+                    found.update(dict.fromkeys(columns_in(text)))
     return list(found)
 
 
@@ -67,14 +67,20 @@ def _filled(step: EditStep, values: Mapping[str, Any]) -> dict[str, Any]:
         given = getattr(step, name)
         if name in _LAYERS:
             # a column may name several layers
-            found[name] = tuple(part for text in given for part in _put(text, values).split())
-        elif isinstance(given, str) and _FIELD.search(given):
-            text = _put(given, values)
+            found[name] = tuple(part for text in given for part in put_in(text, values).split())
+        elif isinstance(given, str) and columns_in(given):
+            text = put_in(given, values)
             found[name] = _number(name, text) if name in _NUMBERS else text
     return found
 
 
-def _put(text: str, values: Mapping[str, Any]) -> str:
+def columns_in(text: str) -> list[str]:
+    """Return the columns that a text names in braces."""
+    return _FIELD.findall(text)
+
+
+def put_in(text: str, values: Mapping[str, Any]) -> str:
+    """Return a text with the values of columns in place of their names."""
     # no format string: of what a column holds nothing is looked up
     return _FIELD.sub(lambda each: str(values[each[1]]), text)
 

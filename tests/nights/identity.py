@@ -30,6 +30,7 @@ from prefect.states import State, StateType
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from tasks.running import networks
+from tests.left import files_of
 
 MOMENTS = ("before it is read", "between shards", "before Retry")
 _VOLATILE = re.compile(r"seconds|(.*_)?(etag|version)")  # columns that differ from run to run
@@ -101,11 +102,7 @@ def forget() -> None:
 
 def left_in(folder: Path) -> Left:
     """Return what lies in a folder, by name, without what says how long it took."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and "timings" not in str(path.relative_to(folder))
-    }
+    return files_of(folder)
 
 
 class Truth:

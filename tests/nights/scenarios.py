@@ -32,6 +32,7 @@ from tests.faulty_proxy import (
     Rule,
     Wait,
 )
+from tests.left import files_of
 from tests.nights.installation import (
     ALPHAS,
     EDIT,
@@ -113,11 +114,7 @@ def growing_bucket(nights: Nights, account: Account) -> None:
 
 def files_in(out: Path) -> Files:
     """Return what a night has left in a folder."""
-    return {
-        str(path.relative_to(out)): path.read_bytes()
-        for path in out.rglob("*")
-        if path.is_file() and "timings" not in str(path.relative_to(out))
-    }
+    return files_of(out)
 
 
 def full_disk(nights: Nights, account: Account) -> None:

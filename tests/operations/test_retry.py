@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from running import LAYER, LIMIT, PAGE, SCREENSHOTS, Prefect, family_of, wait_until
 
+from tests.left import files_of
+
 
 class Build:
     """The deployed relevance build with its faults and its count of executions."""
@@ -82,11 +84,7 @@ class Build:
         return [name for event, name, *_ in self.events() if event == "begin"]
 
     def files(self) -> dict[str, bytes]:
-        return {
-            str(path.relative_to(self.workspace)): path.read_bytes()
-            for path in sorted(self.workspace.rglob("*"))
-            if path.is_file() and path.parent.name != "timings"  # which say how long it took
-        }
+        return files_of(self.workspace)
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,8 @@ from tests.faulty_proxy import (
     Wait,
     faulty_proxy,
 )
-from tests.pipeline.test_flows import encoded, files_of, portrait
+from tests.left import files_of
+from tests.pipeline.test_flows import encoded, portrait
 
 PLACE = "s3://results/faults"
 

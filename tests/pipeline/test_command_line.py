@@ -18,7 +18,8 @@ from unittest import mock
 import pytest
 
 from styleclip_cli import main
-from tests.pipeline.test_flows import encoded, files_of, portrait
+from tests.left import files_of
+from tests.pipeline.test_flows import encoded, portrait
 
 STYLECLIP = [sys.executable, "-W", "ignore", "-m", "styleclip_cli.main"]
 ROOT = Path(__file__).parents[2]

@@ -21,6 +21,7 @@ from flows.edit_images import edit_images
 from styleclip_core.images import decode_image
 from tasks.editing.schemas import MANIFEST_SCHEMA
 from tasks.photographs import images as index_images_module
+from tasks.photographs.datasets import cells
 from tasks.photographs.datasets.columns import OURS, own_name
 from tasks.photographs.datasets.front import NoImagesError, locate
 from tasks.photographs.datasets.places import BrokenPlaceError, Place, is_place, parse_place
@@ -310,6 +311,22 @@ def test_null_and_empty_cells_are_broken_samples(images, tmp_path):
     for key in sorted(etags)[1:3]:
         with pytest.raises(BrokenSampleError, match="has no bytes in image"):
             reader.read(key, etags[key])
+
+
+def test_a_large_row_group_is_read_once_for_a_shard(images, tmp_path, monkeypatch):
+    write_binary(tmp_path / "t.parquet", images, row_group=len(images))
+    index = index_images.fn(
+        Run(workspace=str(tmp_path / "w")), locate(str(tmp_path / "t.parquet"), DataSet()), 3
+    )
+    monkeypatch.setattr(cells, "_KEPT", 1)  # any row group is a large one
+    read, asked = cells._read, []
+    monkeypatch.setattr(cells, "_read", lambda *given: asked.append(given) or read(*given))
+    found = {}
+    for shard in index.shards:
+        reader = ShardReader(index.photos, shard)
+        found |= {key: reader.read(key, etag) for key, etag in read_shard(shard)}
+    assert len(asked) == len(index.shards) > 1
+    assert list(found.values()) == [images[key] for key in sorted(images)]
 
 
 def test_an_archive_replaced_after_it_was_listed_is_not_read(images, place, tmp_path):

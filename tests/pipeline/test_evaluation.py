@@ -27,7 +27,8 @@ from tasks.running.run import Run
 from tasks.settings import Comparison, Execution, Judges, Models, SettingsError
 from tasks.settings.edits import Edit
 from tasks.storage import MissingObjectError, StorageError
-from tests.pipeline.test_flows import encoded, files_of, portrait, run
+from tests.left import files_of
+from tests.pipeline.test_flows import encoded, portrait, run
 from tests.small_networks import write_clip
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

@@ -55,8 +55,9 @@ from tasks.storage import (
     read_bytes,
     write_bytes_atomic,
 )
+from tests.left import files_of
 from tests.pipeline import test_command_line as command_line
-from tests.pipeline.test_flows import encoded, files_of, portrait
+from tests.pipeline.test_flows import encoded, portrait
 from tests.pipeline.test_retry import press_retry
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

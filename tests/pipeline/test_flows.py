@@ -34,6 +34,7 @@ from tasks.running.run import ModelHashes, Networks, Run
 from tasks.settings import Execution, Inversion, Models, Relevance, Sampling, SettingsError
 from tasks.settings.edits import Edit, EditStep
 from tasks.storage import AccessDeniedError, list_objects, read_bytes, write_bytes_atomic
+from tests.left import files_of
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 EDITS = [
@@ -90,15 +91,6 @@ def chain(prefect_server, network_files, tmp_path_factory):
 
 def manifest_of(result) -> pd.DataFrame:
     return pd.read_parquet(io.BytesIO(read_bytes(result.report.manifest)))
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    """Everything a run writes, but how long it took."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and "timings" not in str(path.relative_to(folder))
-    }
 
 
 def test_the_chain_writes_what_it_says_and_a_second_run_computes_nothing(models, photos, tmp_path):

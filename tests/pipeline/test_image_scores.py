@@ -21,7 +21,7 @@ from tasks.artifacts.outcomes import OK
 from tasks.evaluation.image_scores import accuracy
 from tasks.evaluation.labels import LabelPrompt, load_prompts, load_truth
 from tasks.settings import Execution, SettingsError
-from tests.pipeline.test_flows import files_of
+from tests.left import files_of
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 COLOURS = [

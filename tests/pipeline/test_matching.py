@@ -1,7 +1,5 @@
 """Matched relevance through the flows: codes that CLIP looks at, directions of each image's own, auto."""
 
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,24 +21,13 @@ from tasks.directions.style_directions import MATCHED_UNIT
 from tasks.running.run import run_here
 from tasks.settings import Choosing, Inversion, Models, Sampling
 from tasks.settings.edits import Edit, EditStep
-from tests.pipeline.test_flows import encoded, files_of, manifest_of, portrait, run
+from tests.left import files_of
+from tests.pipeline.test_flows import manifest_of, run
+from tests.pipeline.test_methods import models as models  # a fixture, as is the next
+from tests.pipeline.test_methods import photos as photos
 
 WANTED = Sampling(looked_at=100, statistics=40, codes=3)
 EDIT = Edit(target="grey hair", alpha=0.5, beta=0.0, relevance="matched")
-
-
-@pytest.fixture
-def models(network_files) -> Models:
-    return Models(**network_files)
-
-
-@pytest.fixture
-def photos(tmp_path) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for index in range(3):
-        (folder / f"p{index}.png").write_bytes(encoded(portrait(index)))
-    return folder
 
 
 def by_hand(models):

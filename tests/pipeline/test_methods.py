@@ -37,7 +37,8 @@ from tasks.settings import (
 )
 from tasks.settings.edits import Edit, load_edits
 from tasks.storage import read_bytes
-from tests.pipeline.test_flows import encoded, files_of, manifest_of, portrait, run
+from tests.left import files_of
+from tests.pipeline.test_flows import encoded, manifest_of, portrait, run
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 TRAINING = MapperTraining(

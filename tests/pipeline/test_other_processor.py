@@ -32,7 +32,8 @@ from tasks.photographs.images import index_images, read_shard
 from tasks.running.run import run_here
 from tasks.settings import DataSet, Execution, Inversion, Models, Relevance, Sampling
 from tasks.settings.edits import Edit
-from tests.pipeline.test_flows import encoded, files_of, portrait
+from tests.left import files_of
+from tests.pipeline.test_flows import encoded, portrait
 from tests.pipeline.test_retry import press_retry
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

@@ -23,7 +23,8 @@ from tasks.running.run import ModelHashes, Run, run_here
 from tasks.settings import Execution, Inversion, Models, Optimization, PivotalTuning
 from tasks.settings.edits import Edit
 from tasks.storage import StorageError, output_key, read_bytes
-from tests.pipeline.test_flows import encoded, files_of, manifest_of, portrait, run
+from tests.left import files_of
+from tests.pipeline.test_flows import encoded, manifest_of, portrait, run
 
 TUNED = Inversion(steps=3, pivotal=PivotalTuning(steps=20, rank=2))
 

@@ -26,7 +26,8 @@ from tasks.running.shown import markdown_table
 from tasks.settings import Models, Optimization, Relevance, Sampling, SettingsError
 from tasks.settings.edits import Edit
 from tasks.storage import read_bytes
-from tests.pipeline.test_flows import encoded, files_of, portrait, run
+from tests.left import files_of
+from tests.pipeline.test_flows import encoded, portrait, run
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 TABLE = {

@@ -33,6 +33,7 @@ from styleclip_core.errors import PromptError
 from tasks.directions import relevance
 from tasks.running.run import Run
 from tasks.settings import Execution, Models, Relevance, Sampling, SettingsError
+from tests.left import files_of
 from tests.pipeline.test_retry import press_retry
 from tests.ray_cluster import ROOT, Cluster, ray_cluster
 
@@ -160,11 +161,7 @@ class Build:
         return [event["shard"] for event in self.events("begin")]
 
     def files(self) -> dict[str, bytes]:
-        return {
-            str(path.relative_to(self.workspace)): path.read_bytes()
-            for path in sorted(self.workspace.rglob("*"))
-            if path.is_file() and path.parent.name != "timings"  # which say how long it took
-        }
+        return files_of(self.workspace)
 
 
 @pytest.fixture(scope="module")

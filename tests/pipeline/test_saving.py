@@ -51,7 +51,8 @@ from tasks.settings import (
 )
 from tasks.settings.edits import Edit
 from tasks.storage import join, list_objects, output_key, read_bytes, readable_key, write_bytes_atomic
-from tests.pipeline.test_flows import encoded, files_of, portrait
+from tests.left import files_of
+from tests.pipeline.test_flows import encoded, portrait
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 EDITS = [

@@ -17,12 +17,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from styleclip_core.errors import StyleCLIPError
+from tasks.artifacts.tables import readable
 from tasks.storage import ChangedObjectError, stat
 from tasks.storage.ranges import view
 
 _KEPT = 2**28  # bytes of row groups that a process keeps
 _AT_ONCE = 32  # rows of a large row group that are decoded at a time
 _BLOCK = 2**20
+_REMEDY = "upload it again"
 
 _Group = tuple[str, str, str, int]
 
@@ -67,7 +69,7 @@ def opened(uri: str, etag: str) -> Iterator[pq.ParquetFile]:
         StorageError: If it cannot be read.
     """
     size, metadata = _metadata(uri, etag)
-    with _readable(uri), view(uri, etag, size, block=_BLOCK) as stream:
+    with readable(uri, UnreadableTableError, _REMEDY), view(uri, etag, size, block=_BLOCK) as stream:
         yield pq.ParquetFile(pa.PythonFile(stream, mode="r"), metadata=metadata, pre_buffer=True)
 
 
@@ -76,20 +78,8 @@ def _metadata(uri: str, etag: str) -> tuple[int, pq.FileMetaData]:
     found = stat(uri)
     if found.etag != etag:
         raise ChangedObjectError(f"{uri} has changed since it was listed; a new run takes the new version")
-    with _readable(uri), view(uri, etag, found.size, block=_BLOCK) as stream:
+    with readable(uri, UnreadableTableError, _REMEDY), view(uri, etag, found.size, block=_BLOCK) as stream:
         return found.size, pq.read_metadata(pa.PythonFile(stream, mode="r"))
-
-
-@contextmanager
-def _readable(uri: str) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError, ValueError) as error:
-        # what storage raised inside of pyarrow comes out as it went in
-        reason = " ".join(str(error).split())[:200]
-        raise UnreadableTableError(
-            f"{uri} is no readable Parquet file ({reason}); upload it again"
-        ) from error
 
 
 def read_cell(uri: str, etag: str, column: str, row: int, wanted: Sequence[int]) -> bytes | None:

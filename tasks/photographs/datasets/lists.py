@@ -15,6 +15,7 @@ from typing import Any
 import duckdb
 
 from styleclip_core.errors import StyleCLIPError
+from tasks.photographs.datasets.database import connected
 from tasks.photographs.datasets.places import Place, parse_place
 from tasks.photographs.datasets.samples import Sample, in_order, of_object
 from tasks.running.overlap import read_ahead
@@ -68,15 +69,6 @@ def rows_of(uri: str) -> Iterator[Iterator[dict[str, Any]]]:
             copy_to_local(uri, path)
         with closing(connected(folder)) as connection:
             yield _rows(connection, uri, path, ending)
-
-
-def connected(folder: str) -> duckdb.DuckDBPyConnection:
-    """Return a data base in a temporary folder, which takes no more memory than it needs."""
-    config: dict[str, Any] = {
-        "temp_directory": folder, "memory_limit": "1GB", "threads": 1, "autoinstall_known_extensions": False,
-        "python_enable_replacements": False, "preserve_insertion_order": True,
-    }  # fmt: skip
-    return duckdb.connect(str(Path(folder) / "samples.duckdb"), config=config)
 
 
 def _rows(

@@ -14,7 +14,7 @@ import pyarrow as pa
 from fsspec.utils import glob_translate
 
 from tasks.photographs.datasets.columns import Types, types_of
-from tasks.photographs.datasets.lists import connected
+from tasks.photographs.datasets.database import connected, keep_where
 from tasks.photographs.datasets.samples import Sample
 from tasks.settings import SettingsError
 from tasks.settings.datasets import DataSet
@@ -44,7 +44,7 @@ def chosen(samples: Iterable[Sample], dataset: DataSet) -> Iterator[Iterable[Sam
     with TemporaryDirectory(prefix="styleclip-where-") as folder, closing(connected(folder)) as database:
         _load(database, kept, types_of(kept))
         tables = [_join(database, folder, number, uri) for number, uri in enumerate(dataset.tables)]
-        _ask(database, dataset.where, tables)
+        keep_where(database, f"SELECT samples.key FROM samples {' '.join(tables)}", dataset.where, "matching")
         yield _Matching(kept, database, dataset.limit)
 
 
@@ -75,11 +75,17 @@ def matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
     return lambda key: key in literal or any(each.match(key) for each in others)
 
 
-def is_drawn(key: str, share: float) -> bool:
-    """Return whether a key is drawn: the same keys for ever, a smaller share's among a larger one's."""
+def is_drawn(key: str, share: float, draw: str = "sample") -> bool:
+    """Return whether a key is drawn: the same keys for ever, a smaller share's among a larger one's.
+
+    Args:
+        key: The key.
+        share: How many are drawn, from 0 to 1.
+        draw: Its name; another one draws other keys.
+    """
     if share >= 1:
         return True
-    return int.from_bytes(hashlib.sha256(f"sample:{key}".encode()).digest()[:8], "big") < share * 2**64
+    return int.from_bytes(hashlib.sha256(f"{draw}:{key}".encode()).digest()[:8], "big") < share * 2**64
 
 
 def _load(database: duckdb.DuckDBPyConnection, samples: Iterable[Sample], types: Types) -> None:
@@ -127,26 +133,6 @@ def _join(database: duckdb.DuckDBPyConnection, folder: str, number: int, uri: st
     return f'LEFT JOIN {name} ON samples.key = {name}."{key}"'
 
 
-def _ask(database: duckdb.DuckDBPyConnection, where: str, joins: Sequence[str], column: str = "key") -> None:
-    """Find the keys for which a condition is true.
-
-    Raises:
-        SettingsError: If it is none, or names a column that there is not.
-    """
-    # whoever writes the condition gets the columns, and nothing else of this machine
-    database.execute("SET enable_external_access = false")
-    database.execute("SET lock_configuration = true")
-    try:
-        statement = f"SELECT samples.{column} FROM samples {' '.join(joins)} WHERE (\n{where}\n)"
-        (parsed,) = duckdb.extract_statements(statement)
-        if parsed.type != duckdb.StatementType.SELECT:
-            raise SettingsError(f"where {where!r} is no condition; write one such as width >= 512")
-        database.execute(f"CREATE TABLE matching AS {statement}")
-    except (duckdb.Error, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise SettingsError(f"where {where!r} cannot be asked: {reason}") from error
-
-
 def matching_rows(table: pa.Table, where: str) -> frozenset[int]:
     """Return the numbers of the rows of a table for which a condition is true.
 
@@ -158,7 +144,7 @@ def matching_rows(table: pa.Table, where: str) -> frozenset[int]:
         database.register("rows", numbered)
         database.execute("CREATE TABLE samples AS SELECT * FROM rows")
         database.unregister("rows")
-        _ask(database, where, (), "__row")
+        keep_where(database, "SELECT samples.__row FROM samples", where, "matching")
         return frozenset(row[0] for row in database.execute("SELECT __row FROM matching").fetchall())
 
 

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
+from styleclip_core.colours import rgb_profile, to_srgb
 from styleclip_core.errors import ImageDecodeError, ImageFormatError, ImageSizeError
 from styleclip_core.settings.saving import LOSSY, Format, SavingSettings
 
@@ -63,16 +64,20 @@ def from_uint8(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def decode_image(data: bytes, *, min_side: int = 16, max_pixels: int = 64_000_000) -> Image.Image:
+def decode_image(
+    data: bytes, *, min_side: int = 16, max_pixels: int = 64_000_000, own_colours: bool = False
+) -> Image.Image:
     """Decode an image file to upright RGB.
 
-    EXIF orientation is applied, CMYK and the like are converted, transparency is laid over white. Grey of
-    more than 8 bits is scaled: integers from 0 to 65535, or to what 12 bits hold, and floats from 0 to 1.
+    EXIF orientation is applied, colours are brought into sRGB by the file's colour profile, CMYK and the like
+    are converted, transparency is laid over white. Grey of more than 8 bits is scaled: integers from 0 to
+    65535, or to what 12 bits hold, and floats from 0 to 1.
 
     Args:
         data: Content of the file.
         min_side: Smallest side in pixels that makes sense as a photograph.
         max_pixels: Largest width times height to decode; checked on the declared size.
+        own_colours: Leave RGB pixels as the file has them, with their profile in ``info``.
 
     Raises:
         ImageDecodeError: If the bytes are no image, or are truncated or damaged, or if the values of grey say
@@ -90,7 +95,7 @@ def decode_image(data: bytes, *, min_side: int = 16, max_pixels: int = 64_000_00
             if image.format == "PNG":
                 _scale_transparency(image, depth=data[24])
             ImageOps.exif_transpose(image, in_place=True)
-            return _to_rgb(image)
+            return _to_rgb(image, own_colours=own_colours)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageSizeError(f"the image is too large to decode safely: {error}") from error
     except UnidentifiedImageError as error:
@@ -171,16 +176,20 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(levels)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, *, own_colours: bool) -> Image.Image:
     if image.mode in _DEEP:
         return _eight_bits(image).convert("RGB")
+    transparent = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+    if transparent or image.mode == "P":
+        image = image.convert("RGBA" if transparent else "RGB")
+    if not (own_colours and rgb_profile(image)):
+        image = to_srgb(image)
 
     # over white: convert("RGB") alone would show whatever lies under the transparent pixels
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
+    if transparent:
         white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-
+        white.info = image.info
+        image = Image.alpha_composite(white, image)
     return image.convert("RGB")
 
 
@@ -302,15 +311,10 @@ def encode_photograph(image: Image.Image, *, colours_of: Image.Image | None) -> 
 
     Args:
         image: The pixels.
-        colours_of: A decoded photograph whose colour profile the pixels follow; without the profile
-            the same numbers would look different.
+        colours_of: A photograph decoded with its own colours, whose profile the pixels follow; without the
+            profile the same numbers would look different.
     """
-    profile = colours_of.info.get("icc_profile", b"") if colours_of else b""
-
-    # decode_image has converted the pixels of any profile that is not RGB
-    if profile[16:20] != b"RGB ":
-        profile = b""
-
+    profile = rgb_profile(colours_of) if colours_of else b""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", icc_profile=profile or None)
     return buffer.getvalue()

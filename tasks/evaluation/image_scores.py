@@ -38,7 +38,7 @@ from tasks.running.texts import target_embedding
 from tasks.settings import SettingsError, TemplateSet
 from tasks.storage import join, read_bytes
 
-STEP, VERSION = "score-images", "1"
+STEP, VERSION = "score-images", "2"
 _BATCH = 64
 _SCORE = pa.struct([("label", pa.string()), ("cosine", pa.float32()), ("probability", pa.float32())])
 _TOP = pa.struct([("group", pa.string()), ("label", pa.string()), ("probability", pa.float32())])

@@ -65,7 +65,7 @@ from tasks.settings import Comparison
 from tasks.settings.edits import StepVariant
 from tasks.storage import ChangedObjectError, join, output_key, versions_of
 
-STEP, VERSION = "evaluate-edits", "2"
+STEP, VERSION = "evaluate-edits", "3"
 JUDGES = ("clip", "identity", "perceptual")  # networks of a run that take part
 _PICTURES = 32  # that the networks see at once
 METRICS = (

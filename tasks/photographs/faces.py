@@ -53,7 +53,7 @@ from tasks.storage import (
     write_bytes_atomic,
 )
 
-STEP, VERSION = "align-faces", "2"
+STEP, VERSION = "align-faces", "3"
 _NAMED = 20  # faces that a message names
 
 FACES_SCHEMA = pa.schema([
@@ -207,7 +207,7 @@ def _align_photograph(
     try:
         data = reader.read(key, etag)
         row["content_hash"] = hashlib.sha256(data).hexdigest()
-        image = decode_image(data)
+        image = decode_image(data, own_colours=True)
         row |= {"width": image.width, "height": image.height}
         faces = find(key, image)[: planned.settings.max_faces]
         if not faces:

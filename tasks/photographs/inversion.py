@@ -35,7 +35,7 @@ from tasks.running.shards import Files, finish_shard, without_result
 from tasks.settings import Inversion
 from tasks.storage import exists, join, output_key, read_item, write_bytes_atomic
 
-STEP, VERSION = "invert-images", "3"
+STEP, VERSION = "invert-images", "4"
 
 
 class DivergedError(StyleCLIPError):

@@ -15,6 +15,7 @@ import pyarrow as pa
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
+from styleclip_core.colours import from_srgb, rgb_profile
 from styleclip_core.errors import ArtifactConflictError, FaceError, NoFaceError, StyleCLIPError
 from styleclip_core.faces import FaceQuad, paste_faces
 from styleclip_core.images import decode_image, encode_photograph
@@ -55,7 +56,7 @@ from tasks.storage import (
     write_bytes_atomic,
 )
 
-STEP, VERSION = "paste-faces", "2"
+STEP, VERSION = "paste-faces", "3"
 _KIND = "pasted-photographs"
 
 PASTED_SCHEMA = pa.schema([
@@ -227,6 +228,7 @@ def _paste(planned: PastingPlan, key: str, etag: str, faces: list[Row]) -> Row:
         aligned = [face for face in faces if face["status"] == OK]  # others are left as they are
         edited = _edited_faces(planned, key, etag, faces)
         quads = [FaceQuad.from_list(face["quad"]) for face in aligned]
+        edited = [from_srgb(face, rgb_profile(photograph)) for face in edited]
         pasted = paste_faces(
             photograph, list(zip(edited, quads, strict=True)), feather=planned.settings.feather
         )
@@ -265,7 +267,7 @@ def _photograph(planned: PastingPlan, key: str, faces: list[Row]) -> Image.Image
             f"{key} has changed since its faces were found, they would go to the wrong place; run "
             "align-faces again"
         )
-    return decode_image(data)
+    return decode_image(data, own_colours=True)
 
 
 def _edited_faces(planned: PastingPlan, key: str, etag: str, faces: list[Row]) -> list[Image.Image]:

@@ -59,6 +59,7 @@ from tests.left import files_of
 from tests.pipeline import test_command_line as command_line
 from tests.pipeline.test_flows import encoded, portrait
 from tests.pipeline.test_retry import press_retry
+from tests.profiles import DISPLAY_P3
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 environment = command_line.environment
@@ -369,6 +370,20 @@ def test_photographs_that_have_moved_are_found_and_colours_keep_their_profile(la
     name = table(result.pasted.table).output_key["one.png"]
     with Image.open(Path(result.pasted.photographs) / name) as file:
         assert file.info["icc_profile"] == profile
+
+
+def test_a_face_goes_back_in_the_numbers_of_its_photograph_s_colours(landmarks, tmp_path):
+    photos, edited = tmp_path / "photos", tmp_path / "edited"
+    photos.mkdir()
+    (photos / "one.png").write_bytes(photograph(0, icc_profile=DISPLAY_P3))
+    aligned = align(photos, landmarks, tmp_path / "out").faces
+    edit_all(aligned.faces, edited)  # red of sRGB, as networks draw it
+    result = paste_faces(aligned.table, str(edited), str(tmp_path / "pasted")).pasted
+    with Image.open(Path(result.photographs) / table(result.table).output_key["one.png"]) as file:
+        assert file.info["icc_profile"] == DISPLAY_P3
+        pasted = np.asarray(file, np.int16)
+    assert np.abs(pasted[100, 100] - (234, 51, 35)).max() <= 3  # what that red is in Display P3
+    assert np.array_equal(pasted[:40], np.asarray(portrait(0, (280, 200)))[:40])
 
 
 def test_the_wrong_places_are_refused_at_once(photos, landmarks, tmp_path):

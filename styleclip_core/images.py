@@ -104,6 +104,17 @@ def decode_image(
         raise ImageDecodeError(f"damaged or truncated image: {error}; upload it again") from error
 
 
+def is_plain(data: bytes) -> bool:
+    """Return whether readers that heed neither EXIF, colour profile nor transparency show the same picture.
+
+    Args:
+        data: Content of a file that ``decode_image`` has decoded.
+    """
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        shown, wanted = image.convert("RGB"), decode_image(data, min_side=1)
+    return shown.size == wanted.size and shown.tobytes() == wanted.tobytes()
+
+
 def _check_size(size: tuple[int, int], min_side: int, max_pixels: int) -> None:
     width, height = size
     if width * height > max_pixels:

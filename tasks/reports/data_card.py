@@ -1,7 +1,8 @@
 """The data card of a set of pairs: how many there are, from what, by which networks, filtered how.
 
 It is the README.md that ``datasets`` and the Hub read: what stands between the lines of dashes tells them
-which files are of which split.
+which files are of which split, and of tars the types of all columns. Without these ``datasets`` takes those of
+the first five samples: what is null in them would end its reading later, whole numbers would cut off the rest.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+import pyarrow as pa
 import yaml
 
-from tasks.reports.pairs import IMAGES, PROMPT, SPLITS, PairsPlan
+from tasks.artifacts import read_table
+from tasks.reports.pairs import IMAGES, PROMPT, SPLITS, PairsPlan, ending, pictures_of
 from tasks.running.caching import unit_of_work
 from tasks.running.run import Run
 from tasks.running.shown import code
@@ -35,7 +38,7 @@ def data_card(planned: PairsPlan) -> str:
 
 
 def _head(planned: PairsPlan) -> dict[str, object]:
-    ending = "parquet" if planned.settings.to == "parquet" else "tar"
+    tars = planned.settings.to == "webdataset"
     splits = [split for split in SPLITS if _count(planned, split)]
     size = next((name for most, name in _SIZES if planned.pairs < most), "n>1M")
     return {
@@ -46,10 +49,36 @@ def _head(planned: PairsPlan) -> dict[str, object]:
         "configs": [
             {
                 "config_name": "default",
-                "data_files": [{"split": split, "path": f"{split}-*.{ending}"} for split in splits],
+                "data_files": [
+                    {"split": split, "path": f"{split}-*.{'tar' if tars else 'parquet'}"} for split in splits
+                ],
             }
         ],
+        **({"dataset_info": {"features": _features(planned)}} if tars else {}),
     }
+
+
+def _features(planned: PairsPlan) -> list[dict[str, object]]:
+    """Return the columns of tars with their types, as ``datasets`` writes them down."""
+    rows = read_table(planned.files[0].rows)
+    pair = zip(IMAGES, pictures_of(planned, rows.slice(0, 1).to_pylist()[0]), strict=True)
+    pictures = [{"name": f"{name}.{ending(content)}", "dtype": "image"} for name, content in pair]
+    texts = [{"name": name, "dtype": "string"} for name in (f"{PROMPT}.txt", "__key__", "__url__")]
+    return [*pictures, {"name": "json", **_type(pa.struct(rows.schema))}, *texts]
+
+
+def _type(kind: pa.DataType) -> dict[str, object]:
+    """Return the type that a value has once JSON has kept it."""
+    if pa.types.is_struct(kind):
+        return {"struct": [{"name": field.name, **_type(field.type)} for field in kind]}
+    if pa.types.is_list(kind):
+        inner = _type(kind.value_type)
+        return {"list": inner.get("struct", inner.get("dtype", inner))}
+    if pa.types.is_boolean(kind):
+        return {"dtype": "bool"}
+    if pa.types.is_integer(kind):
+        return {"dtype": "int64"}
+    return {"dtype": "float64" if pa.types.is_floating(kind) else "string"}
 
 
 def _count(planned: PairsPlan, split: str) -> int:
@@ -64,7 +93,7 @@ def _body(planned: PairsPlan) -> Iterator[str]:
     yield f"{planned.pairs:,} pairs ({splits}) {of}, an instruction, and what StyleCLIP made of both."
     yield "A photograph is in one split alone.\n"
     yield "| column | what it is |\n|---|---|"
-    yield f"| {code(IMAGES[0])} | the image before the edit, PNG or as the photograph was |"
+    yield f"| {code(IMAGES[0])} | the image before the edit, PNG or as the photograph lies there |"
     yield f"| {code(PROMPT)} | the instruction |"
     yield f"| {code(IMAGES[1])} | the image after it |"
     yield "| the others | the columns of the manifest: what the edit was, and its scores |\n"

@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from styleclip_core.errors import ArtifactConflictError, StyleCLIPError
+from styleclip_core.images import decode_image, encode_photograph, is_plain
 from tasks.artifacts import Provenance, Recipe, is_complete, read_provenance, read_table, write_table
 from tasks.artifacts.tables import portions
 from tasks.photographs.datasets.database import connected, keep_where
@@ -237,7 +238,7 @@ def _instruction(row: dict[str, Any], choices: Sequence[str]) -> str:
 
 @unit_of_work("write-pairs", "write-pairs-{file.name}")
 def write_pairs(run: Run, planned: PairsPlan, file: PairsFile) -> ShardResult:
-    """Write one file of a set, with the pictures byte for byte as they lie in the batch.
+    """Write one file of a set, with edits and inversions byte for byte as they lie in the batch.
 
     Raises:
         ChangedObjectError: If a photograph is not the one any more that was edited.
@@ -249,7 +250,7 @@ def write_pairs(run: Run, planned: PairsPlan, file: PairsFile) -> ShardResult:
         return result(reused=True)
 
     rows = read_table(file.rows)
-    pictures = read_ahead(rows.to_pylist(), partial(_pictures, planned), ahead=_AHEAD)
+    pictures = read_ahead(rows.to_pylist(), partial(pictures_of, planned), ahead=_AHEAD)
     if planned.settings.to == "parquet":
         content = _parquet(rows, pictures)
     else:
@@ -258,8 +259,13 @@ def write_pairs(run: Run, planned: PairsPlan, file: PairsFile) -> ShardResult:
     return result(reused=False)
 
 
-def _pictures(planned: PairsPlan, row: dict[str, Any]) -> tuple[bytes, bytes]:
-    """Return the picture before and the one after an edit."""
+def pictures_of(planned: PairsPlan, row: dict[str, Any]) -> tuple[bytes, bytes]:
+    """Return the picture before and the one after an edit.
+
+    A photograph is handed on as it lies there, if whoever trains will see in it what the edit began from:
+    most readers turn by EXIF or do not, and none follows colour profiles. Else it is drawn anew, as PNG. So
+    it is in tars, whose members' endings are columns: those of all samples have to be the same.
+    """
     after = read_stored(planned.out, row["output_key"])
     if planned.settings.before == "inversion":
         return read_item(planned.drawn, row["inversion_key"]), after
@@ -270,6 +276,9 @@ def _pictures(planned: PairsPlan, row: dict[str, Any]) -> tuple[bytes, bytes]:
             f"{row['image_key']} is not the photograph any more that was edited; edit it again, or pair with "
             "inversions"
         )
+    kept = planned.settings.to == "parquet" or ending(before) == "png"
+    if not (kept and is_plain(before)):
+        before = encode_photograph(decode_image(before), colours_of=None)
     return before, after
 
 
@@ -298,22 +307,22 @@ def _tar(number: str, rows: pa.Table, pictures: Iterator[tuple[bytes, bytes]]) -
         for place, (row, pair) in enumerate(zip(rows.to_pylist(), pictures, strict=True)):
             text = json.dumps(row, sort_keys=True, default=str, ensure_ascii=False)
             members = {
-                f"{name}.{_ending(content)}": content for name, content in zip(IMAGES, pair, strict=True)
+                f"{name}.{ending(content)}": content for name, content in zip(IMAGES, pair, strict=True)
             }
             members |= {f"{PROMPT}.txt": row[PROMPT].encode(), "json": text.encode()}
-            for ending, content in members.items():
+            for name, content in members.items():
                 # a file's times and owner would be another one's bytes
-                info = tarfile.TarInfo(f"{number}{place:06d}.{ending}")
+                info = tarfile.TarInfo(f"{number}{place:06d}.{name}")
                 info.size, info.mode = len(content), 0o644
                 tar.addfile(info, io.BytesIO(content))
     return buffer.getvalue()
 
 
 def _name(key: str, content: bytes) -> str:
-    return f"{key.rpartition('/')[2].rpartition('.')[0] or 'image'}.{_ending(content)}"
+    return f"{key.rpartition('/')[2].rpartition('.')[0] or 'image'}.{ending(content)}"
 
 
-def _ending(content: bytes) -> str:
+def ending(content: bytes) -> str:
     """Return what a picture is, by its first bytes."""
     if content.startswith(b"\x89PNG"):
         return "png"

@@ -17,6 +17,7 @@ from flows.edit_images import edit_images
 from flows.evaluate import evaluate_edits
 from flows.export_pairs import export_pairs
 from styleclip_core.errors import ArtifactConflictError
+from styleclip_core.images import decode_image
 from tasks.reports.pairs import NoPairsError
 from tasks.running.progress import ShardsFailedError
 from tasks.settings import Comparison, Execution, Inversion, Judges, Models, SettingsError
@@ -25,6 +26,7 @@ from tasks.settings.pairs import Pairing
 from tasks.storage import join, list_objects, read_bytes
 from tests.data_sets import as_frame, write_folder
 from tests.pipeline.test_faces import encoded, portrait
+from tests.profiles import DISPLAY_P3
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 SMALL = {"instant": {"codes": 4}, "sampling": {"codes": 4, "statistics": 8}}
@@ -36,10 +38,18 @@ EDITS = [
 
 @pytest.fixture(scope="module")
 def batch(prefect_server, network_files, tmp_path_factory):
-    """A batch of twelve photographs with a caption each, one of them broken, and two edits."""
+    """A batch of twelve photographs with a caption each, one of them broken, and two edits.
+
+    One lies on its side, one has the colours of a phone, one is a JPEG that all readers show alike.
+    """
     root = tmp_path_factory.mktemp("batch")
-    images = {f"p{number:02d}.png": encoded(portrait(number, (20, 20))) for number in range(12)}
+    images = {f"p{number:02d}.png": encoded(portrait(number, (20, 20))) for number in range(9)}
     images["p03.png"] = images["p03.png"][:60]
+    on_its_side = Image.Exif()
+    on_its_side[0x0112] = 6
+    images["p09.jpg"] = encoded(portrait(9, (24, 20)), "JPEG", exif=on_its_side)
+    images["p10.jpg"] = encoded(portrait(10, (20, 20)), "JPEG")
+    images["p11.png"] = encoded(portrait(11, (20, 20)), icc_profile=DISPLAY_P3)
     write_folder(root / "in", images, "csv")
     return edit_images(
         Models(**network_files), str(root / "in"), str(root / "out"), EDITS, inversion=Inversion(steps=0),
@@ -106,17 +116,57 @@ def test_tar_shards_are_samples_of_webdataset(batch, tmp_path):
     names = sorted(item.key for item in list_objects(result.folder))
     assert names == ["README.md"] + [f"train-{number:05d}-of-00003.tar" for number in range(3)]
     rows = manifest_of(batch).set_index(["image_key", "variant"])
+    folder = Path(batch.report.manifest).parents[3] / "in"
     seen = []
     for name in names[1:]:
         for sample in webdataset.WebDataset(join(result.folder, name), shardshuffle=False):
             said = json.loads(sample["json"])
             row = rows.loc[(said["image_key"], said["variant"])]
-            assert hashlib.sha256(sample["input_image.png"]).hexdigest() == row.content_hash
+            original = (folder / said["image_key"]).read_bytes()
+            assert hashlib.sha256(original).hexdigest() == row.content_hash
+            assert pixels(sample["input_image.png"]) == decode_image(original).tobytes()
+            plain = said["image_key"].endswith(".png") and said["image_key"] != "p11.png"
+            assert (sample["input_image.png"] == original) == plain
             out = str(Path(batch.report.manifest).parents[2])
             assert sample["edited_image.png"] == read_bytes(join(out, row.output_key))
             assert sample["edit_prompt.txt"].decode() == f"make it {row.target}"
             seen.append(sample["__key__"])
     assert len(seen) == len(set(seen)) == result.pairs == 22
+
+
+@pytest.mark.parametrize("before", ["inversion", "photograph"])
+def test_datasets_reads_tars_whatever_their_first_samples_lack(batch, network_files, tmp_path, before):
+    """Of five samples it takes the types of all: a null among them, or 1 for 1.0, would spoil the rest."""
+    import datasets
+
+    pairing = Pairing(to="webdataset", validation=0.3, before=before, instruction=("{caption}",))
+    result = export_pairs(batch.report.manifest, str(tmp_path / "set"), pairing)
+    found = datasets.load_dataset(result.folder, cache_dir=str(tmp_path / "cache"))
+    assert sum(len(split) for split in found.values()) == result.pairs == 22
+    rows = manifest_of(batch).set_index(["image_key", "variant"])
+    for split in found.values():
+        for pair in split:
+            said = pair["json"]
+            row = rows.loc[(said["image_key"], said["variant"])]
+            assert pair["edit_prompt.txt"] == said["caption"] == row.caption
+            assert said["directional"] == pytest.approx(row.directional)
+            assert said["identity"] is None  # of all: there is no network for it
+            assert said["width"] == row.width
+            assert said["alpha"] == row.alpha  # a whole number
+            assert said["settings"]["templates"] == row.settings["templates"] == "none"
+            assert pair["edited_image.png"].size == (row.width, row.height)
+            assert pair["input_image.png"].mode == "RGB"
+
+
+def test_in_parquet_photographs_lie_as_they_are_where_all_readers_show_them_alike(batch, tmp_path):
+    pairing = Pairing(before="photograph", validation=0)
+    result = export_pairs(batch.report.manifest, str(tmp_path / "set"), pairing)
+    folder = Path(batch.report.manifest).parents[3] / "in"
+    (file,) = Path(result.folder).glob("*.parquet")
+    for row in as_frame(file.read_bytes()).itertuples():
+        original, content = (folder / row.image_key).read_bytes(), row.input_image["bytes"]
+        assert pixels(content) == decode_image(original).tobytes()
+        assert (content == original) == (row.image_key not in ("p09.jpg", "p11.png"))
 
 
 def test_a_rerun_finds_files_and_a_lost_one_comes_back_the_same(batch, tmp_path):

@@ -313,6 +313,20 @@ def test_null_and_empty_cells_are_broken_samples(images, tmp_path):
             reader.read(key, etags[key])
 
 
+def test_a_dot_may_be_a_part_of_a_column_s_name(images, tmp_path):
+    """As json_normalize of pandas writes them, beside what looks like the struct that they are not of."""
+    key, content = next(iter(images.items()))
+    rows = pa.table({"image.bytes": [content], "image": [key], "image.width": [24]})
+    pq.write_table(rows, tmp_path / "t.parquet")
+    index = index_images.fn(
+        Run(workspace=str(tmp_path / "w")), locate(str(tmp_path / "t.parquet"), DataSet()), 10
+    )
+    ((name, etag),) = read_shard(index.shards[0])
+    assert ShardReader(index.photos, index.shards[0]).read(name, etag) == content
+    (sample,) = listed(str(tmp_path / "t.parquet"), tmp_path / "v").values()
+    assert sample.columns == {"image": key, "image.width": 24}
+
+
 def test_a_large_row_group_is_read_once_for_a_shard(images, tmp_path, monkeypatch):
     write_binary(tmp_path / "t.parquet", images, row_group=len(images))
     index = index_images.fn(

@@ -140,8 +140,11 @@ def _read(
     with opened(uri, etag) as file:
         at = first
         for batch in file.iter_batches(_AT_ONCE, row_groups=[number], columns=[column]):
-            values = batch.column(batch.schema.names.index(name))
-            values = pc.struct_field(values, inner) if inner else values
+            # a dot may be a part of a column's name, as json_normalize of pandas writes them
+            if column in batch.schema.names:
+                values = batch.column(column)
+            else:
+                values = pc.struct_field(batch.column(name), inner)
             found = enumerate(values, start=at)
             cells |= {row: value.as_py() for row, value in found if row in wanted}
             at += len(values)

@@ -79,16 +79,17 @@ def table_samples(prefix: str, table: ObjectInfo, column: str) -> Iterator[Sampl
     with opened(uri, table.etag) as file:
         schema = file.schema_arrow
         chosen = _chosen(uri, schema, column)
+        struct = "" if chosen in schema.names else chosen.partition(".")[0]
         others = [name for name in _leaves(file, schema) if name != chosen]
 
         stem, number = table.key.removesuffix(ENDING), 0
         for batch in file.iter_batches(_ROWS, columns=others):
             # without columns there are no batches to count rows by
             for row in batch.to_pylist():
-                yield _sample(stem, table, number, chosen, row)
+                yield _sample(stem, table, number, chosen, struct, row)
                 number += 1
         for rest in range(number, file.metadata.num_rows):
-            yield _sample(stem, table, rest, chosen, {})
+            yield _sample(stem, table, rest, chosen, struct, {})
 
 
 def _leaves(file: pq.ParquetFile, schema: pa.Schema) -> list[str]:
@@ -98,18 +99,19 @@ def _leaves(file: pq.ParquetFile, schema: pa.Schema) -> list[str]:
     for each in schema:
         if _is_bytes(each.type):
             continue
-        if f"{each.name}.bytes" in images:
+        if pa.types.is_struct(each.type) and f"{each.name}.bytes" in images:
             names += [f"{each.name}.{field.name}" for field in each.type if not _is_bytes(field.type)]
         else:
             names.append(each.name)
     return names
 
 
-def _sample(stem: str, table: ObjectInfo, number: int, column: str, row: dict[str, Any]) -> Sample:
+def _sample(
+    stem: str, table: ObjectInfo, number: int, column: str, struct: str, row: dict[str, Any]
+) -> Sample:
     # a struct's path is the image's name, where it came from
-    name = column.partition(".")[0]
-    inner = row.pop(name, None) if "." in column else None
-    extra = {f"{name}_{key}": value for key, value in (inner or {}).items()}
+    inner = row.pop(struct, None) if struct else None
+    extra = {f"{struct}_{key}": value for key, value in (inner or {}).items()}
     place = str(Place(table.key, row=number, column=column))
     return Sample(f"{stem}/{number:08d}", table.etag, 0, place=place, columns=row | extra)
 

@@ -81,7 +81,7 @@ quality: $(STAMP)  ## Every way to edit by forty prompts, at equal moves of the 
 	$(BIN)/python -m benchmarks.quality
 
 models: $(STAMP)  ## Rebuild the embedded models from their seeds (over an hour on 2 cores)
-	$(BIN)/python -m data.world.build
+	$(BIN)/python -m styleclip.data.world.build
 
 world-quality: $(STAMP)  ## Measure the embedded models and what edits do in their world
-	$(BIN)/python -m data.world.quality
+	$(BIN)/python -m styleclip.data.world.quality

@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import data
 from benchmarks.networks import Case, exact_table
-from data.world import photographs
-from data.world.captions import ATTRIBUTES
-from data.world.quality import CHOSEN, PROMPTS, Bench, Portraits
-from data.world.regressor import load_regressor
-from data.world.renderer import FACTORS, INDEX, render
+from styleclip import data
+from styleclip.data.world import photographs
+from styleclip.data.world.captions import ATTRIBUTES
+from styleclip.data.world.quality import CHOSEN, PROMPTS, Bench, Portraits
+from styleclip.data.world.regressor import load_regressor
+from styleclip.data.world.renderer import FACTORS, INDEX, render
 from styleclip_core import load_encoder
 from styleclip_core.editing import ChannelSelection, StyleDirection, select_channels
 from styleclip_core.errors import NoRelevantChannelError

@@ -17,13 +17,21 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageDraw
 
-from tasks.artifacts import Recipe, artifact_uri, write_table
-from tasks.artifacts.outcomes import OK
-from tasks.directions.style_directions import ALPHA_UNIT
-from tasks.editing.schemas import MANIFEST_SCHEMA, TIMING_SCHEMA
-from tasks.photographs.images import write_index
-from tasks.settings.edits import Edit, EditVariant, all_variants
-from tasks.storage import ObjectInfo, is_local, join, local_path, output_key, versions_of, write_bytes_atomic
+from styleclip.tasks.artifacts import Recipe, artifact_uri, write_table
+from styleclip.tasks.artifacts.outcomes import OK
+from styleclip.tasks.directions.style_directions import ALPHA_UNIT
+from styleclip.tasks.editing.schemas import MANIFEST_SCHEMA, TIMING_SCHEMA
+from styleclip.tasks.photographs.images import write_index
+from styleclip.tasks.settings.edits import Edit, EditVariant, all_variants
+from styleclip.tasks.storage import (
+    ObjectInfo,
+    is_local,
+    join,
+    local_path,
+    output_key,
+    versions_of,
+    write_bytes_atomic,
+)
 
 _HAIR = ("#3b2a20", "#c9a35a", "#7d3320", "#8b8d92", "#1d1b1c", "#b8693a")
 _SKIN = ("#f1c9a5", "#d9a577", "#8d5a3b", "#f6d8c0")

@@ -26,8 +26,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-import data
 from benchmarks.report import Options, Section
+from styleclip import data
 from styleclip_core import load_clip, load_encoder, load_generator
 from styleclip_core.editing import ChannelSelection, select_channels
 from styleclip_core.images import decode_image, encode_png, fit
@@ -39,7 +39,7 @@ from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.prompts import embed_prompt
 
 if TYPE_CHECKING:
-    from tasks.settings import Saving
+    from styleclip.tasks.settings import Saving
 
 BATCH = 16
 PHASES = ("read", "decode", "compute", "encode", "write")
@@ -151,7 +151,7 @@ def _measure(keys: list[str], steps: int, delay: float) -> tuple[str, tuple[str,
 
 def upload(count: int) -> list[str]:
     """Put photographs into the bucket, the same ones several times, and return their keys."""
-    from tasks.storage import exists, write_bytes_atomic
+    from styleclip.tasks.storage import exists, write_bytes_atomic
 
     photographs = sorted(data.PHOTOGRAPHS.glob("*.png"))
     keys = [f"bulk-{count}/{number:05d}.png" for number in range(count)]
@@ -162,7 +162,7 @@ def upload(count: int) -> list[str]:
 
 
 def _read(key: str) -> bytes:
-    from tasks.storage import read_bytes
+    from styleclip.tasks.storage import read_bytes
 
     return read_bytes(f"s3://photographs/{key}")
 
@@ -184,7 +184,7 @@ def _in_memory(keys: list[str], work: Work, cores: int) -> tuple[float, float]:
 
 def _loop(keys: list[str], work: Work) -> dict[str, float]:
     """Read, decode, compute, encode, write, one object after the other; return the seconds of each."""
-    from tasks.storage import write_bytes_atomic
+    from styleclip.tasks.storage import write_bytes_atomic
 
     seconds = dict.fromkeys(PHASES, 0.0)
 
@@ -225,14 +225,14 @@ def run_flow(
     """
     from prefect import flow
 
-    from flows import run as runs
-    from flows.steps import editing as edits
-    from flows.steps import photographs, report
-    from tasks.editing import shards as editing
-    from tasks.photographs import inversion
-    from tasks.photographs.datasets.front import locate
-    from tasks.running import overlap
-    from tasks.settings import DataSet, Execution, Inversion, Models, Saving
+    from styleclip.flows import run as runs
+    from styleclip.flows.steps import editing as edits
+    from styleclip.flows.steps import photographs, report
+    from styleclip.tasks.editing import shards as editing
+    from styleclip.tasks.photographs import inversion
+    from styleclip.tasks.photographs.datasets.front import locate
+    from styleclip.tasks.running import overlap
+    from styleclip.tasks.settings import DataSet, Execution, Inversion, Models, Saving
 
     busy: list[float] = []
     real = overlap.computing
@@ -268,7 +268,7 @@ def run_flow(
     finally:
         for module in (editing, inversion):
             module.computing = real  # type: ignore[attr-defined]
-    from tasks.storage import read_bytes
+    from styleclip.tasks.storage import read_bytes
 
     rows = pd.read_parquet(io.BytesIO(read_bytes(manifest)))
     if len(rows) != images * len(TARGETS) or set(rows["status"]) != {"ok"}:
@@ -280,10 +280,10 @@ def _prepared(target: str, delta: Tensor, place: str):  # type: ignore[no-untype
     """Store a direction and return the edit that uses it."""
     import pyarrow as pa
 
-    from tasks.artifacts import Provenance, vector_column, write_table
-    from tasks.directions.style_directions import PreparedStep
-    from tasks.editing.methods import PreparedEdit
-    from tasks.settings.edits import Edit
+    from styleclip.tasks.artifacts import Provenance, vector_column, write_table
+    from styleclip.tasks.directions.style_directions import PreparedStep
+    from styleclip.tasks.editing.methods import PreparedEdit
+    from styleclip.tasks.settings.edits import Edit
 
     edit = Edit(target=target, alpha=ALPHA, top_k=TOP_K, templates="none").variants()[0]
     uri = f"{place}/directions/{edit.name}.parquet"
@@ -299,9 +299,9 @@ def _prepared(target: str, delta: Tensor, place: str):  # type: ignore[no-untype
 @contextlib.contextmanager
 def _delayed(seconds: float) -> Iterator[None]:
     """Make every read and every write of an image take so much longer."""
-    from tasks import storage
-    from tasks.editing import saving
-    from tasks.photographs import inversion, reading
+    from styleclip.tasks import storage
+    from styleclip.tasks.editing import saving
+    from styleclip.tasks.photographs import inversion, reading
 
     if not seconds:
         yield

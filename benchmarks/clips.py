@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-import data
+from styleclip import data
 from styleclip_core import load_clip
 from styleclip_core.images import from_uint8
 from tests.core.generated_clips import ENGLISH, generated, write_tokenizer

@@ -27,7 +27,7 @@ _BUILDS = 4  # runs, each of some forty tasks
 _EVENTS = "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED"
 _BUILD = """
 import sys
-from flows.build_relevance import build_relevance
+from styleclip.flows.build_relevance import build_relevance
 generator, clip, workspace = sys.argv[1:]
 small = {"statistics": 50, "codes": 2}, {"samples": 2, "channels_per_shard": 1}
 build_relevance({"generator": generator, "clip": clip}, workspace, *small)

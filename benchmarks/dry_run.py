@@ -18,12 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import data
 from benchmarks.report import Options, Section
+from styleclip import data
 
 if TYPE_CHECKING:
-    from flows.run import RunResult
-    from tasks.settings.edits import Edit
+    from styleclip.flows.run import RunResult
+    from styleclip.tasks.settings.edits import Edit
 
 CLOSE = 1.5  # an estimate is good within this factor
 TARGETS = ("face with glasses", "smiling face", "face with grey hair", "face with a beard", "open mouth")
@@ -88,11 +88,11 @@ def _compare(case: Case) -> tuple[tuple[str, ...], float]:
 
 def _cases(folder: Path) -> Iterator[Case]:
     """Yield the runs, each in a place of its own, and all in one workspace."""
-    from flows.build_relevance import build_relevance
-    from flows.edit_images import edit_images
-    from flows.invert_images import invert_images
-    from flows.train_mapper import train_mapper
-    from tasks.settings import Inversion, MapperTraining, Models, Relevance, Sampling
+    from styleclip.flows.build_relevance import build_relevance
+    from styleclip.flows.edit_images import edit_images
+    from styleclip.flows.invert_images import invert_images
+    from styleclip.flows.train_mapper import train_mapper
+    from styleclip.tasks.settings import Inversion, MapperTraining, Models, Relevance, Sampling
 
     workspace = str(folder / "workspace")
     models = Models(
@@ -139,7 +139,7 @@ def _cases(folder: Path) -> Iterator[Case]:
 
 
 def _edits(count: int, *, instant: bool) -> list[Edit]:
-    from tasks.settings.edits import Edit
+    from styleclip.tasks.settings.edits import Edit
 
     relevance = {"relevance": "instant"} if instant else {}
     return [

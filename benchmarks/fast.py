@@ -30,9 +30,9 @@ from benchmarks.agreement import (
 from benchmarks.networks import Case, cases, clock, exact_table
 from benchmarks.reference import reference_directions, table_seconds
 from benchmarks.report import Options, Section
+from styleclip.tasks.settings import fast_relevance
 from styleclip_core.derivatives import embedding_basis, unit_derivatives
 from styleclip_core.relevance import ChannelDirections, RelevanceTable
-from tasks.settings import fast_relevance
 
 SLOW_CODES, SLOW = 8, 3
 BETAS = (0.08, BETA, 0.2)

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
-import data
+from styleclip import data
 
 _EDITS = ("grey-hair", "smiling", "glasses", "beard", "blue-background")
 _WORN = ("hat", "glasses", "beard")

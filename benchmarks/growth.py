@@ -19,7 +19,7 @@ _CHILD = """
 import ctypes, gc, json, sys, time, torch
 from pathlib import Path
 torch.set_num_threads(1)
-import data
+from styleclip import data
 from styleclip_core import load_clip
 from styleclip_core.models.stylegan2 import Generator, GeneratorConfig
 from styleclip_core.relevance import RelevanceSettings, measure_channels

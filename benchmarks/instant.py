@@ -23,8 +23,8 @@ from benchmarks.agreement import (
 from benchmarks.fast import exact_scores
 from benchmarks.networks import Case, cases, clock, exact_table
 from benchmarks.report import Options, Section
+from styleclip.tasks.settings import Instant
 from styleclip_core.instant import instant_relevance
-from tasks.settings import Instant
 
 SETTINGS = Instant()
 

@@ -31,12 +31,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-import data
 from benchmarks.reference import reference_mapper, reference_optimization, reference_table
-from data.world import photographs
-from data.world.quality import PROMPTS, Bench, Portraits, Prompt, choose
-from data.world.regressor import load_regressor
-from data.world.renderer import FACTORS, INDEX, render
+from styleclip import data
+from styleclip.data.world import photographs
+from styleclip.data.world.quality import PROMPTS, Bench, Portraits, Prompt, choose
+from styleclip.data.world.regressor import load_regressor
+from styleclip.data.world.renderer import FACTORS, INDEX, render
 from styleclip_core import load_clip, load_encoder, load_generator, load_identity
 from styleclip_core.derivatives import embedding_basis, unit_derivatives
 from styleclip_core.editing import EditedLatents

@@ -13,8 +13,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-import data
 from benchmarks.report import Options
+from styleclip import data
 from styleclip_core import load_clip, load_generator
 from styleclip_core.models.clip import ClipModel
 from styleclip_core.models.clip_openai import OpenAiNetwork

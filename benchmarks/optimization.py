@@ -12,9 +12,9 @@ from dataclasses import replace
 
 import torch
 
-import data
 from benchmarks.reference import reference_optimization
 from benchmarks.report import Options, Section
+from styleclip import data
 from styleclip_core import load_clip, load_generator
 from styleclip_core.optimization import PRESETS, optimize
 from styleclip_core.sampling import sample_z

@@ -24,7 +24,7 @@ def measure(options: Options) -> Iterator[Section]:
     """Yield one row: the build, seconds of the loop, seconds of the flow, overhead, largest difference."""
     if options.networks != "world":
         return
-    from tasks.settings import Relevance
+    from styleclip.tasks.settings import Relevance
 
     (case,) = cases(options)
     settings = Relevance(samples=options.codes, channels_per_shard=_SHARD)
@@ -72,11 +72,11 @@ def _flow(case: Case, settings: object, options: Options) -> tuple[float, Releva
     )  # fmt: skip
     from prefect.testing.utilities import prefect_test_harness
 
-    import data
-    from flows.build_relevance import build_relevance
-    from tasks.directions.relevance import read_relevance
-    from tasks.running.run import run_here
-    from tasks.settings import Execution, Models, Relevance, Sampling
+    from styleclip import data
+    from styleclip.flows.build_relevance import build_relevance
+    from styleclip.tasks.directions.relevance import read_relevance
+    from styleclip.tasks.running.run import run_here
+    from styleclip.tasks.settings import Execution, Models, Relevance, Sampling
 
     if not isinstance(settings, Relevance):
         raise TypeError("settings of a relevance table are wanted")

@@ -12,9 +12,9 @@ import statistics
 import time
 from collections.abc import Iterator
 
-import data
 from benchmarks.bulk import TARGETS, run_flow, stores, upload
 from benchmarks.report import Options, Section
+from styleclip import data
 
 SHARD = 64
 IMAGES = int(os.environ.get("STYLECLIP_BENCH_IMAGES", "256"))
@@ -22,7 +22,7 @@ IMAGES = int(os.environ.get("STYLECLIP_BENCH_IMAGES", "256"))
 
 def measure(options: Options) -> Iterator[Section]:
     """Yield one table: edited images per second of each way."""
-    from tasks.settings import Saving
+    from styleclip.tasks.settings import Saving
 
     ways = {
         "files to PNG files": ("files", Saving()),
@@ -68,7 +68,7 @@ def _tars(images: int) -> str:
     import io
     import tarfile
 
-    from tasks.storage import write_bytes_atomic
+    from styleclip.tasks.storage import write_bytes_atomic
 
     place = f"s3://photographs/packed-{images}-{time.time_ns()}"
     photographs = [path.read_bytes() for path in sorted(data.PHOTOGRAPHS.glob("*.png"))]

@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import data
 from benchmarks.report import Options, Section
-from data.world.regressor import FactorRegressor, load_regressor
-from data.world.renderer import INDEX
+from styleclip import data
+from styleclip.data.world.regressor import FactorRegressor, load_regressor
+from styleclip.data.world.renderer import INDEX
 from styleclip_core import load_clip, load_encoder, load_generator
 from styleclip_core.editing import ChannelSelection, select_channels
 from styleclip_core.images import decode_image, encode_png, fit, psnr

@@ -39,9 +39,9 @@ from prefect.context import refresh_global_settings_context
 from rich.console import Console
 
 from benchmarks.report import Section, hardware
-from tasks.artifacts import read_provenance
-from tasks.artifacts.outcomes import OK
-from tasks.storage import (
+from styleclip.tasks.artifacts import read_provenance
+from styleclip.tasks.artifacts.outcomes import OK
+from styleclip.tasks.storage import (
     MissingObjectError,
     join,
     list_folders,
@@ -138,10 +138,10 @@ def make(photos: Sequence[str], out: str, networks: dict[str, str], nights: int,
     Raises:
         RuntimeError: If some image was not edited.
     """
-    from flows.build_relevance import build_relevance
-    from flows.edit_images import edit_images
-    from tasks.settings import Execution, Inversion, Models, Nightly, Relevance, Sampling
-    from tasks.settings.edits import Edit
+    from styleclip.flows.build_relevance import build_relevance
+    from styleclip.flows.edit_images import edit_images
+    from styleclip.tasks.settings import Execution, Inversion, Models, Nightly, Relevance, Sampling
+    from styleclip.tasks.settings.edits import Edit
 
     made, workspace, sampling = _Calendar(), join(out, "workspace"), Sampling(statistics=64, codes=8)
     models, relevance = Models.model_validate(networks), Relevance(samples=8, channels_per_shard=64)

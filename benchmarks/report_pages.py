@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.batches import make_batch
 from benchmarks.report import Options, Section
-from tasks.settings.edits import Edit
+from styleclip.tasks.settings.edits import Edit
 
 SIZES = (1_000, 10_000)
 _FACES, _SIDE = 64, 64
@@ -32,9 +32,9 @@ EDITS = [
 _CHILD = """
 import json, sys, time
 from pathlib import Path
-from tasks.reports.page.page import build_page
-from tasks.reports.page.thumbnails import plan_page, thumbnail_chunk
-from tasks.running.run import Run
+from styleclip.tasks.reports.page.page import build_page
+from styleclip.tasks.reports.page.thumbnails import plan_page, thumbnail_chunk
+from styleclip.tasks.running.run import Run
 manifest, workspace = sys.argv[1:]
 def status(name):
     line = next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith(name))

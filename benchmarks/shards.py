@@ -125,10 +125,10 @@ def _index(place: str) -> dict[str, float]:
     import logging
     from functools import partial
 
-    from tasks.photographs import images
-    from tasks.photographs.datasets.front import locate
-    from tasks.running.run import Run
-    from tasks.settings import DataSet
+    from styleclip.tasks.photographs import images
+    from styleclip.tasks.photographs.datasets.front import locate
+    from styleclip.tasks.running.run import Run
+    from styleclip.tasks.settings import DataSet
 
     # there is no flow whose log it could be
     images.get_run_logger = partial(logging.getLogger, "images")  # type: ignore[attr-defined]

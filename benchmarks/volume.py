@@ -25,9 +25,9 @@ from PIL import Image
 from rich.console import Console
 
 from benchmarks.report import Section, hardware
-from tasks.photographs.datasets.front import locate
-from tasks.photographs.images import SUFFIXES, read_shard, write_index
-from tasks.storage import sorted_objects
+from styleclip.tasks.photographs.datasets.front import locate
+from styleclip.tasks.photographs.images import SUFFIXES, read_shard, write_index
+from styleclip.tasks.storage import sorted_objects
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -147,8 +147,8 @@ def _index(place: str) -> dict[str, float]:
 
 
 def _edit(place: str) -> dict[str, float]:
-    import data
     from benchmarks.bulk import Work
+    from styleclip import data
 
     networks = {"generator": str(data.GENERATOR), "clip": str(data.CLIP), "encoder": str(data.ENCODER)}
     return _bulk(place, networks, Work.load(0).deltas[0])
@@ -175,9 +175,9 @@ def _bulk(place: str, networks: dict[str, str], delta: Tensor) -> dict[str, floa
     from prefect.testing.utilities import prefect_test_harness
 
     from benchmarks.bulk import _prepared
-    from flows.run import begin, task_runner
-    from flows.steps import editing, photographs, report
-    from tasks.settings import DataSet, Execution, Inversion, Models
+    from styleclip.flows.run import begin, task_runner
+    from styleclip.flows.steps import editing, photographs, report
+    from styleclip.tasks.settings import DataSet, Execution, Inversion, Models
 
     torch.set_num_threads(1)
     models, out = Models.model_validate(networks), f"s3://results/volume-{time.time_ns()}"
@@ -241,7 +241,7 @@ def _objects(store: S3, folder: Path, count: int, contents: list[bytes] | None =
 
 def _images() -> list[bytes]:
     """Return PNG files of the embedded photographs, each in a few tints."""
-    import data
+    from styleclip import data
 
     found = []
     for path in sorted(data.PHOTOGRAPHS.glob("*.png")):

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+if __name__ != "styleclip.data":  # a second name would load every module twice
+    raise ImportError("the folder data/ is the package styleclip.data: import it by that name")
+
 _HERE = Path(__file__).parent
 WEIGHTS = _HERE / "weights"
 PHOTOGRAPHS = _HERE / "photographs"

@@ -6,11 +6,11 @@ listings -------------------------+-> account: batches, kinds of artifacts, tabl
 
 from __future__ import annotations
 
-from flows.run import begin, pipeline, summarize
-from tasks.keeping.accounts import Account, account_place
-from tasks.keeping.shown import account_lines
-from tasks.running.run import Networks
-from tasks.settings import Execution, OptionalUri, Uri
+from styleclip.flows.run import begin, pipeline, summarize
+from styleclip.tasks.keeping.accounts import Account, account_place
+from styleclip.tasks.keeping.shown import account_lines
+from styleclip.tasks.running.run import Networks
+from styleclip.tasks.settings import Execution, OptionalUri, Uri
 
 
 @pipeline("account-storage")

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from flows import engine
-from flows.failures import refuse_failures
-from flows.run import (
+from styleclip.flows import engine
+from styleclip.flows.failures import refuse_failures
+from styleclip.flows.run import (
     StepCounts,
     announce,
     begin,
@@ -21,13 +21,13 @@ from flows.run import (
     pipeline,
     summarize,
 )
-from flows.steps import photographs
-from tasks.artifacts.outcomes import FAILED
-from tasks.photographs import faces
-from tasks.photographs.datasets.front import locate
-from tasks.reports.summaries import failed_items
-from tasks.running.run import Networks
-from tasks.settings import Alignment, DataSet, Execution, FaceSource, OptionalUri, OrUsual, Uri
+from styleclip.flows.steps import photographs
+from styleclip.tasks.artifacts.outcomes import FAILED
+from styleclip.tasks.photographs import faces
+from styleclip.tasks.photographs.datasets.front import locate
+from styleclip.tasks.reports.summaries import failed_items
+from styleclip.tasks.running.run import Networks
+from styleclip.tasks.settings import Alignment, DataSet, Execution, FaceSource, OptionalUri, OrUsual, Uri
 
 
 class AlignResult(BaseModel):

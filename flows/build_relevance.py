@@ -11,13 +11,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from flows.dry_run import foretell, sample_table, tell
-from flows.estimates import Outlook
-from flows.run import RunResult, begin, pipeline
-from flows.steps import dry_runs
-from flows.steps import table as steps
-from tasks.running.rates import Rates
-from tasks.settings import (
+from styleclip.flows.dry_run import foretell, sample_table, tell
+from styleclip.flows.estimates import Outlook
+from styleclip.flows.run import RunResult, begin, pipeline
+from styleclip.flows.steps import dry_runs
+from styleclip.flows.steps import table as steps
+from styleclip.tasks.running.rates import Rates
+from styleclip.tasks.settings import (
     Execution,
     Models,
     Nightly,

@@ -10,13 +10,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from flows.run import RunResult, StepCounts, begin, counts, pipeline, summarize
-from flows.steps import editing, photographs
-from flows.steps.table import look_at, sample, table_for
-from tasks.directions.choosing import ChoicePlan
-from tasks.photographs.datasets.front import locate
-from tasks.running.shown import code, plain
-from tasks.settings import (
+from styleclip.flows.run import RunResult, StepCounts, begin, counts, pipeline, summarize
+from styleclip.flows.steps import editing, photographs
+from styleclip.flows.steps.table import look_at, sample, table_for
+from styleclip.tasks.directions.choosing import ChoicePlan
+from styleclip.tasks.photographs.datasets.front import locate
+from styleclip.tasks.running.shown import code, plain
+from styleclip.tasks.settings import (
     Choosing,
     DataSet,
     Execution,
@@ -29,7 +29,14 @@ from tasks.settings import (
     Sampling,
     Uri,
 )
-from tasks.settings.edits import MOST_VARIANTS, Edit, all_variants, automatic_steps, replace_steps, stand_in
+from styleclip.tasks.settings.edits import (
+    MOST_VARIANTS,
+    Edit,
+    all_variants,
+    automatic_steps,
+    replace_steps,
+    stand_in,
+)
 
 
 @pipeline("choose-edits")

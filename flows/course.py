@@ -16,11 +16,11 @@ from typing import TypeVar
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 
-from tasks.running.overlap import compute_slots
-from tasks.running.progress import ShardResult, StepSummary, gather_chain, is_cached
-from tasks.running.rates import Spent, keep_rates, makespan, total
-from tasks.running.run import Run
-from tasks.storage import scheme_of
+from styleclip.tasks.running.overlap import compute_slots
+from styleclip.tasks.running.progress import ShardResult, StepSummary, gather_chain, is_cached
+from styleclip.tasks.running.rates import Spent, keep_rates, makespan, total
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.storage import scheme_of
 
 _R = TypeVar("_R", bound=ShardResult)
 

@@ -3,7 +3,7 @@
 ``prefect deploy --all`` leaves empty what the shell does not know, and replaces the schedules of a deployment
 by those of the file, all of them active. So the values are read from a file, what a schedule would lack is
 refused before anything is deployed, and Prefect is given a file in which the server's schedules stand beside
-ours. Then every deployment gets the form that ``flows.forms`` makes of its flow, and what of ours the file
+ours. Then every deployment gets the form that ``forms`` makes of its flow, and what of ours the file
 does not have any more is named; nothing is ever deleted.
 """
 
@@ -28,9 +28,9 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
-from flows.forms import flow_of, form_of
+from styleclip.flows.forms import flow_of, form_of
+from styleclip.tasks.storage import holds_credentials
 from styleclip_core.errors import StyleCLIPError
-from tasks.storage import holds_credentials
 
 _VARIABLE = re.compile(r"\{\{\s*\$(\w+)\s*\}\}")
 _SECRET = re.compile(r"(?i)secret|passw|token|credential|access_key|api_key|auth_string")

@@ -10,21 +10,21 @@ from collections.abc import Callable
 
 from prefect.logging import get_run_logger
 
-from flows import engine
-from flows.estimates import Forecast, Outlook, describe, forecast, unknown
-from flows.run import announce
-from flows.steps import samples
-from flows.steps.dry_runs import Editing
-from tasks.directions import relevance, sampling
-from tasks.directions.relevance import RelevancePlan
-from tasks.directions.sampling import SampledStyles
-from tasks.editing import mappers
-from tasks.photographs import inversion
-from tasks.photographs.images import ImageIndex
-from tasks.reports.summaries import publish_report
-from tasks.running.rates import Rates, Spent, read_rates
-from tasks.running.run import Run
-from tasks.settings import Inversion, MapperTraining, Relevance, Sampling
+from styleclip.flows import engine
+from styleclip.flows.estimates import Forecast, Outlook, describe, forecast, unknown
+from styleclip.flows.run import announce
+from styleclip.flows.steps import samples
+from styleclip.flows.steps.dry_runs import Editing
+from styleclip.tasks.directions import relevance, sampling
+from styleclip.tasks.directions.relevance import RelevancePlan
+from styleclip.tasks.directions.sampling import SampledStyles
+from styleclip.tasks.editing import mappers
+from styleclip.tasks.photographs import inversion
+from styleclip.tasks.photographs.images import ImageIndex
+from styleclip.tasks.reports.summaries import publish_report
+from styleclip.tasks.running.rates import Rates, Spent, read_rates
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.settings import Inversion, MapperTraining, Relevance, Sampling
 
 _MOST_LOOKED_AT = 2000  # shards, times their edits, that a run looks at twice to say what it will cost
 Looking = Callable[[Rates], Outlook]

@@ -12,22 +12,21 @@ from typing import Annotated
 
 from pydantic import Field
 
-from flows.dry_run import foretell, sample_edits, tell
-from flows.estimates import Outlook
-from flows.failures import refuse_failures
-from flows.run import RunResult, StepCounts, begin, check_places, counts, leaving, pipeline
-from flows.steps import editing, photographs
-from flows.steps.dry_runs import Editing, Foreseen
-from flows.steps.looking import listing
-from flows.steps.report import partial_report, report
-from flows.steps.table import described, look_at, sample, table_for
-from styleclip_core.images import check_format
-from tasks.directions.choosing import ChoicePlan, ChosenStrength
-from tasks.editing.plans import Chosen
-from tasks.photographs.datasets.front import locate
-from tasks.reports.batch import broken_items
-from tasks.running.rates import Rates
-from tasks.settings import (
+from styleclip.flows.dry_run import foretell, sample_edits, tell
+from styleclip.flows.estimates import Outlook
+from styleclip.flows.failures import refuse_failures
+from styleclip.flows.run import RunResult, StepCounts, begin, check_places, counts, leaving, pipeline
+from styleclip.flows.steps import editing, photographs
+from styleclip.flows.steps.dry_runs import Editing, Foreseen
+from styleclip.flows.steps.looking import listing
+from styleclip.flows.steps.report import partial_report, report
+from styleclip.flows.steps.table import described, look_at, sample, table_for
+from styleclip.tasks.directions.choosing import ChoicePlan, ChosenStrength
+from styleclip.tasks.editing.plans import Chosen
+from styleclip.tasks.photographs.datasets.front import locate
+from styleclip.tasks.reports.batch import broken_items
+from styleclip.tasks.running.rates import Rates
+from styleclip.tasks.settings import (
     Choosing,
     DataSet,
     Execution,
@@ -41,8 +40,8 @@ from tasks.settings import (
     Saving,
     Uri,
 )
-from tasks.settings.by_image import differs
-from tasks.settings.edits import (
+from styleclip.tasks.settings.by_image import differs
+from styleclip.tasks.settings.edits import (
     MOST_VARIANTS,
     Edit,
     all_steps,
@@ -51,7 +50,8 @@ from tasks.settings.edits import (
     replace_steps,
     stand_in,
 )
-from tasks.storage import join
+from styleclip.tasks.storage import join
+from styleclip_core.images import check_format
 
 
 @pipeline("edit-images")

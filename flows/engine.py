@@ -21,11 +21,11 @@ from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from styleclip.tasks.running import networks as models
+from styleclip.tasks.running.overlap import shards_at_once
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.settings import Execution, SettingsError
 from styleclip_core.models.stylegan2 import Generator
-from tasks.running import networks as models
-from tasks.running.overlap import shards_at_once
-from tasks.running.run import Run
-from tasks.settings import Execution, SettingsError
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -56,7 +56,7 @@ def task_runner() -> TaskRunner[PrefectFuture[Any]]:
 
     # here and not above, as importing Ray takes a second and most machines do not have it
     try:
-        from flows.on_ray import RayRunner
+        from styleclip.flows.on_ray import RayRunner
     except ModuleNotFoundError as error:
         raise SettingsError(
             f"{VARIABLE}={chosen} needs Ray, and there is no module {error.name}; "

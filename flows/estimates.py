@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict
 
-from flows import course, engine
-from tasks.running.overlap import compute_slots
-from tasks.running.rates import Range, Rates, Spent, makespan
-from tasks.running.run import Run
+from styleclip.flows import course, engine
+from styleclip.tasks.running.overlap import compute_slots
+from styleclip.tasks.running.rates import Range, Rates, Spent, makespan
+from styleclip.tasks.running.run import Run
 
 _HOUR = 3600
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from flows import engine
-from flows.failures import refuse_failures
-from flows.run import (
+from styleclip.flows import engine
+from styleclip.flows.failures import refuse_failures
+from styleclip.flows.run import (
     StepCounts,
     begin,
     check_places,
@@ -20,15 +20,15 @@ from flows.run import (
     pipeline,
     summarize,
 )
-from tasks.artifacts import read_table
-from tasks.artifacts.outcomes import OK
-from tasks.evaluation.attributes import FACES, AttributePrompts, load_attributes
-from tasks.evaluation.manifest import find_inversions, index_edits, place_of
-from tasks.evaluation.shards import EvaluationRef, evaluate_shard, plan_evaluation
-from tasks.evaluation.tables import gather_evaluation, markdown
-from tasks.reports.page.links import parent
-from tasks.settings import Comparison, Execution, Judges, OptionalUri, OrUsual, SettingsError, Uri
-from tasks.storage import join
+from styleclip.tasks.artifacts import read_table
+from styleclip.tasks.artifacts.outcomes import OK
+from styleclip.tasks.evaluation.attributes import FACES, AttributePrompts, load_attributes
+from styleclip.tasks.evaluation.manifest import find_inversions, index_edits, place_of
+from styleclip.tasks.evaluation.shards import EvaluationRef, evaluate_shard, plan_evaluation
+from styleclip.tasks.evaluation.tables import gather_evaluation, markdown
+from styleclip.tasks.reports.page.links import parent
+from styleclip.tasks.settings import Comparison, Execution, Judges, OptionalUri, OrUsual, SettingsError, Uri
+from styleclip.tasks.storage import join
 
 
 class EvaluationResult(BaseModel):

@@ -4,7 +4,7 @@ Whatever happens to a run names the event before it, and Prefect's triggers hold
 come, for up to 15 minutes. But the scheduler makes its runs without an event: of a run that is made less than
 5 minutes before it begins, as after `styleclip deploy`, the first event never comes, and everything after
 it, its failure too, would be told 15 minutes late. So the server is told to use this module,
-``PREFECT_SERVER_EVENTS_CAUSAL_ORDERING=flows.event_order``.
+``PREFECT_SERVER_EVENTS_CAUSAL_ORDERING=styleclip.flows.event_order``.
 """
 
 from __future__ import annotations

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows import engine
-from flows.run import StepCounts, begin, pipeline, summarize
-from flows.steps.table import table_for
-from tasks.evaluation.attributes import FACES, AttributePrompts, load_attributes
-from tasks.inspection.channels import ExplorationRef, explore_channel, explore_target
-from tasks.running.shown import code
-from tasks.settings import (
+from styleclip.flows import engine
+from styleclip.flows.run import StepCounts, begin, pipeline, summarize
+from styleclip.flows.steps.table import table_for
+from styleclip.tasks.evaluation.attributes import FACES, AttributePrompts, load_attributes
+from styleclip.tasks.inspection.channels import ExplorationRef, explore_channel, explore_target
+from styleclip.tasks.running.shown import code
+from styleclip.tasks.settings import (
     Execution,
     Models,
     OptionalUri,
@@ -27,7 +27,7 @@ from tasks.settings import (
     TemplateSet,
     Uri,
 )
-from tasks.settings.edits import StepVariant
+from styleclip.tasks.settings.edits import StepVariant
 
 
 class Question(Settings):

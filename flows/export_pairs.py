@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from flows import engine
-from flows.run import StepCounts, announce, begin, counts, gather_items, pipeline, summarize
-from tasks.reports.data_card import write_data_card
-from tasks.reports.page.links import parent
-from tasks.reports.pairs import PairsPlan, plan_pairs, write_pairs
-from tasks.running.run import Networks
-from tasks.settings import Execution, OptionalUri, OrUsual, Uri
-from tasks.settings.pairs import Pairing
+from styleclip.flows import engine
+from styleclip.flows.run import StepCounts, announce, begin, counts, gather_items, pipeline, summarize
+from styleclip.tasks.reports.data_card import write_data_card
+from styleclip.tasks.reports.page.links import parent
+from styleclip.tasks.reports.pairs import PairsPlan, plan_pairs, write_pairs
+from styleclip.tasks.running.run import Networks
+from styleclip.tasks.settings import Execution, OptionalUri, OrUsual, Uri
+from styleclip.tasks.settings.pairs import Pairing
 
 
 class PairsResult(BaseModel):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from flows.run import remedy
-from tasks.artifacts.outcomes import Row
-from tasks.running.progress import ItemsFailedError
-from tasks.settings import Execution
+from styleclip.flows.run import remedy
+from styleclip.tasks.artifacts.outcomes import Row
+from styleclip.tasks.running.progress import ItemsFailedError
+from styleclip.tasks.settings import Execution
 
 _CAUSES = 3  # that are named
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from prefect import Flow
 
-from tasks.settings.edits import MOST_VARIANTS
-from tasks.settings.folding import AS_USUAL as AS_USUAL
-from tasks.settings.folding import may_stay_shut
+from styleclip.tasks.settings.edits import MOST_VARIANTS
+from styleclip.tasks.settings.folding import AS_USUAL as AS_USUAL
+from styleclip.tasks.settings.folding import may_stay_shut
 
 Schema = dict[str, Any]
 

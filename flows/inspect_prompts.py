@@ -11,14 +11,14 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows import engine
-from flows.run import StepCounts, begin, pipeline, summarize
-from flows.steps.editing import check_edits, distinct_steps
-from flows.steps.table import table_for
-from tasks.inspection import prompts as diagnostics
-from tasks.inspection.prompts import DiagnosisRef
-from tasks.settings import Execution, Models, OptionalUri, OrUsual, Relevance, Sampling, Uri
-from tasks.settings.edits import MOST_VARIANTS, Edit, all_variants
+from styleclip.flows import engine
+from styleclip.flows.run import StepCounts, begin, pipeline, summarize
+from styleclip.flows.steps.editing import check_edits, distinct_steps
+from styleclip.flows.steps.table import table_for
+from styleclip.tasks.inspection import prompts as diagnostics
+from styleclip.tasks.inspection.prompts import DiagnosisRef
+from styleclip.tasks.settings import Execution, Models, OptionalUri, OrUsual, Relevance, Sampling, Uri
+from styleclip.tasks.settings.edits import MOST_VARIANTS, Edit, all_variants
 
 
 class InspectionResult(BaseModel):

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from functools import partial
 
-from flows.dry_run import foretell, sample_images, tell
-from flows.failures import refuse_failures
-from flows.run import RunResult, begin, counts, pipeline, summarize
-from flows.steps import dry_runs, photographs
-from flows.steps.looking import listing
-from tasks.photographs.datasets.front import locate
-from tasks.reports.summaries import failed_items
-from tasks.running.run import Networks
-from tasks.settings import DataSet, Execution, Inversion, Models, OrUsual, Uri
+from styleclip.flows.dry_run import foretell, sample_images, tell
+from styleclip.flows.failures import refuse_failures
+from styleclip.flows.run import RunResult, begin, counts, pipeline, summarize
+from styleclip.flows.steps import dry_runs, photographs
+from styleclip.flows.steps.looking import listing
+from styleclip.tasks.photographs.datasets.front import locate
+from styleclip.tasks.reports.summaries import failed_items
+from styleclip.tasks.running.run import Networks
+from styleclip.tasks.settings import DataSet, Execution, Inversion, Models, OrUsual, Uri
 
 
 @pipeline("invert-images")

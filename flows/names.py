@@ -16,8 +16,8 @@ from typing import Any
 
 from prefect import runtime
 
-from tasks.settings import Nightly
-from tasks.storage import holds_credentials
+from styleclip.tasks.settings import Nightly
+from styleclip.tasks.storage import holds_credentials
 
 LONGEST = 120  # characters
 _PARTS = 2  # of a place: its last folders tell it from others

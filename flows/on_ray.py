@@ -35,8 +35,8 @@ from prefect.settings import get_current_settings
 from prefect_ray.context import remote_options
 from prefect_ray.task_runners import PrefectRayFuture, RayTaskRunner
 
-from tasks.running.run import Run
-from tasks.settings import Execution, SettingsError
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.settings import Execution, SettingsError
 
 _R = TypeVar("_R")
 GPUS_VARIABLE = "STYLECLIP_RAY_GPUS"

@@ -8,13 +8,22 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from flows.failures import refuse_failures
-from flows.run import StepCounts, begin, counts, gather_items, is_retry, leaving, pipeline, summarize
-from tasks.artifacts.outcomes import FAILED
-from tasks.photographs import pasting
-from tasks.reports.summaries import failed_items
-from tasks.running.run import Networks
-from tasks.settings import Execution, OptionalUri, OrUsual, Pasting, Uri
+from styleclip.flows.failures import refuse_failures
+from styleclip.flows.run import (
+    StepCounts,
+    begin,
+    counts,
+    gather_items,
+    is_retry,
+    leaving,
+    pipeline,
+    summarize,
+)
+from styleclip.tasks.artifacts.outcomes import FAILED
+from styleclip.tasks.photographs import pasting
+from styleclip.tasks.reports.summaries import failed_items
+from styleclip.tasks.running.run import Networks
+from styleclip.tasks.settings import Execution, OptionalUri, OrUsual, Pasting, Uri
 
 
 class PasteResult(BaseModel):

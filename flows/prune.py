@@ -10,11 +10,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from flows.run import begin, pipeline, summarize
-from tasks.keeping.pruning import Choice, Pruned, prune_place
-from tasks.keeping.shown import pruned_lines
-from tasks.running.run import Networks
-from tasks.settings import Execution, OptionalUri, Uri
+from styleclip.flows.run import begin, pipeline, summarize
+from styleclip.tasks.keeping.pruning import Choice, Pruned, prune_place
+from styleclip.tasks.keeping.shown import pruned_lines
+from styleclip.tasks.running.run import Networks
+from styleclip.tasks.settings import Execution, OptionalUri, Uri
 
 
 @pipeline("prune")

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from prefect.artifacts import create_link_artifact
 
-from flows.run import begin, pipeline
-from flows.steps import report
-from tasks.reports.notes import noted_batches
-from tasks.reports.page.links import parent, public_url
-from tasks.running.run import Networks
-from tasks.settings import Execution, OptionalUri, Uri
+from styleclip.flows.run import begin, pipeline
+from styleclip.flows.steps import report
+from styleclip.tasks.reports.notes import noted_batches
+from styleclip.tasks.reports.page.links import parent, public_url
+from styleclip.tasks.running.run import Networks
+from styleclip.tasks.settings import Execution, OptionalUri, Uri
 
 
 @pipeline("report-batch")

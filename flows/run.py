@@ -15,28 +15,30 @@ from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict
 
-from flows import course, engine
-from flows.engine import task_runner as task_runner  # of runs that are begun elsewhere, on other machines say
-from flows.estimates import Forecast
-from flows.names import run_name
+from styleclip.flows import course, engine
+from styleclip.flows.engine import (
+    task_runner as task_runner,  # of runs that are begun elsewhere, on other machines say
+)
+from styleclip.flows.estimates import Forecast
+from styleclip.flows.names import run_name
+from styleclip.tasks.artifacts.outcomes import Row
+from styleclip.tasks.directions.choosing import ChosenStrength
+from styleclip.tasks.directions.sampling import SampledStyles
+from styleclip.tasks.directions.style_directions import TableRef
+from styleclip.tasks.editing.mappers import MapperRef
+from styleclip.tasks.inspection.prompts import DiagnosisRef
+from styleclip.tasks.reports.batch import ReportRef
+from styleclip.tasks.reports.summaries import publish_report, publish_summary
+from styleclip.tasks.running import networks as models
+from styleclip.tasks.running.caching import probe_result_storage
+from styleclip.tasks.running.progress import ShardResult, StepSummary
+from styleclip.tasks.running.run import Networks, Run, identify_models, is_multilingual
+from styleclip.tasks.running.shown import code
+from styleclip.tasks.running.stopping import RunStoppedError, closing
+from styleclip.tasks.settings import Execution, Judges, Models, SettingsError
+from styleclip.tasks.settings.edits import Edit
+from styleclip.tasks.storage import delete_stale_temporaries, first_page, join, lies_in, version
 from styleclip_core.prompts import language_warnings
-from tasks.artifacts.outcomes import Row
-from tasks.directions.choosing import ChosenStrength
-from tasks.directions.sampling import SampledStyles
-from tasks.directions.style_directions import TableRef
-from tasks.editing.mappers import MapperRef
-from tasks.inspection.prompts import DiagnosisRef
-from tasks.reports.batch import ReportRef
-from tasks.reports.summaries import publish_report, publish_summary
-from tasks.running import networks as models
-from tasks.running.caching import probe_result_storage
-from tasks.running.progress import ShardResult, StepSummary
-from tasks.running.run import Networks, Run, identify_models, is_multilingual
-from tasks.running.shown import code
-from tasks.running.stopping import RunStoppedError, closing
-from tasks.settings import Execution, Judges, Models, SettingsError
-from tasks.settings.edits import Edit
-from tasks.storage import delete_stale_temporaries, first_page, join, lies_in, version
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")

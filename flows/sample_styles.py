@@ -6,10 +6,10 @@ seeds -> shards of statistics -> statistics.parquet
 
 from __future__ import annotations
 
-from flows.run import RunResult, begin, counts, pipeline, summarize
-from flows.steps.table import sample
-from tasks.running.run import Networks
-from tasks.settings import Execution, Models, OrUsual, Sampling, Uri
+from styleclip.flows.run import RunResult, begin, counts, pipeline, summarize
+from styleclip.flows.steps.table import sample
+from styleclip.tasks.running.run import Networks
+from styleclip.tasks.settings import Execution, Models, OrUsual, Sampling, Uri
 
 
 @pipeline("sample-styles")

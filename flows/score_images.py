@@ -10,9 +10,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows import engine
-from flows.failures import refuse_failures
-from flows.run import (
+from styleclip.flows import engine
+from styleclip.flows.failures import refuse_failures
+from styleclip.flows.run import (
     StepCounts,
     announce,
     begin,
@@ -24,19 +24,19 @@ from flows.run import (
     summarize,
     warn_of_languages,
 )
-from flows.steps import photographs
-from tasks.evaluation.image_scores import (
+from styleclip.flows.steps import photographs
+from styleclip.tasks.evaluation.image_scores import (
     ScoresRef,
     gather_scores,
     plan_scores,
     score_shard,
     write_partial_scores,
 )
-from tasks.evaluation.labels import LabelPrompt, load_truth
-from tasks.photographs.datasets.front import locate
-from tasks.reports.summaries import failed_items
-from tasks.running.run import Networks
-from tasks.settings import Clip, DataSet, Execution, OptionalUri, OrUsual, TemplateSet, Uri
+from styleclip.tasks.evaluation.labels import LabelPrompt, load_truth
+from styleclip.tasks.photographs.datasets.front import locate
+from styleclip.tasks.reports.summaries import failed_items
+from styleclip.tasks.running.run import Networks
+from styleclip.tasks.settings import Clip, DataSet, Execution, OptionalUri, OrUsual, TemplateSet, Uri
 
 
 class ScoresResult(BaseModel):

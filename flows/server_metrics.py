@@ -24,11 +24,11 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
-from tasks.reports.summaries import read_steps
+from styleclip.tasks.reports.summaries import read_steps
 
 _PAGE = 200
-_TABLE = "relevance-table"  # key of the artifact that a build writes, see flows.steps.table
-_STEP = {  # what a report says of a step, see tasks.reports.summaries
+_TABLE = "relevance-table"  # key of the artifact that a build writes, see styleclip.flows.steps.table
+_STEP = {  # what a report says of a step, see styleclip.tasks.reports.summaries
     "rows": "styleclip_step_rows",
     "failed items": "styleclip_step_failed_items",
     "seconds": "styleclip_step_seconds",

@@ -22,16 +22,16 @@ from prefect.settings import get_current_settings
 from prefect.workers.process import ProcessWorker
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter
 
-from flows import alerts
-from flows.alerts import Receivers
-from flows.doors import open_doors
+from styleclip.flows import alerts
+from styleclip.flows.alerts import Receivers
+from styleclip.flows.doors import open_doors
+from styleclip.tasks.storage import canonical, is_local
 from styleclip_core.errors import StyleCLIPError
-from tasks.storage import canonical, is_local
 
 POOL, RESULTS, WEBHOOK = "styleclip-gpu", "styleclip-results", "styleclip-notify"
 QUEUES = {"nightly": 1, "bulk": 2}  # priorities; the lower one goes first
 HEARTBEAT = 30  # seconds between the signs of life of a flow run, the fewest that Prefect allows
-ORDERING = "flows.event_order"
+ORDERING = "styleclip.flows.event_order"
 
 
 class SetupError(StyleCLIPError):

@@ -10,13 +10,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from flows.dry_run import foretell, sample_training, tell
-from flows.estimates import Outlook
-from flows.run import RunResult, begin, pipeline, summarize
-from flows.steps import dry_runs
-from flows.steps.editing import check_training, train
-from tasks.running.rates import Rates
-from tasks.settings import Execution, MapperTraining, Models, OrUsual, Prompt, Uri
+from styleclip.flows.dry_run import foretell, sample_training, tell
+from styleclip.flows.estimates import Outlook
+from styleclip.flows.run import RunResult, begin, pipeline, summarize
+from styleclip.flows.steps import dry_runs
+from styleclip.flows.steps.editing import check_training, train
+from styleclip.tasks.running.rates import Rates
+from styleclip.tasks.settings import Execution, MapperTraining, Models, OrUsual, Prompt, Uri
 
 
 @pipeline("train-mapper")

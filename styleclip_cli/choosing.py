@@ -6,6 +6,16 @@ from typing import Annotated
 
 import typer
 
+from styleclip.tasks.settings import (
+    Choosing,
+    DataSet,
+    Execution,
+    Inversion,
+    Relevance,
+    Sampling,
+    SettingsError,
+)
+from styleclip.tasks.settings.edits import MOST_VARIANTS, EditStep, dump_edits, load_edits, replace_steps
 from styleclip_cli import output
 from styleclip_cli.generated import Shown
 from styleclip_cli.options import (
@@ -27,8 +37,6 @@ from styleclip_cli.options import (
     with_codes,
     with_progress,
 )
-from tasks.settings import Choosing, DataSet, Execution, Inversion, Relevance, Sampling, SettingsError
-from tasks.settings.edits import MOST_VARIANTS, EditStep, dump_edits, load_edits, replace_steps
 
 
 def numbers_or_auto(name: str, given: tuple[str, ...]) -> tuple[float, ...] | str:
@@ -72,8 +80,8 @@ def choose(
 ) -> None:
     """Choose alpha and beta where edits say auto, and write the edits with numbers and reasons."""
     prepare(workers, verbose)
-    from flows.choose_edits import choose_edits as flow
-    from tasks.storage import canonical, write_bytes_atomic
+    from styleclip.flows.choose_edits import choose_edits as flow
+    from styleclip.tasks.storage import canonical, write_bytes_atomic
 
     if canonical(out) == canonical(edits):
         raise SettingsError(f"--out {out} is the file that --edits reads; give another place")

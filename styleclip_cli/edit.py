@@ -6,7 +6,21 @@ from typing import Annotated, Any
 
 import typer
 
-import data
+from styleclip import data
+from styleclip.tasks.settings import (
+    Choosing,
+    DataSet,
+    Execution,
+    Instant,
+    Inversion,
+    MapperTraining,
+    Optimization,
+    Relevance,
+    Sampling,
+    Saving,
+    SettingsError,
+)
+from styleclip.tasks.settings.edits import MOST_VARIANTS, Edit, EditStep, load_edits
 from styleclip_cli import output
 from styleclip_cli.choosing import numbers_or_auto
 from styleclip_cli.generated import Shown
@@ -37,20 +51,6 @@ from styleclip_cli.options import (
     with_codes,
     with_progress,
 )
-from tasks.settings import (
-    Choosing,
-    DataSet,
-    Execution,
-    Instant,
-    Inversion,
-    MapperTraining,
-    Optimization,
-    Relevance,
-    Sampling,
-    Saving,
-    SettingsError,
-)
-from tasks.settings.edits import MOST_VARIANTS, Edit, EditStep, load_edits
 
 _DEMO_SAMPLES = 24
 
@@ -87,7 +87,7 @@ def invert(
 ) -> None:
     """Find the latent of every photograph under a prefix."""
     prepare(workers, verbose)
-    from flows.invert_images import invert_images as flow
+    from styleclip.flows.invert_images import invert_images as flow
 
     chosen = chosen_models(generator, str(data.CLIP), encoder, identity, perceptual)
     result = with_progress(lambda: flow(chosen, photos, workspace, inversion, execution, dataset, dry_run))
@@ -138,7 +138,7 @@ def edit(
 ) -> None:
     """Edit every photograph under a prefix by text: the whole chain."""
     prepare(workers, verbose)
-    from flows.edit_images import edit_images as flow
+    from styleclip.flows.edit_images import edit_images as flow
 
     if bool(edits) == bool(target):
         raise SettingsError("say what to edit: --target with a prompt, or --edits with a file, one of them")
@@ -200,7 +200,7 @@ def train_mapper(
 ) -> None:
     """Train a latent mapper for each prompt; a run that was stopped goes on where it was."""
     prepare(workers, verbose)
-    from flows.train_mapper import train_mapper as flow
+    from styleclip.flows.train_mapper import train_mapper as flow
 
     # without a network for it the identity term can only be left out
     weight = {} if identity else {"identity_weight": 0.0}
@@ -226,7 +226,7 @@ def demo(
 ) -> None:
     """Edit the embedded photographs by text, with the embedded models."""
     prepare(workers, verbose)
-    from flows.edit_images import edit_images as flow
+    from styleclip.flows.edit_images import edit_images as flow
 
     output.tell(f"editing {len(list(data.PHOTOGRAPHS.glob('*.png')))} photographs into {out}")
     result = with_progress(

@@ -25,7 +25,7 @@ def convert(
     ] = None,
 ) -> None:
     """Turn published weights into safetensors, once; nothing in the file is run."""
-    from tasks.exchange.published_files import convert_weights
+    from styleclip.tasks.exchange.published_files import convert_weights
 
     done = convert_weights(source, target, kind=kind, encoder_kind=encoder_kind)
 
@@ -51,8 +51,8 @@ def import_(
         raise ValueError("say what to import: --relevance, --statistics, --w or --latents")
     if statistics and w:
         raise ValueError("--statistics and --w both give statistics; import one of them")
-    from tasks.exchange import published_files as exchange
-    from tasks.running.run import Networks, run_here
+    from styleclip.tasks.exchange import published_files as exchange
+    from styleclip.tasks.running.run import Networks, run_here
 
     chosen = chosen_models(generator, clip)
     network = run_here(Networks(generator=chosen.generator)).generator
@@ -84,9 +84,9 @@ def export(
     clip: Clip = "",
 ) -> None:
     """Write an artifact as the published code reads it: fs3.npy, S_mean_std, w_plus.npy, latents.pt."""
-    from tasks.artifacts import read_provenance
-    from tasks.exchange import published_files as exchange
-    from tasks.running.run import Networks, run_here
+    from styleclip.tasks.artifacts import read_provenance
+    from styleclip.tasks.exchange import published_files as exchange
+    from styleclip.tasks.running.run import Networks, run_here
 
     chosen = chosen_models(generator, clip)
     network = run_here(Networks(generator=chosen.generator)).generator

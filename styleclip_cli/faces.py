@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-import data
+from styleclip import data
+from styleclip.tasks.settings import Alignment, DataSet, Execution, FaceSource, Pasting
 from styleclip_cli import output
 from styleclip_cli.generated import Shown
 from styleclip_cli.options import (
@@ -20,7 +21,6 @@ from styleclip_cli.options import (
     prepare,
     with_progress,
 )
-from tasks.settings import Alignment, DataSet, Execution, FaceSource, Pasting
 
 Source = Annotated[
     dict[str, Any], Shown(of=FaceSource, defaults={"detector": "the embedded one, without --landmarks"})
@@ -40,7 +40,7 @@ def align(
 ) -> None:
     """Cut the faces out of every photograph under a prefix, as FFHQ does."""
     prepare(workers, verbose)
-    from flows.align_faces import align_faces as flow
+    from styleclip.flows.align_faces import align_faces as flow
 
     # the embedded detector is for those who say nothing of where faces come from
     embedded = (
@@ -76,7 +76,7 @@ def paste(
 ) -> None:
     """Put edited faces back into their photographs."""
     prepare(workers, verbose)
-    from flows.paste_faces import paste_faces as flow
+    from styleclip.flows.paste_faces import paste_faces as flow
 
     result = with_progress(lambda: flow(faces, edited, out, photos, workspace, pasting, execution))
 

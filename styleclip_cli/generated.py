@@ -21,9 +21,9 @@ from annotated_types import Ge, Le
 from pydantic import ValidationError, WithJsonSchema
 from pydantic.fields import FieldInfo
 
+from styleclip.tasks.settings import SettingsError, fields_of, preset_values
 from styleclip_cli import output
 from styleclip_core.options import Says, describe_bound
-from tasks.settings import SettingsError, fields_of, preset_values
 
 _SPEAKING = "What is printed"
 Quiet = Annotated[

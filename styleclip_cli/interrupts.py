@@ -40,7 +40,7 @@ class _Interrupts:
             raise Interrupted
 
         # here and not above, as importing what runs takes a second
-        from tasks.running.stopping import ask_to_stop
+        from styleclip.tasks.running.stopping import ask_to_stop
 
         _say(f"\nstopping after the shards under way ({ask_to_stop()}); again to stop now\n")
 
@@ -103,7 +103,7 @@ def _relayed() -> Iterator[None]:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Let the first signal inside the block stop the run, see ``tasks.running.stopping``.
+    """Let the first signal inside the block stop the run, see ``styleclip.tasks.running.stopping``.
 
     Raises:
         Interrupted: If one came before: while modules are imported, Python may drop what is raised.

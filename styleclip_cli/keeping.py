@@ -19,8 +19,8 @@ def storage(
 ) -> None:
     """Say what a place holds: batches, artifacts, relevance tables, and what nothing refers to."""
     prepare(0, verbose)
-    from flows.account_storage import account_storage as flow
-    from tasks.keeping.shown import account_lines
+    from styleclip.flows.account_storage import account_storage as flow
+    from styleclip.tasks.keeping.shown import account_lines
 
     account = flow(_absolute(out), workspace)
     output.answer(account_lines(account), account=account.model_dump(mode="json"))
@@ -45,8 +45,8 @@ def prune(
 ) -> None:
     """Delete batches, and what no other batch refers to; without --yes, say what would go."""
     prepare(0, verbose)
-    from flows.prune import prune as flow
-    from tasks.keeping.shown import pruned_lines, size
+    from styleclip.flows.prune import prune as flow
+    from styleclip.tasks.keeping.shown import pruned_lines, size
 
     done = flow(_absolute(out), workspace, older_than, batch or [], keep_last, grace, yes)
     last = f"{'deleted' if yes else 'would go'}       {done.objects} objects, {size(done.size)}"
@@ -55,7 +55,7 @@ def prune(
 
 
 def _absolute(place: str) -> str:
-    from tasks.storage import is_local, local_path
+    from styleclip.tasks.storage import is_local, local_path
 
     # absolute, as it is compared with what manifests say
     return str(local_path(place).absolute()) if is_local(place) else place

@@ -6,7 +6,17 @@ from typing import Annotated, Any
 
 import typer
 
-import data
+from styleclip import data
+from styleclip.tasks.settings import (
+    Comparison,
+    DataSet,
+    Execution,
+    Judges,
+    Relevance,
+    Sampling,
+    SettingsError,
+)
+from styleclip.tasks.settings.edits import MOST_VARIANTS, load_edits
 from styleclip_cli import output
 from styleclip_cli.generated import Shown
 from styleclip_cli.options import (
@@ -30,8 +40,6 @@ from styleclip_cli.options import (
     with_progress,
 )
 from styleclip_core.templates import TEMPLATE_SETS
-from tasks.settings import Comparison, DataSet, Execution, Judges, Relevance, Sampling, SettingsError
-from tasks.settings.edits import MOST_VARIANTS, load_edits
 
 Templates = Annotated[
     str,
@@ -90,9 +98,9 @@ def evaluate(
     others are given; other edits by ViT-B/32.
     """
     prepare(workers, verbose)
-    from flows.evaluate import evaluate_edits as flow
-    from tasks.evaluation.attributes import load_attributes
-    from tasks.evaluation.tables import overview
+    from styleclip.flows.evaluate import evaluate_edits as flow
+    from styleclip.tasks.evaluation.attributes import load_attributes
+    from styleclip.tasks.evaluation.tables import overview
 
     # told by who made the edits, as a manifest may be judged without their networks at hand
     embedded = made_by_embedded(manifest)
@@ -149,8 +157,8 @@ def score(
 ) -> None:
     """Score every image under a prefix with every prompt, by CLIP alone (zero-shot)."""
     prepare(workers, verbose)
-    from flows.score_images import score_images as flow
-    from tasks.evaluation.labels import LabelPrompt, load_prompts
+    from styleclip.flows.score_images import score_images as flow
+    from styleclip.tasks.evaluation.labels import LabelPrompt, load_prompts
 
     if bool(prompts) == bool(prompt):
         raise SettingsError("say what to look for: --prompts with a file, or --prompt, one of them")
@@ -168,7 +176,7 @@ def score(
 
 
 def _print_accuracy(uri: str) -> None:
-    from tasks.artifacts import read_table
+    from styleclip.tasks.artifacts import read_table
 
     lines = [
         [
@@ -195,8 +203,8 @@ def prompts(
 ) -> None:
     """Say what the prompts of an edit file will do: channels, pictures, pairs that nearly coincide."""
     prepare(workers, verbose)
-    from flows.inspect_prompts import inspect_prompts as flow
-    from tasks.inspection import prompts as diagnostics
+    from styleclip.flows.inspect_prompts import inspect_prompts as flow
+    from styleclip.tasks.inspection import prompts as diagnostics
 
     wanted = load_edits(edits, most_variants)
     result = with_progress(
@@ -242,9 +250,9 @@ def channels(
 ) -> None:
     """Look into the relevance table: channels of a prompt, or prompts of a channel, with pictures."""
     prepare(workers, verbose)
-    from flows.explore_channels import Question
-    from flows.explore_channels import explore_channels as flow
-    from tasks.evaluation.attributes import load_attributes
+    from styleclip.flows.explore_channels import Question
+    from styleclip.flows.explore_channels import explore_channels as flow
+    from styleclip.tasks.evaluation.attributes import load_attributes
 
     question = Question(target=target, neutral=neutral, count=count, channel=channel, templates=templates)
 
@@ -262,7 +270,7 @@ def channels(
 
 
 def _print_exploration(uri: str) -> None:
-    from tasks.artifacts import read_table
+    from styleclip.tasks.artifacts import read_table
 
     rows = read_table(uri).to_pylist()
     # the table is one of prompts near a channel, or of channels near a prompt
@@ -285,22 +293,22 @@ def _beside(table: str) -> str:
         raise SettingsError(
             "give --table with the folder of a relevance table, or --workspace to build one in"
         )
-    from tasks.storage import join
+    from styleclip.tasks.storage import join
 
     return join(table, "explorations")
 
 
 def made_by_embedded(manifest: str) -> bool:
     """Return whether the embedded generator drew the edits of a manifest."""
+    from styleclip.tasks.artifacts import read_provenance
     from styleclip_core.files.checkpoint import file_sha256
-    from tasks.artifacts import read_provenance
 
     return read_provenance(manifest).generator == file_sha256(data.GENERATOR)
 
 
 def default_attributes(embedded: bool) -> str:
     """Return the list of attributes to use where none is given."""
-    from tasks.evaluation.attributes import FACES
+    from styleclip.tasks.evaluation.attributes import FACES
 
     return str(data.ATTRIBUTES) if embedded else FACES
 

@@ -98,7 +98,7 @@ def _said(error: Exception) -> str | None:
     from pydantic import ValidationError
 
     if isinstance(error, ValidationError):
-        from tasks.settings import describe
+        from styleclip.tasks.settings import describe
 
         return describe(error)
     # those of typer, which have had several base classes; the lines of a message are choices
@@ -125,7 +125,7 @@ def _is_parameter_error(error: Exception) -> bool:
 
 
 def _status(error: Exception) -> int:
-    progress = sys.modules.get("tasks.running.progress")
+    progress = sys.modules.get("styleclip.tasks.running.progress")
     failed = () if progress is None else (progress.ShardsFailedError, progress.ItemsFailedError)
     return 1 if isinstance(error, failed) else 2
 

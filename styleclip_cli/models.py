@@ -58,8 +58,8 @@ def list_models(
 
 def show(name: Name) -> None:
     """Show what is known of a published model, and where it lies or would lie."""
-    from tasks.exchange.catalogue import model_path
-    from tasks.running.networks import cache_folder
+    from styleclip.tasks.exchange.catalogue import model_path
+    from styleclip.tasks.running.networks import cache_folder
 
     model = find_model(name)
     path = model_path(model, cache_folder() / "models")
@@ -99,9 +99,9 @@ def fetch(
     ] = False,
 ) -> None:
     """Download a published model into the cache, continuing what was cut, and check its SHA-256."""
+    from styleclip.tasks.exchange.catalogue import Consent, fetch_model
+    from styleclip.tasks.running.networks import cache_folder
     from styleclip_cli.progress import downloading
-    from tasks.exchange.catalogue import Consent, fetch_model
-    from tasks.running.networks import cache_folder
 
     model = find_model(name)
     consent = Consent(accept_sha256.lower() or None, trust)

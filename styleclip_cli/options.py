@@ -9,10 +9,10 @@ from typing import Annotated, TypeVar
 
 import typer
 
-import data
+from styleclip import data
+from styleclip.tasks.settings import DataSet, Execution, Inversion, Models, Relevance, Sampling, Saving
 from styleclip_cli.generated import Shown
 from styleclip_cli.interrupts import stoppable
-from tasks.settings import DataSet, Execution, Inversion, Models, Relevance, Sampling, Saving
 
 _T = TypeVar("_T")
 
@@ -178,9 +178,9 @@ def with_progress(work: Callable[[], _T]) -> _T:
     Raises:
         ServerError: If there is no Prefect server to run on.
     """
+    from styleclip.tasks.running.progress import observe
     from styleclip_cli.prefect_api import reach
     from styleclip_cli.progress import shown
-    from tasks.running.progress import observe
 
     reach()  # before there are bars, which would stand still
     with shown() as observer, observe(observer), stoppable():

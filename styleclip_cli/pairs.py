@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
+from styleclip.tasks.settings.pairs import Pairing
 from styleclip_cli import output
 from styleclip_cli.generated import Shown
 from styleclip_cli.options import Verbose, Workers, prepare, with_progress
-from tasks.settings.pairs import Pairing
 
 
 def pairs(
@@ -29,7 +29,7 @@ def pairs(
 ) -> None:
     """Make a training set of a batch: image before, instruction, image after, and all scores."""
     prepare(workers, verbose)
-    from flows.export_pairs import export_pairs as flow
+    from styleclip.flows.export_pairs import export_pairs as flow
 
     result = with_progress(lambda: flow(manifest, out, pairing, workspace))
     output.count(pairs=result.pairs, considered=result.considered)

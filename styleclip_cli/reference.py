@@ -13,11 +13,11 @@ from typing import Any, get_args
 import typer
 from pydantic.fields import FieldInfo
 
+from styleclip.tasks import settings
+from styleclip.tasks.settings import edits, fields_of
 from styleclip_cli.commands import PLACES, find
 from styleclip_cli.generated import Json, Quiet, sentence, with_options
 from styleclip_core.options import ChangesNoResult, describe_bound
-from tasks import settings
-from tasks.settings import edits, fields_of
 
 PLACE = Path(__file__).parents[1] / "docs" / "options.md"
 _FORMS = (

@@ -7,9 +7,9 @@ from urllib.parse import quote
 
 import typer
 
+from styleclip.tasks.settings import SettingsError
 from styleclip_cli import output
 from styleclip_cli.options import OutWorkspace, Verbose, Workers, prepare, with_progress
-from tasks.settings import SettingsError
 
 
 def report(
@@ -31,7 +31,7 @@ def report(
 ) -> None:
     """Write the page of a batch that was edited before, or of what is done of one."""
     prepare(workers, verbose)
-    from flows.report_batch import report_batch, report_partial
+    from styleclip.flows.report_batch import report_batch, report_partial
 
     if bool(manifest) == bool(partial):
         raise SettingsError(
@@ -54,8 +54,8 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Loopback port; 0 for a free one")] = 0,
 ) -> None:
     """Show the pages of a bucket in a browser on this machine, until it is interrupted."""
+    from styleclip.tasks.storage import MissingObjectError, join, list_objects
     from styleclip_cli.serving import Pages
-    from tasks.storage import MissingObjectError, join, list_objects
 
     pages = [item.key for item in list_objects(join(out, "batches"), ("/index.html",))]
     if not pages:

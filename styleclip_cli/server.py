@@ -65,7 +65,7 @@ def setup_server(
     What is there already is brought up to date; `styleclip deploy` comes next.
     """
     prepare(0, verbose)
-    from flows.server_setup import ServerSetup, set_up
+    from styleclip.flows.server_setup import ServerSetup, set_up
 
     wanted = ServerSetup(
         pool=pool,
@@ -102,8 +102,8 @@ def deploy(
     A schedule that would lack a value is refused before anything is deployed; what was paused stays paused.
     """
     prepare(0, verbose)
-    from flows.deployments import deploy as deploy_all
-    from flows.deployments import read_environment
+    from styleclip.flows.deployments import deploy as deploy_all
+    from styleclip.flows.deployments import read_environment
     from styleclip_cli.prefect_api import reach
 
     values = read_environment(Path(env_file)) if env_file else {}
@@ -134,8 +134,8 @@ def server_metrics(
     prepare(0, verbose)
     from prefect.context import refresh_global_settings_context
 
-    from flows.deployments import read_environment
-    from flows.server_metrics import server_metrics as collect
+    from styleclip.flows.deployments import read_environment
+    from styleclip.flows.server_metrics import server_metrics as collect
     from styleclip_cli.prefect_api import reach
 
     if env_file:

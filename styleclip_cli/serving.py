@@ -15,10 +15,10 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
+from styleclip.tasks.photographs.datasets.places import Place
+from styleclip.tasks.photographs.reading import read_stored
+from styleclip.tasks.storage import AccessDeniedError, MissingObjectError, StorageError, join, read_bytes
 from styleclip_core.errors import StyleCLIPError
-from tasks.photographs.datasets.places import Place
-from tasks.photographs.reading import read_stored
-from tasks.storage import AccessDeniedError, MissingObjectError, StorageError, join, read_bytes
 
 _TYPES = {
     "html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf-8", "png": "image/png",

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-import data
+from styleclip import data
+from styleclip.tasks.settings import Execution, Relevance, Sampling, SettingsError, fast_relevance
 from styleclip_cli import output
 from styleclip_cli.generated import Shown
 from styleclip_cli.options import (
@@ -22,7 +23,6 @@ from styleclip_cli.options import (
     with_codes,
     with_progress,
 )
-from tasks.settings import Execution, Relevance, Sampling, SettingsError, fast_relevance
 
 Measuring = Annotated[
     dict[str, Any],
@@ -46,7 +46,7 @@ def sample_styles(
 ) -> None:
     """Sample style codes and the statistics of style space."""
     prepare(workers, verbose)
-    from flows.sample_styles import sample_styles as flow
+    from styleclip.flows.sample_styles import sample_styles as flow
 
     chosen = chosen_models(generator, str(data.CLIP), "")
     result = with_progress(lambda: flow(chosen, workspace, sampling))
@@ -79,7 +79,7 @@ def build_relevance(
 ) -> None:
     """Measure the CLIP direction of every style channel: the paper's preprocessing."""
     prepare(workers, verbose)
-    from flows.build_relevance import build_relevance as flow
+    from styleclip.flows.build_relevance import build_relevance as flow
 
     if last_table and not add_samples:
         raise SettingsError("--last-table says what to add to; give --add-samples too")

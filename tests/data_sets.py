@@ -121,7 +121,7 @@ def write_binary(path: Path, images: Mapping[str, bytes], row_group: int = 4) ->
 
 def upload(folder: Path, uri: str) -> None:
     """Copy a folder to a store."""
-    from tasks.storage import join, write_bytes_atomic
+    from styleclip.tasks.storage import join, write_bytes_atomic
 
     for path in folder.rglob("*"):
         if path.is_file():

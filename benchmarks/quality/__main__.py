@@ -22,7 +22,6 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-import data
 from benchmarks.quality.baselines import component, linear
 from benchmarks.quality.colours import colour_section
 from benchmarks.quality.dictionary import learnt_rows
@@ -45,7 +44,8 @@ from benchmarks.quality.ways import (
 )
 from benchmarks.quality.world import Counts, QualityWorld
 from benchmarks.report import hardware
-from data.world.quality import Prompt
+from styleclip import data
+from styleclip.data.world.quality import Prompt
 from styleclip_core.editing import Weights
 from styleclip_core.files.checkpoint import read_state, write_state
 from styleclip_core.mapper_training import PRESETS as MAPPER_PRESETS

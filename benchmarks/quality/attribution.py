@@ -27,9 +27,9 @@ from benchmarks.quality.prompts import PROMPTS
 from benchmarks.quality.report import markdown
 from benchmarks.quality.world import Counts, QualityWorld
 from benchmarks.report import Section
-from data.world import photographs
-from data.world.quality import CHOSEN, Prompt
-from data.world.renderer import strengths
+from styleclip.data.world import photographs
+from styleclip.data.world.quality import CHOSEN, Prompt
+from styleclip.data.world.renderer import strengths
 from styleclip_core.editing import ChannelSelection, style_direction
 from styleclip_core.style_space import StyleCode
 

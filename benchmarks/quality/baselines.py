@@ -24,9 +24,9 @@ from benchmarks.quality.scores import unrelated
 from benchmarks.quality.sweep import Portraits
 from benchmarks.quality.ways import Candidate
 from benchmarks.quality.world import QualityWorld
-from data.world.captions import ATTRIBUTES, truths
-from data.world.quality import Prompt
-from data.world.renderer import INDEX, factors_of
+from styleclip.data.world.captions import ATTRIBUTES, truths
+from styleclip.data.world.quality import Prompt
+from styleclip.data.world.renderer import INDEX, factors_of
 from styleclip_core.style_space import StyleCode
 
 SAMPLES, COMPONENTS = 8000, 32

@@ -15,7 +15,7 @@ from benchmarks.quality.prompts import PROMPTS
 from benchmarks.quality.sweep import Portraits, portraits
 from benchmarks.quality.world import QualityWorld
 from benchmarks.report import Section
-from data.world.quality import CHOSEN, Prompt
+from styleclip.data.world.quality import CHOSEN, Prompt
 from styleclip_core.editing import ChannelSelection, style_direction
 
 COLOURS = ("grey_hair", "black_hair", "blond_hair", "red_hair", "bg_blue")

@@ -26,8 +26,8 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from data.world.quality import Prompt
-from data.world.renderer import INDEX, render_strengths
+from styleclip.data.world.quality import Prompt
+from styleclip.data.world.renderer import INDEX, render_strengths
 from styleclip_core.images import psnr
 
 _COVERS = {  # what of a portrait's hair would hide the factor

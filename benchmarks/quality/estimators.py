@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks.quality.sweep import Portraits
 from benchmarks.quality.ways import DEFAULT, Candidate, along
 from benchmarks.quality.world import QualityWorld
-from data.world.quality import Prompt
+from styleclip.data.world.quality import Prompt
 from styleclip_core.editing import ChannelSelection, select_channels
 
 _ENERGY, _RIDGE = 0.9, 0.1  # of the rows' energy that is kept; of the mean eigenvalue that is added

@@ -8,9 +8,9 @@ judged on "sad": every third factor tunes, the others judge.
 
 from __future__ import annotations
 
-from data.world.captions import ATTRIBUTES
-from data.world.quality import Prompt
-from data.world.renderer import FACTORS
+from styleclip.data.world.captions import ATTRIBUTES
+from styleclip.data.world.quality import Prompt
+from styleclip.data.world.renderer import FACTORS
 
 _HAIR = ("hair_light", "hair_red", "hair_grey", "hair_dye", "dye_hue")
 _RELATED = {**dict.fromkeys(_HAIR, _HAIR), "hat": ("hair_volume",)}

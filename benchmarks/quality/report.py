@@ -15,7 +15,7 @@ from benchmarks.quality.sweep import LEVELS, room
 from benchmarks.quality.ways import DEFAULT
 from benchmarks.quality.world import QualityWorld
 from benchmarks.report import Section
-from data.world.quality import Prompt
+from styleclip.data.world.quality import Prompt
 from styleclip_core.choosing import ChoosingSettings
 from styleclip_core.editing import Weights
 

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.world.quality import Prompt
-from data.world.renderer import FACTORS, INDEX
+from styleclip.data.world.quality import Prompt
+from styleclip.data.world.renderer import FACTORS, INDEX
 
 REPLICATES, _SEED = 400, 17
 Array = NDArray[np.float64]

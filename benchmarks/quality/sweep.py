@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.methods import World
-from data.world.quality import Prompt
-from data.world.renderer import INDEX
+from styleclip.data.world.quality import Prompt
+from styleclip.data.world.renderer import INDEX
 from styleclip_core.style_space import StyleCode
 
 LEVELS = (0.5, 0.75)  # of the room, where methods are compared

@@ -20,8 +20,8 @@ from benchmarks.quality.sweep import LEVELS, Portraits, room, sweep
 from benchmarks.quality.ways import DEFAULT, Candidate
 from benchmarks.quality.world import QualityWorld
 from benchmarks.report import Section
-from data.world.quality import Prompt
-from data.world.renderer import INDEX
+from styleclip.data.world.quality import Prompt
+from styleclip.data.world.renderer import INDEX
 
 Truths = dict[str, Tensor]  # "<level>/<figure>" -> one value for each portrait
 Marks = ("floor", "ceiling")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.quality.sweep import Portraits
 from benchmarks.quality.world import QualityWorld
-from data.world.quality import Prompt
+from styleclip.data.world.quality import Prompt
 from styleclip_core.editing import (
     ChannelSelection,
     EditedLatents,

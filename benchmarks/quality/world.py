@@ -15,9 +15,9 @@ from torch import Tensor
 from benchmarks.methods import Sizes, World
 from benchmarks.quality.prompts import PROMPTS
 from benchmarks.quality.sweep import Portraits, portraits
-from data.world import photographs
-from data.world.quality import Prompt
-from data.world.renderer import strengths
+from styleclip.data.world import photographs
+from styleclip.data.world.quality import Prompt
+from styleclip.data.world.renderer import strengths
 from styleclip_core.choosing import ChoosingSettings, Direct, choose, measure_on
 from styleclip_core.editing import ChannelSelection, StyleDirection, Weights, style_direction
 from styleclip_core.instant import instant_relevance

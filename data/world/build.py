@@ -22,9 +22,16 @@ from pathlib import Path
 
 import torch
 
-import data
-from data.world import photographs, regressor, train_clip, train_encoder, train_generator, train_identity
-from data.world.dataset import RenderedPortraits
+from styleclip import data
+from styleclip.data.world import (
+    photographs,
+    regressor,
+    train_clip,
+    train_encoder,
+    train_generator,
+    train_identity,
+)
+from styleclip.data.world.dataset import RenderedPortraits
 from styleclip_core import load_generator, save_generator
 
 logger = logging.getLogger("styleclip.world")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data.world.renderer import INDEX, strengths
+from styleclip.data.world.renderer import INDEX, strengths
 from styleclip_core.templates import TEMPLATE_SETS
 
 _ALL_TEMPLATES = TEMPLATE_SETS["imagenet-80"]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.world.renderer import factors_of, render
+from styleclip.data.world.renderer import factors_of, render
 
 SEED = 1
 COUNT = 32_000

@@ -1,6 +1,6 @@
 """How `data/weights/face_detector.safetensors` was made: facenet-pytorch's three files joined to one.
 
-    python -m data.world.face_detector FOLDER FILE
+    python -m styleclip.data.world.face_detector FOLDER FILE
 
 FOLDER is ``facenet_pytorch/data`` of the wheel of facenet-pytorch 2.6.0, FILE what is written.
 """

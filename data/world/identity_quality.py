@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data.world.renderer import FACTORS, INDEX, NUM_FACTORS, render
-from data.world.train_identity import IDENTITY, portraits_of
-from data.world.training import Draw, draw
+from styleclip.data.world.renderer import FACTORS, INDEX, NUM_FACTORS, render
+from styleclip.data.world.train_identity import IDENTITY, portraits_of
+from styleclip.data.world.training import Draw, draw
 from styleclip_core.models.identity import CompactIdentity, IdentityNetwork
 from styleclip_core.models.stylegan2 import Generator
 

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from data.world.captions import ATTRIBUTES
-from data.world.dataset import Z_DIM
-from data.world.renderer import FACTORS, factors_of, render, strengths
+from styleclip.data.world.captions import ATTRIBUTES
+from styleclip.data.world.dataset import Z_DIM
+from styleclip.data.world.renderer import FACTORS, factors_of, render, strengths
 from styleclip_core.images import encode_png
 
 PHOTOGRAPH_SEED, VALIDATION_SEED = 7001, 7002  # trainings use 1 to 41

@@ -23,14 +23,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-import data
-from data.world import photographs
-from data.world.captions import ATTRIBUTES, HELD_OUT_TEMPLATES, truths
-from data.world.identity_quality import generated_by, sensitivity, verify
-from data.world.regressor import FactorRegressor, explained_variance, load_regressor
-from data.world.renderer import FACTORS, INDEX, factors_of, hair_mask, render, strengths, visible
-from data.world.train_identity import IDENTITY
-from data.world.training import draw
+from styleclip import data
+from styleclip.data.world import photographs
+from styleclip.data.world.captions import ATTRIBUTES, HELD_OUT_TEMPLATES, truths
+from styleclip.data.world.identity_quality import generated_by, sensitivity, verify
+from styleclip.data.world.regressor import FactorRegressor, explained_variance, load_regressor
+from styleclip.data.world.renderer import FACTORS, INDEX, factors_of, hair_mask, render, strengths, visible
+from styleclip.data.world.train_identity import IDENTITY
+from styleclip.data.world.training import draw
 from styleclip_core import load_clip, load_encoder, load_generator, load_identity
 from styleclip_core.editing import ChannelSelection, StyleDirection, style_direction
 from styleclip_core.errors import NoRelevantChannelError
@@ -397,9 +397,9 @@ def _pipeline(
     build: Path, weights: Path, samples: int, steps: int
 ) -> tuple[str, str, Callable[[Path, int], tuple[str, float]]]:
     """Run the relevance flow; return its table, its statistics, and a function that inverts a folder."""
-    from flows.build_relevance import build_relevance
-    from flows.invert_images import invert_images
-    from tasks.settings import Inversion, Models, Relevance, Sampling
+    from styleclip.flows.build_relevance import build_relevance
+    from styleclip.flows.invert_images import invert_images
+    from styleclip.tasks.settings import Inversion, Models, Relevance, Sampling
 
     models = Models(
         generator=str(weights / "generator.safetensors"), clip=str(weights / "clip.pt"),
@@ -459,9 +459,9 @@ def main() -> None:
     report_models(console, generator, clip, regressor)
     report_identity(console, load_identity(settings.weights / "identity.safetensors"), generator)
 
-    from tasks.directions.relevance import read_relevance
-    from tasks.directions.sampling import read_statistics
-    from tasks.running.run import Networks, run_here
+    from styleclip.tasks.directions.relevance import read_relevance
+    from styleclip.tasks.directions.sampling import read_statistics
+    from styleclip.tasks.running.run import Networks, run_here
 
     table_uri, statistics_uri, invert = _pipeline(
         settings.build, settings.weights, settings.samples, settings.steps

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.world.dataset import RenderedPortraits
-from data.world.renderer import FACTORS, NUM_FACTORS, factors_of, render, visible
-from data.world.training import Run, Schedule, blur_and_noise, device, draw, mixed_precision
+from styleclip.data.world.dataset import RenderedPortraits
+from styleclip.data.world.renderer import FACTORS, NUM_FACTORS, factors_of, render, visible
+from styleclip.data.world.training import Run, Schedule, blur_and_noise, device, draw, mixed_precision
 from styleclip_core.errors import CheckpointError
 from styleclip_core.files.checkpoint import read_state, write_state
 from styleclip_core.models.network import Network, filled

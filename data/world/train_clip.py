@@ -22,10 +22,10 @@ from clip.clip import _tokenizer
 from clip.model import CLIP
 from torch import Tensor, nn
 
-from data.world.captions import ATTRIBUTES, caption, truths, vocabulary
-from data.world.dataset import RenderedPortraits
-from data.world.renderer import NUM_FACTORS, strengths
-from data.world.training import Draw, Run, Schedule, blur_and_noise, device, mixed_precision
+from styleclip.data.world.captions import ATTRIBUTES, caption, truths, vocabulary
+from styleclip.data.world.dataset import RenderedPortraits
+from styleclip.data.world.renderer import NUM_FACTORS, strengths
+from styleclip.data.world.training import Draw, Run, Schedule, blur_and_noise, device, mixed_precision
 
 SEED = 11
 SCHEDULE = Schedule(steps=1900, learning_rate=1.5e-3)

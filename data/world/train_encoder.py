@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.world import train_generator
-from data.world.renderer import render
-from data.world.training import Run, Schedule, device, draw, mixed_precision
+from styleclip.data.world import train_generator
+from styleclip.data.world.renderer import render
+from styleclip.data.world.training import Run, Schedule, device, draw, mixed_precision
 from styleclip_core.models.encoder import Encoder, EncoderConfig, save_encoder
 from styleclip_core.models.stylegan2 import Generator
 

@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.world.renderer import INDEX, NUM_FACTORS, factors_of, palette, render, strengths
-from data.world.training import Draw, Run, Schedule, device, draw, logger, mixed_precision
+from styleclip.data.world.renderer import INDEX, NUM_FACTORS, factors_of, palette, render, strengths
+from styleclip.data.world.training import Draw, Run, Schedule, device, draw, logger, mixed_precision
 from styleclip_core.models.stylegan2 import Generator, GeneratorConfig, ModulatedConv, ToRGBLayer
 
 SEED = 21

@@ -29,8 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.world.renderer import INDEX, NUM_FACTORS, render
-from data.world.training import Draw, Run, Schedule, blur_and_noise, device, mixed_precision
+from styleclip.data.world.renderer import INDEX, NUM_FACTORS, render
+from styleclip.data.world.training import Draw, Run, Schedule, blur_and_noise, device, mixed_precision
 from styleclip_core.models.identity import CompactIdentity, IdentityConfig, save_identity
 
 IDENTITY: tuple[str, ...] = ("face_width", "eye_size", "brow_thick")

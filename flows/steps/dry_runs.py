@@ -10,35 +10,35 @@ from dataclasses import dataclass, replace
 
 from prefect import runtime
 
-from flows import engine
-from flows.estimates import Outlook, StepForecast, Work
-from flows.steps import looking, table
-from flows.steps.editing import check_edits, choosing_work, instant_work, needs, prepare_others
-from tasks.artifacts import is_complete
-from tasks.directions import nights, refining, relevance, sampling
-from tasks.directions.choosing import ChoicePlan, find_choice
-from tasks.directions.instant import plan_instant
-from tasks.directions.matching import plan as plan_looking
-from tasks.directions.matching import plan_matched
-from tasks.directions.relevance import RelevancePlan
-from tasks.directions.sampling import SampledStyles
-from tasks.directions.style_directions import (
+from styleclip.flows import engine
+from styleclip.flows.estimates import Outlook, StepForecast, Work
+from styleclip.flows.steps import looking, table
+from styleclip.flows.steps.editing import check_edits, choosing_work, instant_work, needs, prepare_others
+from styleclip.tasks.artifacts import is_complete
+from styleclip.tasks.directions import nights, refining, relevance, sampling
+from styleclip.tasks.directions.choosing import ChoicePlan, find_choice
+from styleclip.tasks.directions.instant import plan_instant
+from styleclip.tasks.directions.matching import plan as plan_looking
+from styleclip.tasks.directions.matching import plan_matched
+from styleclip.tasks.directions.relevance import RelevancePlan
+from styleclip.tasks.directions.sampling import SampledStyles
+from styleclip.tasks.directions.style_directions import (
     PreparedStep,
     TableRef,
     direction_uri,
     find_table,
     plan_direction,
 )
-from tasks.editing import mappers
-from tasks.editing import plans as planning
-from tasks.editing.methods import PreparedEdit
-from tasks.editing.plans import Chosen, EditPlan
-from tasks.photographs import inversion
-from tasks.photographs.images import ImageIndex
-from tasks.photographs.inversion import InversionPlan
-from tasks.running.rates import Rates
-from tasks.running.run import Run
-from tasks.settings import (
+from styleclip.tasks.editing import mappers
+from styleclip.tasks.editing import plans as planning
+from styleclip.tasks.editing.methods import PreparedEdit
+from styleclip.tasks.editing.plans import Chosen, EditPlan
+from styleclip.tasks.photographs import inversion
+from styleclip.tasks.photographs.images import ImageIndex
+from styleclip.tasks.photographs.inversion import InversionPlan
+from styleclip.tasks.running.rates import Rates
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.settings import (
     Choosing,
     Instant,
     Inversion,
@@ -48,7 +48,7 @@ from tasks.settings import (
     Sampling,
     Saving,
 )
-from tasks.settings.edits import (
+from styleclip.tasks.settings.edits import (
     MOST_VARIANTS,
     Edit,
     EditStep,

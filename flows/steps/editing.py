@@ -9,42 +9,41 @@ from prefect import unmapped
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 
-from flows import engine
-from flows.course import keep, timed, wait_for
-from flows.run import anew, is_retry, warn_of_languages
-from styleclip_core.errors import StyleCLIPError
-from tasks.artifacts import is_complete
-from tasks.directions.choosing import ChoicePlan, ChosenStrength, choose_strength, find_choice
-from tasks.directions.instant import compute_instant_direction, plan_instant
-from tasks.directions.matching import SeenCodes, compute_matched_direction
-from tasks.directions.sampling import SampledStyles
-from tasks.directions.style_directions import (
+from styleclip.flows import engine
+from styleclip.flows.course import keep, timed, wait_for
+from styleclip.flows.run import anew, is_retry, warn_of_languages
+from styleclip.tasks.artifacts import is_complete
+from styleclip.tasks.directions.choosing import ChoicePlan, ChosenStrength, choose_strength, find_choice
+from styleclip.tasks.directions.instant import compute_instant_direction, plan_instant
+from styleclip.tasks.directions.matching import SeenCodes, compute_matched_direction
+from styleclip.tasks.directions.sampling import SampledStyles
+from styleclip.tasks.directions.style_directions import (
     PreparedStep,
     TableRef,
     check_edit,
     compute_direction,
     direction_uri,
 )
-from tasks.editing import assignments, mappers
-from tasks.editing import plans as planning
-from tasks.editing import shards as editing
-from tasks.editing.mappers import MapperRef, prepare_mapper
-from tasks.editing.methods import PreparedEdit
-from tasks.editing.optimization import prepare_optimization
-from tasks.editing.plans import Chosen
-from tasks.inspection import prompts as diagnostics
-from tasks.inspection import step_similarity
-from tasks.inspection.prompts import DiagnosisRef
-from tasks.photographs import inversion
-from tasks.photographs.images import ImageIndex
-from tasks.reports.notes import note_batch
-from tasks.running.overlap import shards_at_once
-from tasks.running.progress import ShardResult, StepSummary
-from tasks.running.rates import Spent, device_name
-from tasks.running.run import Run
-from tasks.settings import Choosing, Instant, Inversion, MapperTraining, Saving, SettingsError
-from tasks.settings.by_image import differs
-from tasks.settings.edits import (
+from styleclip.tasks.editing import assignments, mappers
+from styleclip.tasks.editing import plans as planning
+from styleclip.tasks.editing import shards as editing
+from styleclip.tasks.editing.mappers import MapperRef, prepare_mapper
+from styleclip.tasks.editing.methods import PreparedEdit
+from styleclip.tasks.editing.optimization import prepare_optimization
+from styleclip.tasks.editing.plans import Chosen
+from styleclip.tasks.inspection import prompts as diagnostics
+from styleclip.tasks.inspection import step_similarity
+from styleclip.tasks.inspection.prompts import DiagnosisRef
+from styleclip.tasks.photographs import inversion
+from styleclip.tasks.photographs.images import ImageIndex
+from styleclip.tasks.reports.notes import note_batch
+from styleclip.tasks.running.overlap import shards_at_once
+from styleclip.tasks.running.progress import ShardResult, StepSummary
+from styleclip.tasks.running.rates import Spent, device_name
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.settings import Choosing, Instant, Inversion, MapperTraining, Saving, SettingsError
+from styleclip.tasks.settings.by_image import differs
+from styleclip.tasks.settings.edits import (
     Edit,
     EditStep,
     EditVariant,
@@ -54,7 +53,8 @@ from tasks.settings.edits import (
     replace_steps,
     stand_in,
 )
-from tasks.storage.outages import StoreError
+from styleclip.tasks.storage.outages import StoreError
+from styleclip_core.errors import StyleCLIPError
 
 _Step = TypeVar("_Step", EditStep, StepVariant)
 _Made = TypeVar("_Made")

@@ -7,28 +7,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from flows import engine
-from flows.estimates import Outlook, StepForecast, Work, size_of
-from tasks.artifacts import is_complete, read_table
-from tasks.artifacts.lineage import lineage_uri
-from tasks.artifacts.outcomes import FAILED, OK
-from tasks.directions import relevance, sampling
-from tasks.directions.relevance import ChannelShard, RelevancePlan
-from tasks.directions.sampling import SampledStyles
-from tasks.editing import accounts, mappers, shards
-from tasks.editing.mappers import MapperPlan
-from tasks.editing.plans import EditPlan
-from tasks.photographs import images, inversion
-from tasks.photographs.datasets.front import Source
-from tasks.photographs.images import ImageIndex, ImageShard
-from tasks.photographs.inversion import InversionPlan
-from tasks.reports.page import thumbnails
-from tasks.running.overlap import io_threads, read_ahead
-from tasks.running.rates import Rates, Spent
-from tasks.running.run import Run
-from tasks.running.shards import look, without_result
-from tasks.settings import Execution
-from tasks.storage import MissingObjectError, read_bytes, write_bytes_atomic
+from styleclip.flows import engine
+from styleclip.flows.estimates import Outlook, StepForecast, Work, size_of
+from styleclip.tasks.artifacts import is_complete, read_table
+from styleclip.tasks.artifacts.lineage import lineage_uri
+from styleclip.tasks.artifacts.outcomes import FAILED, OK
+from styleclip.tasks.directions import relevance, sampling
+from styleclip.tasks.directions.relevance import ChannelShard, RelevancePlan
+from styleclip.tasks.directions.sampling import SampledStyles
+from styleclip.tasks.editing import accounts, mappers, shards
+from styleclip.tasks.editing.mappers import MapperPlan
+from styleclip.tasks.editing.plans import EditPlan
+from styleclip.tasks.photographs import images, inversion
+from styleclip.tasks.photographs.datasets.front import Source
+from styleclip.tasks.photographs.images import ImageIndex, ImageShard
+from styleclip.tasks.photographs.inversion import InversionPlan
+from styleclip.tasks.reports.page import thumbnails
+from styleclip.tasks.running.overlap import io_threads, read_ahead
+from styleclip.tasks.running.rates import Rates, Spent
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.running.shards import look, without_result
+from styleclip.tasks.settings import Execution
+from styleclip.tasks.storage import MissingObjectError, read_bytes, write_bytes_atomic
 
 
 @contextmanager

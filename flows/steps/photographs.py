@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from flows.run import gather_items
-from tasks.photographs import images, inversion
-from tasks.photographs.datasets.front import Source
-from tasks.photographs.images import ImageIndex
-from tasks.photographs.inversion import InversionPlan
-from tasks.running.progress import ShardResult, StepSummary
-from tasks.running.run import Run
-from tasks.settings import Execution, Inversion
+from styleclip.flows.run import gather_items
+from styleclip.tasks.photographs import images, inversion
+from styleclip.tasks.photographs.datasets.front import Source
+from styleclip.tasks.photographs.images import ImageIndex
+from styleclip.tasks.photographs.inversion import InversionPlan
+from styleclip.tasks.running.progress import ShardResult, StepSummary
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.settings import Execution, Inversion
 
 
 def index(run: Run, source: Source, execution: Execution) -> ImageIndex:

@@ -7,19 +7,19 @@ from collections.abc import Sequence
 from prefect.artifacts import create_link_artifact
 from prefect.logging import get_run_logger
 
-from flows.course import wait_for
-from flows.run import StepCounts, is_retry, summarize
-from tasks.editing.plans import EditPlan
-from tasks.photographs.images import ImageIndex
-from tasks.reports import batch as reports
-from tasks.reports.batch import ReportRef
-from tasks.reports.page import thumbnails
-from tasks.reports.page.evaluations import find_evaluations
-from tasks.reports.page.links import public_url
-from tasks.reports.page.page import build_page, write_page, write_superseded
-from tasks.reports.summaries import publish_batch
-from tasks.running.partial import read_part, supersede
-from tasks.running.run import Run
+from styleclip.flows.course import wait_for
+from styleclip.flows.run import StepCounts, is_retry, summarize
+from styleclip.tasks.editing.plans import EditPlan
+from styleclip.tasks.photographs.images import ImageIndex
+from styleclip.tasks.reports import batch as reports
+from styleclip.tasks.reports.batch import ReportRef
+from styleclip.tasks.reports.page import thumbnails
+from styleclip.tasks.reports.page.evaluations import find_evaluations
+from styleclip.tasks.reports.page.links import public_url
+from styleclip.tasks.reports.page.page import build_page, write_page, write_superseded
+from styleclip.tasks.reports.summaries import publish_batch
+from styleclip.tasks.running.partial import read_part, supersede
+from styleclip.tasks.running.run import Run
 
 
 def report(

@@ -14,38 +14,38 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from flows import course
-from flows.course import aside, task_runs, wait_for
-from flows.steps.editing import instant_work, invert_and_edit
-from styleclip_core.editing import StyleDirection
-from tasks.directions import relevance, sampling
-from tasks.directions.instant import compute_instant_direction
-from tasks.directions.relevance import ChannelShard, DerivativesRef, RelevancePlan
-from tasks.directions.sampling import SampledStyles
-from tasks.directions.style_directions import (
+from styleclip.flows import course
+from styleclip.flows.course import aside, task_runs, wait_for
+from styleclip.flows.steps.editing import instant_work, invert_and_edit
+from styleclip.tasks.directions import relevance, sampling
+from styleclip.tasks.directions.instant import compute_instant_direction
+from styleclip.tasks.directions.relevance import ChannelShard, DerivativesRef, RelevancePlan
+from styleclip.tasks.directions.sampling import SampledStyles
+from styleclip.tasks.directions.style_directions import (
     PreparedStep,
     direction_recipe,
     direction_uri,
     prepared,
     write_direction,
 )
-from tasks.editing import accounts, mappers
-from tasks.editing import plans as planning
-from tasks.editing.mappers import MapperPlan
-from tasks.editing.methods import PreparedEdit
-from tasks.editing.plans import EditPlan
-from tasks.photographs import inversion
-from tasks.photographs.images import ImageIndex, ImageShard
-from tasks.photographs.inversion import InversionPlan, invert_shard
-from tasks.reports import batch
-from tasks.reports.page import thumbnails
-from tasks.reports.page.page import build_page
-from tasks.running.overlap import compute_slots
-from tasks.running.rates import Spent
-from tasks.running.run import Run
-from tasks.settings import Instant, Inversion, Sampling
-from tasks.settings.edits import EditVariant, StepVariant
-from tasks.storage import join
+from styleclip.tasks.editing import accounts, mappers
+from styleclip.tasks.editing import plans as planning
+from styleclip.tasks.editing.mappers import MapperPlan
+from styleclip.tasks.editing.methods import PreparedEdit
+from styleclip.tasks.editing.plans import EditPlan
+from styleclip.tasks.photographs import inversion
+from styleclip.tasks.photographs.images import ImageIndex, ImageShard
+from styleclip.tasks.photographs.inversion import InversionPlan, invert_shard
+from styleclip.tasks.reports import batch
+from styleclip.tasks.reports.page import thumbnails
+from styleclip.tasks.reports.page.page import build_page
+from styleclip.tasks.running.overlap import compute_slots
+from styleclip.tasks.running.rates import Spent
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.settings import Instant, Inversion, Sampling
+from styleclip.tasks.settings.edits import EditVariant, StepVariant
+from styleclip.tasks.storage import join
+from styleclip_core.editing import StyleDirection
 
 _PATIENCE = 20.0  # seconds that a whole sample may take; what is expected to take longer is only probed
 _PROBE_IMAGES, _PROBE_STEPS, _MANY_STEPS = 4, (2, 8), 10

@@ -8,18 +8,18 @@ from prefect import runtime
 from prefect.artifacts import create_table_artifact
 from prefect.logging import get_run_logger
 
-from flows import engine
-from flows.course import wait_for
-from flows.run import RunResult, StepCounts, counts, summarize
-from tasks.artifacts import read_provenance, read_table
-from tasks.directions import matching, nights, refining, relevance, sampling
-from tasks.directions.matching import SeenCodes
-from tasks.directions.relevance import RelevancePlan
-from tasks.directions.sampling import SampledStyles
-from tasks.directions.style_directions import TableRef, find_table
-from tasks.running.progress import ShardResult, StepSummary
-from tasks.running.run import Run
-from tasks.settings import Nightly, Relevance, Sampling
+from styleclip.flows import engine
+from styleclip.flows.course import wait_for
+from styleclip.flows.run import RunResult, StepCounts, counts, summarize
+from styleclip.tasks.artifacts import read_provenance, read_table
+from styleclip.tasks.directions import matching, nights, refining, relevance, sampling
+from styleclip.tasks.directions.matching import SeenCodes
+from styleclip.tasks.directions.relevance import RelevancePlan
+from styleclip.tasks.directions.sampling import SampledStyles
+from styleclip.tasks.directions.style_directions import TableRef, find_table
+from styleclip.tasks.running.progress import ShardResult, StepSummary
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.settings import Nightly, Relevance, Sampling
 
 
 def sample(run: Run, settings: Sampling) -> tuple[SampledStyles, StepSummary[ShardResult]]:
@@ -156,7 +156,7 @@ def summarize_table(result: RunResult) -> None:
     places = {"relevance table": result.table.relevance, "statistics": result.table.statistics}
     summarize("build-relevance", headline, result.steps, places)
 
-    # flows.server_metrics reads it: how large the table has become, and by its time how old it is
+    # styleclip.flows.server_metrics reads it: how large the table has become, and by its time how old it is
     channels = read_table(result.table.relevance, ["flat_index"]).num_rows
     size = {"samples": made["samples"], "channels": channels}
     create_table_artifact(key="relevance-table", description="the last relevance table", table=[size])

@@ -11,21 +11,21 @@ within what rounding can do; see ``docs/reproducibility.md``.
 
 from __future__ import annotations
 
-from tasks.artifacts.recipe import ChangedInputError as ChangedInputError
-from tasks.artifacts.recipe import Provenance as Provenance
-from tasks.artifacts.recipe import Recipe as Recipe
-from tasks.artifacts.recipe import artifact_uri as artifact_uri
-from tasks.artifacts.recipe import fingerprint as fingerprint
-from tasks.artifacts.recipe import part_name as part_name
-from tasks.artifacts.tables import DamagedArtifactError as DamagedArtifactError
-from tasks.artifacts.tables import column_names as column_names
-from tasks.artifacts.tables import count as count
-from tasks.artifacts.tables import is_complete as is_complete
-from tasks.artifacts.tables import iter_batches as iter_batches
-from tasks.artifacts.tables import read_expected as read_expected
-from tasks.artifacts.tables import read_provenance as read_provenance
-from tasks.artifacts.tables import read_table as read_table
-from tasks.artifacts.tables import to_matrix as to_matrix
-from tasks.artifacts.tables import vector_column as vector_column
-from tasks.artifacts.tables import write_table as write_table
-from tasks.artifacts.tables import write_tables as write_tables
+from styleclip.tasks.artifacts.recipe import ChangedInputError as ChangedInputError
+from styleclip.tasks.artifacts.recipe import Provenance as Provenance
+from styleclip.tasks.artifacts.recipe import Recipe as Recipe
+from styleclip.tasks.artifacts.recipe import artifact_uri as artifact_uri
+from styleclip.tasks.artifacts.recipe import fingerprint as fingerprint
+from styleclip.tasks.artifacts.recipe import part_name as part_name
+from styleclip.tasks.artifacts.tables import DamagedArtifactError as DamagedArtifactError
+from styleclip.tasks.artifacts.tables import column_names as column_names
+from styleclip.tasks.artifacts.tables import count as count
+from styleclip.tasks.artifacts.tables import is_complete as is_complete
+from styleclip.tasks.artifacts.tables import iter_batches as iter_batches
+from styleclip.tasks.artifacts.tables import read_expected as read_expected
+from styleclip.tasks.artifacts.tables import read_provenance as read_provenance
+from styleclip.tasks.artifacts.tables import read_table as read_table
+from styleclip.tasks.artifacts.tables import to_matrix as to_matrix
+from styleclip.tasks.artifacts.tables import vector_column as vector_column
+from styleclip.tasks.artifacts.tables import write_table as write_table
+from styleclip.tasks.artifacts.tables import write_tables as write_tables

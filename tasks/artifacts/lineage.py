@@ -17,7 +17,7 @@ from itertools import islice, takewhile
 
 from prefect.logging import get_logger
 
-from tasks.storage import MissingObjectError, join, read_bytes, write_bytes_atomic
+from styleclip.tasks.storage import MissingObjectError, join, read_bytes, write_bytes_atomic
 
 _MOST = 8  # older shards that a shard is looked for in
 _log = get_logger("artifacts")

@@ -15,8 +15,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks.artifacts import Provenance, is_complete, read_table, write_table
-from tasks.storage import StoreError, join
+from styleclip.tasks.artifacts import Provenance, is_complete, read_table, write_table
+from styleclip.tasks.storage import StoreError, join
 
 OK, FAILED, SKIPPED = "ok", "failed", "skipped"
 STATUS_FIELDS = [("status", pa.string()), ("error_type", pa.string()), ("error", pa.string())]

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from styleclip.tasks.storage import join
 from styleclip_core.errors import StyleCLIPError
 from styleclip_core.version import code_version
-from tasks.storage import join
 
 
 class ChangedInputError(StyleCLIPError):

@@ -18,10 +18,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from prefect.logging import get_logger
 
-from styleclip_core.errors import ArtifactConflictError, StyleCLIPError
-from tasks.artifacts.distances import farthest
-from tasks.artifacts.recipe import ChangedInputError, Provenance
-from tasks.storage import (
+from styleclip.tasks.artifacts.distances import farthest
+from styleclip.tasks.artifacts.recipe import ChangedInputError, Provenance
+from styleclip.tasks.storage import (
     copy_from_local,
     copy_to_local,
     exists,
@@ -31,7 +30,8 @@ from tasks.storage import (
     read_bytes,
     write_bytes_atomic,
 )
-from tasks.storage.outages import explained
+from styleclip.tasks.storage.outages import explained
+from styleclip_core.errors import ArtifactConflictError, StyleCLIPError
 
 _METADATA = b"styleclip.provenance"
 _ROW_GROUP = 16_384

@@ -18,6 +18,27 @@ from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from styleclip.tasks.artifacts import Recipe, is_complete, read_provenance, write_table
+from styleclip.tasks.artifacts.outcomes import OK, Row
+from styleclip.tasks.directions.instant import measure_instant
+from styleclip.tasks.directions.matching import SeenCodes, read_seen
+from styleclip.tasks.directions.relevance import read_relevance
+from styleclip.tasks.directions.sampling import SampledStyles, read_codes
+from styleclip.tasks.directions.style_directions import (
+    ALPHA_UNIT,
+    MATCHED_UNIT,
+    TableRef,
+    check_table,
+    read_deviations,
+)
+from styleclip.tasks.photographs.images import ImageShard
+from styleclip.tasks.photographs.inversion import InversionPlan, latents_of, read_tuning, with_tunings
+from styleclip.tasks.running.caching import unit_of_work
+from styleclip.tasks.running.overlap import computing
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.settings import Choosing, Instant
+from styleclip.tasks.settings.edits import EditStep
+from styleclip.tasks.storage import join
 from styleclip_core.choosing import Choice, ChoosingSettings, Direct, choose, measure_on
 from styleclip_core.editing import (
     ChannelSelection,
@@ -31,27 +52,6 @@ from styleclip_core.matching import at, matched_direction, matching_settings
 from styleclip_core.prompts import TextDirection, text_direction
 from styleclip_core.style_space import StyleCode
 from styleclip_core.tuned import AnyGenerator
-from tasks.artifacts import Recipe, is_complete, read_provenance, write_table
-from tasks.artifacts.outcomes import OK, Row
-from tasks.directions.instant import measure_instant
-from tasks.directions.matching import SeenCodes, read_seen
-from tasks.directions.relevance import read_relevance
-from tasks.directions.sampling import SampledStyles, read_codes
-from tasks.directions.style_directions import (
-    ALPHA_UNIT,
-    MATCHED_UNIT,
-    TableRef,
-    check_table,
-    read_deviations,
-)
-from tasks.photographs.images import ImageShard
-from tasks.photographs.inversion import InversionPlan, latents_of, read_tuning, with_tunings
-from tasks.running.caching import unit_of_work
-from tasks.running.overlap import computing
-from tasks.running.run import Run
-from tasks.settings import Choosing, Instant
-from tasks.settings.edits import EditStep
-from tasks.storage import join
 
 STEP, VERSION = "choose-strength", "2"
 _ALL = ChannelSelection(beta=0.0)

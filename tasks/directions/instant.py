@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from styleclip_core.editing import select_channels
-from styleclip_core.instant import instant_relevance
-from tasks.artifacts import Recipe, is_complete
-from tasks.directions.sampling import SampledStyles, read_codes
-from tasks.directions.style_directions import (
+from styleclip.tasks.artifacts import Recipe, is_complete
+from styleclip.tasks.directions.sampling import SampledStyles, read_codes
+from styleclip.tasks.directions.style_directions import (
     PreparedStep,
     direction_recipe,
     direction_uri,
@@ -16,12 +14,14 @@ from tasks.directions.style_directions import (
     read_deviations,
     write_direction,
 )
-from tasks.running.caching import unit_of_work
-from tasks.running.overlap import computing
-from tasks.running.run import Run
-from tasks.running.texts import text_vector
-from tasks.settings import Instant
-from tasks.settings.edits import StepVariant
+from styleclip.tasks.running.caching import unit_of_work
+from styleclip.tasks.running.overlap import computing
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.running.texts import text_vector
+from styleclip.tasks.settings import Instant
+from styleclip.tasks.settings.edits import StepVariant
+from styleclip_core.editing import select_channels
+from styleclip_core.instant import instant_relevance
 
 STEP, VERSION = "instant-direction", "1"
 
@@ -42,7 +42,8 @@ def compute_instant_direction(
     Args:
         run: Networks and workspace.
         variant: The step; its beta or top_k choose channels as they do with a table.
-        styles: Sampled style codes and their statistics, as ``flows.steps.table.sample`` leaves them.
+        styles: Sampled style codes and their statistics, as ``styleclip.flows.steps.table.sample`` leaves
+            them.
         settings: Codes and probes.
 
     Raises:

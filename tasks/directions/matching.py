@@ -14,27 +14,35 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from styleclip_core.batches import Batches
-from styleclip_core.matching import likelihood, matched_direction
-from styleclip_core.prompts import TextDirection
-from styleclip_core.sampling import sample_styles
-from styleclip_core.style_space import StyleCode
-from tasks.artifacts import Recipe, is_complete, part_name, read_table, to_matrix, vector_column, write_table
-from tasks.directions.style_directions import (
+from styleclip.tasks.artifacts import (
+    Recipe,
+    is_complete,
+    part_name,
+    read_table,
+    to_matrix,
+    vector_column,
+    write_table,
+)
+from styleclip.tasks.directions.style_directions import (
     PreparedStep,
     direction_recipe,
     direction_uri,
     prepared,
     write_direction,
 )
-from tasks.running.caching import unit_of_work
-from tasks.running.overlap import computing
-from tasks.running.progress import ShardResult
-from tasks.running.run import Run
-from tasks.running.texts import prompt_distance, text_vector
-from tasks.settings import Sampling
-from tasks.settings.edits import StepVariant
-from tasks.storage import join
+from styleclip.tasks.running.caching import unit_of_work
+from styleclip.tasks.running.overlap import computing
+from styleclip.tasks.running.progress import ShardResult
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.running.texts import prompt_distance, text_vector
+from styleclip.tasks.settings import Sampling
+from styleclip.tasks.settings.edits import StepVariant
+from styleclip.tasks.storage import join
+from styleclip_core.batches import Batches
+from styleclip_core.matching import likelihood, matched_direction
+from styleclip_core.prompts import TextDirection
+from styleclip_core.sampling import sample_styles
+from styleclip_core.style_space import StyleCode
 
 STEP, VERSION = "look-at-codes", "1"
 DIRECTION_STEP, DIRECTION_VERSION = "matched-direction", "1"

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from styleclip.tasks.artifacts import Recipe
+from styleclip.tasks.directions.refining import known_tables, largest
+from styleclip.tasks.directions.relevance import RelevancePlan
+from styleclip.tasks.running.caching import unit_of_work
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.settings import Nightly
+from styleclip.tasks.storage import create_bytes, exists, join, read_bytes
 from styleclip_core.errors import ArtifactConflictError
-from tasks.artifacts import Recipe
-from tasks.directions.refining import known_tables, largest
-from tasks.directions.relevance import RelevancePlan
-from tasks.running.caching import unit_of_work
-from tasks.running.run import Run
-from tasks.settings import Nightly
-from tasks.storage import create_bytes, exists, join, read_bytes
 
 STEP, VERSION = "decide-night", "1"
 

@@ -8,16 +8,14 @@ from itertools import pairwise
 
 from pydantic import BaseModel, ConfigDict
 
-from styleclip_core.errors import ArtifactConflictError
-from styleclip_core.relevance import RelevanceTable
-from tasks.artifacts import (
+from styleclip.tasks.artifacts import (
     Provenance,
     Recipe,
     is_complete,
     read_provenance,
     write_table,
 )
-from tasks.directions.relevance import (
+from styleclip.tasks.directions.relevance import (
     STEP,
     VERSION,
     RelevancePlan,
@@ -25,9 +23,11 @@ from tasks.directions.relevance import (
     relevance_table,
     sample_range,
 )
-from tasks.running.caching import unit_of_work
-from tasks.running.run import Run
-from tasks.storage import MissingObjectError, join, list_objects
+from styleclip.tasks.running.caching import unit_of_work
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.storage import MissingObjectError, join, list_objects
+from styleclip_core.errors import ArtifactConflictError
+from styleclip_core.relevance import RelevanceTable
 
 REFINE_STEP = "refine-relevance"
 

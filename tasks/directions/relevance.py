@@ -6,12 +6,7 @@ import pyarrow as pa
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from styleclip_core.derivatives import embedding_basis, unit_derivatives
-from styleclip_core.errors import ArtifactConflictError
-from styleclip_core.reference_compat import measure_as_published, published_layers
-from styleclip_core.relevance import ChannelDirections, RelevanceTable, measure_channels
-from styleclip_core.style_space import StyleCode, StyleLayout
-from tasks.artifacts import (
+from styleclip.tasks.artifacts import (
     Provenance,
     Recipe,
     is_complete,
@@ -22,14 +17,19 @@ from tasks.artifacts import (
     vector_column,
     write_table,
 )
-from tasks.directions.sampling import SampledStyles, read_codes, read_statistics
-from tasks.running.caching import unit_of_work
-from tasks.running.overlap import accounting, computing
-from tasks.running.progress import ShardResult
-from tasks.running.rates import Spent, device_name
-from tasks.running.run import Run
-from tasks.settings import Relevance
-from tasks.storage import join
+from styleclip.tasks.directions.sampling import SampledStyles, read_codes, read_statistics
+from styleclip.tasks.running.caching import unit_of_work
+from styleclip.tasks.running.overlap import accounting, computing
+from styleclip.tasks.running.progress import ShardResult
+from styleclip.tasks.running.rates import Spent, device_name
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.settings import Relevance
+from styleclip.tasks.storage import join
+from styleclip_core.derivatives import embedding_basis, unit_derivatives
+from styleclip_core.errors import ArtifactConflictError
+from styleclip_core.reference_compat import measure_as_published, published_layers
+from styleclip_core.relevance import ChannelDirections, RelevanceTable, measure_channels
+from styleclip_core.style_space import StyleCode, StyleLayout
 
 STEP, VERSION = "build-relevance", "2"
 _DERIVATIVE_SHARD = 16  # style codes

@@ -11,11 +11,7 @@ import pyarrow as pa
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from styleclip_core.errors import ArtifactConflictError
-from styleclip_core.models.stylegan2 import Generator
-from styleclip_core.sampling import ChannelStatistics, measure_statistics, sample_styles
-from styleclip_core.style_space import StyleCode, StyleLayout
-from tasks.artifacts import (
+from styleclip.tasks.artifacts import (
     Recipe,
     is_complete,
     part_name,
@@ -24,13 +20,17 @@ from tasks.artifacts import (
     vector_column,
     write_table,
 )
-from tasks.running.caching import unit_of_work
-from tasks.running.overlap import accounting, computing
-from tasks.running.progress import ShardResult
-from tasks.running.rates import Spent, device_name
-from tasks.running.run import Run
-from tasks.settings import Sampling
-from tasks.storage import join
+from styleclip.tasks.running.caching import unit_of_work
+from styleclip.tasks.running.overlap import accounting, computing
+from styleclip.tasks.running.progress import ShardResult
+from styleclip.tasks.running.rates import Spent, device_name
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.settings import Sampling
+from styleclip.tasks.storage import join
+from styleclip_core.errors import ArtifactConflictError
+from styleclip_core.models.stylegan2 import Generator
+from styleclip_core.sampling import ChannelStatistics, measure_statistics, sample_styles
+from styleclip_core.style_space import StyleCode, StyleLayout
 
 STEP, VERSION = "sample-styles", "1"
 _SHARD = 10_000  # codes per shard of statistics

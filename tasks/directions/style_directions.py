@@ -11,10 +11,7 @@ import torch
 from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict
 
-from styleclip_core.editing import StyleDirection, beta_for, editable_mask, style_direction
-from styleclip_core.errors import ArtifactConflictError
-from styleclip_core.style_space import StyleLayout
-from tasks.artifacts import (
+from styleclip.tasks.artifacts import (
     ChangedInputError,
     Recipe,
     fingerprint,
@@ -24,13 +21,16 @@ from tasks.artifacts import (
     vector_column,
     write_table,
 )
-from tasks.directions.relevance import read_relevance
-from tasks.directions.sampling import read_statistics
-from tasks.running.caching import unit_of_work
-from tasks.running.run import Run
-from tasks.running.texts import prompt_distance, text_vector
-from tasks.settings.edits import StepVariant
-from tasks.storage import join
+from styleclip.tasks.directions.relevance import read_relevance
+from styleclip.tasks.directions.sampling import read_statistics
+from styleclip.tasks.running.caching import unit_of_work
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.running.texts import prompt_distance, text_vector
+from styleclip.tasks.settings.edits import StepVariant
+from styleclip.tasks.storage import join
+from styleclip_core.editing import StyleDirection, beta_for, editable_mask, style_direction
+from styleclip_core.errors import ArtifactConflictError
+from styleclip_core.style_space import StyleLayout
 
 STEP, VERSION = "style-direction", "1"
 _FEW_CHANNELS = 10

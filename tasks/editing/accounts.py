@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tasks.editing.plans import EditPlan
-from tasks.running.rates import Spent, device_name
-from tasks.running.run import Run
-from tasks.settings.edits import EditVariant, StepVariant
+from styleclip.tasks.editing.plans import EditPlan
+from styleclip.tasks.running.rates import Spent, device_name
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.settings.edits import EditVariant, StepVariant
 
 
 def about(variant: EditVariant) -> str:

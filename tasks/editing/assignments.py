@@ -16,15 +16,15 @@ import pyarrow as pa
 from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict
 
-from tasks.artifacts import Recipe, is_complete, read_table, write_table
-from tasks.photographs.datasets.subsets import matching_rows
-from tasks.photographs.images import ImageIndex, ImageShard, read_part
-from tasks.running.caching import unit_of_work
-from tasks.running.run import Run
-from tasks.settings import SettingsError
-from tasks.settings.by_image import columns_of, differs, resolve
-from tasks.settings.edits import Edit, dump_edits
-from tasks.storage import join
+from styleclip.tasks.artifacts import Recipe, is_complete, read_table, write_table
+from styleclip.tasks.photographs.datasets.subsets import matching_rows
+from styleclip.tasks.photographs.images import ImageIndex, ImageShard, read_part
+from styleclip.tasks.running.caching import unit_of_work
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.settings import SettingsError
+from styleclip.tasks.settings.by_image import columns_of, differs, resolve
+from styleclip.tasks.settings.edits import Edit, dump_edits
+from styleclip.tasks.storage import join
 
 STEP, VERSION = "assign-edits", "1"
 _INTERNAL = ("etag", "shard", "place", "problem")

@@ -20,13 +20,7 @@ from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from styleclip_core.editing import EditedLatents
-from styleclip_core.mapper_training import CURVE_COLUMNS, MapperTraining, apply_mapper, stored_step
-from styleclip_core.models.mapper import Mapper, save_mapper
-from styleclip_core.models.stylegan2 import Generator
-from styleclip_core.optimization import published_embedding
-from styleclip_core.sampling import sample_z
-from tasks.artifacts import (
+from styleclip.tasks.artifacts import (
     Recipe,
     fingerprint,
     is_complete,
@@ -35,20 +29,26 @@ from tasks.artifacts import (
     to_matrix,
     write_table,
 )
-from tasks.artifacts.outcomes import OK
-from tasks.directions.style_directions import PreparedStep
-from tasks.running import networks as models
-from tasks.running.caching import unit_of_work
-from tasks.running.networks import Wanted
-from tasks.running.overlap import computing
-from tasks.running.rates import Spent, device_name
-from tasks.running.run import Run
-from tasks.running.shown import code
-from tasks.running.texts import prompt_distance, target_embedding
-from tasks.settings import MapperTraining as Settings
-from tasks.settings import SettingsError
-from tasks.settings.edits import StepVariant
-from tasks.storage import exists, join, list_objects, read_bytes, write_bytes_atomic
+from styleclip.tasks.artifacts.outcomes import OK
+from styleclip.tasks.directions.style_directions import PreparedStep
+from styleclip.tasks.running import networks as models
+from styleclip.tasks.running.caching import unit_of_work
+from styleclip.tasks.running.networks import Wanted
+from styleclip.tasks.running.overlap import computing
+from styleclip.tasks.running.rates import Spent, device_name
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.running.shown import code
+from styleclip.tasks.running.texts import prompt_distance, target_embedding
+from styleclip.tasks.settings import MapperTraining as Settings
+from styleclip.tasks.settings import SettingsError
+from styleclip.tasks.settings.edits import StepVariant
+from styleclip.tasks.storage import exists, join, list_objects, read_bytes, write_bytes_atomic
+from styleclip_core.editing import EditedLatents
+from styleclip_core.mapper_training import CURVE_COLUMNS, MapperTraining, apply_mapper, stored_step
+from styleclip_core.models.mapper import Mapper, save_mapper
+from styleclip_core.models.stylegan2 import Generator
+from styleclip_core.optimization import published_embedding
+from styleclip_core.sampling import sample_z
 
 STEP, VERSION = "train-mapper", "1"
 STRENGTH_UNIT = "times the mapper's output, in units of the latent"

@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from styleclip.tasks.artifacts import fingerprint
+from styleclip.tasks.directions.style_directions import PreparedStep, alpha_unit, read_direction
+from styleclip.tasks.editing.mappers import STRENGTH_UNIT, prepared_mapper
+from styleclip.tasks.editing.optimization import Optimized, optimize_batch
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.settings.edits import EditVariant, StepVariant
 from styleclip_core.editing import EditedLatents
 from styleclip_core.errors import StyleCLIPError
 from styleclip_core.mapper_training import apply_mapper
 from styleclip_core.tuned import AnyGenerator
-from tasks.artifacts import fingerprint
-from tasks.directions.style_directions import PreparedStep, alpha_unit, read_direction
-from tasks.editing.mappers import STRENGTH_UNIT, prepared_mapper
-from tasks.editing.optimization import Optimized, optimize_batch
-from tasks.running.run import Run
-from tasks.settings.edits import EditVariant, StepVariant
 
 
 class PreparedEdit(BaseModel):

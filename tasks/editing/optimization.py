@@ -9,21 +9,21 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from styleclip.tasks.artifacts import Recipe
+from styleclip.tasks.artifacts.outcomes import Row
+from styleclip.tasks.directions.style_directions import PreparedStep
+from styleclip.tasks.editing.videos import check_encoder
+from styleclip.tasks.running.caching import unit_of_work
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.running.texts import prompt_distance, target_embedding
+from styleclip.tasks.settings import SettingsError
+from styleclip.tasks.settings.edits import StepVariant
 from styleclip_core.descent import Status
 from styleclip_core.editing import EditedLatents
 from styleclip_core.errors import StyleCLIPError
 from styleclip_core.images import to_uint8
 from styleclip_core.optimization import OptimizationState, optimize, published_embedding
 from styleclip_core.tuned import AnyGenerator
-from tasks.artifacts import Recipe
-from tasks.artifacts.outcomes import Row
-from tasks.directions.style_directions import PreparedStep
-from tasks.editing.videos import check_encoder
-from tasks.running.caching import unit_of_work
-from tasks.running.run import Run
-from tasks.running.texts import prompt_distance, target_embedding
-from tasks.settings import SettingsError
-from tasks.settings.edits import StepVariant
 
 STEP, VERSION = "optimize-latents", "1"
 TRAJECTORY_SCHEMA = pa.schema([

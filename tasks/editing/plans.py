@@ -8,19 +8,19 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks.artifacts import Provenance, Recipe
-from tasks.artifacts.outcomes import OutcomeLog, Row
-from tasks.directions.style_directions import PreparedStep
-from tasks.editing.assignments import keys_for
-from tasks.editing.methods import PreparedEdit, units
-from tasks.editing.schemas import ROW_SCHEMA
-from tasks.photographs.images import ImageShard
-from tasks.photographs.inversion import InversionPlan
-from tasks.photographs.reading import object_of
-from tasks.running.run import Run
-from tasks.running.shards import Files
-from tasks.settings import Saving
-from tasks.storage import readable_key
+from styleclip.tasks.artifacts import Provenance, Recipe
+from styleclip.tasks.artifacts.outcomes import OutcomeLog, Row
+from styleclip.tasks.directions.style_directions import PreparedStep
+from styleclip.tasks.editing.assignments import keys_for
+from styleclip.tasks.editing.methods import PreparedEdit, units
+from styleclip.tasks.editing.schemas import ROW_SCHEMA
+from styleclip.tasks.photographs.images import ImageShard
+from styleclip.tasks.photographs.inversion import InversionPlan
+from styleclip.tasks.photographs.reading import object_of
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.running.shards import Files
+from styleclip.tasks.settings import Saving
+from styleclip.tasks.storage import readable_key
 
 STEP, VERSION = "edit-images", "4"
 
@@ -29,7 +29,7 @@ class Chosen(BaseModel):
     """The images that an edit is for, where it is not for all.
 
     Attributes:
-        assignment: URI of the folder that says so, see ``tasks.editing.assignments``.
+        assignment: URI of the folder that says so, see ``styleclip.tasks.editing.assignments``.
         number: The edit's number there.
     """
 

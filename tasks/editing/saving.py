@@ -29,16 +29,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
+from styleclip.tasks.artifacts.outcomes import Row
+from styleclip.tasks.editing.plans import EditPlan
+from styleclip.tasks.editing.schemas import MANIFEST_SCHEMA, manifest_row
+from styleclip.tasks.photographs.datasets.places import Place
+from styleclip.tasks.photographs.images import ImageShard, column_fields, read_items
+from styleclip.tasks.photographs.reading import object_of
+from styleclip.tasks.running.shards import Outcomes
+from styleclip.tasks.storage import copy_from_local, exists, is_safe, join, mangled, write_bytes_atomic
+from styleclip.tasks.storage.outages import explained
 from styleclip_core.images import ENDINGS, encode_image, saved_size
-from tasks.artifacts.outcomes import Row
-from tasks.editing.plans import EditPlan
-from tasks.editing.schemas import MANIFEST_SCHEMA, manifest_row
-from tasks.photographs.datasets.places import Place
-from tasks.photographs.images import ImageShard, column_fields, read_items
-from tasks.photographs.reading import object_of
-from tasks.running.shards import Outcomes
-from tasks.storage import copy_from_local, exists, is_safe, join, mangled, write_bytes_atomic
-from tasks.storage.outages import explained
 
 _ROW_GROUP = 32  # images of a table that are read at once
 _MB = 10**6

@@ -14,9 +14,9 @@ from typing import Any, get_args, get_origin
 
 import pyarrow as pa
 
+from styleclip.tasks.artifacts.outcomes import STATUS_FIELDS, Row
 from styleclip_core.options import annotated_fields
 from styleclip_core.settings.optimization import OptimizationSettings
-from tasks.artifacts.outcomes import STATUS_FIELDS, Row
 
 SCORES = ("clip_before", "clip_after", "directional", "identity", "lpips")
 _SCORES = [(name, pa.float32()) for name in SCORES]

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.running.texts import target_embedding, text_vector
+from styleclip.tasks.settings.edits import StepVariant
 from styleclip_core.metrics import clip_similarity, directional_similarity
-from tasks.running.run import Run
-from tasks.running.texts import target_embedding, text_vector
-from tasks.settings.edits import StepVariant
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,26 +15,26 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from styleclip.tasks.artifacts import write_table
+from styleclip.tasks.artifacts.outcomes import OK, SKIPPED, Item, Row, failure, success
+from styleclip.tasks.editing.accounts import edit_work, work
+from styleclip.tasks.editing.methods import apply_step
+from styleclip.tasks.editing.optimization import TRAJECTORY_SCHEMA, Optimized, latents_table
+from styleclip.tasks.editing.plans import EditPlan, edit_row, step_settings
+from styleclip.tasks.editing.saving import Saved, Waiting, pack, save_image
+from styleclip.tasks.editing.schemas import ROW_SCHEMA, TIMING_SCHEMA
+from styleclip.tasks.editing.sources import Sources
+from styleclip.tasks.editing.videos import encode_video
+from styleclip.tasks.photographs.images import ImageShard
+from styleclip.tasks.running.caching import unit_of_work
+from styleclip.tasks.running.overlap import Account, Writes, computing, read_ahead
+from styleclip.tasks.running.progress import ShardResult
+from styleclip.tasks.running.rates import Spent
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.running.shards import Outcomes, lost, taken_over
+from styleclip.tasks.storage import join, write_bytes_atomic
 from styleclip_core.batches import Batches
 from styleclip_core.errors import ArtifactConflictError, StyleCLIPError
-from tasks.artifacts import write_table
-from tasks.artifacts.outcomes import OK, SKIPPED, Item, Row, failure, success
-from tasks.editing.accounts import edit_work, work
-from tasks.editing.methods import apply_step
-from tasks.editing.optimization import TRAJECTORY_SCHEMA, Optimized, latents_table
-from tasks.editing.plans import EditPlan, edit_row, step_settings
-from tasks.editing.saving import Saved, Waiting, pack, save_image
-from tasks.editing.schemas import ROW_SCHEMA, TIMING_SCHEMA
-from tasks.editing.sources import Sources
-from tasks.editing.videos import encode_video
-from tasks.photographs.images import ImageShard
-from tasks.running.caching import unit_of_work
-from tasks.running.overlap import Account, Writes, computing, read_ahead
-from tasks.running.progress import ShardResult
-from tasks.running.rates import Spent
-from tasks.running.run import Run
-from tasks.running.shards import Outcomes, lost, taken_over
-from tasks.storage import join, write_bytes_atomic
 
 _BATCH = 32
 

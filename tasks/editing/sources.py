@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from styleclip.tasks.artifacts.outcomes import Row, failure
+from styleclip.tasks.editing.scoring import Judge, Seen
+from styleclip.tasks.photographs.inversion import InversionPlan, latents_of, read_tuning, with_tunings
+from styleclip.tasks.running.overlap import read_ahead
+from styleclip.tasks.running.run import Run
 from styleclip_core.editing import EditedLatents
 from styleclip_core.errors import StyleCLIPError
 from styleclip_core.tuned import AnyGenerator, Tuning
-from tasks.artifacts.outcomes import Row, failure
-from tasks.editing.scoring import Judge, Seen
-from tasks.photographs.inversion import InversionPlan, latents_of, read_tuning, with_tunings
-from tasks.running.overlap import read_ahead
-from tasks.running.run import Run
 
 _BATCH = 32  # tunings read ahead
 

@@ -9,11 +9,11 @@ import torch
 from pydantic import Field, ValidationError
 from torch import Tensor
 
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.running.texts import target_embedding
+from styleclip.tasks.settings import Prompt, Settings, SettingsError, describe
+from styleclip.tasks.settings.files import read_list
 from styleclip_core.zero_shot import Attribute
-from tasks.running.run import Run
-from tasks.running.texts import target_embedding
-from tasks.settings import Prompt, Settings, SettingsError, describe
-from tasks.settings.files import read_list
 
 FACES = str(Path(__file__).parent / "faces.yaml")
 

@@ -19,24 +19,24 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from styleclip.tasks.artifacts import Recipe, write_table
+from styleclip.tasks.artifacts.outcomes import OK, STATUS_FIELDS, OutcomeLog, Row, failure, success
+from styleclip.tasks.evaluation.labels import LabelPrompt, load_truth
+from styleclip.tasks.photographs.images import ImageIndex, ImageShard, read_shard
+from styleclip.tasks.photographs.reading import ShardReader
+from styleclip.tasks.running.caching import unit_of_work
+from styleclip.tasks.running.overlap import computing, read_ahead
+from styleclip.tasks.running.partial import supersede, write_partial_table
+from styleclip.tasks.running.progress import ShardResult
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.running.shards import finish_shard, without_result
+from styleclip.tasks.running.texts import target_embedding
+from styleclip.tasks.settings import SettingsError, TemplateSet
+from styleclip.tasks.storage import join, read_bytes
 from styleclip_core.errors import StyleCLIPError
 from styleclip_core.images import centre_square, decode_image
 from styleclip_core.metrics import area_under_curve
 from styleclip_core.zero_shot import attribute_logits, label_probabilities
-from tasks.artifacts import Recipe, write_table
-from tasks.artifacts.outcomes import OK, STATUS_FIELDS, OutcomeLog, Row, failure, success
-from tasks.evaluation.labels import LabelPrompt, load_truth
-from tasks.photographs.images import ImageIndex, ImageShard, read_shard
-from tasks.photographs.reading import ShardReader
-from tasks.running.caching import unit_of_work
-from tasks.running.overlap import computing, read_ahead
-from tasks.running.partial import supersede, write_partial_table
-from tasks.running.progress import ShardResult
-from tasks.running.run import Run
-from tasks.running.shards import finish_shard, without_result
-from tasks.running.texts import target_embedding
-from tasks.settings import SettingsError, TemplateSet
-from tasks.storage import join, read_bytes
 
 STEP, VERSION = "score-images", "1"
 _BATCH = 64

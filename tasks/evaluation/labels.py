@@ -21,11 +21,11 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from tasks.artifacts import read_table
-from tasks.artifacts.outcomes import Row
-from tasks.evaluation.attributes import check_names, load_entries
-from tasks.settings import Prompt, Settings, SettingsError, describe
-from tasks.storage import read_bytes
+from styleclip.tasks.artifacts import read_table
+from styleclip.tasks.artifacts.outcomes import Row
+from styleclip.tasks.evaluation.attributes import check_names, load_entries
+from styleclip.tasks.settings import Prompt, Settings, SettingsError, describe
+from styleclip.tasks.storage import read_bytes
 
 PLAIN = "label"
 _TRUE, _FALSE = {"1", "true", "yes", "1.0"}, {"0", "false", "no", "0.0"}

@@ -21,8 +21,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from styleclip_core.errors import ArtifactConflictError
-from tasks.artifacts import (
+from styleclip.tasks.artifacts import (
     Provenance,
     Recipe,
     artifact_uri,
@@ -34,14 +33,15 @@ from tasks.artifacts import (
     read_table,
     write_table,
 )
-from tasks.artifacts.lineage import Span, follow
-from tasks.artifacts.outcomes import OK, STATUS_FIELDS, Row
-from tasks.photographs.images import cut, digest
-from tasks.running.caching import unit_of_work
-from tasks.running.partial import FOLDER
-from tasks.running.run import Run
-from tasks.settings import SettingsError
-from tasks.storage import MissingObjectError, ObjectInfo, canonical, join, list_objects
+from styleclip.tasks.artifacts.lineage import Span, follow
+from styleclip.tasks.artifacts.outcomes import OK, STATUS_FIELDS, Row
+from styleclip.tasks.photographs.images import cut, digest
+from styleclip.tasks.running.caching import unit_of_work
+from styleclip.tasks.running.partial import FOLDER
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.settings import SettingsError
+from styleclip.tasks.storage import MissingObjectError, ObjectInfo, canonical, join, list_objects
+from styleclip_core.errors import ArtifactConflictError
 
 STEP, VERSION = "index-edits", "2"
 EDIT_FIELDS = [

@@ -1,7 +1,7 @@
 """The networks that evaluate edits, and the scores they give to images before and after.
 
-Unlike ``tasks.editing.scoring``, which scores while images are made, by the networks that make them, this
-reads finished images and knows nothing of latents.
+Unlike ``styleclip.tasks.editing.scoring``, which scores while images are made, by the networks that make
+them, this reads finished images and knows nothing of latents.
 
 Shapes: B edited images, A attributes, D width of the CLIP embedding, H V pixels.
 """
@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from styleclip.tasks.artifacts.outcomes import Row
+from styleclip.tasks.evaluation.attributes import AttributePrompts, embedded_pairs
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.running.texts import target_embedding, text_vector
+from styleclip.tasks.settings.edits import StepVariant
 from styleclip_core.metrics import clip_similarity, directional_similarity, pixel_scores, step_agreement
 from styleclip_core.zero_shot import attribute_logits, label_probabilities
-from tasks.artifacts.outcomes import Row
-from tasks.evaluation.attributes import AttributePrompts, embedded_pairs
-from tasks.running.run import Run
-from tasks.running.texts import target_embedding, text_vector
-from tasks.settings.edits import StepVariant
 
 Prompts = tuple[tuple[str, str], ...]
 

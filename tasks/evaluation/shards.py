@@ -47,23 +47,23 @@ import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
+from styleclip.tasks.artifacts import Recipe, read_table
+from styleclip.tasks.artifacts.outcomes import OK, STATUS_FIELDS, Item, OutcomeLog, Row, failure, success
+from styleclip.tasks.evaluation.attributes import AttributePrompts
+from styleclip.tasks.evaluation.manifest import EDIT_FIELDS, EditsIndex, EditsShard
+from styleclip.tasks.evaluation.panel import Panel, Place
+from styleclip.tasks.photographs.reading import object_of, read_stored
+from styleclip.tasks.running.caching import unit_of_work
+from styleclip.tasks.running.overlap import computing, read_ahead
+from styleclip.tasks.running.progress import ShardResult
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.running.shards import Files, Outcomes, finish_shard
+from styleclip.tasks.running.texts import text_vector
+from styleclip.tasks.settings import Comparison
+from styleclip.tasks.settings.edits import StepVariant
+from styleclip.tasks.storage import ChangedObjectError, join, output_key, versions_of
 from styleclip_core.errors import ImageSizeError, StyleCLIPError
 from styleclip_core.images import decode_image, fit
-from tasks.artifacts import Recipe, read_table
-from tasks.artifacts.outcomes import OK, STATUS_FIELDS, Item, OutcomeLog, Row, failure, success
-from tasks.evaluation.attributes import AttributePrompts
-from tasks.evaluation.manifest import EDIT_FIELDS, EditsIndex, EditsShard
-from tasks.evaluation.panel import Panel, Place
-from tasks.photographs.reading import object_of, read_stored
-from tasks.running.caching import unit_of_work
-from tasks.running.overlap import computing, read_ahead
-from tasks.running.progress import ShardResult
-from tasks.running.run import Run
-from tasks.running.shards import Files, Outcomes, finish_shard
-from tasks.running.texts import text_vector
-from tasks.settings import Comparison
-from tasks.settings.edits import StepVariant
-from tasks.storage import ChangedObjectError, join, output_key, versions_of
 
 STEP, VERSION = "evaluate-edits", "2"
 JUDGES = ("clip", "identity", "perceptual")  # networks of a run that take part

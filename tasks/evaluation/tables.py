@@ -1,6 +1,7 @@
-"""Scores of all shards -> the two tables of an evaluation, see ``tasks.evaluation.shards`` for their columns.
+"""Scores of all shards -> the two tables of an evaluation.
 
-Only here are all unedited images known, so only here do logits become standard deviations.
+``styleclip.tasks.evaluation.shards`` explains their columns. Only here are all unedited images known, so only
+here do logits become standard deviations.
 
 Shapes: R scored rows, A attributes.
 """
@@ -17,14 +18,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from styleclip_core.metrics import mean_and_error
-from styleclip_core.zero_shot import Match, match_attribute, standardized_change, unrelated
-from tasks.artifacts import read_table, write_table
-from tasks.artifacts.outcomes import OK, STATUS_FIELDS, Row
-from tasks.evaluation.attributes import embedded_pairs
-from tasks.evaluation.manifest import EDIT_FIELDS
-from tasks.evaluation.panel import Panel, Prompts
-from tasks.evaluation.shards import (
+from styleclip.tasks.artifacts import read_table, write_table
+from styleclip.tasks.artifacts.outcomes import OK, STATUS_FIELDS, Row
+from styleclip.tasks.evaluation.attributes import embedded_pairs
+from styleclip.tasks.evaluation.manifest import EDIT_FIELDS
+from styleclip.tasks.evaluation.panel import Panel, Prompts
+from styleclip.tasks.evaluation.shards import (
     EVALUATION_SCHEMA,
     JUDGES,
     METRICS,
@@ -33,10 +32,12 @@ from tasks.evaluation.shards import (
     EvaluationRef,
     reference,
 )
-from tasks.running.caching import unit_of_work
-from tasks.running.run import Run
-from tasks.running.shown import code, markdown_table
-from tasks.storage import join
+from styleclip.tasks.running.caching import unit_of_work
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.running.shown import code, markdown_table
+from styleclip.tasks.storage import join
+from styleclip_core.metrics import mean_and_error
+from styleclip_core.zero_shot import Match, match_attribute, standardized_change, unrelated
 
 UNITS = {
     "psnr": "dB", "l1": "of the pixel range", "lpips": "distance", "ssim": "similarity",

@@ -17,9 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from styleclip_core.files.checkpoint import file_sha256
-from styleclip_core.models.catalog import ORIGINS, PublishedModel
-from tasks.exchange.transfers import (
+from styleclip.tasks.exchange.transfers import (
     DownloadError,
     Observer,
     PartState,
@@ -28,7 +26,9 @@ from tasks.exchange.transfers import (
     state_path,
     transfer,
 )
-from tasks.storage import write_bytes_atomic
+from styleclip.tasks.storage import write_bytes_atomic
+from styleclip_core.files.checkpoint import file_sha256
+from styleclip_core.models.catalog import ORIGINS, PublishedModel
 
 RECORD = "trust.json"
 

@@ -16,15 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from styleclip_core import exchange
-from styleclip_core.convert import Conversion, Kind, convert
-from styleclip_core.files.checkpoint import file_sha256
-from styleclip_core.models.clip_names import parse_clip
-from styleclip_core.models.psp import Kind as EncoderKind
-from styleclip_core.models.stylegan2 import Generator
-from styleclip_core.sampling import measure_statistics
-from styleclip_core.style_space import StyleCode
-from tasks.artifacts import (
+from styleclip.tasks.artifacts import (
     Provenance,
     Recipe,
     read_provenance,
@@ -33,14 +25,22 @@ from tasks.artifacts import (
     vector_column,
     write_table,
 )
-from tasks.artifacts.outcomes import OK, success
-from tasks.directions.relevance import read_relevance, relevance_table
-from tasks.directions.sampling import read_statistics, statistics_table
-from tasks.photographs.inversion import latents_schema
-from tasks.running import networks as models
-from tasks.running.run import Run
-from tasks.settings import SettingsError
-from tasks.storage import is_local, join, list_objects, local_path, write_bytes_atomic
+from styleclip.tasks.artifacts.outcomes import OK, success
+from styleclip.tasks.directions.relevance import read_relevance, relevance_table
+from styleclip.tasks.directions.sampling import read_statistics, statistics_table
+from styleclip.tasks.photographs.inversion import latents_schema
+from styleclip.tasks.running import networks as models
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.settings import SettingsError
+from styleclip.tasks.storage import is_local, join, list_objects, local_path, write_bytes_atomic
+from styleclip_core import exchange
+from styleclip_core.convert import Conversion, Kind, convert
+from styleclip_core.files.checkpoint import file_sha256
+from styleclip_core.models.clip_names import parse_clip
+from styleclip_core.models.psp import Kind as EncoderKind
+from styleclip_core.models.stylegan2 import Generator
+from styleclip_core.sampling import measure_statistics
+from styleclip_core.style_space import StyleCode
 
 STEP, VERSION = "import", "1"
 _BATCH = 1000

@@ -6,20 +6,20 @@ import pyarrow as pa
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 
+from styleclip.tasks.artifacts import Recipe, write_table
+from styleclip.tasks.artifacts.outcomes import Row
+from styleclip.tasks.directions.relevance import read_relevance
+from styleclip.tasks.directions.style_directions import TableRef, read_deviations
+from styleclip.tasks.evaluation.attributes import AttributePrompts, embedded_pairs
+from styleclip.tasks.inspection.pictures import Strip, draw_strips
+from styleclip.tasks.inspection.prompts import CHANNELS_SCHEMA, SIGMA_NAMES, channel_rows, channel_strips
+from styleclip.tasks.running.caching import unit_of_work
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.running.texts import text_vector
+from styleclip.tasks.settings.edits import StepVariant
+from styleclip.tasks.storage import join, write_bytes_atomic
 from styleclip_core.diagnostics import find_channel, nearest_prompts, strongest_channels
 from styleclip_core.errors import LayoutMismatchError
-from tasks.artifacts import Recipe, write_table
-from tasks.artifacts.outcomes import Row
-from tasks.directions.relevance import read_relevance
-from tasks.directions.style_directions import TableRef, read_deviations
-from tasks.evaluation.attributes import AttributePrompts, embedded_pairs
-from tasks.inspection.pictures import Strip, draw_strips
-from tasks.inspection.prompts import CHANNELS_SCHEMA, SIGMA_NAMES, channel_rows, channel_strips
-from tasks.running.caching import unit_of_work
-from tasks.running.run import Run
-from tasks.running.texts import text_vector
-from tasks.settings.edits import StepVariant
-from tasks.storage import join, write_bytes_atomic
 
 STEP, VERSION = "explore-channels", "1"
 PROMPTS_SCHEMA = pa.schema([

@@ -21,6 +21,18 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from styleclip.tasks.artifacts import Provenance, Recipe, is_complete, read_table, write_table
+from styleclip.tasks.artifacts.outcomes import Row
+from styleclip.tasks.directions.relevance import read_relevance
+from styleclip.tasks.directions.style_directions import PreparedStep, TableRef, read_deviations
+from styleclip.tasks.editing.methods import PreparedEdit
+from styleclip.tasks.inspection.pictures import Strip, draw_strips
+from styleclip.tasks.running.caching import unit_of_work
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.running.shown import code, markdown_table
+from styleclip.tasks.running.texts import prompt_distance, text_vector
+from styleclip.tasks.settings.edits import StepVariant
+from styleclip.tasks.storage import exists, join, write_bytes_atomic
 from styleclip_core.diagnostics import (
     COINCIDE,
     Channel,
@@ -37,18 +49,6 @@ from styleclip_core.prompts import language_warnings
 from styleclip_core.relevance import RelevanceTable
 from styleclip_core.sampling import sample_styles
 from styleclip_core.style_space import StyleLayout
-from tasks.artifacts import Provenance, Recipe, is_complete, read_table, write_table
-from tasks.artifacts.outcomes import Row
-from tasks.directions.relevance import read_relevance
-from tasks.directions.style_directions import PreparedStep, TableRef, read_deviations
-from tasks.editing.methods import PreparedEdit
-from tasks.inspection.pictures import Strip, draw_strips
-from tasks.running.caching import unit_of_work
-from tasks.running.run import Run
-from tasks.running.shown import code, markdown_table
-from tasks.running.texts import prompt_distance, text_vector
-from tasks.settings.edits import StepVariant
-from tasks.storage import exists, join, write_bytes_atomic
 
 STEP, VERSION = "diagnose-prompts", "1"
 BETAS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)

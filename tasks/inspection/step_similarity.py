@@ -14,17 +14,17 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from styleclip.tasks.artifacts import Recipe, is_complete, read_table, write_table
+from styleclip.tasks.artifacts.outcomes import OK, Row
+from styleclip.tasks.editing.methods import apply_step
+from styleclip.tasks.editing.plans import EditPlan
+from styleclip.tasks.inspection.prompts import CORRELATIONS_SCHEMA, STEP, VERSION, pair_rows
+from styleclip.tasks.photographs.images import ImageIndex
+from styleclip.tasks.running.caching import unit_of_work
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.storage import join
 from styleclip_core.diagnostics import step_similarity
 from styleclip_core.editing import EditedLatents
-from tasks.artifacts import Recipe, is_complete, read_table, write_table
-from tasks.artifacts.outcomes import OK, Row
-from tasks.editing.methods import apply_step
-from tasks.editing.plans import EditPlan
-from tasks.inspection.prompts import CORRELATIONS_SCHEMA, STEP, VERSION, pair_rows
-from tasks.photographs.images import ImageIndex
-from tasks.running.caching import unit_of_work
-from tasks.running.run import Run
-from tasks.storage import join
 
 _IMAGES = 64
 

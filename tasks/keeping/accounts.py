@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks.keeping.batches import Place, listed, look_at, normal
-from tasks.keeping.references import Held, references_of
-from tasks.keeping.sweeping import UNUSED
-from tasks.keeping.tables import night_tables, thinned
-from tasks.running.caching import unit_of_work
-from tasks.running.run import Run
-from tasks.storage import ObjectInfo, join, list_folders
+from styleclip.tasks.keeping.batches import Place, listed, look_at, normal
+from styleclip.tasks.keeping.references import Held, references_of
+from styleclip.tasks.keeping.sweeping import UNUSED
+from styleclip.tasks.keeping.tables import night_tables, thinned
+from styleclip.tasks.running.caching import unit_of_work
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.storage import ObjectInfo, join, list_folders
 
 _DATA_SETS = re.compile(r"(faces|photographs)_.+")
 

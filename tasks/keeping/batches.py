@@ -6,12 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from styleclip_core.errors import StyleCLIPError
-from tasks.artifacts import Provenance, read_provenance
-from tasks.reports.page.thumbnails import folders_of
-from tasks.running.partial import FOLDER as PARTIAL
-from tasks.running.partial import read_part
-from tasks.storage import (
+from styleclip.tasks.artifacts import Provenance, read_provenance
+from styleclip.tasks.reports.page.thumbnails import folders_of
+from styleclip.tasks.running.partial import FOLDER as PARTIAL
+from styleclip.tasks.running.partial import read_part
+from styleclip.tasks.storage import (
     MissingObjectError,
     ObjectInfo,
     exists,
@@ -22,6 +21,7 @@ from tasks.storage import (
     local_path,
     written,
 )
+from styleclip_core.errors import StyleCLIPError
 
 
 class OverlapError(StyleCLIPError):

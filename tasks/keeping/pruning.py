@@ -11,15 +11,15 @@ from itertools import chain
 from prefect.logging import get_logger
 from pydantic import BaseModel, ConfigDict
 
+from styleclip.tasks.keeping.batches import Batch, Place, has_new_batches, look_at, refuse_overlap
+from styleclip.tasks.keeping.references import references_of
+from styleclip.tasks.keeping.sweeping import WHOLE, Doomed, Grace, leftovers, of_batches, of_nothing
+from styleclip.tasks.running.caching import unit_of_work
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.settings import SettingsError
+from styleclip.tasks.storage import delete_objects
+from styleclip.tasks.storage.deleting import AT_ONCE
 from styleclip_core.errors import StyleCLIPError
-from tasks.keeping.batches import Batch, Place, has_new_batches, look_at, refuse_overlap
-from tasks.keeping.references import references_of
-from tasks.keeping.sweeping import WHOLE, Doomed, Grace, leftovers, of_batches, of_nothing
-from tasks.running.caching import unit_of_work
-from tasks.running.run import Run
-from tasks.settings import SettingsError
-from tasks.storage import delete_objects
-from tasks.storage.deleting import AT_ONCE
 
 _UNITS_S = {"h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
 _log = get_logger("keeping")

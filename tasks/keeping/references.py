@@ -18,11 +18,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.evaluation.manifest import iter_rows
-from tasks.keeping.batches import Batch, Place, listed, same
-from tasks.photographs.reading import object_of
-from tasks.storage import ObjectInfo, join, list_folders, output_key
-from tasks.storage.sorting import Sorted
+from styleclip.tasks.evaluation.manifest import iter_rows
+from styleclip.tasks.keeping.batches import Batch, Place, listed, same
+from styleclip.tasks.photographs.reading import object_of
+from styleclip.tasks.storage import ObjectInfo, join, list_folders, output_key
+from styleclip.tasks.storage.sorting import Sorted
 
 _RUN = 100_000  # references that are sorted at once
 _KINDS = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from tasks.keeping.accounts import Account
-from tasks.keeping.pruning import Pruned
+from styleclip.tasks.keeping.accounts import Account
+from styleclip.tasks.keeping.pruning import Pruned
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 

@@ -10,12 +10,12 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from tasks.artifacts import read_provenance
-from tasks.keeping.batches import Batch, Place, listed
-from tasks.keeping.references import Held, References
-from tasks.keeping.tables import night_tables, thinned
-from tasks.photographs.images import list_name
-from tasks.storage import MissingObjectError, ObjectInfo, join, list_folders, written
+from styleclip.tasks.artifacts import read_provenance
+from styleclip.tasks.keeping.batches import Batch, Place, listed
+from styleclip.tasks.keeping.references import Held, References
+from styleclip.tasks.keeping.tables import night_tables, thinned
+from styleclip.tasks.photographs.images import list_name
+from styleclip.tasks.storage import MissingObjectError, ObjectInfo, join, list_folders, written
 
 _ARTIFACT, _BATCH = re.compile(r"[0-9a-f]{32}"), re.compile(r"[0-9a-f]{16}")
 _OF_BATCH = re.compile(

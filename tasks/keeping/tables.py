@@ -16,11 +16,11 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
-from tasks.artifacts import Provenance, fingerprint, read_provenance
-from tasks.directions.refining import REFINE_STEP
-from tasks.directions.relevance import STEP
-from tasks.keeping.batches import listed
-from tasks.storage import join
+from styleclip.tasks.artifacts import Provenance, fingerprint, read_provenance
+from styleclip.tasks.directions.refining import REFINE_STEP
+from styleclip.tasks.directions.relevance import STEP
+from styleclip.tasks.keeping.batches import listed
+from styleclip.tasks.storage import join
 
 NIGHTS = 14
 _OWN = ("samples", "first_sample", "sample_ranges")

@@ -17,11 +17,7 @@ from PIL import Image
 from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict
 
-from styleclip_core.errors import FaceError, NoFaceError, StyleCLIPError
-from styleclip_core.faces import Face, align_face, quad_from_landmarks
-from styleclip_core.images import decode_image, encode_photograph
-from styleclip_core.models.mtcnn import Mtcnn
-from tasks.artifacts import (
+from styleclip.tasks.artifacts import (
     Recipe,
     count,
     fingerprint,
@@ -30,19 +26,28 @@ from tasks.artifacts import (
     read_table,
     write_tables,
 )
-from tasks.artifacts.outcomes import FAILED, OK, SKIPPED, STATUS_FIELDS, OutcomeLog, Row, failure, success
-from tasks.photographs.images import ImageIndex, ImageShard, read_shard
-from tasks.photographs.landmarks import read_landmarks
-from tasks.photographs.reading import ShardReader
-from tasks.running import networks as models
-from tasks.running.caching import unit_of_work
-from tasks.running.overlap import computing
-from tasks.running.partial import supersede, write_partial_table
-from tasks.running.progress import ShardResult
-from tasks.running.run import Run
-from tasks.running.shards import Files, Outcomes, finish_shard
-from tasks.settings import Alignment, FaceSource
-from tasks.storage import (
+from styleclip.tasks.artifacts.outcomes import (
+    FAILED,
+    OK,
+    SKIPPED,
+    STATUS_FIELDS,
+    OutcomeLog,
+    Row,
+    failure,
+    success,
+)
+from styleclip.tasks.photographs.images import ImageIndex, ImageShard, read_shard
+from styleclip.tasks.photographs.landmarks import read_landmarks
+from styleclip.tasks.photographs.reading import ShardReader
+from styleclip.tasks.running import networks as models
+from styleclip.tasks.running.caching import unit_of_work
+from styleclip.tasks.running.overlap import computing
+from styleclip.tasks.running.partial import supersede, write_partial_table
+from styleclip.tasks.running.progress import ShardResult
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.running.shards import Files, Outcomes, finish_shard
+from styleclip.tasks.settings import Alignment, FaceSource
+from styleclip.tasks.storage import (
     MissingObjectError,
     StorageError,
     join,
@@ -52,6 +57,10 @@ from tasks.storage import (
     version,
     write_bytes_atomic,
 )
+from styleclip_core.errors import FaceError, NoFaceError, StyleCLIPError
+from styleclip_core.faces import Face, align_face, quad_from_landmarks
+from styleclip_core.images import decode_image, encode_photograph
+from styleclip_core.models.mtcnn import Mtcnn
 
 STEP, VERSION = "align-faces", "2"
 _NAMED = 20  # faces that a message names

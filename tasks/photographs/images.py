@@ -21,8 +21,7 @@ import pyarrow as pa
 from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict
 
-from styleclip_core.images import ENDINGS
-from tasks.artifacts import (
+from styleclip.tasks.artifacts import (
     Provenance,
     Recipe,
     fingerprint,
@@ -30,15 +29,16 @@ from tasks.artifacts import (
     read_table,
     write_table,
 )
-from tasks.artifacts.lineage import Span, follow
-from tasks.photographs.datasets.columns import Types
-from tasks.photographs.datasets.front import NoImagesError, Source, opened
-from tasks.photographs.datasets.samples import Sample
-from tasks.photographs.datasets.subsets import chosen
-from tasks.photographs.passed_over import describe
-from tasks.running.caching import unit_of_work
-from tasks.running.run import Run
-from tasks.storage import ObjectInfo, exists, join
+from styleclip.tasks.artifacts.lineage import Span, follow
+from styleclip.tasks.photographs.datasets.columns import Types
+from styleclip.tasks.photographs.datasets.front import NoImagesError, Source, opened
+from styleclip.tasks.photographs.datasets.samples import Sample
+from styleclip.tasks.photographs.datasets.subsets import chosen
+from styleclip.tasks.photographs.passed_over import describe
+from styleclip.tasks.running.caching import unit_of_work
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.storage import ObjectInfo, exists, join
+from styleclip_core.images import ENDINGS
 
 STEP, VERSION = "index-images", "2"
 _PART_ROWS = 8192
@@ -212,7 +212,7 @@ def write_index(
 
 
 def list_name(photos: str, shard_size: int, about: Mapping[str, str] | None = None) -> str:
-    """Return the name under which the last list of some objects is kept; see ``tasks.artifacts.lineage``."""
+    """Return the name under which the last list of some objects is kept; see ``artifacts.lineage``."""
     return fingerprint(STEP, VERSION, {"photos": photos, "shard_size": shard_size, **(about or {})}, {})
 
 

@@ -14,6 +14,18 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from styleclip.tasks.artifacts import ChangedInputError, Recipe
+from styleclip.tasks.artifacts.outcomes import OK, STATUS_FIELDS, OutcomeLog, Row, failure, success
+from styleclip.tasks.photographs.images import ImageShard, read_shard
+from styleclip.tasks.photographs.reading import ShardReader
+from styleclip.tasks.running.caching import unit_of_work
+from styleclip.tasks.running.overlap import Writes, computing, read_ahead, wrote
+from styleclip.tasks.running.progress import ShardResult
+from styleclip.tasks.running.rates import Spent, device_name
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.running.shards import Files, finish_shard, without_result
+from styleclip.tasks.settings import Inversion
+from styleclip.tasks.storage import exists, join, output_key, read_item, write_bytes_atomic
 from styleclip_core.batches import Batches
 from styleclip_core.descent import in_chunks
 from styleclip_core.errors import CheckpointError, LayoutMismatchError, StyleCLIPError
@@ -22,18 +34,6 @@ from styleclip_core.inversion import PerceptualLoss, refine
 from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.pivotal import tune
 from styleclip_core.tuned import AnyGenerator, TunedGenerator, Tuning
-from tasks.artifacts import ChangedInputError, Recipe
-from tasks.artifacts.outcomes import OK, STATUS_FIELDS, OutcomeLog, Row, failure, success
-from tasks.photographs.images import ImageShard, read_shard
-from tasks.photographs.reading import ShardReader
-from tasks.running.caching import unit_of_work
-from tasks.running.overlap import Writes, computing, read_ahead, wrote
-from tasks.running.progress import ShardResult
-from tasks.running.rates import Spent, device_name
-from tasks.running.run import Run
-from tasks.running.shards import Files, finish_shard, without_result
-from tasks.settings import Inversion
-from tasks.storage import exists, join, output_key, read_item, write_bytes_atomic
 
 STEP, VERSION = "invert-images", "3"
 

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from styleclip.tasks.artifacts import read_expected, read_table
+from styleclip.tasks.settings import SettingsError
 from styleclip_core.faces import Face
-from tasks.artifacts import read_expected, read_table
-from tasks.settings import SettingsError
 
 FaceTable = dict[str, list[Face]]
 

@@ -15,11 +15,7 @@ import pyarrow as pa
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
-from styleclip_core.errors import ArtifactConflictError, FaceError, NoFaceError, StyleCLIPError
-from styleclip_core.faces import FaceQuad, paste_faces
-from styleclip_core.images import decode_image, encode_photograph
-from styleclip_core.settings.saving import ENDINGS
-from tasks.artifacts import (
+from styleclip.tasks.artifacts import (
     Provenance,
     Recipe,
     count,
@@ -29,17 +25,26 @@ from tasks.artifacts import (
     read_table,
     write_tables,
 )
-from tasks.artifacts.outcomes import FAILED, OK, SKIPPED, STATUS_FIELDS, OutcomeLog, Row, failure, success
-from tasks.photographs.faces import read_faces
-from tasks.photographs.images import ImageIndex, ImageShard, read_shard, write_index
-from tasks.photographs.reading import read_image
-from tasks.running.caching import unit_of_work
-from tasks.running.partial import supersede, write_partial_table
-from tasks.running.progress import ShardResult
-from tasks.running.run import Run
-from tasks.running.shards import Files, Outcomes, finish_shard
-from tasks.settings import Pasting, SettingsError
-from tasks.storage import (
+from styleclip.tasks.artifacts.outcomes import (
+    FAILED,
+    OK,
+    SKIPPED,
+    STATUS_FIELDS,
+    OutcomeLog,
+    Row,
+    failure,
+    success,
+)
+from styleclip.tasks.photographs.faces import read_faces
+from styleclip.tasks.photographs.images import ImageIndex, ImageShard, read_shard, write_index
+from styleclip.tasks.photographs.reading import read_image
+from styleclip.tasks.running.caching import unit_of_work
+from styleclip.tasks.running.partial import supersede, write_partial_table
+from styleclip.tasks.running.progress import ShardResult
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.running.shards import Files, Outcomes, finish_shard
+from styleclip.tasks.settings import Pasting, SettingsError
+from styleclip.tasks.storage import (
     ChangedObjectError,
     MissingObjectError,
     ObjectInfo,
@@ -54,6 +59,10 @@ from tasks.storage import (
     version,
     write_bytes_atomic,
 )
+from styleclip_core.errors import ArtifactConflictError, FaceError, NoFaceError, StyleCLIPError
+from styleclip_core.faces import FaceQuad, paste_faces
+from styleclip_core.images import decode_image, encode_photograph
+from styleclip_core.settings.saving import ENDINGS
 
 STEP, VERSION = "paste-faces", "2"
 _KIND = "pasted-photographs"

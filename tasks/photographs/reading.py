@@ -10,12 +10,12 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from styleclip.tasks.photographs.datasets.cells import read_cell
+from styleclip.tasks.photographs.datasets.places import Place, is_place, parse_place
+from styleclip.tasks.photographs.images import ImageShard, ListedImage, read_items
+from styleclip.tasks.storage import item_under, join, read_bytes, read_version, version
+from styleclip.tasks.storage.ranges import read_range
 from styleclip_core.errors import StyleCLIPError
-from tasks.photographs.datasets.cells import read_cell
-from tasks.photographs.datasets.places import Place, is_place, parse_place
-from tasks.photographs.images import ImageShard, ListedImage, read_items
-from tasks.storage import item_under, join, read_bytes, read_version, version
-from tasks.storage.ranges import read_range
 
 _BLOCK = 2**24  # bytes that are fetched at once
 _GAP = 2**18  # bytes between two images that are rather fetched than asked around

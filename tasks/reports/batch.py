@@ -1,6 +1,6 @@
 """What a batch of edits leaves: manifest, timings, contact sheet, and artifacts in Prefect's UI.
 
-Its page is made of the manifest by ``tasks.reports.page``.
+Its page is made of the manifest by ``styleclip.tasks.reports.page``.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ import pyarrow.compute as pc
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from pydantic import BaseModel, ConfigDict
 
-from styleclip_core.errors import ArtifactConflictError, StyleCLIPError
-from styleclip_core.images import decode_image
-from tasks.artifacts import (
+from styleclip.tasks.artifacts import (
     Recipe,
     column_names,
     is_complete,
@@ -27,17 +25,19 @@ from tasks.artifacts import (
     read_provenance,
     write_tables,
 )
-from tasks.artifacts.outcomes import OK, OutcomeLog, Row
-from tasks.directions.style_directions import ALPHA_UNIT
-from tasks.editing.plans import EditPlan
-from tasks.editing.schemas import TIMING_SCHEMA
-from tasks.photographs.images import ImageIndex, ImageShard
-from tasks.photographs.reading import read_image, read_stored
-from tasks.reports.manifest import manifest_schema, manifest_tables, timing_tables
-from tasks.running.caching import unit_of_work
-from tasks.running.partial import Part, all_attempts, done_shards
-from tasks.running.run import Run
-from tasks.storage import MissingObjectError, StoreError, join, read_item, write_bytes_atomic
+from styleclip.tasks.artifacts.outcomes import OK, OutcomeLog, Row
+from styleclip.tasks.directions.style_directions import ALPHA_UNIT
+from styleclip.tasks.editing.plans import EditPlan
+from styleclip.tasks.editing.schemas import TIMING_SCHEMA
+from styleclip.tasks.photographs.images import ImageIndex, ImageShard
+from styleclip.tasks.photographs.reading import read_image, read_stored
+from styleclip.tasks.reports.manifest import manifest_schema, manifest_tables, timing_tables
+from styleclip.tasks.running.caching import unit_of_work
+from styleclip.tasks.running.partial import Part, all_attempts, done_shards
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.storage import MissingObjectError, StoreError, join, read_item, write_bytes_atomic
+from styleclip_core.errors import ArtifactConflictError, StyleCLIPError
+from styleclip_core.images import decode_image
 
 STEP, VERSION = "report", "5"
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont

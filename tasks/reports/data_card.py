@@ -11,11 +11,11 @@ from collections.abc import Iterator
 
 import yaml
 
-from tasks.reports.pairs import IMAGES, PROMPT, SPLITS, PairsPlan
-from tasks.running.caching import unit_of_work
-from tasks.running.run import Run
-from tasks.running.shown import code
-from tasks.storage import join, write_bytes_atomic
+from styleclip.tasks.reports.pairs import IMAGES, PROMPT, SPLITS, PairsPlan
+from styleclip.tasks.running.caching import unit_of_work
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.running.shown import code
+from styleclip.tasks.storage import join, write_bytes_atomic
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 

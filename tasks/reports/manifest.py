@@ -7,12 +7,18 @@ from itertools import groupby
 
 import pyarrow as pa
 
-from tasks.artifacts import is_complete, read_table
-from tasks.artifacts.outcomes import OK, Row
-from tasks.editing.plans import EditPlan
-from tasks.editing.schemas import MANIFEST_SCHEMA, TIMING_SCHEMA, manifest_row
-from tasks.photographs.images import ImageIndex, ImageShard, column_fields, placed_fields, read_items
-from tasks.photographs.inversion import InversionPlan
+from styleclip.tasks.artifacts import is_complete, read_table
+from styleclip.tasks.artifacts.outcomes import OK, Row
+from styleclip.tasks.editing.plans import EditPlan
+from styleclip.tasks.editing.schemas import MANIFEST_SCHEMA, TIMING_SCHEMA, manifest_row
+from styleclip.tasks.photographs.images import (
+    ImageIndex,
+    ImageShard,
+    column_fields,
+    placed_fields,
+    read_items,
+)
+from styleclip.tasks.photographs.inversion import InversionPlan
 
 _NO_LATENT = -1
 

@@ -10,15 +10,15 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from styleclip.tasks.artifacts import artifact_uri
+from styleclip.tasks.editing.plans import EditPlan
+from styleclip.tasks.photographs.images import ImageIndex
+from styleclip.tasks.reports.batch import batch_of
+from styleclip.tasks.running.caching import unit_of_work
+from styleclip.tasks.running.partial import batch_name
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.storage import MissingObjectError, create_bytes, join, list_objects, read_bytes
 from styleclip_core.errors import StyleCLIPError
-from tasks.artifacts import artifact_uri
-from tasks.editing.plans import EditPlan
-from tasks.photographs.images import ImageIndex
-from tasks.reports.batch import batch_of
-from tasks.running.caching import unit_of_work
-from tasks.running.partial import batch_name
-from tasks.running.run import Run
-from tasks.storage import MissingObjectError, create_bytes, join, list_objects, read_bytes
 
 _FOLDER = "batches"
 

@@ -27,20 +27,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
+from styleclip.tasks.artifacts import (
+    Provenance,
+    Recipe,
+    is_complete,
+    read_provenance,
+    read_table,
+    write_table,
+)
+from styleclip.tasks.artifacts.tables import portions
+from styleclip.tasks.photographs.datasets.database import connected, keep_where
+from styleclip.tasks.photographs.datasets.subsets import is_drawn
+from styleclip.tasks.photographs.reading import read_image, read_stored
+from styleclip.tasks.running.caching import unit_of_work
+from styleclip.tasks.running.overlap import read_ahead
+from styleclip.tasks.running.progress import ShardResult
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.settings import SettingsError
+from styleclip.tasks.settings.by_image import columns_in, put_in
+from styleclip.tasks.settings.pairs import Pairing
+from styleclip.tasks.storage import ChangedObjectError, copy_to_local, join, read_item, write_bytes_atomic
 from styleclip_core.errors import ArtifactConflictError, StyleCLIPError
-from tasks.artifacts import Provenance, Recipe, is_complete, read_provenance, read_table, write_table
-from tasks.artifacts.tables import portions
-from tasks.photographs.datasets.database import connected, keep_where
-from tasks.photographs.datasets.subsets import is_drawn
-from tasks.photographs.reading import read_image, read_stored
-from tasks.running.caching import unit_of_work
-from tasks.running.overlap import read_ahead
-from tasks.running.progress import ShardResult
-from tasks.running.run import Run
-from tasks.settings import SettingsError
-from tasks.settings.by_image import columns_in, put_in
-from tasks.settings.pairs import Pairing
-from tasks.storage import ChangedObjectError, copy_to_local, join, read_item, write_bytes_atomic
 
 STEP, VERSION = "export-pairs", "1"
 IMAGES, PROMPT = ("input_image", "edited_image"), "edit_prompt"

@@ -16,12 +16,12 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
 
-from tasks.artifacts import is_complete, read_table
-from tasks.artifacts.outcomes import OK, Row
-from tasks.reports.page.links import public_url
-from tasks.running.progress import ShardResult
-from tasks.running.shown import code, markdown_table
-from tasks.storage import read_bytes
+from styleclip.tasks.artifacts import is_complete, read_table
+from styleclip.tasks.artifacts.outcomes import OK, Row
+from styleclip.tasks.reports.page.links import public_url
+from styleclip.tasks.running.progress import ShardResult
+from styleclip.tasks.running.shown import code, markdown_table
+from styleclip.tasks.storage import read_bytes
 
 METRICS = {"rows": "rows", "failed items": "failed", "seconds": "seconds", "rows/s": "rate"}  # name: field
 _SHOWN = 20  # failed items
@@ -120,7 +120,7 @@ def _latest(first: str) -> list[Row]:
 
 
 def _for_metrics(steps: Sequence[Mapping[str, object]]) -> str:
-    """Return the steps for a program, in a comment that no page shows; see ``flows.server_metrics``."""
+    """Return the steps for ``styleclip.flows.server_metrics``, in a comment that no page shows."""
     rows = {str(step["step"]): {title: step[name] for title, name in METRICS.items()} for step in steps}
     return f"<!-- steps {json.dumps(rows)} -->"
 

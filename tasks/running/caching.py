@@ -20,11 +20,13 @@ from prefect import Task, runtime, task
 from prefect.cache_policies import INPUTS, CachePolicy
 from prefect.context import TaskRunContext
 
+from styleclip.tasks.running.stopping import begun
 from styleclip_core.errors import StyleCLIPError
-from tasks.running.stopping import begun
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+# 1 was without a number: its records name classes by modules that are called differently now
+_RESULTS = "styleclip/2"
 
 
 class ResultStorageError(StyleCLIPError):
@@ -47,12 +49,12 @@ class PerRun(CachePolicy):
         flow_parameters: dict[str, Any],
         **kwargs: Any,  # noqa: ANN401 - Prefect's signature
     ) -> str | None:
-        """Return ``<root run>/<task>/<hash of the inputs>``."""
+        """Return ``styleclip/2/<root run>/<task>/<hash of the inputs>``."""
         run = task_ctx.task_run.flow_run_id
         # the root's id, as a subflow has another one each time it is tried
         root = _root_run(str(run)) if run else str(task_ctx.task_run.id)
         digest = INPUTS.compute_key(task_ctx, inputs, flow_parameters, **kwargs) or "no-inputs"
-        return f"styleclip/{root}/{task_ctx.task.name}/{digest}"
+        return f"{_RESULTS}/{root}/{task_ctx.task.name}/{digest}"
 
 
 PER_RUN = PerRun()

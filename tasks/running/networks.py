@@ -14,6 +14,13 @@ from typing import Protocol
 
 import torch
 
+from styleclip.tasks.artifacts import ChangedInputError
+from styleclip.tasks.running.overlap import compute_slots, cores
+from styleclip.tasks.running.weights import cache_folder as cache_folder
+from styleclip.tasks.running.weights import clip_version, local_clip
+from styleclip.tasks.running.weights import local_weights as local_weights
+from styleclip.tasks.settings import Execution
+from styleclip.tasks.storage import version
 from styleclip_core import (
     load_clip,
     load_encoder,
@@ -24,13 +31,6 @@ from styleclip_core import (
 )
 from styleclip_core.models.clip_names import clip_place, parse_clip
 from styleclip_core.models.mtcnn import DetectionSettings, load_face_detector
-from tasks.artifacts import ChangedInputError
-from tasks.running.overlap import compute_slots, cores
-from tasks.running.weights import cache_folder as cache_folder
-from tasks.running.weights import clip_version, local_clip
-from tasks.running.weights import local_weights as local_weights
-from tasks.settings import Execution
-from tasks.storage import version
 
 _lock = threading.Lock()
 

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Generic, TypeVar
 
-from tasks.running.device_limit import device_slot
-from tasks.settings import SettingsError
+from styleclip.tasks.running.device_limit import device_slot
+from styleclip.tasks.settings import SettingsError
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")

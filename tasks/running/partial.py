@@ -16,10 +16,10 @@ from typing import TypeVar
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from tasks.artifacts import Provenance, fingerprint, is_complete, write_tables
-from tasks.artifacts.outcomes import OutcomeLog
-from tasks.running.overlap import io_threads, read_ahead
-from tasks.storage import MissingObjectError, join, list_objects, read_bytes, write_bytes_atomic
+from styleclip.tasks.artifacts import Provenance, fingerprint, is_complete, write_tables
+from styleclip.tasks.artifacts.outcomes import OutcomeLog
+from styleclip.tasks.running.overlap import io_threads, read_ahead
+from styleclip.tasks.storage import MissingObjectError, join, list_objects, read_bytes, write_bytes_atomic
 
 FOLDER, NOTE = "partial", "partial.json"
 _NAME = 12  # hex digits of either half of a folder's name

@@ -16,9 +16,9 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict
 
+from styleclip.tasks.running.rates import Spent
+from styleclip.tasks.running.stopping import RunStoppedError, is_stopping
 from styleclip_core.errors import StyleCLIPError
-from tasks.running.rates import Spent
-from tasks.running.stopping import RunStoppedError, is_stopping
 
 _R = TypeVar("_R", bound="ShardResult")
 Observer = Callable[[str, int, int], None]

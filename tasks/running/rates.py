@@ -20,8 +20,8 @@ import torch
 from prefect.logging import get_logger
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from styleclip.tasks.storage import MissingObjectError, join, read_bytes, write_bytes_atomic
 from styleclip_core.errors import StyleCLIPError
-from tasks.storage import MissingObjectError, join, read_bytes, write_bytes_atomic
 
 _KEPT = 20  # measurements of a kind
 _FEW, _MANY = 3, 10  # measurements from which on their spread, and its outer tenths, say something

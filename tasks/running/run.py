@@ -1,9 +1,9 @@
 """One run of the pipeline as one value: which networks it uses, where its artifacts lie, what it computes on.
 
-A flow begins a run (``flows.run.begin``), every step and task takes it. It holds names and hashes, never a
-network: those are loaded where a task asks for them, once per process, and are compared with the hash that
-names the run's artifacts. So weights that were replaced under the same URI while a run was waiting for its
-Retry are refused, instead of being filed under the name of the old ones.
+A flow begins a run (``styleclip.flows.run.begin``), every step and task takes it. It holds names and hashes,
+never a network: those are loaded where a task asks for them, once per process, and are compared with the
+hash that names the run's artifacts. So weights that were replaced under the same URI while a run was waiting
+for its Retry are refused, instead of being filed under the name of the old ones.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import cast
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
+from styleclip.tasks.running.caching import unit_of_work
+from styleclip.tasks.running.networks import Network, Wanted, current, load
+from styleclip.tasks.settings import Judges, Models
 from styleclip_core.models.clip import ClipModel
 from styleclip_core.models.encoder import Encoder
 from styleclip_core.models.identity import CompactIdentity, IdentityNetwork
 from styleclip_core.models.lpips import PerceptualDistance
 from styleclip_core.models.psp import PspEncoder
 from styleclip_core.models.stylegan2 import Generator
-from tasks.running.caching import unit_of_work
-from tasks.running.networks import Network, Wanted, current, load
-from tasks.settings import Judges, Models
 
 
 class Networks(BaseModel):

@@ -13,12 +13,12 @@ from typing import Generic, TypeVar
 
 import pyarrow as pa
 
-from tasks.artifacts import Provenance
-from tasks.artifacts.outcomes import FAILED, OK, SKIPPED, Item, OutcomeLog, Row
-from tasks.running.overlap import accounting
-from tasks.running.progress import ShardResult
-from tasks.running.rates import Spent
-from tasks.storage import versions_of
+from styleclip.tasks.artifacts import Provenance
+from styleclip.tasks.artifacts.outcomes import FAILED, OK, SKIPPED, Item, OutcomeLog, Row
+from styleclip.tasks.running.overlap import accounting
+from styleclip.tasks.running.progress import ShardResult
+from styleclip.tasks.running.rates import Spent
+from styleclip.tasks.storage import versions_of
 
 _Item = TypeVar("_Item")
 Outcomes = dict[Item, Row]

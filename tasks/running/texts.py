@@ -9,9 +9,9 @@ from functools import lru_cache
 
 from torch import Tensor
 
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.settings.edits import StepVariant
 from styleclip_core.prompts import TextDirection, embed_prompt, text_direction
-from tasks.running.run import Run
-from tasks.settings.edits import StepVariant
 
 
 def prompt_distance(run: Run, variant: StepVariant) -> float:

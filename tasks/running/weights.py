@@ -10,9 +10,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from styleclip_core.errors import CheckpointError
-from styleclip_core.models.clip_sources import FILES, OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG, WEIGHTS
-from tasks.storage import (
+from styleclip.tasks.storage import (
     StorageError,
     StoreFullError,
     copy_to_local,
@@ -24,6 +22,8 @@ from tasks.storage import (
     version,
     versions_of,
 )
+from styleclip_core.errors import CheckpointError
+from styleclip_core.models.clip_sources import FILES, OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG, WEIGHTS
 
 
 def cache_folder() -> Path:

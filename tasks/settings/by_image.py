@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tasks.settings.edits import Edit, EditStep
-from tasks.settings.settings import SettingsError, describe
+from styleclip.tasks.settings.edits import Edit, EditStep
+from styleclip.tasks.settings.settings import SettingsError, describe
 
 _FIELD = re.compile(r"\{([^{}]+)\}")
 _TEXTS = ("neutral", "target")

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from tasks.settings.settings import Settings
-from tasks.settings.uris import OptionalUri, Uri
+from styleclip.tasks.settings.settings import Settings
+from styleclip.tasks.settings.uris import OptionalUri, Uri
 
 Form = Literal["auto", "images", "list", "tars", "parquet"]
 

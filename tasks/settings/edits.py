@@ -25,16 +25,24 @@ from pydantic import (
 )
 from pydantic.json_schema import JsonSchemaValue
 
+from styleclip.tasks.settings import (
+    Optimization,
+    Prompt,
+    Settings,
+    SettingsError,
+    TemplateSet,
+    UriOrNone,
+    describe,
+)
+from styleclip.tasks.settings.files import read_list
+from styleclip.tasks.settings.folding import folded, unfolded
+from styleclip.tasks.settings.variants import FOREIGN, NAME, Method, slug
+from styleclip.tasks.settings.variants import EditVariant as EditVariant
+from styleclip.tasks.settings.variants import RelevanceSource as RelevanceSource
+from styleclip.tasks.settings.variants import StepVariant as StepVariant
 from styleclip_core.errors import LayoutMismatchError
 from styleclip_core.settings.editing import ChannelSelection, Weights, allowed_layers, layer_names
 from styleclip_core.settings.mapper_training import PUBLISHED_STRENGTH
-from tasks.settings import Optimization, Prompt, Settings, SettingsError, TemplateSet, UriOrNone, describe
-from tasks.settings.files import read_list
-from tasks.settings.folding import folded, unfolded
-from tasks.settings.variants import FOREIGN, NAME, Method, slug
-from tasks.settings.variants import EditVariant as EditVariant
-from tasks.settings.variants import RelevanceSource as RelevanceSource
-from tasks.settings.variants import StepVariant as StepVariant
 
 MOST_VARIANTS = 2000  # that a list of edits may stand for without a word
 _STRONGEST = 100.0

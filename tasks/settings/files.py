@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import yaml
 
-from tasks.settings.settings import SettingsError
+from styleclip.tasks.settings.settings import SettingsError
 
 
 class _Loader(yaml.SafeLoader):
@@ -34,7 +34,7 @@ def read_list(uri: str, name: str) -> list[object]:
         SettingsError: If it is no such list; the message says where.
         StorageError: If it cannot be read.
     """
-    from tasks.storage import read_bytes  # takes a second, and `styleclip --help` has no use for it
+    from styleclip.tasks.storage import read_bytes  # takes a second, and `styleclip --help` has no use for it
 
     data = read_bytes(uri)
     try:

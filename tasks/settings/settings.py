@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
+from styleclip.tasks.settings.uris import Clip, OptionalUri, Prompt, TemplateSet, TimeZone, Uri, UriOrNone
 from styleclip_core.errors import StyleCLIPError
 from styleclip_core.options import (
     LARGEST,
@@ -36,7 +37,6 @@ from styleclip_core.settings.mapper_training import MapperTrainingSettings
 from styleclip_core.settings.optimization import OptimizationSettings
 from styleclip_core.settings.pivotal import PivotalSettings
 from styleclip_core.settings.relevance import RelevanceSettings
-from tasks.settings.uris import Clip, OptionalUri, Prompt, TemplateSet, TimeZone, Uri, UriOrNone
 
 _REFUSING = ConfigDict(extra="forbid", hide_input_in_errors=True)
 _T = TypeVar("_T")

@@ -28,7 +28,7 @@ OrUsual = Annotated[_Group, _UsualIfNone()]
 
 
 def _place(given: str) -> str:
-    from tasks.storage import canonical  # takes a second, and `styleclip --help` has no use for it
+    from styleclip.tasks.storage import canonical  # takes a second, and `styleclip --help` has no use for it
 
     return canonical(given)
 
@@ -56,7 +56,7 @@ class _PlaceSchema:
         self._prefixes = prefixes
 
     def __get_pydantic_json_schema__(self, _core: Any, _handler: Any) -> dict[str, Any]:  # noqa: ANN401
-        from tasks.storage import NO_PLACE
+        from styleclip.tasks.storage import NO_PLACE
 
         return {"type": "string", "pattern": f"^(?!{self._prefixes}(?:{NO_PLACE}))"}
 

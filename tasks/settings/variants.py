@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from styleclip.tasks.settings.settings import Optimization, Settings, SettingsError
+from styleclip.tasks.settings.uris import TemplateSet
 from styleclip_core.options import parameters
 from styleclip_core.settings.editing import ChannelSelection, Weights
-from tasks.settings.settings import Optimization, Settings, SettingsError
-from tasks.settings.uris import TemplateSet
 
 Method = Literal["global", "mapper", "optimization"]
 RelevanceSource = Literal["table", "instant", "matched"]

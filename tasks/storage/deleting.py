@@ -11,9 +11,9 @@ from typing import Any
 import fsspec
 from botocore.exceptions import ClientError
 
-from tasks.storage.filesystems import ask, join
-from tasks.storage.listing import s3_place
-from tasks.storage.outages import (
+from styleclip.tasks.storage.filesystems import ask, join
+from styleclip.tasks.storage.listing import s3_place
+from styleclip.tasks.storage.outages import (
     AccessDeniedError,
     MissingObjectError,
     StorageError,
@@ -21,8 +21,8 @@ from tasks.storage.outages import (
     classify,
     explained,
 )
-from tasks.storage.places import is_local, local_path, scheme_of
-from tasks.storage.sorting import batched
+from styleclip.tasks.storage.places import is_local, local_path, scheme_of
+from styleclip.tasks.storage.sorting import batched
 
 AT_ONCE = 1000  # keys that S3 takes with one request
 _GONE = ("NoSuchKey", "NoSuchVersion")

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 import fsspec
 
-from tasks.storage.outages import CredentialsError, StorageError, explained, patiently
-from tasks.storage.places import (
+from styleclip.tasks.storage.outages import CredentialsError, StorageError, explained, patiently
+from styleclip.tasks.storage.places import (
     PlaceError,
     canonical_prefix,
     is_local,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tasks.storage.filesystems import join
-from tasks.storage.listing import first_page
-from tasks.storage.objects import answers, read_bytes, read_version
-from tasks.storage.outages import (
+from styleclip.tasks.storage.filesystems import join
+from styleclip.tasks.storage.listing import first_page
+from styleclip.tasks.storage.objects import answers, read_bytes, read_version
+from styleclip.tasks.storage.outages import (
     ChangedObjectError,
     MissingObjectError,
     StorageError,
@@ -17,7 +17,7 @@ from tasks.storage.outages import (
     UnreadablePrefixError,
     UnservedObjectError,
 )
-from tasks.storage.places import is_local
+from styleclip.tasks.storage.places import is_local
 
 _OTHERS = 3  # objects that are asked for before a store is said to serve nothing
 

@@ -19,11 +19,11 @@ from typing import Any
 
 import fsspec
 
-from tasks.storage import temporaries
-from tasks.storage.filesystems import ask, etag_of, file_etag, filesystem, moment_of
-from tasks.storage.outages import MissingObjectError, StorageError, explained
-from tasks.storage.places import here, is_local, local_path, scheme_of
-from tasks.storage.sorting import Sorted, batched
+from styleclip.tasks.storage import temporaries
+from styleclip.tasks.storage.filesystems import ask, etag_of, file_etag, filesystem, moment_of
+from styleclip.tasks.storage.outages import MissingObjectError, StorageError, explained
+from styleclip.tasks.storage.places import here, is_local, local_path, scheme_of
+from styleclip.tasks.storage.sorting import Sorted, batched
 
 _ENDING = re.compile(r"(?<=[^/])\.(?=[0-9]*[a-z])[0-9a-z]{1,8}$")
 _PAGE, _RUN = 1000, 20_000  # objects of a listing that are asked for, and that are sorted, at once

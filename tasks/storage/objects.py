@@ -15,10 +15,10 @@ from typing import Any, BinaryIO
 import fsspec
 import fsspec.asyn
 
-from tasks.storage import temporaries
-from tasks.storage.filesystems import ask, etag_of, file_etag, moment_of
-from tasks.storage.outages import ChangedObjectError, MissingObjectError, StorageError, explained
-from tasks.storage.places import is_local, local_path, scheme_of
+from styleclip.tasks.storage import temporaries
+from styleclip.tasks.storage.filesystems import ask, etag_of, file_etag, moment_of
+from styleclip.tasks.storage.outages import ChangedObjectError, MissingObjectError, StorageError, explained
+from styleclip.tasks.storage.places import is_local, local_path, scheme_of
 
 _CONTENT_TYPES = {
     "html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf-8", "png": "image/png",

@@ -3,7 +3,7 @@
 An error is an object's (it is missing, this one may not be read) or the store's: it does not answer, is
 overloaded, is full, or refuses the credentials as such. The difference decides what becomes of a batch:
 an object's error is written into its row, a store's error fails the shard, so that Retry does it again.
-``tasks.storage.items`` decides it where items are read.
+``styleclip.tasks.storage.items`` decides it where items are read.
 
 A remote store that does not answer is asked again, after pauses that grow, for as many seconds as
 ``STYLECLIP_STORAGE_PATIENCE`` says (60 if it is not set). The seconds count from the first failure that no
@@ -137,7 +137,7 @@ def _is_of_a_client(error: Exception) -> bool:
 
 def _whose_path(uri: str) -> str:
     """Return, of a path, on which machine it was looked for: whoever typed it into a form has another one."""
-    from tasks.storage.places import here, is_local  # which knows the errors above
+    from styleclip.tasks.storage.places import here, is_local  # which knows the errors above
 
     if not is_local(uri):
         return ""

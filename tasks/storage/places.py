@@ -17,7 +17,7 @@ from pathlib import Path
 
 import fsspec
 
-from tasks.storage.outages import StorageError
+from styleclip.tasks.storage.outages import StorageError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _ALIASES = {"s3a": "s3", "gcs": "gs", "local": "file"}

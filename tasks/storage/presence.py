@@ -6,11 +6,11 @@ import hashlib
 from collections.abc import Callable, Collection
 from contextlib import suppress
 
-from tasks.storage.filesystems import join
-from tasks.storage.listing import s3_pages
-from tasks.storage.objects import version
-from tasks.storage.outages import MissingObjectError
-from tasks.storage.places import is_local, local_path, scheme_of
+from styleclip.tasks.storage.filesystems import join
+from styleclip.tasks.storage.listing import s3_pages
+from styleclip.tasks.storage.objects import version
+from styleclip.tasks.storage.outages import MissingObjectError
+from styleclip.tasks.storage.places import is_local, local_path, scheme_of
 
 
 def versions_of(prefix: str, names: Collection[str]) -> dict[str, str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 
-from tasks.storage.objects import read_version
-from tasks.storage.outages import ChangedObjectError
+from styleclip.tasks.storage.objects import read_version
+from styleclip.tasks.storage.outages import ChangedObjectError
 
 _BLOCK = 2**22  # bytes that a view asks a remote store for at once
 

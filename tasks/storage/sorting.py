@@ -11,7 +11,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tasks.storage.outages import explained
+from styleclip.tasks.storage.outages import explained
 
 _T = TypeVar("_T")
 _OPEN = 64  # files that are merged at once

@@ -7,9 +7,9 @@ from torch.testing import assert_close
 from benchmarks.quality.counterfactual import Counterfactuals, difference, errors, fulfilled
 from benchmarks.quality.prompts import PROMPTS
 from benchmarks.quality.truth import over_portraits, truth_sections
-from data.world.captions import ATTRIBUTES
-from data.world.photographs import held_out_factors
-from data.world.renderer import FACTORS, INDEX, render, render_strengths, strengths
+from styleclip.data.world.captions import ATTRIBUTES
+from styleclip.data.world.photographs import held_out_factors
+from styleclip.data.world.renderer import FACTORS, INDEX, render, render_strengths, strengths
 
 BY_NAME = {each.name: each for each in PROMPTS}
 FACTORS_OF_THREE = held_out_factors(99, 3)

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-OURS = ("styleclip_core", "tasks", "flows", "styleclip_cli", "data", "benchmarks", "tests")
+LAYERS = ("styleclip_core", "tasks", "flows", "styleclip_cli", "data")
+OURS = {"styleclip", "styleclip_core", "styleclip_cli", "benchmarks", "tests"}
 # Declared and not imported, as something else needs it; pyproject.toml says beside each of them what for.
 OF_OTHERS = {"torchvision", "setuptools", "fastapi", "sqlalchemy", "s3fs", "pandas", "sentencepiece"}
 
@@ -31,8 +32,7 @@ for module in pkgutil.walk_packages(styleclip_core.__path__, "styleclip_core."):
     importlib.import_module(module.name)
 """
 ABOVE = (
-    "prefect", "fsspec", "s3fs", "pandas", "pyarrow", "tasks", "flows", "data", "clip", "open_clip",
-    "transformers",
+    "prefect", "fsspec", "s3fs", "pandas", "pyarrow", "styleclip", "clip", "open_clip", "transformers",
 )  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def _imported(source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             found.add(node.module.split(".")[0])
     by_name = _distributions()
-    others = found - sys.stdlib_module_names - set(OURS)
+    others = found - sys.stdlib_module_names - OURS
     return {_normal(by_name.get(name, [name])[0]) for name in others}
 
 
@@ -131,7 +131,7 @@ def test_the_pipeline_and_its_extras_import_what_they_declare_and_nothing_else()
 def test_what_only_an_extra_brings_is_imported_in_its_place_alone():
     declared = _declared()
     for extra, place in (("ray", "flows/on_ray.py"), ("video", "tasks/editing/videos.py")):
-        files = [path for layer in OURS[:5] for path in (ROOT / layer).rglob("*.py")]
+        files = [path for layer in LAYERS for path in (ROOT / layer).rglob("*.py")]
         users = {path for path in files if _imported(path.read_text()) & declared[extra]}
         assert {path.relative_to(ROOT).as_posix() for path in users} == {place}
     core = [path for path in (ROOT / "styleclip_core").rglob("*.py")]
@@ -145,6 +145,6 @@ def test_tests_and_benchmarks_import_what_some_extra_declares():
 
 
 def test_an_import_that_is_not_declared_would_be_seen():
-    assert _imported("import os, aiohttp\nfrom PIL import Image\nfrom . import own\nimport tasks") == {
+    assert _imported("import os, aiohttp\nfrom PIL import Image\nfrom . import own\nimport styleclip") == {
         "aiohttp", "pillow",
     }  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data.world.face_detector import join_facenet_weights
+from styleclip.data.world.face_detector import join_facenet_weights
 from styleclip_core.errors import CheckpointError
 from styleclip_core.faces import align_face
 from styleclip_core.files.checkpoint import read_state, write_state

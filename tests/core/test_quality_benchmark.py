@@ -16,7 +16,7 @@ from benchmarks.quality.prompts import PROMPTS, tunes
 from benchmarks.quality.report import _compare, _Curves, best_beta
 from benchmarks.quality.scores import Curve, at_level, curve, over_prompts, reach, replicates, unrelated
 from benchmarks.quality.sweep import LEVELS, propose, room
-from data.world.renderer import FACTORS, INDEX
+from styleclip.data.world.renderer import FACTORS, INDEX
 from styleclip_core.style_space import StyleCode, StyleLayer, StyleLayout
 
 PROMPT = next(each for each in PROMPTS if each.name == "glasses")

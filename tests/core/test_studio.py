@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-import data
+from styleclip import data
 from styleclip_core import Studio
 from styleclip_core.editing import ChannelSelection, select_channels
 from styleclip_core.errors import ImageDecodeError, NoRelevantChannelError

@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 NAME = "accountant"
 ROOT = Path(__file__).parents[2]
-PRODUCT = tuple(str(ROOT / part) + "/" for part in ("flows", "tasks", "styleclip_core"))
+PRODUCT = tuple(str(ROOT / part) + "/" for part in ("styleclip/flows", "styleclip/tasks", "styleclip_core"))
 aten = torch.ops.aten
 
 # operations whose result, or its size, the host must know before it goes on

@@ -14,27 +14,27 @@ import pytest
 import torch
 from PIL import Image
 
+from styleclip.tasks.directions import relevance, sampling
+from styleclip.tasks.directions import style_directions as directions
+from styleclip.tasks.editing import plans as planning
+from styleclip.tasks.editing import shards as editing
+from styleclip.tasks.editing.methods import PreparedEdit
+from styleclip.tasks.evaluation import image_scores
+from styleclip.tasks.evaluation.attributes import AttributePrompts
+from styleclip.tasks.evaluation.labels import LabelPrompt
+from styleclip.tasks.evaluation.panel import Panel, Place
+from styleclip.tasks.photographs import images, inversion
+from styleclip.tasks.photographs.datasets.front import locate
+from styleclip.tasks.running import networks
+from styleclip.tasks.running.run import Networks, Run, identify_models
+from styleclip.tasks.settings import DataSet, Inversion, Relevance, Sampling
+from styleclip.tasks.settings.edits import EditVariant, StepVariant
 from styleclip_core.descent import chunks
 from styleclip_core.editing import EditedLatents
 from styleclip_core.inversion import RefinementSettings, refine
 from styleclip_core.mapper_training import MapperTraining, MapperTrainingSettings
 from styleclip_core.optimization import OptimizationSettings, optimize
 from styleclip_core.pivotal import PivotalSettings, tune
-from tasks.directions import relevance, sampling
-from tasks.directions import style_directions as directions
-from tasks.editing import plans as planning
-from tasks.editing import shards as editing
-from tasks.editing.methods import PreparedEdit
-from tasks.evaluation import image_scores
-from tasks.evaluation.attributes import AttributePrompts
-from tasks.evaluation.labels import LabelPrompt
-from tasks.evaluation.panel import Panel, Place
-from tasks.photographs import images, inversion
-from tasks.photographs.datasets.front import locate
-from tasks.running import networks
-from tasks.running.run import Networks, Run, identify_models
-from tasks.settings import DataSet, Inversion, Relevance, Sampling
-from tasks.settings.edits import EditVariant, StepVariant
 from tests.device.accelerator import NAME, Account, accounting, to_device
 
 PHOTOGRAPHS = 4
@@ -221,7 +221,7 @@ def test_invert_and_edit_go_through_and_wait_by_the_batch(run, photos, shard, ta
         plan = planning.plan(run, edit, inverted)
         assert editing.edit_shard.fn(run, [plan], shard).failed == 0
     assert account.of("mismatch") == {}
-    assert account.of("sync").get("tasks/editing/shards.py:_per_image", 0) == 1
+    assert account.of("sync").get("styleclip/tasks/editing/shards.py:_per_image", 0) == 1
 
 
 def test_what_was_edited_there_is_what_is_edited_here(run, photos, shard, table, network_files, tmp_path):
@@ -255,4 +255,5 @@ def test_edits_are_evaluated_there_and_their_scores_cross_once(run):
         found = panel.score(pictures[:2], pictures[2:], places)
     assert len(found) == 4
     assert account.of("mismatch") == {}
-    assert account.of("sync")["tasks/evaluation/panel.py:score"] == 3  # scores, and logits of either side
+    # scores, and logits of either side
+    assert account.of("sync")["styleclip/tasks/evaluation/panel.py:score"] == 3

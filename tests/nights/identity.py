@@ -29,7 +29,7 @@ from prefect.flow_engine import run_flow
 from prefect.states import State, StateType
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from tasks.running import networks
+from styleclip.tasks.running import networks
 from tests.left import files_of
 
 MOMENTS = ("before it is read", "between shards", "before Retry")
@@ -94,7 +94,7 @@ def forget() -> None:
     """Forget what this process knows of files, as a new process of a worker would not know it."""
     networks._loaded.clear()
     for name, module in list(sys.modules.items()):
-        if name.startswith(("tasks.", "flows.")):
+        if name.startswith("styleclip."):
             for each in vars(module).values():
                 if hasattr(each, "cache_clear") and getattr(each, "__module__", "") == name:
                     each.cache_clear()

@@ -15,20 +15,17 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load, save
 
-import data
-from flows.align_faces import align_faces
-from flows.build_relevance import build_relevance
-from flows.edit_images import edit_images
-from flows.evaluate import evaluate_edits
-from flows.paste_faces import paste_faces
-from flows.score_images import score_images
-from flows.train_mapper import train_mapper
-from styleclip_core import load_generator
-from styleclip_core.mapper_training import MapperTrainingSettings, new_mapper
-from styleclip_core.models.mapper import save_mapper
-from tasks.evaluation.attributes import AttributePrompts
-from tasks.evaluation.labels import LabelPrompt
-from tasks.settings import (
+from styleclip import data
+from styleclip.flows.align_faces import align_faces
+from styleclip.flows.build_relevance import build_relevance
+from styleclip.flows.edit_images import edit_images
+from styleclip.flows.evaluate import evaluate_edits
+from styleclip.flows.paste_faces import paste_faces
+from styleclip.flows.score_images import score_images
+from styleclip.flows.train_mapper import train_mapper
+from styleclip.tasks.evaluation.attributes import AttributePrompts
+from styleclip.tasks.evaluation.labels import LabelPrompt
+from styleclip.tasks.settings import (
     Alignment,
     Comparison,
     Execution,
@@ -42,17 +39,20 @@ from tasks.settings import (
     Relevance,
     Sampling,
 )
-from tasks.settings.edits import Edit
+from styleclip.tasks.settings.edits import Edit
+from styleclip_core import load_generator
+from styleclip_core.mapper_training import MapperTrainingSettings, new_mapper
+from styleclip_core.models.mapper import save_mapper
 from tests.nights.identity import Case, Hook
 from tests.pipeline.test_faces import ONE, photograph
 from tests.pipeline.test_flows import encoded, portrait
 from tests.small_networks import write_small_judges, write_small_networks
 
 SHARDS = Execution(shard_size=1, device="cpu")
-RUN: Hook = ("flows.engine", "run")  # the first thing that it runs identifies the networks
-INDEX: Hook = ("flows.steps.photographs", "index")
-INVERT: Hook = ("tasks.photographs.inversion", "_invert")
-EDIT: Hook = ("tasks.editing.shards", "_edit_batch")
+RUN: Hook = ("styleclip.flows.engine", "run")  # the first thing that it runs identifies the networks
+INDEX: Hook = ("styleclip.flows.steps.photographs", "index")
+INVERT: Hook = ("styleclip.tasks.photographs.inversion", "_invert")
+EDIT: Hook = ("styleclip.tasks.editing.shards", "_edit_batch")
 KEYS = ["a.png", "b.png", "c.png"]
 
 
@@ -206,7 +206,7 @@ def _edit_table(place: Place, file: str, column: str) -> Case:
     edit = Edit(name="grey", neutral="hair", target="grey hair", beta=0.0, alpha=4.0, templates="none")
     return _edit(
         place, file, folder / "given" / file, partial(other_numbers, column=column),
-        ("flows.edit_images", "table_for"), EDIT, table=str(folder / "given"), edits=[edit],
+        ("styleclip.flows.edit_images", "table_for"), EDIT, table=str(folder / "given"), edits=[edit],
     )  # fmt: skip
 
 
@@ -215,7 +215,7 @@ def _edit_mapper(place: Place) -> Case:
     settings = MapperTrainingSettings(seed=1, levels=("coarse", "medium"))
     save_mapper(new_mapper(load_generator(place.networks["generator"]), settings), file)
     edit = Edit(name="hat", target="hat", method="mapper", mapper=str(file), strength=0.3)
-    named = ("flows.steps.editing", "prepare_others")
+    named = ("styleclip.flows.steps.editing", "prepare_others")
     return _edit(place, "mapper", file, scaled, named, EDIT, edits=[edit])
 
 
@@ -235,7 +235,7 @@ def _relevance(place: Place, kind: str) -> Case:
         "sampling": Sampling(codes=2, statistics=8),
         "relevance": Relevance(samples=2, channels_per_shard=8), "execution": SHARDS,
     }  # fmt: skip
-    work = ("tasks.directions.relevance", "measure_channels")
+    work = ("styleclip.tasks.directions.relevance", "measure_channels")
     return Case(
         f"relevance: {kind}", Path(place.networks[kind]), scaled, build_relevance, parameters, out, RUN, work
     )
@@ -250,7 +250,7 @@ def _training(place: Place, kind: str) -> Case:
         "models": Models(**place.networks), "workspace": str(out), "targets": ["grey hair", "hat"],
         "training": training, "execution": SHARDS,
     }  # fmt: skip
-    work = ("tasks.editing.mappers", "_training")
+    work = ("styleclip.tasks.editing.mappers", "_training")
     return Case(
         f"mapper: {kind}", Path(place.networks[kind]), scaled, train_mapper, parameters, out, RUN, work
     )
@@ -275,7 +275,7 @@ def _evaluation(
         "comparison": Comparison(templates="none", before="photograph"),
         "workspace": str(out), "execution": SHARDS,
     }  # fmt: skip
-    work = ("tasks.evaluation.shards", "_score")
+    work = ("styleclip.tasks.evaluation.shards", "_score")
     return Case(f"evaluate: {name}", file, other, evaluate_edits, parameters, out, named, work)
 
 
@@ -286,7 +286,7 @@ def _evaluate(place: Place, kind: str) -> Case:
 
 def _evaluate_files(place: Place, name: str) -> Case:
     out, manifest = _edited(place, f"for-{name}")
-    named = ("flows.evaluate", "index_edits")
+    named = ("styleclip.flows.evaluate", "index_edits")
     if name == "manifest":
         return _evaluation(place, name, manifest, Path(manifest), fewer_rows, named)
     if name == "edited image":
@@ -303,7 +303,7 @@ def _score(place: Place, kind: str) -> Case:
     }  # fmt: skip
     file = Path(place.networks["clip"]) if kind == "clip" else place.folder / "photos" / "b.png"
     other, named = (scaled, RUN) if kind == "clip" else (other_photograph, INDEX)
-    work = ("tasks.evaluation.image_scores", "_score")
+    work = ("styleclip.tasks.evaluation.image_scores", "_score")
     return Case(f"score: {kind}", file, other, score_images, parameters, out, named, work)
 
 
@@ -323,8 +323,8 @@ def _align(place: Place, kind: str) -> Case:
         "landmarks": (place.landmarks, moved_landmarks),
         "detector": (place.detector, scaled),
     }[kind]
-    named = INDEX if kind == "photograph" else ("tasks.photographs.faces", "plan")
-    work = ("tasks.photographs.faces", "_align_photograph")
+    named = INDEX if kind == "photograph" else ("styleclip.tasks.photographs.faces", "plan")
+    work = ("styleclip.tasks.photographs.faces", "_align_photograph")
     return Case(f"align: {kind}", file, other, align_faces, parameters, out, named, work)
 
 
@@ -347,5 +347,5 @@ def _paste(place: Place, kind: str) -> Case:
     }[kind]
     return Case(
         f"paste: {kind}", file, other, paste_faces, parameters, out,
-        ("tasks.photographs.pasting", "plan"), ("tasks.photographs.pasting", "_paste"),
+        ("styleclip.tasks.photographs.pasting", "plan"), ("styleclip.tasks.photographs.pasting", "_paste"),
     )  # fmt: skip

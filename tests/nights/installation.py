@@ -18,7 +18,7 @@ import pandas as pd
 import s3fs
 from pydantic import TypeAdapter
 
-from tasks.settings import Models, Relevance, Sampling
+from styleclip.tasks.settings import Models, Relevance, Sampling
 from tests.faulty_proxy import (
     FaultyProxy,
     faulty_proxy,
@@ -213,7 +213,7 @@ def _table(folder: Path, environment: dict[str, str]) -> str:
     models = Models(generator=f"{folder}/networks/generator.safetensors", clip=f"{folder}/networks/clip.pt")
     sampling, relevance = Sampling(statistics=20, codes=2), Relevance(samples=2, channels_per_shard=8)
     code = (
-        "import json, sys; from flows.build_relevance import build_relevance as build\n"
+        "import json, sys; from styleclip.flows.build_relevance import build_relevance as build\n"
         "print(build(*json.loads(sys.argv[1])).table.relevance)"
     )
     given = [models, f"{folder}/table", sampling, relevance]

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
-from flows.edit_images import edit_images
+from styleclip.flows.edit_images import edit_images
+from styleclip.tasks.editing import saving
+from styleclip.tasks.editing import shards as editing
+from styleclip.tasks.storage import listing, temporaries
 from styleclip_core.models.stylegan2 import Generator
-from tasks.editing import saving
-from tasks.editing import shards as editing
-from tasks.storage import listing, temporaries
 
 FOLDER = Path(os.environ["NIGHT_FOLDER"])
 (FOLDER / "pid").write_text(str(os.getpid()))

@@ -16,17 +16,17 @@ import numpy as np
 import pyarrow as pa
 import s3fs  # noqa: F401 - so that no fork has to
 
-from tasks.artifacts import Provenance, vector_column, write_table
-from tasks.directions.style_directions import PreparedStep
-from tasks.editing import plans as planning
-from tasks.editing import shards as editing
-from tasks.editing.methods import PreparedEdit
-from tasks.photographs import images, inversion
-from tasks.photographs.datasets.front import locate
-from tasks.reports import batch as reports
-from tasks.running.run import Run, run_here
-from tasks.settings import DataSet, Inversion, Models
-from tasks.settings.edits import Edit
+from styleclip.tasks.artifacts import Provenance, vector_column, write_table
+from styleclip.tasks.directions.style_directions import PreparedStep
+from styleclip.tasks.editing import plans as planning
+from styleclip.tasks.editing import shards as editing
+from styleclip.tasks.editing.methods import PreparedEdit
+from styleclip.tasks.photographs import images, inversion
+from styleclip.tasks.photographs.datasets.front import locate
+from styleclip.tasks.reports import batch as reports
+from styleclip.tasks.running.run import Run, run_here
+from styleclip.tasks.settings import DataSet, Inversion, Models
+from styleclip.tasks.settings.edits import Edit
 from tests.nights import night  # noqa: F401 - it slows the writes down
 
 

@@ -79,7 +79,7 @@ def prefect(
         "PREFECT_HOME": str(home), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
-        "PREFECT_SERVER_EVENTS_CAUSAL_ORDERING": "flows.event_order",
+        "PREFECT_SERVER_EVENTS_CAUSAL_ORDERING": "styleclip.flows.event_order",
         "PREFECT_SERVER_METRICS_ENABLED": "true",
         "PREFECT_WORKER_QUERY_SECONDS": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
         "STYLECLIP_WORKERS": "1", "STYLECLIP_DEVICE_LIMIT": LIMIT,

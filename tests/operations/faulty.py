@@ -13,8 +13,8 @@ from pathlib import Path
 
 from running import LAYER
 
-from flows.build_relevance import build_relevance
-from tasks.directions import relevance
+from styleclip.flows.build_relevance import build_relevance
+from styleclip.tasks.directions import relevance
 
 _measure = relevance.measure_channels
 

@@ -73,7 +73,7 @@ class Machine:
         for name in filter(None, listed.stdout.split("\0")):
             if not name.startswith(("data/photographs", "data/weights", "tests", "findings", "benchmarks")):
                 (origin / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(ROOT / name, origin / name)
+                shutil.copyfile(ROOT / name, origin / name, follow_symlinks=False)
 
         self._git(origin, "init", "--quiet")
         self._commit(origin, "v1")

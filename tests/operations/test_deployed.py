@@ -8,7 +8,7 @@ import pytest
 import yaml
 from running import LIMIT, PAGE, POOL, ROOT, SCREENSHOTS, Prefect, wait_until
 
-from flows.forms import flow_of, form_of
+from styleclip.flows.forms import flow_of, form_of
 
 DEPLOYED = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
 

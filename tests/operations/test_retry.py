@@ -251,7 +251,7 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 import faulty
 from faulty import build_relevance
 from running import LAYER
-from tasks.directions import relevance
+from styleclip.tasks.directions import relevance
 
 _counted = relevance.measure_channels
 

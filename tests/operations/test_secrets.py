@@ -14,7 +14,7 @@ import pytest
 import s3fs
 from running import PAGE, SCREENSHOTS, Prefect, free_port, patiently
 
-from flows.doors import open_doors
+from styleclip.flows.doors import open_doors
 from tests.pipeline.test_flows import encoded, portrait
 
 

@@ -5,8 +5,8 @@ from prefect.automations import Automation
 from prefect.client.orchestration import get_client
 from pydantic import SecretStr, ValidationError
 
-from flows.alerts import LATE, MISSING, NOTIFY, ZOMBIES
-from flows.server_setup import ServerSetup, set_up
+from styleclip.flows.alerts import LATE, MISSING, NOTIFY, ZOMBIES
+from styleclip.flows.server_setup import ServerSetup, set_up
 
 NAMES = (ZOMBIES, NOTIFY, LATE, MISSING)
 WANTED = ServerSetup(webhook=SecretStr("https://hooks.example.org/canary"), unprotected=True)
@@ -64,7 +64,7 @@ def test_messages_have_links_where_the_server_does_not_know_its_address(made, pr
 
 def test_a_server_with_prefect_s_own_patience_is_named(made):
     assert set_up(WANTED)[-1].endswith(
-        "set PREFECT_SERVER_EVENTS_CAUSAL_ORDERING=flows.event_order on the server"
+        "set PREFECT_SERVER_EVENTS_CAUSAL_ORDERING=styleclip.flows.event_order on the server"
     )
     # nobody is told anything, and so nothing late
     assert "CAUSAL_ORDERING" not in set_up(ServerSetup(unprotected=True))[-1]

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from styleclip_core.errors import ArtifactConflictError
-from tasks.artifacts import (
+from styleclip.tasks.artifacts import (
     DamagedArtifactError,
     Provenance,
     fingerprint,
@@ -22,6 +21,7 @@ from tasks.artifacts import (
     write_table,
     write_tables,
 )
+from styleclip_core.errors import ArtifactConflictError
 
 PROVENANCE = Provenance("test", "f" * 32, "step", "1", {"beta": 0.15}, {"w": "abc"}, "gen", "clip", "0.1")
 JSON = st.recursive(

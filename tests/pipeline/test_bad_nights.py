@@ -26,18 +26,16 @@ import s3fs
 import torch
 from PIL import Image
 
-from flows.build_relevance import build_relevance
-from flows.edit_images import edit_images
-from flows.run import task_runner
-from styleclip_core.errors import ArtifactConflictError
-from styleclip_core.models.stylegan2 import Generator
-from tasks.artifacts import Provenance, write_table, write_tables
-from tasks.editing import shards as editing
-from tasks.photographs import images, reading
-from tasks.running.progress import ShardsFailedError
-from tasks.settings import Execution, Inversion, Models, Relevance, Sampling
-from tasks.settings.edits import Edit
-from tasks.storage import (
+from styleclip.flows.build_relevance import build_relevance
+from styleclip.flows.edit_images import edit_images
+from styleclip.flows.run import task_runner
+from styleclip.tasks.artifacts import Provenance, write_table, write_tables
+from styleclip.tasks.editing import shards as editing
+from styleclip.tasks.photographs import images, reading
+from styleclip.tasks.running.progress import ShardsFailedError
+from styleclip.tasks.settings import Execution, Inversion, Models, Relevance, Sampling
+from styleclip.tasks.settings.edits import Edit
+from styleclip.tasks.storage import (
     ObjectInfo,
     StorageError,
     copy_from_local,
@@ -51,7 +49,9 @@ from tasks.storage import (
     temporaries,
     write_bytes_atomic,
 )
-from tasks.storage.outages import CredentialsError, StoreFullError, StoreUnavailableError, patience
+from styleclip.tasks.storage.outages import CredentialsError, StoreFullError, StoreUnavailableError, patience
+from styleclip_core.errors import ArtifactConflictError
+from styleclip_core.models.stylegan2 import Generator
 from tests.faulty_proxy import (
     Answer,
     CutAnswer,

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.edit_images import edit_images
-from flows.report_batch import report_partial
+from styleclip.flows.edit_images import edit_images
+from styleclip.flows.report_batch import report_partial
+from styleclip.tasks.editing import shards as editing
+from styleclip.tasks.settings import DataSet, Execution, Inversion, Models, SettingsError
+from styleclip.tasks.settings.by_image import columns_of, resolve
+from styleclip.tasks.settings.edits import Edit
+from styleclip.tasks.storage import join, read_bytes
 from styleclip_core.images import decode_image
-from tasks.editing import shards as editing
-from tasks.settings import DataSet, Execution, Inversion, Models, SettingsError
-from tasks.settings.by_image import columns_of, resolve
-from tasks.settings.edits import Edit
-from tasks.storage import join, read_bytes
 from tests.data_sets import as_frame, write_folder
 from tests.pipeline.test_faces import encoded, portrait
 

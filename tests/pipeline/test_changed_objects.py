@@ -10,17 +10,17 @@ from dataclasses import dataclass
 import pandas as pd
 import pytest
 
-from flows.align_faces import align_faces
-from flows.invert_images import invert_images
-from flows.paste_faces import paste_faces
-from flows.score_images import score_images
+from styleclip.flows.align_faces import align_faces
+from styleclip.flows.invert_images import invert_images
+from styleclip.flows.paste_faces import paste_faces
+from styleclip.flows.score_images import score_images
+from styleclip.tasks.evaluation import image_scores
+from styleclip.tasks.evaluation.labels import LabelPrompt
+from styleclip.tasks.photographs import faces, inversion, pasting
+from styleclip.tasks.photographs.images import ImageShard, read_shard
+from styleclip.tasks.settings import Alignment, Execution, FaceSource, Inversion, Models
+from styleclip.tasks.storage import join, list_objects, read_bytes, version, write_bytes_atomic
 from styleclip_core.images import decode_image
-from tasks.evaluation import image_scores
-from tasks.evaluation.labels import LabelPrompt
-from tasks.photographs import faces, inversion, pasting
-from tasks.photographs.images import ImageShard, read_shard
-from tasks.settings import Alignment, Execution, FaceSource, Inversion, Models
-from tasks.storage import join, list_objects, read_bytes, version, write_bytes_atomic
 from tests.pipeline.test_faces import ONE, photograph
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

@@ -5,13 +5,13 @@ import shutil
 import pytest
 import yaml
 
-import data
-from flows.choose_edits import choose_edits
-from flows.edit_images import edit_images
-from tasks.artifacts import read_provenance, read_table
-from tasks.directions.choosing import ChosenStrength
-from tasks.settings import Choosing, Instant, Inversion, Models, Relevance, Sampling, SettingsError
-from tasks.settings.edits import (
+from styleclip import data
+from styleclip.flows.choose_edits import choose_edits
+from styleclip.flows.edit_images import edit_images
+from styleclip.tasks.artifacts import read_provenance, read_table
+from styleclip.tasks.directions.choosing import ChosenStrength
+from styleclip.tasks.settings import Choosing, Instant, Inversion, Models, Relevance, Sampling, SettingsError
+from styleclip.tasks.settings.edits import (
     Edit,
     EditStep,
     all_variants,

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows import engine
-from flows import run as runs
-from flows.build_relevance import build_relevance
-from flows.explore_channels import Question
-from tasks.settings import Execution, FaceSource, Models, Relevance, Sampling
-from tasks.settings.edits import Edit
-from tasks.storage.temporaries import PREFIX
+from styleclip.flows import engine
+from styleclip.flows import run as runs
+from styleclip.flows.build_relevance import build_relevance
+from styleclip.flows.explore_channels import Question
+from styleclip.tasks.settings import Execution, FaceSource, Models, Relevance, Sampling
+from styleclip.tasks.settings.edits import Edit
+from styleclip.tasks.storage.temporaries import PREFIX
 
 ROOT = Path(__file__).parents[2]
 DEPLOYED = sorted(
@@ -58,7 +58,7 @@ def test_what_a_killed_build_left_aside_is_gone_after_the_next(network_files, tm
     aside = tmp_path / "relevance" / "parts"
     aside.mkdir(parents=True)
     program = (
-        "from tasks.storage.temporaries import temporary_name; "
+        "from styleclip.tasks.storage.temporaries import temporary_name; "
         f"open({str(aside)!r} + '/' + temporary_name(), 'w')"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)

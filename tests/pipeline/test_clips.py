@@ -6,20 +6,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from flows.evaluate import evaluate_edits
-from flows.score_images import score_images
+from styleclip.flows.evaluate import evaluate_edits
+from styleclip.flows.score_images import score_images
+from styleclip.tasks.artifacts.outcomes import OK
+from styleclip.tasks.evaluation.labels import LabelPrompt
+from styleclip.tasks.exchange.published_files import convert_weights
+from styleclip.tasks.running import networks
+from styleclip.tasks.running.networks import Wanted, current
+from styleclip.tasks.running.run import run_here
+from styleclip.tasks.settings import Execution, Judges, Models
+from styleclip.tasks.settings.edits import Edit
+from styleclip.tasks.storage import copy_from_local, read_bytes, write_bytes_atomic
 from styleclip_core import load_clip
 from styleclip_core.convert import convert
 from styleclip_core.errors import ArtifactConflictError, CheckpointError
-from tasks.artifacts.outcomes import OK
-from tasks.evaluation.labels import LabelPrompt
-from tasks.exchange.published_files import convert_weights
-from tasks.running import networks
-from tasks.running.networks import Wanted, current
-from tasks.running.run import run_here
-from tasks.settings import Execution, Judges, Models
-from tasks.settings.edits import Edit
-from tasks.storage import copy_from_local, read_bytes, write_bytes_atomic
 from tests.core.generated_clips import write_open_clip, write_transformers
 from tests.pipeline.test_evaluation import ATTRIBUTES
 from tests.pipeline.test_flows import encoded, portrait, run

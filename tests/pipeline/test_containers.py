@@ -19,8 +19,8 @@ from prefect import settings
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 
-from flows.deployments import read_environment
-from flows.server_setup import POOL, ServerSetup, set_up
+from styleclip.flows.deployments import read_environment
+from styleclip.flows.server_setup import POOL, ServerSetup, set_up
 from styleclip_cli.commands import load
 
 ROOT = Path(__file__).parents[2]
@@ -143,8 +143,9 @@ def test_the_image_is_made_of_what_is_there_and_runs_as_nobody_special():
     let_in = {line[1:] for line in (FOLDER / "Dockerfile.dockerignore").read_text().split() if line[0] == "!"}
     assert copied == let_in
     assert all((ROOT / name).exists() for name in copied)
-    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
-    assert {name.rstrip("*") for name in packages["include"]} <= copied
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"benchmarks", "tests"}
+    assert packages <= copied
+    assert {"styleclip", "flows", "tasks", "data", "styleclip_core", "styleclip_cli"} <= packages
 
     user = re.findall(r"^USER (\d+):(\d+)", DOCKERFILE, re.MULTILINE)
     for name, pod in pods().items():

@@ -8,9 +8,9 @@ import yaml
 from prefect.exceptions import ParameterTypeError
 from prefect.utilities.schema_tools.validation import validate
 
-from flows.deployments import DeployError, deploy
-from flows.forms import flow_of, form_of
-from tasks.storage import holds_credentials
+from styleclip.flows.deployments import DeployError, deploy
+from styleclip.flows.forms import flow_of, form_of
+from styleclip.tasks.storage import holds_credentials
 
 ROOT = Path(__file__).parents[2]
 CONTENT = yaml.safe_load((ROOT / "prefect.yaml").read_text())
@@ -125,7 +125,7 @@ def test_a_secret_is_deployed_nowhere(tmp_path, prefect_server, how):
 
 
 def test_a_secret_block_may_be_named_where_a_secret_may_not_stand(tmp_path):
-    from flows.deployments import _tells
+    from styleclip.flows.deployments import _tells
 
     pool = {"job_variables": {"env": {"AWS_SECRET_ACCESS_KEY": "{{ prefect.blocks.secret.styleclip-s3 }}"}}}
     (deployment, *_) = CONTENT["deployments"]

@@ -17,21 +17,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.edit_images import edit_images
+from styleclip.flows.edit_images import edit_images
+from styleclip.tasks.editing.schemas import MANIFEST_SCHEMA
+from styleclip.tasks.photographs import images as index_images_module
+from styleclip.tasks.photographs.datasets import cells
+from styleclip.tasks.photographs.datasets.columns import OURS, own_name
+from styleclip.tasks.photographs.datasets.front import NoImagesError, locate
+from styleclip.tasks.photographs.datasets.places import BrokenPlaceError, Place, is_place, parse_place
+from styleclip.tasks.photographs.datasets.subsets import is_drawn, matcher
+from styleclip.tasks.photographs.images import ListedImage, index_images, read_items, read_shard
+from styleclip.tasks.photographs.reading import BrokenSampleError, ShardReader, read_image
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.settings import DataSet, Execution, Inversion, Models, SettingsError
+from styleclip.tasks.settings.edits import Edit
+from styleclip.tasks.storage import ChangedObjectError, StorageError, join, read_bytes, write_bytes_atomic
 from styleclip_core.images import decode_image
-from tasks.editing.schemas import MANIFEST_SCHEMA
-from tasks.photographs import images as index_images_module
-from tasks.photographs.datasets import cells
-from tasks.photographs.datasets.columns import OURS, own_name
-from tasks.photographs.datasets.front import NoImagesError, locate
-from tasks.photographs.datasets.places import BrokenPlaceError, Place, is_place, parse_place
-from tasks.photographs.datasets.subsets import is_drawn, matcher
-from tasks.photographs.images import ListedImage, index_images, read_items, read_shard
-from tasks.photographs.reading import BrokenSampleError, ShardReader, read_image
-from tasks.running.run import Run
-from tasks.settings import DataSet, Execution, Inversion, Models, SettingsError
-from tasks.settings.edits import Edit
-from tasks.storage import ChangedObjectError, StorageError, join, read_bytes, write_bytes_atomic
 from tests.data_sets import (
     as_frame,
     captions,
@@ -389,7 +389,7 @@ def test_a_list_in_a_bucket_names_nothing_on_the_disk_of_a_worker(images, place,
 
 
 def test_a_long_list_is_held_against_one_listing(images, place, tmp_path, monkeypatch):
-    from tasks.photographs.datasets import lists
+    from styleclip.tasks.photographs.datasets import lists
 
     root = place(lambda at, images: (write_folder(at, images), write_list(at / "list.csv", images)), images)
     few = listed(join(root, "list.csv"), tmp_path / "w1")

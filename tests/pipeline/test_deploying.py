@@ -13,10 +13,10 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
 
-from flows import deployments
-from flows.deployments import DeployError, deploy, read_environment
-from flows.forms import flow_of, form_of
-from flows.server_setup import POOL, ServerSetup, set_up
+from styleclip.flows import deployments
+from styleclip.flows.deployments import DeployError, deploy, read_environment
+from styleclip.flows.forms import flow_of, form_of
+from styleclip.flows.server_setup import POOL, ServerSetup, set_up
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("STYLECLIP_GENERATOR", "STYLECLIP_CLIP", "STYLECLIP_WORKSPACE")

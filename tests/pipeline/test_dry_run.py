@@ -12,16 +12,16 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
 from prefect.flow_engine import run_flow
 
-from flows.build_relevance import build_relevance
-from flows.edit_images import edit_images
-from flows.estimates import Forecast
-from flows.invert_images import invert_images
-from flows.run import RunResult
-from flows.train_mapper import train_mapper
-from tasks.photographs.inversion import invert_shard
-from tasks.running.progress import ShardsFailedError
-from tasks.running.rates import Range, Rates, Spent, keep_rates, makespan, rates_uri, read_rates
-from tasks.settings import (
+from styleclip.flows.build_relevance import build_relevance
+from styleclip.flows.edit_images import edit_images
+from styleclip.flows.estimates import Forecast
+from styleclip.flows.invert_images import invert_images
+from styleclip.flows.run import RunResult
+from styleclip.flows.train_mapper import train_mapper
+from styleclip.tasks.photographs.inversion import invert_shard
+from styleclip.tasks.running.progress import ShardsFailedError
+from styleclip.tasks.running.rates import Range, Rates, Spent, keep_rates, makespan, rates_uri, read_rates
+from styleclip.tasks.settings import (
     Execution,
     Instant,
     Inversion,
@@ -31,8 +31,8 @@ from tasks.settings import (
     Relevance,
     Sampling,
 )
-from tasks.settings.edits import Edit
-from tasks.storage import (
+from styleclip.tasks.settings.edits import Edit
+from styleclip.tasks.storage import (
     delete_objects,
     join,
     list_objects,

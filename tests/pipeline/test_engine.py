@@ -7,8 +7,8 @@ import sys
 import pytest
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import engine
-from tasks.settings import SettingsError
+from styleclip.flows import engine
+from styleclip.tasks.settings import SettingsError
 
 
 def test_threads_are_the_default(monkeypatch):
@@ -25,7 +25,7 @@ def test_another_engine_is_refused(monkeypatch, wanted):
 
 def test_ray_without_its_extra_says_what_to_install(monkeypatch):
     monkeypatch.setenv("STYLECLIP_ENGINE", "ray://head:10001")
-    monkeypatch.delitem(sys.modules, "flows.on_ray", raising=False)
+    monkeypatch.delitem(sys.modules, "styleclip.flows.on_ray", raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setitem(sys.modules, "prefect_ray", None)
     with pytest.raises(SettingsError, match=r"no module ray; install it with pip install '.*\[ray\]'"):
@@ -34,7 +34,9 @@ def test_ray_without_its_extra_says_what_to_install(monkeypatch):
 
 def test_ray_is_imported_only_where_it_is_chosen():
     """With the setting the same lines do import it, so the check can fail."""
-    program = "import sys, flows.run; flows.run.task_runner(); print('ray' in sys.modules)"
+    program = (
+        "import sys, styleclip.flows.run; styleclip.flows.run.task_runner(); print('ray' in sys.modules)"
+    )
     pytest.importorskip("prefect_ray", reason="the extra 'ray' is not installed: pip install '.[ray]'")
     for chosen, imported in (("threads", "False"), ("ray", "True")):
         done = subprocess.run(

@@ -10,23 +10,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from flows.evaluate import evaluate_edits
+from styleclip.flows.evaluate import evaluate_edits
+from styleclip.tasks.artifacts import read_provenance
+from styleclip.tasks.artifacts.outcomes import OK
+from styleclip.tasks.evaluation import shards as evaluation
+from styleclip.tasks.evaluation.attributes import FACES, AttributePrompts, load_attributes
+from styleclip.tasks.evaluation.manifest import derive_variants, find_inversions, index_edits, items, place_of
+from styleclip.tasks.photographs.reading import read_stored
+from styleclip.tasks.reports.page.evaluations import find_evaluations
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.settings import Comparison, Execution, Judges, Models, SettingsError
+from styleclip.tasks.settings.edits import Edit
+from styleclip.tasks.storage import MissingObjectError, StorageError
 from styleclip_core import load_clip, load_identity
 from styleclip_core.errors import ArtifactConflictError
 from styleclip_core.images import decode_image, fit, psnr
 from styleclip_core.models.identity import CompactIdentity, IdentityConfig, save_identity
 from styleclip_core.prompts import embed_prompt
-from tasks.artifacts import read_provenance
-from tasks.artifacts.outcomes import OK
-from tasks.evaluation import shards as evaluation
-from tasks.evaluation.attributes import FACES, AttributePrompts, load_attributes
-from tasks.evaluation.manifest import derive_variants, find_inversions, index_edits, items, place_of
-from tasks.photographs.reading import read_stored
-from tasks.reports.page.evaluations import find_evaluations
-from tasks.running.run import Run
-from tasks.settings import Comparison, Execution, Judges, Models, SettingsError
-from tasks.settings.edits import Edit
-from tasks.storage import MissingObjectError, StorageError
 from tests.left import files_of
 from tests.pipeline.test_flows import encoded, portrait, run
 from tests.small_networks import write_clip
@@ -278,7 +278,7 @@ def test_failed_rows_of_old_manifests_get_the_variants_that_their_image_lacks():
 
 
 def test_shipped_lists_of_attributes_are_whole(tmp_path):
-    import data
+    from styleclip import data
 
     for uri in (FACES, str(data.ATTRIBUTES)):
         assert len(load_attributes(uri)) >= 30

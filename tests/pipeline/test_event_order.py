@@ -8,7 +8,7 @@ import pytest
 from prefect.server.events.ordering import EventArrivedEarly
 from prefect.server.events.schemas.events import ReceivedEvent
 
-from flows.event_order import PATIENCE, CausalOrdering
+from styleclip.flows.event_order import PATIENCE, CausalOrdering
 
 
 def event(name: str, *, follows: UUID | None, age: timedelta = timedelta(0)) -> ReceivedEvent:

@@ -12,7 +12,13 @@ from PIL import Image
 from published_files import write_nvidia
 from typer.testing import CliRunner
 
-from flows.edit_images import edit_images
+from styleclip.flows.edit_images import edit_images
+from styleclip.tasks.artifacts import read_provenance, read_table, to_matrix
+from styleclip.tasks.directions.sampling import read_statistics
+from styleclip.tasks.running import networks as models
+from styleclip.tasks.running.progress import ShardsFailedError
+from styleclip.tasks.settings import Execution, Inversion, Models, Relevance, Sampling
+from styleclip.tasks.settings.edits import Edit
 from styleclip_cli.main import app
 from styleclip_core import load_clip, load_encoder, load_generator, save_generator
 from styleclip_core.convert import identify
@@ -22,12 +28,6 @@ from styleclip_core.models.identity import IdentityNetwork
 from styleclip_core.models.mapper import Mapper, MapperConfig
 from styleclip_core.models.psp import PspConfig, PspEncoder
 from styleclip_core.models.stylegan2 import Generator, GeneratorConfig
-from tasks.artifacts import read_provenance, read_table, to_matrix
-from tasks.directions.sampling import read_statistics
-from tasks.running import networks as models
-from tasks.running.progress import ShardsFailedError
-from tasks.settings import Execution, Inversion, Models, Relevance, Sampling
-from tasks.settings.edits import Edit
 
 
 @pytest.fixture
@@ -324,6 +324,6 @@ def test_a_conditional_generator_of_standing_people_runs_the_whole_chain(
 
 
 def _read(uri):
-    from tasks.storage import read_bytes
+    from styleclip.tasks.storage import read_bytes
 
     return read_bytes(uri)

@@ -18,23 +18,21 @@ from PIL import Image, ImageCms
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-import data
-from flows.align_faces import align_faces
-from flows.edit_images import edit_images
-from flows.paste_faces import paste_faces
-from styleclip_core.faces import FaceQuad, quad_from_landmarks
-from styleclip_core.images import decode_image
-from tasks.artifacts import ChangedInputError, DamagedArtifactError, read_provenance
-from tasks.photographs import faces as faces_task
-from tasks.photographs import images, reading
-from tasks.photographs import pasting as pasting_task
-from tasks.photographs.datasets.front import locate
-from tasks.photographs.faces import face_key
-from tasks.photographs.landmarks import read_landmarks
-from tasks.running import networks as models
-from tasks.running.progress import ShardsFailedError
-from tasks.running.run import Run
-from tasks.settings import (
+from styleclip import data
+from styleclip.flows.align_faces import align_faces
+from styleclip.flows.edit_images import edit_images
+from styleclip.flows.paste_faces import paste_faces
+from styleclip.tasks.artifacts import ChangedInputError, DamagedArtifactError, read_provenance
+from styleclip.tasks.photographs import faces as faces_task
+from styleclip.tasks.photographs import images, reading
+from styleclip.tasks.photographs import pasting as pasting_task
+from styleclip.tasks.photographs.datasets.front import locate
+from styleclip.tasks.photographs.faces import face_key
+from styleclip.tasks.photographs.landmarks import read_landmarks
+from styleclip.tasks.running import networks as models
+from styleclip.tasks.running.progress import ShardsFailedError
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.settings import (
     Alignment,
     DataSet,
     Execution,
@@ -46,8 +44,8 @@ from tasks.settings import (
     Sampling,
     SettingsError,
 )
-from tasks.settings.edits import Edit
-from tasks.storage import (
+from styleclip.tasks.settings.edits import Edit
+from styleclip.tasks.storage import (
     AccessDeniedError,
     MissingObjectError,
     list_objects,
@@ -55,6 +53,8 @@ from tasks.storage import (
     read_bytes,
     write_bytes_atomic,
 )
+from styleclip_core.faces import FaceQuad, quad_from_landmarks
+from styleclip_core.images import decode_image
 from tests.left import files_of
 from tests.pipeline import test_command_line as command_line
 from tests.pipeline.test_flows import encoded, portrait

@@ -14,8 +14,18 @@ import pytest
 import torch
 from PIL import Image
 
-from flows.build_relevance import build_relevance
-from flows.edit_images import edit_images
+from styleclip.flows.build_relevance import build_relevance
+from styleclip.flows.edit_images import edit_images
+from styleclip.tasks.artifacts import read_provenance
+from styleclip.tasks.directions.relevance import read_relevance
+from styleclip.tasks.photographs import inversion as inversion_task
+from styleclip.tasks.photographs import reading
+from styleclip.tasks.photographs.images import NoImagesError
+from styleclip.tasks.running.progress import ShardsFailedError
+from styleclip.tasks.running.run import ModelHashes, Networks, Run
+from styleclip.tasks.settings import Execution, Inversion, Models, Relevance, Sampling, SettingsError
+from styleclip.tasks.settings.edits import Edit, EditStep
+from styleclip.tasks.storage import AccessDeniedError, list_objects, read_bytes, write_bytes_atomic
 from styleclip_core import load_clip, load_generator
 from styleclip_core.errors import (
     ArtifactConflictError,
@@ -24,16 +34,6 @@ from styleclip_core.errors import (
     PromptError,
 )
 from styleclip_core.images import decode_image, from_uint8
-from tasks.artifacts import read_provenance
-from tasks.directions.relevance import read_relevance
-from tasks.photographs import inversion as inversion_task
-from tasks.photographs import reading
-from tasks.photographs.images import NoImagesError
-from tasks.running.progress import ShardsFailedError
-from tasks.running.run import ModelHashes, Networks, Run
-from tasks.settings import Execution, Inversion, Models, Relevance, Sampling, SettingsError
-from tasks.settings.edits import Edit, EditStep
-from tasks.storage import AccessDeniedError, list_objects, read_bytes, write_bytes_atomic
 from tests.left import files_of
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

@@ -7,9 +7,9 @@ import yaml
 from prefect.utilities.schema_tools.validation import validate
 from pydantic import ValidationError
 
-from flows.forms import AS_USUAL, flow_of, form_of
-from tasks.settings import SettingsError
-from tasks.settings.edits import Edit, all_variants
+from styleclip.flows.forms import AS_USUAL, flow_of, form_of
+from styleclip.tasks.settings import SettingsError
+from styleclip.tasks.settings.edits import Edit, all_variants
 
 ROOT = Path(__file__).parents[2]
 DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
@@ -24,7 +24,7 @@ def refused(entrypoint: str, **parameters: object) -> str:
 
 
 def refused_edit(**edit: object) -> str:
-    return refused("flows.edit_images:edit_images", **PLACES, edits=[{"target": "hat", **edit}])
+    return refused("styleclip.flows.edit_images:edit_images", **PLACES, edits=[{"target": "hat", **edit}])
 
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda each: each["entrypoint"])
@@ -60,11 +60,11 @@ def test_what_the_form_sends_of_groups_that_nobody_opened_is_what_they_usually_a
 
 
 def test_what_everybody_needs_comes_first():
-    fields = FORMS["flows.edit_images:edit_images"]["properties"]
+    fields = FORMS["styleclip.flows.edit_images:edit_images"]["properties"]
     assert sorted(fields, key=lambda name: fields[name]["position"])[:5] == [
         "photos", "edits", "out", "models", "workspace",
     ]  # fmt: skip
-    edit = FORMS["flows.edit_images:edit_images"]["definitions"]["Edit"]["properties"]
+    edit = FORMS["styleclip.flows.edit_images:edit_images"]["definitions"]["Edit"]["properties"]
     assert list(edit) == ["target", "neutral", "method", "alpha", "beta", "advanced"]
     assert [field["position"] for field in edit.values()] == list(range(6))
     assert set(edit["advanced"]["anyOf"][1]["properties"]) == set(Edit.model_fields) - set(edit)
@@ -127,13 +127,13 @@ def test_a_field_that_is_given_twice_is_refused():
 
 def test_many_values_are_taken_where_they_are_allowed():
     many = [{"target": "hat", "alpha": [each / 1000 for each in range(2001)]}]
-    entrypoint = "flows.edit_images:edit_images"
+    entrypoint = "styleclip.flows.edit_images:edit_images"
     assert "alpha" in refused(entrypoint, **PLACES, edits=many, most_variants=2000)
     assert refused(entrypoint, **PLACES, edits=many, most_variants=2001) == ""
 
 
 def test_an_unknown_name_is_refused():
-    assert "sampels" in refused("flows.build_relevance:build_relevance", **PLACES, sampels=3)
+    assert "sampels" in refused("styleclip.flows.build_relevance:build_relevance", **PLACES, sampels=3)
 
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda each: each["entrypoint"])

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from flows.edit_images import edit_images
-from tasks.editing.saving import member_names
-from tasks.photographs.reading import read_stored
-from tasks.settings import Execution, Inversion, Models, Relevance, Sampling, Saving
-from tasks.settings.edits import Edit
-from tasks.storage import list_objects, output_key, read_bytes, readable_key, write_bytes_atomic
+from styleclip.flows.edit_images import edit_images
+from styleclip.tasks.editing.saving import member_names
+from styleclip.tasks.photographs.reading import read_stored
+from styleclip.tasks.settings import Execution, Inversion, Models, Relevance, Sampling, Saving
+from styleclip.tasks.settings.edits import Edit
+from styleclip.tasks.storage import list_objects, output_key, read_bytes, readable_key, write_bytes_atomic
 from tests.pipeline.test_flows import encoded, portrait
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

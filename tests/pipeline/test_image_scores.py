@@ -10,17 +10,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-import data
-from data.world import photographs
-from flows.score_images import score_images
+from styleclip import data
+from styleclip.data.world import photographs
+from styleclip.flows.score_images import score_images
+from styleclip.tasks.artifacts.outcomes import OK
+from styleclip.tasks.evaluation.image_scores import accuracy
+from styleclip.tasks.evaluation.labels import LabelPrompt, load_prompts, load_truth
+from styleclip.tasks.settings import Execution, SettingsError
 from styleclip_core import load_clip
 from styleclip_core.images import decode_image, from_uint8
 from styleclip_core.metrics import area_under_curve
 from styleclip_core.prompts import embed_prompt
-from tasks.artifacts.outcomes import OK
-from tasks.evaluation.image_scores import accuracy
-from tasks.evaluation.labels import LabelPrompt, load_prompts, load_truth
-from tasks.settings import Execution, SettingsError
 from tests.left import files_of
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

@@ -4,20 +4,20 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from flows.sample_styles import sample_styles
+from styleclip.flows.sample_styles import sample_styles
+from styleclip.tasks.artifacts import read_provenance, read_table
+from styleclip.tasks.directions.instant import compute_instant_direction
+from styleclip.tasks.directions.sampling import read_codes
+from styleclip.tasks.directions.style_directions import read_deviations, read_direction
+from styleclip.tasks.running.run import run_here
+from styleclip.tasks.settings import Instant, Models, Sampling
+from styleclip.tasks.settings.edits import StepVariant
+from styleclip.tasks.storage import read_bytes
 from styleclip_core import load_clip, load_generator
 from styleclip_core.editing import ChannelSelection, select_channels
 from styleclip_core.errors import ArtifactConflictError, NoRelevantChannelError
 from styleclip_core.instant import instant_relevance
 from styleclip_core.prompts import text_direction
-from tasks.artifacts import read_provenance, read_table
-from tasks.directions.instant import compute_instant_direction
-from tasks.directions.sampling import read_codes
-from tasks.directions.style_directions import read_deviations, read_direction
-from tasks.running.run import run_here
-from tasks.settings import Instant, Models, Sampling
-from tasks.settings.edits import StepVariant
-from tasks.storage import read_bytes
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 VARIANT = StepVariant(neutral="hair", target="grey hair", alpha=2.0, top_k=5)

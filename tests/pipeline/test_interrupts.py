@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-import data
+from styleclip import data
 from tests.object_store import free_ports
 
 STYLECLIP = [sys.executable, "-W", "ignore", "-m", "styleclip_cli.main"]

@@ -17,18 +17,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.batches import Made, make_batch
-from styleclip_core.errors import StyleCLIPError
-from tasks.artifacts import Recipe, write_table
-from tasks.artifacts.outcomes import OK
-from tasks.editing.schemas import MANIFEST_SCHEMA
-from tasks.keeping import pruning, references
-from tasks.keeping.accounts import account
-from tasks.keeping.batches import OverlapError, find_batches
-from tasks.keeping.pruning import Choice, PlaceChangedError, prune, seconds_of
-from tasks.running.partial import Part
-from tasks.settings import SettingsError
-from tasks.settings.edits import Edit
-from tasks.storage import (
+from styleclip.tasks.artifacts import Recipe, write_table
+from styleclip.tasks.artifacts.outcomes import OK
+from styleclip.tasks.editing.schemas import MANIFEST_SCHEMA
+from styleclip.tasks.keeping import pruning, references
+from styleclip.tasks.keeping.accounts import account
+from styleclip.tasks.keeping.batches import OverlapError, find_batches
+from styleclip.tasks.keeping.pruning import Choice, PlaceChangedError, prune, seconds_of
+from styleclip.tasks.running.partial import Part
+from styleclip.tasks.settings import SettingsError
+from styleclip.tasks.settings.edits import Edit
+from styleclip.tasks.storage import (
     delete_objects,
     exists,
     join,
@@ -37,6 +36,7 @@ from tasks.storage import (
     output_key,
     write_bytes_atomic,
 )
+from styleclip_core.errors import StyleCLIPError
 
 DAY = 24 * 3600.0
 LATER = time.time() + 2 * DAY  # when all that a test writes is old
@@ -77,7 +77,7 @@ def named(out: str) -> Iterator[str]:
 
 
 def _read(uri: str) -> bytes:
-    from tasks.storage import read_bytes
+    from styleclip.tasks.storage import read_bytes
 
     return read_bytes(uri)
 
@@ -392,7 +392,7 @@ def test_what_goes_was_referred_to_by_none_and_what_stays_is_whole(tmp_path_fact
 
 def test_a_list_of_references_longer_than_memory_is_sorted_on_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(references, "_RUN", 7)
-    monkeypatch.setattr("tasks.storage.sorting._OPEN", 3)
+    monkeypatch.setattr("styleclip.tasks.storage.sorting._OPEN", 3)
     keys = [f"p{number:03d}.png" for number in range(60)]
     made = make_batch(str(tmp_path), keys, [SMILE, BEARD], copies=1, size=16)
     found = account(made.out, made.workspace)

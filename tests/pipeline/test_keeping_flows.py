@@ -9,11 +9,11 @@ import time
 import pytest
 
 from benchmarks.batches import make_batch
-from flows.account_storage import account_storage
-from flows.prune import prune as flow
+from styleclip.flows.account_storage import account_storage
+from styleclip.flows.prune import prune as flow
+from styleclip.tasks.keeping.accounts import account
+from styleclip.tasks.storage import exists, list_objects
 from styleclip_cli import main
-from tasks.keeping.accounts import account
-from tasks.storage import exists, list_objects
 from tests.pipeline.test_keeping import DAY, HAT, KEYS, SMILE, batch_of, check_law
 
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from flows.invert_images import invert_images
+from styleclip.flows.invert_images import invert_images
+from styleclip.tasks.artifacts import fingerprint
+from styleclip.tasks.photographs import inversion
+from styleclip.tasks.running.run import ModelHashes, Networks, Run
+from styleclip.tasks.settings import Inversion, Models
+from styleclip.tasks.settings.edits import Edit
 from styleclip_core import load_generator, load_identity, load_perceptual
 from styleclip_core.images import decode_image, fit
-from tasks.artifacts import fingerprint
-from tasks.photographs import inversion
-from tasks.running.run import ModelHashes, Networks, Run
-from tasks.settings import Inversion, Models
-from tasks.settings.edits import Edit
 from tests.pipeline.test_flows import manifest_of, run
 from tests.small_networks import write_small_judges
 

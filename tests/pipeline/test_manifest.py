@@ -13,14 +13,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows.evaluate import evaluate_edits
-from flows.report_batch import report_batch
+from styleclip.flows.evaluate import evaluate_edits
+from styleclip.flows.report_batch import report_batch
+from styleclip.tasks.artifacts import read_provenance, write_table
+from styleclip.tasks.artifacts.outcomes import OK
+from styleclip.tasks.editing.schemas import (
+    MANIFEST_SCHEMA,
+    ROW_SCHEMA,
+    SETTINGS_TYPE,
+    STEP_TYPE,
+    typed_settings,
+)
+from styleclip.tasks.settings import Execution, Judges, Models, Optimization
+from styleclip.tasks.settings.edits import Edit
 from styleclip_core.settings.optimization import OptimizationSettings
-from tasks.artifacts import read_provenance, write_table
-from tasks.artifacts.outcomes import OK
-from tasks.editing.schemas import MANIFEST_SCHEMA, ROW_SCHEMA, SETTINGS_TYPE, STEP_TYPE, typed_settings
-from tasks.settings import Execution, Judges, Models, Optimization
-from tasks.settings.edits import Edit
 from tests.pipeline.test_flows import encoded, portrait, run
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

@@ -6,21 +6,21 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-import data
-from flows.choose_edits import choose_edits
-from flows.edit_images import edit_images
+from styleclip import data
+from styleclip.flows.choose_edits import choose_edits
+from styleclip.flows.edit_images import edit_images
+from styleclip.tasks.artifacts import read_provenance, read_table
+from styleclip.tasks.directions.matching import plan
+from styleclip.tasks.directions.style_directions import MATCHED_UNIT
+from styleclip.tasks.running.run import run_here
+from styleclip.tasks.settings import Choosing, Inversion, Models, Sampling
+from styleclip.tasks.settings.edits import Edit, EditStep
 from styleclip_core import load_clip, load_generator
 from styleclip_core.editing import ChannelSelection
 from styleclip_core.errors import NoEffectError
 from styleclip_core.matching import likelihood, matched_direction
 from styleclip_core.prompts import embed_prompt, text_direction
 from styleclip_core.sampling import sample_styles
-from tasks.artifacts import read_provenance, read_table
-from tasks.directions.matching import plan
-from tasks.directions.style_directions import MATCHED_UNIT
-from tasks.running.run import run_here
-from tasks.settings import Choosing, Inversion, Models, Sampling
-from tasks.settings.edits import Edit, EditStep
 from tests.left import files_of
 from tests.pipeline.test_flows import manifest_of, run
 from tests.pipeline.test_methods import models as models  # a fixture, as is the next
@@ -131,7 +131,7 @@ def test_a_target_that_hardly_any_code_shows_ends_the_run_with_its_name(
     models, photos, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(
-        "tasks.directions.matching.likelihood", lambda embedded, *_: torch.zeros(len(embedded))
+        "styleclip.tasks.directions.matching.likelihood", lambda embedded, *_: torch.zeros(len(embedded))
     )
     with pytest.raises(
         NoEffectError, match=r"edit 'grey-hair' .*sees the target in 0\.0 of 100 sampled codes"

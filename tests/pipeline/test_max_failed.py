@@ -8,17 +8,17 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from flows.align_faces import align_faces
-from flows.edit_images import edit_images
-from flows.evaluate import evaluate_edits
-from flows.invert_images import invert_images
-from flows.paste_faces import paste_faces
-from flows.score_images import score_images
-from tasks.evaluation.attributes import AttributePrompts
-from tasks.evaluation.labels import LabelPrompt
-from tasks.running.progress import ItemsFailedError
-from tasks.settings import Alignment, Execution, FaceSource, Inversion, Judges, Models
-from tasks.settings.edits import Edit
+from styleclip.flows.align_faces import align_faces
+from styleclip.flows.edit_images import edit_images
+from styleclip.flows.evaluate import evaluate_edits
+from styleclip.flows.invert_images import invert_images
+from styleclip.flows.paste_faces import paste_faces
+from styleclip.flows.score_images import score_images
+from styleclip.tasks.evaluation.attributes import AttributePrompts
+from styleclip.tasks.evaluation.labels import LabelPrompt
+from styleclip.tasks.running.progress import ItemsFailedError
+from styleclip.tasks.settings import Alignment, Execution, FaceSource, Inversion, Judges, Models
+from styleclip.tasks.settings.edits import Edit
 from tests.pipeline.test_command_line import called as called  # a fixture
 from tests.pipeline.test_faces import ONE, photograph
 from tests.pipeline.test_retry import press_retry
@@ -79,7 +79,9 @@ def test_retry_of_a_run_that_failed_for_its_items_tries_them_again_and_completes
 
     # what was in the way of them has gone: the same files are readable now
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tasks.photographs.reading.read_version", lambda uri, _etag: photograph(len(uri)))
+        patch.setattr(
+            "styleclip.tasks.photographs.reading.read_version", lambda uri, _etag: photograph(len(uri))
+        )
         second = press_retry(invert_images, first.state_details.flow_run_id, parameters)
     assert second.is_completed(), second.message
     assert second.result().steps[0].failed == 0

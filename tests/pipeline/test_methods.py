@@ -10,8 +10,23 @@ import pytest
 import torch
 from prefect.exceptions import ParameterTypeError
 
-from flows.invert_images import invert_images
-from flows.train_mapper import train_mapper
+from styleclip.flows.invert_images import invert_images
+from styleclip.flows.train_mapper import train_mapper
+from styleclip.tasks.artifacts import read_provenance
+from styleclip.tasks.editing import optimization as optimization_task
+from styleclip.tasks.running.run import run_here
+from styleclip.tasks.running.texts import target_embedding
+from styleclip.tasks.settings import (
+    Execution,
+    Instant,
+    Inversion,
+    MapperTraining,
+    Models,
+    Optimization,
+    SettingsError,
+)
+from styleclip.tasks.settings.edits import Edit, load_edits
+from styleclip.tasks.storage import read_bytes
 from styleclip_core import load_clip, load_generator, load_mapper
 from styleclip_core.editing import EditedLatents
 from styleclip_core.errors import LayoutMismatchError, PromptError
@@ -22,21 +37,6 @@ from styleclip_core.metrics import clip_similarity
 from styleclip_core.models.identity import IdentityNetwork, save_identity
 from styleclip_core.models.mapper import save_mapper
 from styleclip_core.style_space import StyleCode
-from tasks.artifacts import read_provenance
-from tasks.editing import optimization as optimization_task
-from tasks.running.run import run_here
-from tasks.running.texts import target_embedding
-from tasks.settings import (
-    Execution,
-    Instant,
-    Inversion,
-    MapperTraining,
-    Models,
-    Optimization,
-    SettingsError,
-)
-from tasks.settings.edits import Edit, load_edits
-from tasks.storage import read_bytes
 from tests.left import files_of
 from tests.pipeline.test_flows import encoded, manifest_of, portrait, run
 

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from benchmarks.gpu import relevance as gpu_relevance
 from benchmarks.methods import summary
 from benchmarks.reference import reference_mapper, reference_optimization, reference_table
+from styleclip.tasks.settings import fast_relevance
 from styleclip_core import load_clip, load_generator
 from styleclip_core.mapper_training import PRESETS as MAPPER_PRESETS
 from styleclip_core.mapper_training import new_mapper
@@ -18,7 +19,6 @@ from styleclip_core.reference_compat import measure_as_published
 from styleclip_core.relevance import RelevanceSettings, RelevanceTable
 from styleclip_core.sampling import measure_statistics, sample_styles
 from styleclip_core.style_space import StyleCode
-from tasks.settings import fast_relevance
 
 
 @pytest.fixture(scope="module")

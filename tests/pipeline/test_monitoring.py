@@ -10,7 +10,7 @@ import yaml
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate
 
-from flows.server_metrics import METRICS, server_metrics
+from styleclip.flows.server_metrics import METRICS, server_metrics
 
 ROOT = Path(__file__).parents[2]
 PLACE = ROOT / "docs" / "monitoring"

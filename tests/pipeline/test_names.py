@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prefect import flow
 
-from flows.explore_channels import Question
-from flows.inspect_prompts import inspect_prompts
-from flows.names import _DESCRIBED, LONGEST, listed, name_of, place, run_name
-from tasks.evaluation.labels import LabelPrompt
-from tasks.settings import Models, Nightly
-from tasks.settings.edits import Edit
+from styleclip.flows.explore_channels import Question
+from styleclip.flows.inspect_prompts import inspect_prompts
+from styleclip.flows.names import _DESCRIBED, LONGEST, listed, name_of, place, run_name
+from styleclip.tasks.evaluation.labels import LabelPrompt
+from styleclip.tasks.settings import Models, Nightly
+from styleclip.tasks.settings.edits import Edit
 
 MODELS = Models(generator="s3://models/ffhq.pkl")
 EDITS = [Edit(target="white hair"), Edit(target="cap", then=[{"target": "open mouth"}])]

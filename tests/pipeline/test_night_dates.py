@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prefect.server.schemas.schedules import CronSchedule
 
-from tasks.settings import Nightly
+from styleclip.tasks.settings import Nightly
 
 CRONS = {(0, 0): "0 0 * * *", (0, 30): "30 0 * * *", (2, 0): "0 2 * * *", (2, 30): "30 2 * * *",
          (23, 59): "59 23 * * *"}  # fmt: skip

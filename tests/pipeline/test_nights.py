@@ -5,13 +5,13 @@ from datetime import UTC, datetime
 
 import pytest
 
-from flows.build_relevance import build_relevance
+from styleclip.flows.build_relevance import build_relevance
+from styleclip.tasks.artifacts import read_provenance
+from styleclip.tasks.directions import relevance as relevance_task
+from styleclip.tasks.directions.nights import decide_night
+from styleclip.tasks.settings import Models, Nightly, Relevance, Sampling, SettingsError
+from styleclip.tasks.storage import create_bytes, join, list_objects, read_bytes
 from styleclip_core.errors import ArtifactConflictError
-from tasks.artifacts import read_provenance
-from tasks.directions import relevance as relevance_task
-from tasks.directions.nights import decide_night
-from tasks.settings import Models, Nightly, Relevance, Sampling, SettingsError
-from tasks.storage import create_bytes, join, list_objects, read_bytes
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 SAMPLING = Sampling(statistics=40, codes=4)

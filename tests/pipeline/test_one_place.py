@@ -16,6 +16,27 @@ import torch
 from pydantic import TypeAdapter
 from torch.testing import assert_close
 
+from styleclip.tasks.directions import relevance, sampling
+from styleclip.tasks.editing import mappers, plans
+from styleclip.tasks.editing.methods import PreparedEdit
+from styleclip.tasks.photographs import faces, inversion
+from styleclip.tasks.running.run import ModelHashes, Run
+from styleclip.tasks.settings import (
+    Alignment,
+    Choosing,
+    Execution,
+    FaceSource,
+    Inversion,
+    MapperTraining,
+    Models,
+    Optimization,
+    PivotalTuning,
+    Relevance,
+    Sampling,
+    Saving,
+    fields_of,
+)
+from styleclip.tasks.settings.edits import Edit
 from styleclip_cli.generated import sentence, with_options
 from styleclip_core import load_clip, load_generator
 from styleclip_core.choosing import ChoosingSettings, measure_on
@@ -34,27 +55,6 @@ from styleclip_core.prompts import text_direction
 from styleclip_core.relevance import RelevanceSettings, measure_channels
 from styleclip_core.sampling import sample_styles
 from styleclip_core.settings.saving import SavingSettings
-from tasks.directions import relevance, sampling
-from tasks.editing import mappers, plans
-from tasks.editing.methods import PreparedEdit
-from tasks.photographs import faces, inversion
-from tasks.running.run import ModelHashes, Run
-from tasks.settings import (
-    Alignment,
-    Choosing,
-    Execution,
-    FaceSource,
-    Inversion,
-    MapperTraining,
-    Models,
-    Optimization,
-    PivotalTuning,
-    Relevance,
-    Sampling,
-    Saving,
-    fields_of,
-)
-from tasks.settings.edits import Edit
 
 ROOT = Path(__file__).parents[2]
 HASHES = ModelHashes(generator="g", clip="c", encoder="e", identity="i", perceptual="p")
@@ -231,8 +231,8 @@ def test_the_options_that_change_no_result_are_these():
 def test_latents_have_one_name_and_differ_by_rounding_alone_whatever_batch_and_shard(network_files, tmp_path):
     import pyarrow as pa
 
-    from flows.invert_images import invert_images
-    from tasks.artifacts import read_table
+    from styleclip.flows.invert_images import invert_images
+    from styleclip.tasks.artifacts import read_table
     from tests.pipeline.test_flows import encoded, portrait
 
     photos = tmp_path / "photos"
@@ -339,7 +339,7 @@ import styleclip_core, styleclip_core.inversion as core
 from pydantic import TypeAdapter
 from styleclip_cli.main import app
 from styleclip_core.options import parameters
-from tasks.settings import Inversion
+from styleclip.tasks.settings import Inversion
 try:
     core.RefinementSettings(pixel_weight=-1)
 except ValueError as error:
@@ -356,8 +356,9 @@ print(json.dumps({
 
 
 def test_the_worked_diff_of_contributing_adds_an_option_everywhere_by_its_two_places(tmp_path):
-    for package in ("styleclip_core", "tasks", "styleclip_cli"):
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for package in ("styleclip", "styleclip_core", "tasks", "styleclip_cli"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=ignored, symlinks=True)
     (tmp_path / "data").symlink_to(ROOT / "data")
     (diff,) = re.findall(r"```diff\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)
     hunks = re.findall(r"^\+\+\+ b/(\S+)\n@@ @@\n(.*?)(?=^---|\Z)", diff, re.S | re.M)

@@ -20,18 +20,18 @@ import pytest
 import torch
 from PIL import Image
 
-from flows.edit_images import edit_images
+from styleclip.flows.edit_images import edit_images
+from styleclip.tasks.artifacts import outcomes
+from styleclip.tasks.artifacts.distances import farthest
+from styleclip.tasks.directions import relevance, sampling
+from styleclip.tasks.editing import shards as editing
+from styleclip.tasks.photographs import inversion
+from styleclip.tasks.photographs.datasets.front import locate
+from styleclip.tasks.photographs.images import index_images, read_shard
+from styleclip.tasks.running.run import run_here
+from styleclip.tasks.settings import DataSet, Execution, Inversion, Models, Relevance, Sampling
+from styleclip.tasks.settings.edits import Edit
 from styleclip_core import load_generator
-from tasks.artifacts import outcomes
-from tasks.artifacts.distances import farthest
-from tasks.directions import relevance, sampling
-from tasks.editing import shards as editing
-from tasks.photographs import inversion
-from tasks.photographs.datasets.front import locate
-from tasks.photographs.images import index_images, read_shard
-from tasks.running.run import run_here
-from tasks.settings import DataSet, Execution, Inversion, Models, Relevance, Sampling
-from tasks.settings.edits import Edit
 from tests.left import files_of
 from tests.pipeline.test_flows import encoded, portrait
 from tests.pipeline.test_retry import press_retry

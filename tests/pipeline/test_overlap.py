@@ -4,9 +4,16 @@ import threading
 
 import pytest
 
-from tasks.running import overlap
-from tasks.running.overlap import Writes, compute_slots, computing, io_threads, read_ahead, shards_at_once
-from tasks.settings import SettingsError
+from styleclip.tasks.running import overlap
+from styleclip.tasks.running.overlap import (
+    Writes,
+    compute_slots,
+    computing,
+    io_threads,
+    read_ahead,
+    shards_at_once,
+)
+from styleclip.tasks.settings import SettingsError
 
 
 def test_results_come_in_order_and_only_so_many_are_read_ahead():

@@ -14,11 +14,11 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from benchmarks.batches import Made, make_batch
-from tasks.reports.page.batch import read_batch
-from tasks.reports.page.page import ALONE, PER_PAGE, build_page
-from tasks.reports.page.thumbnails import plan_page, thumbnail_chunk
-from tasks.running.run import Run
-from tasks.settings.edits import Edit
+from styleclip.tasks.reports.page.batch import read_batch
+from styleclip.tasks.reports.page.page import ALONE, PER_PAGE, build_page
+from styleclip.tasks.reports.page.thumbnails import plan_page, thumbnail_chunk
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.settings.edits import Edit
 from tests.chromium import chromium
 from tests.pipeline.test_pages import BROKEN, HOSTILE
 

@@ -19,21 +19,27 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
 from benchmarks.batches import draw, make_batch
-from flows.report_batch import report_batch
-from tasks.artifacts import DamagedArtifactError, Provenance, read_provenance, read_table, write_table
-from tasks.artifacts.outcomes import OK
-from tasks.photographs import reading
-from tasks.reports.page import charts, thumbnails
-from tasks.reports.page import page as pages
-from tasks.reports.page.batch import SCORES, read_batch, sweeps
-from tasks.reports.page.evaluations import add_evaluations, find_evaluations
-from tasks.reports.page.links import below, parent, public_url, relative_link, safe_name
-from tasks.reports.page.page import ALONE, LEAF, build_page, script_json
-from tasks.reports.page.thumbnails import leaves, plan_page, thumbnail_chunk
-from tasks.running.run import Run
-from tasks.settings import SettingsError
-from tasks.settings.edits import Edit
-from tasks.storage import delete_objects, output_key, read_bytes, write_bytes_atomic
+from styleclip.flows.report_batch import report_batch
+from styleclip.tasks.artifacts import (
+    DamagedArtifactError,
+    Provenance,
+    read_provenance,
+    read_table,
+    write_table,
+)
+from styleclip.tasks.artifacts.outcomes import OK
+from styleclip.tasks.photographs import reading
+from styleclip.tasks.reports.page import charts, thumbnails
+from styleclip.tasks.reports.page import page as pages
+from styleclip.tasks.reports.page.batch import SCORES, read_batch, sweeps
+from styleclip.tasks.reports.page.evaluations import add_evaluations, find_evaluations
+from styleclip.tasks.reports.page.links import below, parent, public_url, relative_link, safe_name
+from styleclip.tasks.reports.page.page import ALONE, LEAF, build_page, script_json
+from styleclip.tasks.reports.page.thumbnails import leaves, plan_page, thumbnail_chunk
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.settings import SettingsError
+from styleclip.tasks.settings.edits import Edit
+from styleclip.tasks.storage import delete_objects, output_key, read_bytes, write_bytes_atomic
 
 HOSTILE = [
     "<script>document.title='owned'</script>.png", 'a "quoted" & <b>.png', "über/\u202ertl 日本語#?%.png",

@@ -13,16 +13,16 @@ import pytest
 import yaml
 from PIL import Image
 
-from flows.edit_images import edit_images
-from flows.evaluate import evaluate_edits
-from flows.export_pairs import export_pairs
+from styleclip.flows.edit_images import edit_images
+from styleclip.flows.evaluate import evaluate_edits
+from styleclip.flows.export_pairs import export_pairs
+from styleclip.tasks.reports.pairs import NoPairsError
+from styleclip.tasks.running.progress import ShardsFailedError
+from styleclip.tasks.settings import Comparison, Execution, Inversion, Judges, Models, SettingsError
+from styleclip.tasks.settings.edits import Edit
+from styleclip.tasks.settings.pairs import Pairing
+from styleclip.tasks.storage import join, list_objects, read_bytes
 from styleclip_core.errors import ArtifactConflictError
-from tasks.reports.pairs import NoPairsError
-from tasks.running.progress import ShardsFailedError
-from tasks.settings import Comparison, Execution, Inversion, Judges, Models, SettingsError
-from tasks.settings.edits import Edit
-from tasks.settings.pairs import Pairing
-from tasks.storage import join, list_objects, read_bytes
 from tests.data_sets import as_frame, write_folder
 from tests.pipeline.test_faces import encoded, portrait
 

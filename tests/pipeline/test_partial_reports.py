@@ -12,20 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prefect.exceptions import TerminationSignal
 
-from flows.align_faces import align_faces
-from flows.edit_images import edit_images
-from flows.report_batch import report_partial
-from flows.score_images import score_images
-from tasks.artifacts import Provenance, read_provenance, read_table
-from tasks.artifacts.outcomes import OutcomeLog, success
-from tasks.editing import shards as editing_task
-from tasks.evaluation import image_scores
-from tasks.evaluation.labels import LabelPrompt
-from tasks.photographs import faces as faces_task
-from tasks.reports.notes import NoBatchError, noted_batches
-from tasks.running import partial
-from tasks.running.partial import Part, done_shards, supersede
-from tasks.settings import Execution, FaceSource
+from styleclip.flows.align_faces import align_faces
+from styleclip.flows.edit_images import edit_images
+from styleclip.flows.report_batch import report_partial
+from styleclip.flows.score_images import score_images
+from styleclip.tasks.artifacts import Provenance, read_provenance, read_table
+from styleclip.tasks.artifacts.outcomes import OutcomeLog, success
+from styleclip.tasks.editing import shards as editing_task
+from styleclip.tasks.evaluation import image_scores
+from styleclip.tasks.evaluation.labels import LabelPrompt
+from styleclip.tasks.photographs import faces as faces_task
+from styleclip.tasks.reports.notes import NoBatchError, noted_batches
+from styleclip.tasks.running import partial
+from styleclip.tasks.running.partial import Part, done_shards, supersede
+from styleclip.tasks.settings import Execution, FaceSource
 from tests.pipeline.test_retry import press_retry, six_photographs
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 def job(network_files, tmp_path):
     """An edit of six photographs in a few shards, one after the other."""
     _, parameters = six_photographs(network_files, tmp_path)
-    from flows.run import task_runner
+    from styleclip.flows.run import task_runner
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STYLECLIP_WORKERS", "1")
@@ -128,7 +128,7 @@ def test_a_run_that_does_nothing_well_leaves_no_report(job, tmp_path, monkeypatc
 def test_what_cannot_be_written_down_hides_no_failure(job, monkeypatch):
     flow, parameters = job
     ending(monkeypatch, broken, good={0})
-    monkeypatch.setattr("tasks.reports.batch.done_shards", broken)
+    monkeypatch.setattr("styleclip.tasks.reports.batch.done_shards", broken)
     first = flow(**parameters, return_state=True)
     assert first.is_failed()
     assert "edit-images shards failed" in first.message
@@ -136,7 +136,7 @@ def test_what_cannot_be_written_down_hides_no_failure(job, monkeypatch):
 
 def test_a_step_that_fails_after_the_edits_leaves_the_whole_report(job, tmp_path, monkeypatch):
     flow, parameters = job
-    monkeypatch.setattr("flows.steps.editing.compare", broken)
+    monkeypatch.setattr("styleclip.flows.steps.editing.compare", broken)
     assert flow(**parameters, return_state=True).is_failed()
     (batch,) = (tmp_path / "out" / "batches").iterdir()
     assert len(pd.read_parquet(batch / "manifest.parquet")) == 6
@@ -174,7 +174,9 @@ def test_of_a_run_that_was_killed_somebody_else_shows_what_is_done(job, tmp_path
     out = str(tmp_path / "out")
     with monkeypatch.context() as patch:
         ending(patch, broken, good={0})
-        patch.setattr("flows.edit_images.partial_report", lambda *_, **__: None)  # nobody is left to do it
+        patch.setattr(
+            "styleclip.flows.edit_images.partial_report", lambda *_, **__: None
+        )  # nobody is left to do it
         assert flow(**parameters, return_state=True).is_failed()
     assert partials(tmp_path / "out") == []
     (page,) = report_partial(out)

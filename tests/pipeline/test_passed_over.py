@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, features
 
-from flows.score_images import score_images
+from styleclip.flows.score_images import score_images
+from styleclip.tasks.evaluation.labels import LabelPrompt
+from styleclip.tasks.photographs import images
+from styleclip.tasks.photographs.datasets.front import locate
+from styleclip.tasks.photographs.images import SUFFIXES, NoImagesError, index_images, read_shard
+from styleclip.tasks.photographs.passed_over import describe
+from styleclip.tasks.running.run import ModelHashes, Networks, Run
+from styleclip.tasks.settings import DataSet, Execution
+from styleclip.tasks.storage import StorageError, list_objects, listing, sorted_objects, write_bytes_atomic
 from styleclip_core.images import decode_image
-from tasks.evaluation.labels import LabelPrompt
-from tasks.photographs import images
-from tasks.photographs.datasets.front import locate
-from tasks.photographs.images import SUFFIXES, NoImagesError, index_images, read_shard
-from tasks.photographs.passed_over import describe
-from tasks.running.run import ModelHashes, Networks, Run
-from tasks.settings import DataSet, Execution
-from tasks.storage import StorageError, list_objects, listing, sorted_objects, write_bytes_atomic
 from tests.pipeline.test_flows import encoded, portrait
 
 

@@ -10,19 +10,19 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from flows.invert_images import invert_images
+from styleclip.flows.invert_images import invert_images
+from styleclip.tasks.artifacts import ChangedInputError
+from styleclip.tasks.photographs import inversion as inversion_task
+from styleclip.tasks.photographs.inversion import plan, read_tuning, with_tunings
+from styleclip.tasks.running.run import ModelHashes, Run, run_here
+from styleclip.tasks.settings import Execution, Inversion, Models, Optimization, PivotalTuning
+from styleclip.tasks.settings.edits import Edit
+from styleclip.tasks.storage import StorageError, output_key, read_bytes
 from styleclip_core import load_generator
 from styleclip_core.errors import CheckpointError
 from styleclip_core.images import decode_image, fit, from_uint8, psnr
 from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.tuned import TunedGenerator
-from tasks.artifacts import ChangedInputError
-from tasks.photographs import inversion as inversion_task
-from tasks.photographs.inversion import plan, read_tuning, with_tunings
-from tasks.running.run import ModelHashes, Run, run_here
-from tasks.settings import Execution, Inversion, Models, Optimization, PivotalTuning
-from tasks.settings.edits import Edit
-from tasks.storage import StorageError, output_key, read_bytes
 from tests.left import files_of
 from tests.pipeline.test_flows import encoded, manifest_of, portrait, run
 

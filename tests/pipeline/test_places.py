@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from flows.run import check_places
-from tasks.settings import Clip, Judges, MapperTraining, Models, OptionalUri, SettingsError, Uri
-from tasks.storage import (
+from styleclip.flows.run import check_places
+from styleclip.tasks.settings import Clip, Judges, MapperTraining, Models, OptionalUri, SettingsError, Uri
+from styleclip.tasks.storage import (
     NO_PLACE,
     MissingObjectError,
     PlaceError,
@@ -20,7 +20,7 @@ from tasks.storage import (
     list_objects,
     write_bytes_atomic,
 )
-from tasks.storage.filesystems import _options
+from styleclip.tasks.storage.filesystems import _options
 
 _NAMES = st.text("abcAé .:", min_size=1, max_size=4).filter(lambda name: set(name) != {"."})
 _KEYS = st.lists(st.text("ab./", min_size=1, max_size=3), min_size=1, max_size=3)

@@ -9,10 +9,10 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.futures import wait
 
-from flows.run import StepCounts, announce, summarize
-from tasks.reports.summaries import read_steps
-from tasks.running.caching import unit_of_work
-from tasks.running.progress import ShardResult, ShardsFailedError, gather_chain, time_left
+from styleclip.flows.run import StepCounts, announce, summarize
+from styleclip.tasks.reports.summaries import read_steps
+from styleclip.tasks.running.caching import unit_of_work
+from styleclip.tasks.running.progress import ShardResult, ShardsFailedError, gather_chain, time_left
 
 
 @pytest.mark.parametrize(

@@ -14,18 +14,25 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.testing import assert_close
 
-from flows.explore_channels import Question, explore_channels
-from flows.inspect_prompts import inspect_prompts
+from styleclip.flows.explore_channels import Question, explore_channels
+from styleclip.flows.inspect_prompts import inspect_prompts
+from styleclip.tasks.evaluation.attributes import AttributePrompts
+from styleclip.tasks.inspection.pictures import Strip, draw_strips
+from styleclip.tasks.inspection.prompts import (
+    BETAS,
+    PROMPTS_SCHEMA,
+    DiagnosisRef,
+    foreign,
+    markdown,
+    warnings,
+)
+from styleclip.tasks.running.shown import markdown_table
+from styleclip.tasks.settings import Models, Optimization, Relevance, Sampling, SettingsError
+from styleclip.tasks.settings.edits import Edit
+from styleclip.tasks.storage import read_bytes
 from styleclip_core import load_clip, load_generator
 from styleclip_core.errors import LayoutMismatchError
 from styleclip_core.prompts import text_direction
-from tasks.evaluation.attributes import AttributePrompts
-from tasks.inspection.pictures import Strip, draw_strips
-from tasks.inspection.prompts import BETAS, PROMPTS_SCHEMA, DiagnosisRef, foreign, markdown, warnings
-from tasks.running.shown import markdown_table
-from tasks.settings import Models, Optimization, Relevance, Sampling, SettingsError
-from tasks.settings.edits import Edit
-from tasks.storage import read_bytes
 from tests.left import files_of
 from tests.pipeline.test_flows import encoded, portrait, run
 

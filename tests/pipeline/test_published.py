@@ -13,16 +13,16 @@ from pathlib import Path
 import httpx
 import pytest
 
-from styleclip_cli import main
-from styleclip_core.models.catalog import License, PublishedModel, catalog
-from tasks.exchange.catalogue import (
+from styleclip.tasks.exchange.catalogue import (
     Consent,
     HashMismatchError,
     UntrustedFileError,
     fetch_model,
     model_path,
 )
-from tasks.exchange.transfers import DownloadError, Retries, _judge
+from styleclip.tasks.exchange.transfers import DownloadError, Retries, _judge
+from styleclip_cli import main
+from styleclip_core.models.catalog import License, PublishedModel, catalog
 
 CONTENT = bytes(range(256)) * 4000  # a megabyte, and no half of it looks like the other
 HASH = hashlib.sha256(CONTENT).hexdigest()
@@ -385,7 +385,7 @@ FETCHER = """
 import sys
 from pathlib import Path
 from styleclip_core.models.catalog import License, PublishedModel
-from tasks.exchange.catalogue import fetch_model
+from styleclip.tasks.exchange.catalogue import fetch_model
 url, sha256, folder = sys.argv[1:]
 free = License("free", "https://example.org/license", False)
 model = PublishedModel(

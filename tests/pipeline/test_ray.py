@@ -27,19 +27,19 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.settings import get_current_settings
 from pydantic import TypeAdapter
 
-from flows import engine
-from flows.build_relevance import build_relevance
+from styleclip.flows import engine
+from styleclip.flows.build_relevance import build_relevance
+from styleclip.tasks.directions import relevance
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.settings import Execution, Models, Relevance, Sampling, SettingsError
 from styleclip_core.errors import PromptError
-from tasks.directions import relevance
-from tasks.running.run import Run
-from tasks.settings import Execution, Models, Relevance, Sampling, SettingsError
 from tests.left import files_of
 from tests.pipeline.test_retry import press_retry
 from tests.ray_cluster import ROOT, Cluster, ray_cluster
 
 pytest.importorskip("prefect_ray", reason="the extra 'ray' is not installed: pip install '.[ray]'")
 
-from flows import on_ray
+from styleclip.flows import on_ray
 
 pytestmark = [
     pytest.mark.usefixtures("prefect_server"),
@@ -220,7 +220,7 @@ def test_a_cluster_makes_the_same_files_task_runs_and_artifacts(build, undisturb
 
 _AS_A_CLIENT = """
 import json, sys
-from flows.build_relevance import build_relevance
+from styleclip.flows.build_relevance import build_relevance
 state = build_relevance(**json.loads(sys.argv[1]), return_state=True)
 assert state.is_completed(), state.message
 """

@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from flows.build_relevance import build_relevance
+from styleclip.flows.build_relevance import build_relevance
+from styleclip.tasks.artifacts import read_provenance
+from styleclip.tasks.directions import relevance as relevance_task
+from styleclip.tasks.directions.refining import TableRecord, check_disjoint, find_last_table, refine_relevance
+from styleclip.tasks.directions.relevance import read_relevance
+from styleclip.tasks.directions.style_directions import find_table
+from styleclip.tasks.running.run import run_here
+from styleclip.tasks.settings import Models, Relevance, Sampling
+from styleclip.tasks.storage import read_bytes
 from styleclip_core.errors import ArtifactConflictError
-from tasks.artifacts import read_provenance
-from tasks.directions import relevance as relevance_task
-from tasks.directions.refining import TableRecord, check_disjoint, find_last_table, refine_relevance
-from tasks.directions.relevance import read_relevance
-from tasks.directions.style_directions import find_table
-from tasks.running.run import run_here
-from tasks.settings import Models, Relevance, Sampling
-from tasks.storage import read_bytes
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 SAMPLING = Sampling(statistics=40, codes=10)

@@ -9,23 +9,23 @@ import pytest
 import torch
 from PIL import Image
 
+from styleclip.tasks.artifacts import ChangedInputError
+from styleclip.tasks.directions import relevance, sampling
+from styleclip.tasks.directions import style_directions as directions
+from styleclip.tasks.editing import mappers
+from styleclip.tasks.editing import plans as planning
+from styleclip.tasks.editing import shards as editing
+from styleclip.tasks.editing.methods import PreparedEdit
+from styleclip.tasks.photographs import images, inversion
+from styleclip.tasks.photographs.datasets.front import locate
+from styleclip.tasks.running import networks as models
+from styleclip.tasks.running.run import Networks, run_here
+from styleclip.tasks.settings import DataSet, Inversion, MapperTraining, Relevance, Sampling
+from styleclip.tasks.settings.edits import EditVariant, StepVariant
 from styleclip_core import load_generator
 from styleclip_core.mapper_training import MapperTrainingSettings, new_mapper
 from styleclip_core.models.identity import CompactIdentity, IdentityConfig, save_identity
 from styleclip_core.models.mapper import save_mapper
-from tasks.artifacts import ChangedInputError
-from tasks.directions import relevance, sampling
-from tasks.directions import style_directions as directions
-from tasks.editing import mappers
-from tasks.editing import plans as planning
-from tasks.editing import shards as editing
-from tasks.editing.methods import PreparedEdit
-from tasks.photographs import images, inversion
-from tasks.photographs.datasets.front import locate
-from tasks.running import networks as models
-from tasks.running.run import Networks, run_here
-from tasks.settings import DataSet, Inversion, MapperTraining, Relevance, Sampling
-from tasks.settings.edits import EditVariant, StepVariant
 from tests.small_networks import write_small_networks
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

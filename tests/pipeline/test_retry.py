@@ -6,14 +6,14 @@ from prefect.client.orchestration import get_client
 from prefect.flow_engine import run_flow
 from prefect.states import State, StateType
 
-from flows.edit_images import edit_images
-from tasks.editing import shards as editing_task
-from tasks.photographs import inversion as inversion_task
-from tasks.photographs import reading
-from tasks.running.caching import ResultStorageError, probe_result_storage
-from tasks.settings import Execution, Inversion, Models, Relevance, Sampling
-from tasks.settings.edits import Edit
-from tasks.storage import AccessDeniedError
+from styleclip.flows.edit_images import edit_images
+from styleclip.tasks.editing import shards as editing_task
+from styleclip.tasks.photographs import inversion as inversion_task
+from styleclip.tasks.photographs import reading
+from styleclip.tasks.running.caching import ResultStorageError, probe_result_storage
+from styleclip.tasks.settings import Execution, Inversion, Models, Relevance, Sampling
+from styleclip.tasks.settings.edits import Edit
+from styleclip.tasks.storage import AccessDeniedError
 from tests.pipeline.test_flows import encoded, portrait
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -67,7 +67,7 @@ def test_retry_executes_only_the_failed_shard(network_files, tmp_path, monkeypat
 
     monkeypatch.setattr(inversion_task, "_invert", fail_on_the_first)
     monkeypatch.setenv("STYLECLIP_WORKERS", "1")
-    from flows.run import task_runner
+    from styleclip.flows.run import task_runner
 
     one_at_a_time = edit_images.with_options(task_runner=task_runner())
     first = one_at_a_time(**parameters, return_state=True)

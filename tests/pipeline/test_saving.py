@@ -25,20 +25,16 @@ import pytest
 import webdataset
 from PIL import Image
 
-from flows.edit_images import edit_images
-from flows.evaluate import evaluate_edits
-from styleclip_cli.serving import Pages
-from styleclip_core import images
-from styleclip_core.errors import ImageFormatError
-from styleclip_core.images import decode_image
-from tasks.editing import plans as planning
-from tasks.editing import saving as packing
-from tasks.keeping.accounts import account
-from tasks.keeping.pruning import Choice, prune
-from tasks.photographs import pasting
-from tasks.photographs.reading import object_of, read_stored
-from tasks.running.run import Run
-from tasks.settings import (
+from styleclip.flows.edit_images import edit_images
+from styleclip.flows.evaluate import evaluate_edits
+from styleclip.tasks.editing import plans as planning
+from styleclip.tasks.editing import saving as packing
+from styleclip.tasks.keeping.accounts import account
+from styleclip.tasks.keeping.pruning import Choice, prune
+from styleclip.tasks.photographs import pasting
+from styleclip.tasks.photographs.reading import object_of, read_stored
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.settings import (
     DataSet,
     Execution,
     Inversion,
@@ -49,8 +45,19 @@ from tasks.settings import (
     Saving,
     SettingsError,
 )
-from tasks.settings.edits import Edit
-from tasks.storage import join, list_objects, output_key, read_bytes, readable_key, write_bytes_atomic
+from styleclip.tasks.settings.edits import Edit
+from styleclip.tasks.storage import (
+    join,
+    list_objects,
+    output_key,
+    read_bytes,
+    readable_key,
+    write_bytes_atomic,
+)
+from styleclip_cli.serving import Pages
+from styleclip_core import images
+from styleclip_core.errors import ImageFormatError
+from styleclip_core.images import decode_image
 from tests.left import files_of
 from tests.pipeline.test_flows import encoded, portrait
 
@@ -408,9 +415,9 @@ def test_faces_in_tars_are_refused_by_name(tmp_path, monkeypatch):
 
 KILLED = """
 import os, signal, sys, threading
-from tasks.editing import plans as planning
-from tasks.editing import saving as packing
-from tasks.settings import Execution, Inversion, Models, Relevance, Sampling, Saving, SettingsError
+from styleclip.tasks.editing import plans as planning
+from styleclip.tasks.editing import saving as packing
+from styleclip.tasks.settings import Execution, Inversion, Models, Relevance, Sampling, Saving, SettingsError
 from tests.pipeline.test_saving import edit
 
 real, begun, moment, turn = packing.copy_from_local, [], sys.argv[4], threading.Lock()

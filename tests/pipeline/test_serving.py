@@ -10,8 +10,8 @@ from urllib.parse import quote
 
 import pytest
 
+from styleclip.tasks.storage import join, read_bytes, write_bytes_atomic
 from styleclip_cli.serving import Pages
-from tasks.storage import join, read_bytes, write_bytes_atomic
 from tests.pipeline.test_changed_objects import Place
 from tests.pipeline.test_changed_objects import place as place  # a fixture
 
@@ -69,8 +69,8 @@ def test_who_does_not_know_the_address_gets_nothing(pages):
 
 
 def test_what_the_reader_may_not_see_is_refused_in_words(pages, monkeypatch):
+    from styleclip.tasks.storage import AccessDeniedError, StorageError
     from styleclip_cli import serving
-    from tasks.storage import AccessDeniedError, StorageError
 
     for error, status in (
         (AccessDeniedError("cannot read it: denied"), 403),

@@ -8,11 +8,8 @@ import torch
 from prefect.utilities.schema_tools import validate
 from pydantic import ValidationError
 
-from styleclip_core.editing import select_channels
-from styleclip_core.options import annotated_fields
-from styleclip_core.style_space import StyleLayer, StyleLayout
-from tasks.directions import style_directions as directions
-from tasks.settings import (
+from styleclip.tasks.directions import style_directions as directions
+from styleclip.tasks.settings import (
     Alignment,
     Choosing,
     Execution,
@@ -29,7 +26,10 @@ from tasks.settings import (
     describe,
     fast_relevance,
 )
-from tasks.settings.edits import Edit, EditStep, StepVariant, all_variants, dump_edits, load_edits
+from styleclip.tasks.settings.edits import Edit, EditStep, StepVariant, all_variants, dump_edits, load_edits
+from styleclip_core.editing import select_channels
+from styleclip_core.options import annotated_fields
+from styleclip_core.style_space import StyleLayer, StyleLayout
 
 
 def test_one_edit_at_several_strengths_is_several_variants():
@@ -148,7 +148,7 @@ def test_the_server_knows_the_bounds_of_strengths_and_thresholds_and_blank_promp
 
 
 def test_a_missing_edit_file_is_named(tmp_path):
-    from tasks.storage import MissingObjectError
+    from styleclip.tasks.storage import MissingObjectError
 
     with pytest.raises(MissingObjectError, match=r"none.yaml"):
         load_edits(str(tmp_path / "none.yaml"))

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import typer
 
-import data
+from styleclip import data
+from styleclip.tasks.settings.edits import load_edits
 from styleclip_cli import main, options, output
 from styleclip_cli.commands import PLACES, load
 from styleclip_cli.progress import EVERY, Lines, span
 from styleclip_core.models.catalog import find_model
-from tasks.settings.edits import load_edits
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "prefect", "pandas", "pyarrow", "fsspec", "botocore", "rich", "matplotlib"}
@@ -222,7 +222,7 @@ def test_what_only_a_traceback_explains_is_an_object_too(called, monkeypatch, tm
     def broken(*_arguments, **_options):
         raise RuntimeError("of nobody's making")
 
-    monkeypatch.setattr("tasks.exchange.published_files.convert_weights", broken)
+    monkeypatch.setattr("styleclip.tasks.exchange.published_files.convert_weights", broken)
     monkeypatch.setattr(sys, "argv", ["styleclip", "convert", "a", "b", "--json"])
     printed: list[str] = []
     monkeypatch.setattr(output.typer, "echo", lambda text, **_: printed.append(text))
@@ -308,6 +308,8 @@ def test_progress_is_said_every_half_minute_with_the_time_left():
 
 
 def test_edits_of_the_demo_are_read_without_what_is_heavy():
-    done = python("import sys, data; from tasks.settings.edits import Edit; print(*sys.modules)")
+    done = python(
+        "import sys, styleclip.data; from styleclip.tasks.settings.edits import Edit; print(*sys.modules)"
+    )
     assert not set(done.stdout.split()) & HEAVY
     assert load_edits(str(data.EDITS))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.storage import (
+from styleclip.tasks.storage import (
     AccessDeniedError,
     ChangedObjectError,
     MissingObjectError,
@@ -28,8 +28,8 @@ from tasks.storage import (
     write_bytes_atomic,
     written,
 )
-from tasks.storage.filesystems import _options
-from tasks.storage.temporaries import temporary_name
+from styleclip.tasks.storage.filesystems import _options
+from styleclip.tasks.storage.temporaries import temporary_name
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -105,7 +105,7 @@ def test_a_file_that_is_overwritten_while_it_is_read_is_not_taken(tmp_path, monk
         seen.append(found)
         return found
 
-    monkeypatch.setattr("tasks.storage.objects.os.fstat", overwritten_after_the_first_look)
+    monkeypatch.setattr("styleclip.tasks.storage.objects.os.fstat", overwritten_after_the_first_look)
     with pytest.raises(ChangedObjectError, match="has changed since it was listed"):
         read_version(str(path), listed.etag)
     assert len(seen) >= 2
@@ -199,7 +199,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 
 def test_leftovers_of_dead_writers_are_deleted_and_of_living_ones_kept(tmp_path):
     code = (
-        "from tasks.storage.temporaries import temporary_name; "
+        "from styleclip.tasks.storage.temporaries import temporary_name; "
         f"open({str(tmp_path)!r} + '/' + temporary_name(), 'w')"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)

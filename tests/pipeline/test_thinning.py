@@ -10,13 +10,13 @@ import pyarrow as pa
 import pytest
 
 from benchmarks.batches import make_batch
-from tasks.artifacts import Recipe, write_table
-from tasks.directions.refining import REFINE_STEP
-from tasks.directions.relevance import STEP
-from tasks.keeping.accounts import account
-from tasks.keeping.pruning import Choice
-from tasks.keeping.tables import night_tables, thinned
-from tasks.storage import join, list_folders
+from styleclip.tasks.artifacts import Recipe, write_table
+from styleclip.tasks.directions.refining import REFINE_STEP
+from styleclip.tasks.directions.relevance import STEP
+from styleclip.tasks.keeping.accounts import account
+from styleclip.tasks.keeping.pruning import Choice
+from styleclip.tasks.keeping.tables import night_tables, thinned
+from styleclip.tasks.storage import join, list_folders
 from tests.pipeline.test_keeping import DAY, KEYS, LATER, SMILE, run_prune
 
 

@@ -11,19 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.align_faces import align_faces
-from flows.edit_images import edit_images
-from flows.evaluate import evaluate_edits
-from flows.paste_faces import paste_faces
-from tasks.artifacts.lineage import Span, inherit
-from tasks.evaluation import shards as evaluation
-from tasks.evaluation.attributes import AttributePrompts
-from tasks.photographs import faces, inversion, pasting
-from tasks.photographs.images import cut, digest
-from tasks.reports.page.evaluations import find_evaluations
-from tasks.settings import Alignment, Execution, FaceSource, Inversion, Judges, Models
-from tasks.settings.edits import Edit
-from tasks.storage import (
+from styleclip.flows.align_faces import align_faces
+from styleclip.flows.edit_images import edit_images
+from styleclip.flows.evaluate import evaluate_edits
+from styleclip.flows.paste_faces import paste_faces
+from styleclip.tasks.artifacts.lineage import Span, inherit
+from styleclip.tasks.evaluation import shards as evaluation
+from styleclip.tasks.evaluation.attributes import AttributePrompts
+from styleclip.tasks.photographs import faces, inversion, pasting
+from styleclip.tasks.photographs.images import cut, digest
+from styleclip.tasks.reports.page.evaluations import find_evaluations
+from styleclip.tasks.settings import Alignment, Execution, FaceSource, Inversion, Judges, Models
+from styleclip.tasks.settings.edits import Edit
+from styleclip.tasks.storage import (
     ObjectInfo,
     StorageError,
     join,
@@ -118,7 +118,7 @@ def test_what_was_removed_is_made_again(place, network_files, inverted):
 
 def remove(uri: str) -> None:
     if uri.startswith("s3://"):
-        from tasks.storage import filesystem
+        from styleclip.tasks.storage import filesystem
 
         fs, path = filesystem(uri)
         fs.rm_file(path)

@@ -11,21 +11,21 @@ import httpx
 import pytest
 import s3fs
 
-from flows.edit_images import edit_images
-from flows.steps import editing as editing_steps
-from tasks.artifacts.outcomes import OK, OutcomeLog, Row, failure
-from tasks.editing import plans as planning
-from tasks.editing import shards as editing
-from tasks.evaluation import image_scores
-from tasks.evaluation import shards as evaluation
-from tasks.evaluation.attributes import AttributePrompts
-from tasks.evaluation.labels import LabelPrompt
-from tasks.evaluation.manifest import index_edits
-from tasks.photographs import faces, images, inversion, pasting
-from tasks.reports.page import thumbnails
-from tasks.running.progress import ShardResult
-from tasks.running.run import Run
-from tasks.settings import (
+from styleclip.flows.edit_images import edit_images
+from styleclip.flows.steps import editing as editing_steps
+from styleclip.tasks.artifacts.outcomes import OK, OutcomeLog, Row, failure
+from styleclip.tasks.editing import plans as planning
+from styleclip.tasks.editing import shards as editing
+from styleclip.tasks.evaluation import image_scores
+from styleclip.tasks.evaluation import shards as evaluation
+from styleclip.tasks.evaluation.attributes import AttributePrompts
+from styleclip.tasks.evaluation.labels import LabelPrompt
+from styleclip.tasks.evaluation.manifest import index_edits
+from styleclip.tasks.photographs import faces, images, inversion, pasting
+from styleclip.tasks.reports.page import thumbnails
+from styleclip.tasks.running.progress import ShardResult
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.settings import (
     Alignment,
     Comparison,
     Execution,
@@ -37,8 +37,8 @@ from tasks.settings import (
     PivotalTuning,
     Sampling,
 )
-from tasks.settings.edits import Edit
-from tasks.storage import (
+from styleclip.tasks.settings.edits import Edit
+from styleclip.tasks.storage import (
     AccessDeniedError,
     ChangedObjectError,
     MissingObjectError,
@@ -50,7 +50,7 @@ from tasks.storage import (
     read_bytes,
     write_bytes_atomic,
 )
-from tasks.storage.outages import (
+from styleclip.tasks.storage.outages import (
     CredentialsError,
     StoreUnavailableError,
     UnreadablePrefixError,

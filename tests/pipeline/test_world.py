@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-import data
-from data.world import photographs
-from data.world.captions import ATTRIBUTES, HELD_OUT_TEMPLATES, TRAIN_TEMPLATES, caption, truths
-from data.world.identity_quality import (
+from styleclip import data
+from styleclip.data.world import photographs
+from styleclip.data.world.captions import ATTRIBUTES, HELD_OUT_TEMPLATES, TRAIN_TEMPLATES, caption, truths
+from styleclip.data.world.identity_quality import (
     best_threshold,
     equal_error_rate,
     generated_by,
@@ -14,12 +14,27 @@ from data.world.identity_quality import (
     sensitivity,
     verify,
 )
-from data.world.quality import area_under_curve, clip_scores, generator_scores
-from data.world.regressor import load_regressor
-from data.world.renderer import FACTORS, INDEX, NUM_FACTORS, factors_of, hair_mask, render, strengths, visible
-from data.world.train_clip import CompactTokens, build_towers, contrastive_loss, openai_state
-from data.world.train_identity import FAMILIES, IDENTITY, MIN_DIFFERENCE, families, supervised_contrastive
-from data.world.training import draw
+from styleclip.data.world.quality import area_under_curve, clip_scores, generator_scores
+from styleclip.data.world.regressor import load_regressor
+from styleclip.data.world.renderer import (
+    FACTORS,
+    INDEX,
+    NUM_FACTORS,
+    factors_of,
+    hair_mask,
+    render,
+    strengths,
+    visible,
+)
+from styleclip.data.world.train_clip import CompactTokens, build_towers, contrastive_loss, openai_state
+from styleclip.data.world.train_identity import (
+    FAMILIES,
+    IDENTITY,
+    MIN_DIFFERENCE,
+    families,
+    supervised_contrastive,
+)
+from styleclip.data.world.training import draw
 from styleclip_core import load_clip, load_encoder, load_generator, load_identity
 from styleclip_core.images import decode_image, fit, psnr
 

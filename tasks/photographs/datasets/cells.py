@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from styleclip.tasks.artifacts.tables import readable
+from styleclip.tasks.storage import ChangedObjectError, stat
+from styleclip.tasks.storage.ranges import view
 from styleclip_core.errors import StyleCLIPError
-from tasks.artifacts.tables import readable
-from tasks.storage import ChangedObjectError, stat
-from tasks.storage.ranges import view
 
 _KEPT = 2**28  # bytes of row groups that a process keeps
 _AT_ONCE = 32  # rows of a large row group that are decoded at a time

@@ -7,7 +7,7 @@ from typing import Any
 
 import duckdb
 
-from tasks.settings import SettingsError
+from styleclip.tasks.settings import SettingsError
 
 
 def connected(folder: str) -> duckdb.DuckDBPyConnection:

@@ -14,17 +14,25 @@ from itertools import islice
 from braceexpand import braceexpand
 from pydantic import BaseModel, ConfigDict
 
+from styleclip.tasks.photographs.datasets import tables, tars
+from styleclip.tasks.photographs.datasets.lists import LIST_ENDINGS, list_samples, rows_of
+from styleclip.tasks.photographs.datasets.samples import Sample, in_order, of_object
+from styleclip.tasks.photographs.datasets.subsets import matcher
+from styleclip.tasks.running.overlap import read_ahead
+from styleclip.tasks.settings import SettingsError
+from styleclip.tasks.settings.datasets import DataSet, Form
+from styleclip.tasks.storage import (
+    MissingObjectError,
+    ObjectInfo,
+    exists,
+    first_page,
+    join,
+    sorted_objects,
+    stat,
+)
+from styleclip.tasks.storage.places import scheme_of
 from styleclip_core.errors import StyleCLIPError
 from styleclip_core.images import ENDINGS
-from tasks.photographs.datasets import tables, tars
-from tasks.photographs.datasets.lists import LIST_ENDINGS, list_samples, rows_of
-from tasks.photographs.datasets.samples import Sample, in_order, of_object
-from tasks.photographs.datasets.subsets import matcher
-from tasks.running.overlap import read_ahead
-from tasks.settings import SettingsError
-from tasks.settings.datasets import DataSet, Form
-from tasks.storage import MissingObjectError, ObjectInfo, exists, first_page, join, sorted_objects, stat
-from tasks.storage.places import scheme_of
 
 _SPECIAL = re.compile(r"[*?\[{]")
 _LITERAL = re.compile(r"\[([*?\[])\]")  # one of these characters, as itself

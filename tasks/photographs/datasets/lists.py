@@ -14,12 +14,11 @@ from typing import Any
 
 import duckdb
 
-from styleclip_core.errors import StyleCLIPError
-from tasks.photographs.datasets.database import connected
-from tasks.photographs.datasets.places import Place, parse_place
-from tasks.photographs.datasets.samples import Sample, in_order, of_object
-from tasks.running.overlap import read_ahead
-from tasks.storage import (
+from styleclip.tasks.photographs.datasets.database import connected
+from styleclip.tasks.photographs.datasets.places import Place, parse_place
+from styleclip.tasks.photographs.datasets.samples import Sample, in_order, of_object
+from styleclip.tasks.running.overlap import read_ahead
+from styleclip.tasks.storage import (
     MissingObjectError,
     ObjectInfo,
     PlaceError,
@@ -32,7 +31,8 @@ from tasks.storage import (
     sorted_objects,
     stat,
 )
-from tasks.storage.places import has_scheme, scheme_of
+from styleclip.tasks.storage.places import has_scheme, scheme_of
+from styleclip_core.errors import StyleCLIPError
 
 _READERS = {
     ".csv": "read_csv(?, header = true, sample_size = -1, null_padding = true)",

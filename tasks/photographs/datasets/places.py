@@ -13,9 +13,9 @@ import re
 from dataclasses import dataclass
 from urllib.parse import unquote
 
+from styleclip.tasks.storage import join
+from styleclip.tasks.storage.places import has_scheme
 from styleclip_core.errors import StyleCLIPError
-from tasks.storage import join
-from tasks.storage.places import has_scheme
 
 _FORM = re.compile(r"([^#]+)#(?:bytes=(\d+)-(\d+)|row=(\d+)&([^#]+)|object)")
 

@@ -13,8 +13,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from tasks.storage import ObjectInfo
-from tasks.storage.sorting import Sorted
+from styleclip.tasks.storage import ObjectInfo
+from styleclip.tasks.storage.sorting import Sorted
 
 _RUN = 20_000  # samples that are sorted at once
 

@@ -13,13 +13,13 @@ import duckdb
 import pyarrow as pa
 from fsspec.utils import glob_translate
 
-from tasks.photographs.datasets.columns import Types, types_of
-from tasks.photographs.datasets.database import connected, keep_where
-from tasks.photographs.datasets.samples import Sample
-from tasks.settings import SettingsError
-from tasks.settings.datasets import DataSet
-from tasks.storage import copy_to_local, is_local, local_path
-from tasks.storage.sorting import batched
+from styleclip.tasks.photographs.datasets.columns import Types, types_of
+from styleclip.tasks.photographs.datasets.database import connected, keep_where
+from styleclip.tasks.photographs.datasets.samples import Sample
+from styleclip.tasks.settings import SettingsError
+from styleclip.tasks.settings.datasets import DataSet
+from styleclip.tasks.storage import copy_to_local, is_local, local_path
+from styleclip.tasks.storage.sorting import batched
 
 _ROWS = 8192
 _KEYS = ("image_key", "key", "file_name")  # columns that tables of images are joined on

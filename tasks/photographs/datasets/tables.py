@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.photographs.datasets.cells import opened
-from tasks.photographs.datasets.places import Place
-from tasks.photographs.datasets.samples import Sample
-from tasks.settings import SettingsError
-from tasks.storage import ObjectInfo, join
+from styleclip.tasks.photographs.datasets.cells import opened
+from styleclip.tasks.photographs.datasets.places import Place
+from styleclip.tasks.photographs.datasets.samples import Sample
+from styleclip.tasks.settings import SettingsError
+from styleclip.tasks.storage import ObjectInfo, join
 
 ENDING = ".parquet"
 _USUAL = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes", "content")

@@ -15,13 +15,13 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from styleclip.tasks.artifacts import Recipe, is_complete, read_table, write_table
+from styleclip.tasks.photographs.datasets.places import Place
+from styleclip.tasks.photographs.datasets.samples import Sample
+from styleclip.tasks.storage import ChangedObjectError, ObjectInfo, is_local, join, local_path, stat
+from styleclip.tasks.storage.outages import explained
+from styleclip.tasks.storage.ranges import view
 from styleclip_core.images import ENDINGS
-from tasks.artifacts import Recipe, is_complete, read_table, write_table
-from tasks.photographs.datasets.places import Place
-from tasks.photographs.datasets.samples import Sample
-from tasks.storage import ChangedObjectError, ObjectInfo, is_local, join, local_path, stat
-from tasks.storage.outages import explained
-from tasks.storage.ranges import view
 
 STEP, VERSION = "index-archive", "1"
 ENDING = ".tar"

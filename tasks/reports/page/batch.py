@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tasks.artifacts import DamagedArtifactError, Provenance, read_provenance
-from tasks.artifacts.outcomes import OK
-from tasks.evaluation.manifest import iter_rows
-from tasks.reports.page.links import below, parent, safe_name
-from tasks.reports.page.outputs import Outputs
-from tasks.storage import output_key
+from styleclip.tasks.artifacts import DamagedArtifactError, Provenance, read_provenance
+from styleclip.tasks.artifacts.outcomes import OK
+from styleclip.tasks.evaluation.manifest import iter_rows
+from styleclip.tasks.reports.page.links import below, parent, safe_name
+from styleclip.tasks.reports.page.outputs import Outputs
+from styleclip.tasks.storage import output_key
 
 _STATUS = {OK: 0, "failed": 1, "skipped": 2}
 ABSENT = 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tasks.artifacts import DamagedArtifactError, read_provenance, read_table
+from styleclip.tasks.artifacts import DamagedArtifactError, read_provenance, read_table
 
 
 @dataclass(frozen=True)

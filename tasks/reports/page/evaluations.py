@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from tasks.artifacts import DamagedArtifactError, iter_batches
-from tasks.reports.page.batch import Batch, Score
-from tasks.reports.page.links import parent
-from tasks.storage import MissingObjectError, join, list_objects
+from styleclip.tasks.artifacts import DamagedArtifactError, iter_batches
+from styleclip.tasks.reports.page.batch import Batch, Score
+from styleclip.tasks.reports.page.links import parent
+from styleclip.tasks.storage import MissingObjectError, join, list_objects
 
 _TABLE = "evaluation.parquet"
 _SCORES = (

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 from urllib.parse import quote
 
-from tasks.settings import SettingsError
-from tasks.storage import canonical, is_local, local_path, scheme_of
+from styleclip.tasks.settings import SettingsError
+from styleclip.tasks.storage import canonical, is_local, local_path, scheme_of
 
 _VARIABLE = "STYLECLIP_LINKS"
 

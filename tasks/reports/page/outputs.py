@@ -12,8 +12,8 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from tasks.photographs.datasets.places import Place, is_place, parse_place
-from tasks.reports.page.links import safe_name
+from styleclip.tasks.photographs.datasets.places import Place, is_place, parse_place
+from styleclip.tasks.reports.page.links import safe_name
 
 _COLUMN = "image.bytes"
 

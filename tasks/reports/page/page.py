@@ -26,25 +26,25 @@ from markupsafe import Markup
 from PIL import Image
 from prefect.logging import get_run_logger
 
-from tasks.artifacts import Recipe, read_provenance
-from tasks.directions.style_directions import ALPHA_UNIT
-from tasks.reports.page import charts
-from tasks.reports.page.batch import MAX_PROBLEMS, Batch, Score, Sweep, read_batch, sweeps
-from tasks.reports.page.choices import Choice, read_choice
-from tasks.reports.page.evaluations import add_evaluations
-from tasks.reports.page.links import below, parent, relative_link
-from tasks.reports.page.outputs import Packed
-from tasks.reports.page.thumbnails import SIDE, PagePlan, leaves
-from tasks.running.caching import unit_of_work
-from tasks.running.overlap import Writes
-from tasks.running.partial import Part, read_part
-from tasks.storage import contents_of, join, write_bytes_atomic
+from styleclip.tasks.artifacts import Recipe, read_provenance
+from styleclip.tasks.directions.style_directions import ALPHA_UNIT
+from styleclip.tasks.reports.page import charts
+from styleclip.tasks.reports.page.batch import MAX_PROBLEMS, Batch, Score, Sweep, read_batch, sweeps
+from styleclip.tasks.reports.page.choices import Choice, read_choice
+from styleclip.tasks.reports.page.evaluations import add_evaluations
+from styleclip.tasks.reports.page.links import below, parent, relative_link
+from styleclip.tasks.reports.page.outputs import Packed
+from styleclip.tasks.reports.page.thumbnails import SIDE, PagePlan, leaves
+from styleclip.tasks.running.caching import unit_of_work
+from styleclip.tasks.running.overlap import Writes
+from styleclip.tasks.running.partial import Part, read_part
+from styleclip.tasks.storage import contents_of, join, write_bytes_atomic
 
 STEP, VERSION = "page", "1"
 LEAF, PER_PAGE = 12, 24
 ALONE = 6_000_000  # bytes of thumbnails that still go into the page itself
 _WRITES = 32
-_TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("tasks.reports.page"), autoescape=True)
+_TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("styleclip.tasks.reports.page"), autoescape=True)
 
 
 @unit_of_work("write-page")
@@ -276,7 +276,7 @@ def render(
 
 
 def _part(name: str) -> str:
-    return (resources.files("tasks.reports.page") / "templates" / name).read_text(encoding="utf-8")
+    return (resources.files("styleclip.tasks.reports.page") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _policy(digest: str) -> str:

@@ -21,19 +21,19 @@ import pyarrow as pa
 from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict
 
+from styleclip.tasks.artifacts import Provenance, Recipe, artifact_uri, is_complete, read_table, write_table
+from styleclip.tasks.artifacts.outcomes import OK, STATUS_FIELDS, OutcomeLog, Row, failure, success
+from styleclip.tasks.photographs.images import cut, digest, indexed_versions
+from styleclip.tasks.photographs.reading import read_image, read_stored
+from styleclip.tasks.reports.page.batch import Batch, read_batch
+from styleclip.tasks.running.caching import unit_of_work
+from styleclip.tasks.running.overlap import read_ahead
+from styleclip.tasks.running.progress import ShardResult
+from styleclip.tasks.running.rates import Spent
+from styleclip.tasks.running.run import Run
+from styleclip.tasks.storage import ObjectInfo, StoreError, join
 from styleclip_core.errors import StyleCLIPError
 from styleclip_core.images import decode_image
-from tasks.artifacts import Provenance, Recipe, artifact_uri, is_complete, read_table, write_table
-from tasks.artifacts.outcomes import OK, STATUS_FIELDS, OutcomeLog, Row, failure, success
-from tasks.photographs.images import cut, digest, indexed_versions
-from tasks.photographs.reading import read_image, read_stored
-from tasks.reports.page.batch import Batch, read_batch
-from tasks.running.caching import unit_of_work
-from tasks.running.overlap import read_ahead
-from tasks.running.progress import ShardResult
-from tasks.running.rates import Spent
-from tasks.running.run import Run
-from tasks.storage import ObjectInfo, StoreError, join
 
 STEP, VERSION = "thumbnails", "2"
 SIDE = 160

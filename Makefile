@@ -34,7 +34,7 @@ demo: $(RUNS)  ## Edit the embedded photographs by text and show the page
 	$(BIN)/styleclip demo
 
 docs: $(STAMP)  ## Pages of the library from its docstrings, in build/api
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --config-file docs/api/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --config-file docs/api/mkdocs.yml
 
 test: $(STAMP)  ## All tests, on all cores (8 at most)
 	$(BIN)/pytest $(ON_ALL_CORES) --durations=25

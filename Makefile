@@ -1,26 +1,40 @@
 # The only place that spells the commands. Every target sets up .venv by itself.
 # The first that runs: a version manager may put a python3.11 on the path that only says it is absent.
-PYTHON ?= $(shell for each in python3.11 python3.12 python3; do $$each -c '' 2>/dev/null && command -v $$each && exit; done)
+PYTHON ?= $(shell for each in python3.11 python3.12 python3.13 python3; do $$each -c '' 2>/dev/null && command -v $$each && exit; done)
 BIN := .venv/bin
+# All that is tested and built, and what runs of the pipeline need; who has the first needs nothing more for the second.
 STAMP := .venv/.installed
+RUNS := $(if $(wildcard $(STAMP)),$(STAMP),.venv/.runs)
+# Address of another index of wheels beside the usual one, e.g. PyTorch's own for machines without a GPU.
+TORCH_INDEX ?=
+INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url '$(TORCH_INDEX)')
 ON_ALL_CORES := -n auto --maxprocesses=8 --dist=loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-long operations browser soak identity volume parity check format hostile bench gpu methods quality models world-quality setup help
+.PHONY: demo test test-long operations browser soak identity volume parity check format docs hostile bench gpu methods quality models world-quality setup help
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 setup: $(STAMP)  ## Create .venv with the exact versions of constraints.txt
 
-$(STAMP): pyproject.toml constraints.txt
-	@test -n '$(PYTHON)' || { echo 'Python 3.11 or 3.12 is needed, found none; set PYTHON=/path/to/python3.11' >&2; exit 2; }
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else f"Python 3.11 or 3.12 is needed, found {sys.version.split()[0]}; set PYTHON=/path/to/python3.11")'
+$(BIN)/python:
+	@test -n '$(PYTHON)' || { echo 'Python 3.11, 3.12 or 3.13 is needed, found none; set PYTHON=/path/to/python3.11' >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Python 3.11, 3.12 or 3.13 is needed, found {sys.version.split()[0]}; set PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[pipeline,ray,video,openclip,dev]'
-	@touch $(STAMP)
 
-demo: $(STAMP)  ## Edit the embedded photographs by text and show the page
+.venv/.runs: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable '.[pipeline]'
+	@touch $@
+
+.venv/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable '.[pipeline,ray,video,openclip,docs,dev]'
+	@touch $@
+
+demo: $(RUNS)  ## Edit the embedded photographs by text and show the page
 	$(BIN)/styleclip demo
+
+docs: $(STAMP)  ## Pages of the library from its docstrings, in build/api
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --config-file docs/api/mkdocs.yml
 
 test: $(STAMP)  ## All tests, on all cores (8 at most)
 	$(BIN)/pytest $(ON_ALL_CORES) --durations=25

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,24 @@ def read_environment(path: Path) -> dict[str, str]:
     return found
 
 
+def write_file(file: Path) -> None:
+    """Write the deployments that come with this version, for a place that is no checkout of it.
+
+    Raises:
+        DeployError: If there is such a file, which may hold somebody's changes, or it cannot be written.
+    """
+    ours = resources.files("styleclip.flows").joinpath("prefect.yaml").read_text(encoding="utf-8")
+    try:
+        with file.open("x", encoding="utf-8") as stream:
+            stream.write(ours)
+    except FileExistsError as error:
+        raise DeployError(
+            f"{file} is there already and stays as it is; to compare them, name another with --prefect-file"
+        ) from error
+    except OSError as error:
+        raise DeployError(f"cannot write {file}: {error}") from error
+
+
 def deploy(file: Path, values: Mapping[str, str]) -> list[str]:
     """Deploy all of a file; return a line about each deployment.
 
@@ -114,7 +133,10 @@ def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except OSError as error:
-        raise DeployError(f"cannot read {file}: {error}; run this where prefect.yaml lies") from error
+        raise DeployError(
+            f"cannot read {file}: {error}; run this where prefect.yaml lies, or write one with "
+            "`styleclip deploy --write`"
+        ) from error
 
 
 def _name(deployment: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ import typer
 
 from styleclip_cli import interrupts, output
 from styleclip_cli.commands import Commands
+from styleclip_cli.start import remedy
 from styleclip_core.errors import StyleCLIPError
 
 app = typer.Typer(
@@ -95,6 +96,10 @@ def _told(error: Exception) -> int:
 
 def _said(error: Exception) -> str | None:
     """Return what a user is told of an error; None where only a traceback helps."""
+    # first, as what is imported below may be what is missing
+    if isinstance(error, ModuleNotFoundError):
+        return remedy(error) or None
+
     from pydantic import ValidationError
 
     if isinstance(error, ValidationError):

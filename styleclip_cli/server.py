@@ -95,6 +95,13 @@ def deploy(
     prefect_file: Annotated[
         str, typer.Option(help="File of the deployments; modules are imported from its folder")
     ] = "prefect.yaml",
+    write: Annotated[
+        bool,
+        typer.Option(
+            "--write",
+            help="Write the deployments that come with this version to the file, and deploy nothing",
+        ),
+    ] = False,
     verbose: Verbose = False,
 ) -> None:
     """Deploy all that prefect.yaml says to the server of PREFECT_API_URL.
@@ -103,8 +110,14 @@ def deploy(
     """
     prepare(0, verbose)
     from styleclip.flows.deployments import deploy as deploy_all
-    from styleclip.flows.deployments import read_environment
+    from styleclip.flows.deployments import read_environment, write_file
     from styleclip_cli.prefect_api import reach
+
+    # no server is needed for that
+    if write:
+        write_file(Path(prefect_file))
+        output.answer([prefect_file], prefect_file=prefect_file)
+        return
 
     values = read_environment(Path(env_file)) if env_file else {}
     reach(named=True)

@@ -1,8 +1,8 @@
 """The data card of a set of pairs: how many there are, from what, by which networks, filtered how.
 
 It is the README.md that ``datasets`` and the Hub read: what stands between the lines of dashes tells them
-which files are of which split, and of tars the types of all columns. Without these ``datasets`` takes those of
-the first five samples: what is null in them would end its reading later, whole numbers would cut off the rest.
+which files are of which split, and of tars the types of all columns. Without these ``datasets`` takes those
+of five samples: what is null in them would end its reading later, whole numbers would cut off the rest.
 """
 
 from __future__ import annotations

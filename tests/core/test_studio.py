@@ -18,6 +18,7 @@ from styleclip_core.instant import instant_relevance
 from styleclip_core.prompts import text_direction
 from styleclip_core.settings.inversion import RefinementSettings
 
+ROOT = Path(__file__).parents[2]
 PHOTO = sorted(data.PHOTOGRAPHS.glob("*.png"))[0]
 QUICK = RefinementSettings(steps=2)
 
@@ -82,9 +83,9 @@ def test_what_cannot_be_edited_says_so(studio, tmp_path):
 
 
 def test_the_readme_s_lines_run(tmp_path, monkeypatch):
-    text = (Path(data.__file__).parents[1] / "README.md").read_text()
+    text = (ROOT / "README.md").read_text()
     (block,) = [part for part in text.split("\n\n") if "Studio.load(" in part]
-    monkeypatch.chdir(Path(data.__file__).parents[1])
+    monkeypatch.chdir(ROOT)
     lines = "\n".join(line.removeprefix("    ") for line in block.splitlines())
     exec(lines.replace("grey.png", str(tmp_path / "grey.png")), {})
     with Image.open(tmp_path / "grey.png") as saved:

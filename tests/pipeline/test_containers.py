@@ -156,6 +156,18 @@ def test_the_image_is_made_of_what_is_there_and_runs_as_nobody_special():
     assert user[0][0] in re.findall(r"useradd .*--uid (\d+)", DOCKERFILE)
 
 
+@pytest.mark.parametrize(("extras", "more"), [("", set()), ("openclip", {"openclip"})])
+def test_further_extras_are_installed_by_a_build_argument(extras, more):
+    assert 'ARG EXTRAS=""' in DOCKERFILE
+    (asked,) = re.findall(r'^\s+("\.\[.*\]") \$EXTRA_PACKAGES', DOCKERFILE, re.MULTILINE)
+    said = subprocess.run(
+        ["sh", "-c", f"printf %s {asked}"], env={"EXTRAS": extras}, capture_output=True, text=True
+    )
+    (names,) = re.fullmatch(r"\.\[(.*)\]", said.stdout).groups()
+    assert set(names.split(",")) == {"pipeline", "ray", "video"} | more
+    assert set(names.split(",")) <= set(PROJECT["optional-dependencies"])
+
+
 def test_what_compose_asks_for_is_in_the_example_files():
     example = read_environment(FOLDER / "env.example")
     asked = dict(_VARIABLE.findall((FOLDER / "compose.yaml").read_text()))

@@ -122,8 +122,10 @@ def edit_images(
     # what cannot work ends the run here, before hours of work on the table
     check_format(saving.format)
     editing.check_edits(run, variants)
-    others = editing.prepare_others(run, variants)
     index = index or photographs.index(run, located, execution)
+    edits = editing.fitted(edits, index, chosen)
+    variants = all_variants(replace_steps(edits, stand_in), most_variants, by_image=any(chosen))
+    others = editing.prepare_others(run, variants)
 
     about = (
         f"edits {index.rows} photographs under {photos} with {len(edits)} edits ({len(variants)} variants)"

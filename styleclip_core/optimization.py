@@ -28,6 +28,7 @@ from styleclip_core.images import pad_square
 from styleclip_core.models.clip import ClipModel
 from styleclip_core.settings.optimization import PRESETS as PRESETS
 from styleclip_core.settings.optimization import OptimizationSettings as OptimizationSettings
+from styleclip_core.settings.optimization import fitting_chunk as fitting_chunk
 from styleclip_core.style_space import StyleCode
 from styleclip_core.tuned import AnyGenerator
 
@@ -87,7 +88,7 @@ def optimize(
         embed_images: CLIP's image tower; ``published_embedding`` for the published preprocessing.
         w_source: Code of each pair's image, ``[P, L, W]``; left unchanged.
         text: Unit embedding of each pair's prompt, ``[P, D]``.
-        settings: Terms, steps, rate.
+        settings: Terms, steps, rate, and pairs at once; without a number of these, P decides it.
         embed_identity: Identity network; needed if ``identity_weight`` is positive, unused otherwise.
         offset: What earlier edits added to each pair's flat style code, ``[P, M]``; None for nothing.
 
@@ -98,7 +99,8 @@ def optimize(
         ValueError: If the shapes do not fit, or the identity term lacks its network.
     """
     _check(generator, w_source, text, settings, embed_identity)
-    problem = _Problem(generator, embed_images, embed_identity, settings)
+    chunk = settings.chunk or fitting_chunk(len(w_source))
+    problem = _Problem(generator, embed_images, embed_identity, settings, chunk)
 
     # where the distance is measured from stays, a copy of it moves
     first = source = problem.start(w_source.detach(), offset)
@@ -160,13 +162,14 @@ class _Problem:
     embed_images: Embedding
     embed_identity: Embedding | None
     settings: OptimizationSettings
+    chunk: int
 
     @torch.no_grad()
     def start(self, w_source: Tensor, offset: Tensor | None) -> _Source:
         """Return where the pairs start."""
         parts = [
             self._start(index, w_source[index], None if offset is None else offset[index])
-            for index in chunks(len(w_source), self.settings.chunk, w_source.device)
+            for index in chunks(len(w_source), self.chunk, w_source.device)
         ]
         count = len(w_source)
         styles = torch.cat([styles for styles, _ in parts])[:count]
@@ -208,7 +211,7 @@ class _Problem:
             return torch.stack([clip, l2, identity, loss])
 
         places = torch.arange(len(moving), device=moving.device)
-        return evaluate(moving, places, terms, chunk=settings.chunk)
+        return evaluate(moving, places, terms, chunk=self.chunk)
 
     def terms(self, moving: Tensor, source: _Source, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the CLIP, L2 and identity terms, unweighted, ``[A]`` each."""

@@ -19,7 +19,13 @@ from benchmarks.gpu.parts import Goal, Row
 from benchmarks.gpu.timing import Timing, mean_of, seconds, timed
 from styleclip_core.mapper_training import PRESETS as MAPPER_PRESETS
 from styleclip_core.mapper_training import MapperTraining
-from styleclip_core.optimization import PRESETS, OptimizationSettings, optimize, published_embedding
+from styleclip_core.optimization import (
+    PRESETS,
+    OptimizationSettings,
+    fitting_chunk,
+    optimize,
+    published_embedding,
+)
 from styleclip_core.pivotal import PivotalSettings, tune
 
 _PER_EDIT, _MAPPER = Goal(2.0), Goal(15.0)
@@ -33,7 +39,7 @@ def optimization(bench: Bench) -> Iterator[Row]:
     case, published = bench.case(side), PRESETS["published"]
     codes, texts = bench.codes(count, side), bench.texts(count, case.clip.embedding_dim)
 
-    for chunk in sorted({min(published.chunk, count), count}):
+    for chunk in sorted({min(fitting_chunk(count), count), count}):
         settings = replace(published, steps=bench.sizes.steps, chunk=chunk)
         work = partial(_optimize, bench, settings, codes, texts)
         step = timed(bench.device, work, rounds=bench.sizes.rounds).per(bench.sizes.steps * count)

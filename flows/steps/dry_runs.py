@@ -13,7 +13,14 @@ from prefect import runtime
 from styleclip.flows import engine
 from styleclip.flows.estimates import Outlook, StepForecast, Work
 from styleclip.flows.steps import looking, table
-from styleclip.flows.steps.editing import check_edits, choosing_work, instant_work, needs, prepare_others
+from styleclip.flows.steps.editing import (
+    check_edits,
+    choosing_work,
+    fitted,
+    instant_work,
+    needs,
+    prepare_others,
+)
 from styleclip.tasks.artifacts import is_complete
 from styleclip.tasks.directions import nights, refining, relevance, sampling
 from styleclip.tasks.directions.choosing import ChoicePlan, find_choice
@@ -173,6 +180,7 @@ class Editing:
         self._notes = [listed.passed_over] if listed.passed_over else []
 
         # what relevance comes from: a table that is given, found or built, or gradients at sampled codes
+        edits = fitted(edits, listed, chosen)
         variants = all_variants(replace_steps(edits, stand_in), settings.most_variants, by_image=any(chosen))
         if others is None:
             check_edits(run, variants)

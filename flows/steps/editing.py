@@ -55,6 +55,7 @@ from styleclip.tasks.settings.edits import (
 )
 from styleclip.tasks.storage.outages import StoreError
 from styleclip_core.errors import StyleCLIPError
+from styleclip_core.settings.optimization import fitting_chunk
 
 _Step = TypeVar("_Step", EditStep, StepVariant)
 _Made = TypeVar("_Made")
@@ -233,6 +234,23 @@ def assign_here(
         return edits, [None] * len(edits)
     # called as a function: what a task returns is kept for Retry, and the folder will have gone
     return _assigned(assignments.assign_edits.fn(run, edits, listed, most))
+
+
+def fitted(edits: list[Edit], listed: ImageIndex, chosen: Sequence[Chosen | None]) -> list[Edit]:
+    """Edits -> the same, where an optimization of few images draws them one by one.
+
+    It is decided here, once for all images of an edit: shards, batches and Retries then share one size of
+    a chunk, which is in the name of what they make.
+    """
+
+    def fit(edit: Edit, mine: Chosen | None) -> Edit:
+        if not any(step.method == "optimization" for step in (edit, *edit.then)):
+            return edit
+        shards = listed.shards
+        images = sum(len(mine.images_of(shard)) for shard in shards) if mine else listed.rows
+        return replace_steps([edit], lambda step: step.drawn_by(fitting_chunk(images)))[0]
+
+    return [fit(edit, mine) for edit, mine in zip(edits, chosen, strict=True)]
 
 
 def plan(

@@ -12,6 +12,8 @@ from styleclip_core.options import Says, check
 
 Space = Literal["w_plus", "s"]
 Mode = Literal["edit", "free_generation"]
+AT_ONCE = 8  # pairs; more fit a GPU, and gain next to nothing on a CPU
+_FEW = 4  # pairs that cost less one by one than as a chunk of eight, half of which would be filling
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +23,10 @@ class OptimizationSettings:
     The published code takes 300 steps, its notebook 40. With torch's epsilon of 1e-8, as published, elements
     with next to no gradient move as far as any other, along their rounding errors, which grow from step to
     step. A machine rounds differently for other sizes of a batch, and differences of 1e-7 grow to 1e-2
-    within 40 steps: with chunks of one size a result is the same, bit for bit, whatever its batch. A
-    short chunk is filled up, so a single pair costs as much as a whole chunk: ``chunk=1`` is cheap for one
-    pair, the published way, and slow for many. More than 8 fit a GPU.
+    within 40 steps. So networks are always given ``chunk`` pairs, and a chunk that lacks some is filled up
+    with copies of its first: for one ``chunk``, a result is the same, bit for bit, whatever its batch. Two
+    sizes are two settings, whose results differ by rounding. ``fitting_chunk`` chooses between two of them,
+    by all pairs there are. Whoever divides these among several calls chooses once and says so in ``chunk``.
     """
 
     space: Annotated[Space, Says("What moves: w_plus, or style space without toRGB")] = "w_plus"
@@ -44,16 +47,21 @@ class OptimizationSettings:
         Says("Steps without a gain of 0.1 % before a pair ends with its best code; none for all steps"),
     ] = None  # fmt: skip
     chunk: Annotated[
-        int,
-        Ge(1),
-        Says("Pairs drawn at once, always exactly so many: one pair costs as much, unless this is 1"),
-    ] = 8
+        int | None, Ge(1),
+        Says("Pairs drawn at once, always exactly so many; none for 1 where an edit has 4 images or fewer, 8 "
+             "where it has more"),
+    ] = None  # fmt: skip
     max_move: Annotated[
         float, Gt(0), Says("Root mean square distance from its source at which a pair has run away and ends")
     ] = 20.0
 
     def __post_init__(self) -> None:
         check(self)
+
+
+def fitting_chunk(pairs: int) -> int:
+    """Return the size of a chunk for so many pairs, of all calls together: one by one if they are few."""
+    return 1 if pairs <= _FEW else AT_ONCE
 
 
 PRESETS: Mapping[str, OptimizationSettings] = MappingProxyType({

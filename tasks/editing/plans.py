@@ -38,6 +38,10 @@ class Chosen(BaseModel):
     assignment: str
     number: int
 
+    def images_of(self, shard: ImageShard) -> frozenset[str]:
+        """Return the keys of those in a shard."""
+        return keys_for(self.assignment, self.number, shard)
+
 
 class EditPlan(BaseModel):
     """One edit variant over one set of latents: where its rows and its images lie."""
@@ -79,7 +83,7 @@ class EditPlan(BaseModel):
 
     def wanted_in(self, shard: ImageShard) -> frozenset[str] | None:
         """Return the images of a shard that the edit is for; None for all."""
-        return keys_for(self.chosen.assignment, self.chosen.number, shard) if self.chosen else None
+        return self.chosen.images_of(shard) if self.chosen else None
 
     def touches(self, shard: ImageShard) -> bool:
         """Return whether the edit is for an image of a shard."""

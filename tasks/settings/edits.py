@@ -185,6 +185,13 @@ class EditStep(Settings):
         suits = self.beta == "auto" and self.relevance == "table"
         return self.weights or ("least-squares" if suits else "relevance")
 
+    def drawn_by(self, chunk: int) -> EditStep:
+        """Return the step with that size of a chunk, if it is an optimization that says none itself."""
+        settings = self.optimization or Optimization()
+        if self.method != "optimization" or settings.chunk or settings.settings().chunk == chunk:
+            return self  # eight need not be said, so that what says none keeps its name
+        return self.model_copy(update={"optimization": settings.model_copy(update={"chunk": chunk})})
+
     def step_variants(self) -> list[StepVariant]:
         """Return the step at every alpha and beta, or every strength, it lists.
 

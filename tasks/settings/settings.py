@@ -327,8 +327,9 @@ class Optimization(Settings):
     frames: int = Field(0, ge=0, le=1000, description="Frames of a video of each image's way; 0 for none")
 
     def settings(self) -> OptimizationSettings:
-        """Return what the core needs of this."""
-        return _resolved(self, optimization.PRESETS[self.preset])
+        """Return what the core needs of this; the size of a chunk is a number, as no batch may decide it."""
+        found = _resolved(self, optimization.PRESETS[self.preset])
+        return replace(found, chunk=found.chunk or optimization.AT_ONCE)
 
 
 @_with_presets(mapper_training.PRESETS)

@@ -137,6 +137,22 @@ def test_in_float32_a_batch_of_five_equals_five_singles_bit_for_bit(generator, t
         assert torch.equal(together[part], alone)
 
 
+@pytest.mark.parametrize(("count", "drawn"), [(1, {1}), (4, {1}), (5, {8}), (9, {8})])
+def test_a_chunk_fits_the_pairs_where_nobody_says_one(generator, towers, pairs, count, drawn):
+    w_source, text = (tensor.float().repeat(2, *[1] * (tensor.ndim - 1))[:count] for tensor in pairs)
+    sizes = set()
+
+    def embed(image):
+        sizes.add(len(image))
+        return towers[0](image)
+
+    *_, fitted = optimize(generator, embed, w_source, text, OptimizationSettings(steps=3))
+    assert sizes == drawn
+    (chunk,) = drawn
+    *_, said = optimize(generator, towers[0], w_source, text, OptimizationSettings(steps=3, chunk=chunk))
+    assert torch.equal(fitted.latents, said.latents)
+
+
 def test_in_style_space_torgb_stays(exact, towers, pairs):
     w_source, text = pairs
     first, *_, end = run(exact, towers, w_source, text, space="s")

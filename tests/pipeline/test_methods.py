@@ -199,6 +199,35 @@ def test_an_optimization_leaves_a_video_of_its_way(models, photos, tmp_path):
     assert row.settings["others"] is None
 
 
+def test_how_many_are_drawn_at_once_fits_the_images_of_an_edit_and_no_shard(models, photos, tmp_path):
+    for index in range(3, 5):
+        (photos / f"p{index}.png").write_bytes(encoded(portrait(index)))
+    fitted, eight = Optimization(steps=3), Optimization(steps=3, chunk=8)
+    edits = [
+        Edit(name="every", target="grey hair", method="optimization", optimization=fitted),
+        Edit(name="few", target="grey hair", method="optimization", optimization=fitted, where="key < 'p3'"),
+    ]
+    said = [edits[0].model_copy(update={"optimization": eight}),
+            edits[1].model_copy(update={"optimization": Optimization(steps=3, chunk=1)})]  # fmt: skip
+
+    rows = manifest_of(run(models, photos, tmp_path / "out", edits))
+    chunks = {
+        name: {each["optimization"]["chunk"] for each in mine.settings} for name, mine in rows.groupby("edit")
+    }
+    assert chunks == {"every": {8}, "few": {1}}
+
+    # the same results under the same names, however the images are divided and whoever says the size
+    again = manifest_of(run(models, photos, tmp_path / "out", said, execution=Execution(shard_size=1)))
+    assert sorted(again.output_key) == sorted(rows.output_key)
+    apart = manifest_of(run(models, photos, tmp_path / "apart", said, execution=Execution(shard_size=1)))
+    contents = [
+        {key.partition("/")[2].partition("/")[2] + name: read_bytes(str(tmp_path / out / key))
+         for key, name in zip(each.output_key, each.edit, strict=True)}
+        for out, each in (("out", rows), ("apart", apart))
+    ]  # fmt: skip
+    assert contents[0] == contents[1]
+
+
 def test_a_photograph_whose_optimization_diverges_is_a_row(models, photos, tmp_path, monkeypatch):
     real = optimization_task.optimize
 

@@ -9,12 +9,13 @@ from torch.testing import assert_close
 
 from benchmarks.gpu import relevance as gpu_relevance
 from benchmarks.methods import summary
+from benchmarks.published import PublishedScript
 from benchmarks.reference import reference_mapper, reference_optimization, reference_table
 from styleclip.tasks.settings import fast_relevance
 from styleclip_core import load_clip, load_generator
 from styleclip_core.mapper_training import PRESETS as MAPPER_PRESETS
 from styleclip_core.mapper_training import new_mapper
-from styleclip_core.optimization import PRESETS, optimize
+from styleclip_core.optimization import PRESETS, optimize, published_embedding
 from styleclip_core.reference_compat import measure_as_published
 from styleclip_core.relevance import RelevanceSettings, RelevanceTable
 from styleclip_core.sampling import measure_statistics, sample_styles
@@ -100,3 +101,15 @@ def test_a_gpu_is_measured_with_the_fast_mode_of_the_pipeline():
     assert (usual.derivatives, usual.tolerance, usual.minimum) == (
         gpu_relevance.DIRECTIONS, gpu_relevance.TOLERANCE, gpu_relevance.MINIMUM,
     )  # fmt: skip
+
+
+def test_the_published_script_is_ours_with_the_published_losses(networks, w_plus):
+    generator, clip = networks
+    settings = replace(PRESETS["published"], steps=6, epsilon=1e-4)
+    text = clip.embed_text(["grey hair"]).expand(2, -1)
+    *_, ours = optimize(generator, published_embedding(clip), w_plus, text, settings)
+    script = PublishedScript(generator, clip)
+    for index in range(2):
+        found = script.optimize(w_plus[index : index + 1], "grey hair", settings)
+        assert_close(found[0], ours.latents[index], atol=1e-4, rtol=0)
+        assert not torch.equal(found[0], w_plus[index])

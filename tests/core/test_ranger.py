@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.testing import assert_close
 
 from styleclip_core.mapper_training import PRESETS, MapperTraining
+from styleclip_core.models.stylegan2 import Generator, GeneratorConfig
+from styleclip_core.optimization import published_embedding
 from styleclip_core.ranger import Ranger
 from tests.core.test_mapper_training import same, small_training, weights
 
@@ -82,6 +87,48 @@ def test_every_loss_of_a_published_training_is_that_of_the_published_loop():
         other.step += 1
     for mine, theirs in zip(training.mapper.parameters(), other.mapper.parameters(), strict=True):
         assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def published_losses(generator, clip, identity, mapper, w, tokens):
+    """The three terms as the published training has them, one image at a time, and their weighted sum."""
+    moved = w + 0.1 * mapper.step(w)
+    clip_loss, identity_loss = torch.zeros(()), torch.zeros(())
+    for before, after in zip(w.split(1), moved.split(1), strict=True):
+        drawn = generator.synthesize(generator.styles(after))
+        with torch.no_grad():
+            known = identity(generator.synthesize(generator.styles(before)))
+        enlarged = F.interpolate(drawn, scale_factor=7)  # of 64 pixels, for a CLIP of 32
+        logits, _ = clip.model(F.avg_pool2d(enlarged, 14), tokens)
+        clip_loss = clip_loss + (1 - logits.squeeze() / clip.logit_scale) / len(w)
+        identity_loss = identity_loss + (1 - identity(drawn)[0].dot(known[0])) / len(w)
+    l2 = F.mse_loss(moved, w)
+    return clip_loss, identity_loss, l2, 1.0 * clip_loss + 0.1 * identity_loss + 0.8 * l2
+
+
+def test_the_published_preset_has_every_loss_of_the_published_training(clip_model):
+    torch.manual_seed(0)
+    config = GeneratorConfig(64, 8, 8, mapping_layers=1, channel_base=256, channel_max=8)
+    generator = Generator(config).eval().requires_grad_(False)
+    w_plus = generator.map(torch.randn(9, 8))
+    weight = torch.randn(3 * 64 * 64, 6)
+    identity = lambda image: F.normalize(torch.tanh(image.flatten(1) @ weight / 32), dim=1)  # noqa: E731
+    settings = replace(PRESETS["published"], steps=20, validate_every=20)
+    training = MapperTraining(
+        generator, published_embedding(clip_model), clip_model.embed_text(["grey hair"])[0],
+        w_plus[:6], w_plus[6:], settings, embed_identity=identity,
+    )  # fmt: skip
+
+    mapper, tokens = copy.deepcopy(training.mapper), clip_model.network.tokenize(["grey hair"])
+    optimizer = ByFormula(list(mapper.parameters()), rate=0.5)
+    for _ in range(20):
+        batch = training._codes[training._batch()]
+        step = next(training.run())
+        expected = published_losses(generator, clip_model, identity, mapper, batch, tokens)
+        found = (step.losses.clip, step.losses.identity, step.losses.l2, step.losses.total)
+        assert found == pytest.approx([each.item() for each in expected], rel=1e-4, abs=1e-7)
+        mapper.zero_grad(set_to_none=True)
+        expected[-1].backward()
+        optimizer.step()
 
 
 @pytest.mark.parametrize("stop", [3, 6, 7])

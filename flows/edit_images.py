@@ -23,6 +23,7 @@ from styleclip.flows.steps.report import partial_report, report
 from styleclip.flows.steps.table import described, look_at, sample, table_for
 from styleclip.tasks.directions.choosing import ChoicePlan, ChosenStrength
 from styleclip.tasks.editing.plans import Chosen
+from styleclip.tasks.inspection import carried
 from styleclip.tasks.photographs.datasets.front import locate
 from styleclip.tasks.reports.batch import broken_items
 from styleclip.tasks.running.rates import Rates
@@ -168,6 +169,7 @@ def edit_images(
         variants = all_variants(edits, most_variants, by_image=any(chosen))
 
     prepared = editing.directions(run, variants, others, found, styles, instant, shown)
+    uncarried = editing.refuse_uncarried(run, editing.distinct_steps(variants), found, execution)
     diagnosis, said = editing.diagnose(run, prepared)
     each = [mine for edit, mine in zip(edits, chosen, strict=True) for _ in edit.variants()]
     plans = editing.plan(run, prepared, index, inversion, saving, each)
@@ -180,7 +182,7 @@ def edit_images(
         done += [counts(summary) for summary in summaries[1 if choices else 0 :]]
         compared = editing.compare(run, plans, index)
 
-    written = report(run, plans, index, done, tried, sections=[said])
+    written = report(run, plans, index, done, tried, sections=[*carried.sections(uncarried), said])
     if written.failed:
         broken = broken_items(written.manifest)
         refuse_failures(execution, "edits", written.rows, written.failed, broken, written.manifest)

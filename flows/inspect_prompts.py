@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from styleclip.flows import engine
 from styleclip.flows.run import StepCounts, begin, pipeline, summarize
-from styleclip.flows.steps.editing import check_edits, distinct_steps
+from styleclip.flows.steps.editing import check_edits, distinct_steps, refuse_uncarried
 from styleclip.flows.steps.table import table_for
+from styleclip.tasks.inspection import carried
 from styleclip.tasks.inspection import prompts as diagnostics
 from styleclip.tasks.inspection.prompts import DiagnosisRef
 from styleclip.tasks.settings import Execution, Models, OptionalUri, OrUsual, Relevance, Sampling, Uri
@@ -28,6 +29,7 @@ class InspectionResult(BaseModel):
 
     steps: list[StepCounts]
     diagnosis: DiagnosisRef
+    uncarried: list[str] = []
 
 
 @pipeline("inspect-prompts")
@@ -63,6 +65,13 @@ def inspect_prompts(
 
     _, found, done = table_for(run, sampling, relevance, given=table)
     diagnosis = engine.run(diagnostics.diagnose_prompts, run, distinct_steps(variants), found)
+    uncarried = refuse_uncarried(run, distinct_steps(variants), found, execution)
     headline = f"what {len(distinct_steps(variants))} prompts will do"
-    summarize("inspect-prompts", headline, done, {}, sections=[diagnostics.markdown(diagnosis)])
-    return InspectionResult(steps=done, diagnosis=diagnosis)
+    summarize(
+        "inspect-prompts",
+        headline,
+        done,
+        {},
+        sections=[*carried.sections(uncarried), diagnostics.markdown(diagnosis)],
+    )
+    return InspectionResult(steps=done, diagnosis=diagnosis, uncarried=uncarried)

@@ -217,7 +217,7 @@ def prompts(
     output.summarize(result)
     found = result.diagnosis
     output.table(*diagnostics.overview(found))
-    for line in diagnostics.foreign(found):
+    for line in (*diagnostics.foreign(found), *result.uncarried):
         output.note(f"warning: {line}")
     for line in diagnostics.warnings(found.correlations):
         output.note(f"nearly the same: {line}")

@@ -115,7 +115,8 @@ DryRun = Annotated[
     ),
 ]  # fmt: skip
 
-Shards = Annotated[Execution, Shown()]
+Shards = Annotated[Execution, Shown(hidden=("strict",))]
+StrictShards = Annotated[Execution, Shown()]
 Which = Annotated[
     DataSet,
     Shown(

@@ -31,8 +31,9 @@ from styleclip.tasks.editing.mappers import MapperRef, prepare_mapper
 from styleclip.tasks.editing.methods import PreparedEdit
 from styleclip.tasks.editing.optimization import prepare_optimization
 from styleclip.tasks.editing.plans import Chosen
+from styleclip.tasks.inspection import carried, step_similarity
 from styleclip.tasks.inspection import prompts as diagnostics
-from styleclip.tasks.inspection import step_similarity
+from styleclip.tasks.inspection.carried import find_carried
 from styleclip.tasks.inspection.prompts import DiagnosisRef
 from styleclip.tasks.photographs import inversion
 from styleclip.tasks.photographs.images import ImageIndex
@@ -41,7 +42,15 @@ from styleclip.tasks.running.overlap import shards_at_once
 from styleclip.tasks.running.progress import ShardResult, StepSummary
 from styleclip.tasks.running.rates import Spent, device_name
 from styleclip.tasks.running.run import Run
-from styleclip.tasks.settings import Choosing, Instant, Inversion, MapperTraining, Saving, SettingsError
+from styleclip.tasks.settings import (
+    Choosing,
+    Execution,
+    Instant,
+    Inversion,
+    MapperTraining,
+    Saving,
+    SettingsError,
+)
 from styleclip.tasks.settings.by_image import differs
 from styleclip.tasks.settings.edits import (
     Edit,
@@ -54,7 +63,7 @@ from styleclip.tasks.settings.edits import (
     stand_in,
 )
 from styleclip.tasks.storage.outages import StoreError
-from styleclip_core.errors import StyleCLIPError
+from styleclip_core.errors import PromptError, StyleCLIPError
 from styleclip_core.settings.optimization import fitting_chunk
 
 _Step = TypeVar("_Step", EditStep, StepVariant)
@@ -172,6 +181,24 @@ def directions(
         PreparedEdit(variant=variant, steps=[prepared[step] for step in variant.steps])
         for variant in variants
     ]
+
+
+def refuse_uncarried(
+    run: Run, steps: list[StepVariant], table: TableRef | None, execution: Execution
+) -> list[str]:
+    """Warn of words that no channel carries, or refuse them where the run is strict; a line for each.
+
+    Raises:
+        PromptError: If the run is strict and there are some.
+    """
+    if table is None:
+        return []
+    lines = carried.warnings(engine.run(find_carried, run, steps, table))
+    if lines and execution.strict:
+        raise PromptError("; ".join(lines) + ". The run is strict; without that it goes on (strict: false)")
+    for line in lines:
+        get_run_logger().warning(line)
+    return lines
 
 
 def diagnose(run: Run, prepared: list[PreparedEdit]) -> tuple[DiagnosisRef, str]:

@@ -167,6 +167,9 @@ class Execution(Settings):
     max_failed: Annotated[float, ChangesNoResult("looked at when all is written")] = Field(
         1.0, ge=0, le=1, description="Share of items that may fail; a run fails with more, and if all have"
     )
+    strict: Annotated[bool, ChangesNoResult("what is refused is not made")] = Field(
+        False, description="Edits whose words no style channel carries: refuse them instead of warning"
+    )
 
 
 class Sampling(Settings):

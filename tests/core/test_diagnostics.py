@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from styleclip_core.diagnostics import (
     COINCIDE,
     Channel,
+    carried_share,
     channel_counts,
     channel_images,
     coinciding,
@@ -21,7 +22,8 @@ from styleclip_core.diagnostics import (
     strongest_channels,
 )
 from styleclip_core.editing import ChannelSelection, select_channels
-from styleclip_core.errors import LayoutMismatchError
+from styleclip_core.errors import LayoutMismatchError, NoRelevantChannelError
+from styleclip_core.relevance import RelevanceTable
 
 
 @given(st.lists(st.floats(0.01, 0.9), min_size=1, max_size=5))
@@ -91,3 +93,26 @@ def test_nearest_prompts_are_cosines():
     assert_close(nearest_prompts(torch.tensor([0.5, 0.0]), texts), torch.tensor([1.0, 0.0, -1.0]))
     assert nearest_prompts(torch.zeros(2), texts).abs().max() == 0
     assert Channel("b4.conv1", 2, 2, 0.0).name == "b4.conv1.2"
+
+
+def test_what_channels_carry_by_hand(generator):
+    layout = generator.layout
+    direction = torch.zeros(layout.num_editable, 4)
+    direction[0] = torch.tensor(
+        [0.6, 0.0, 0.0, 0.0]
+    )  # leads along the first axis, as 60 % of its codes agree
+    direction[1] = torch.tensor([0.0, 0.8, 0.0, 0.0])
+    table = RelevanceTable(layout, torch.full((layout.num_editable,), 9), direction)
+
+    # relevances are 0.6 and 0.8; the channels lead to 0.36 and 0.64 of what they are; beta takes the second
+    text = torch.tensor([0.6, 0.8, 0.0, 0.0])
+    both, one = ChannelSelection(beta=0.1), ChannelSelection(beta=0.7)
+    assert carried_share(table, text, both) == pytest.approx(
+        (0.36 * 0.6 + 0.64 * 0.8) / math.hypot(0.36, 0.64)
+    )
+    assert carried_share(table, text, one) == pytest.approx(0.8)
+
+    # what lies half outside of all channels is carried by so much less
+    assert carried_share(table, torch.tensor([0.6, 0.0, 0.8, 0.0]), both) == pytest.approx(0.6)
+    with pytest.raises(NoRelevantChannelError):
+        carried_share(table, torch.tensor([0.0, 0.0, 0.0, 1.0]), both)

@@ -2,11 +2,11 @@
 
     python -m benchmarks.quality.carried --table FOLDER
 
-The folder holds a ``relevance.parquet`` of the embedded world, as ``styleclip build-relevance`` leaves it. Of
-the forty prompts of the quality tables, those count as reached whose factor moves half of its room at beta
-0.15 and one of three strengths, on sampled portraits that no table was measured on. Beside them stand words that
-its CLIP was never taught, which are to be warned of; and words that it knows, of things the generator does
-not draw, such as grey beards, which are counted apart. Figures are compared on half of the prompts, by
+The folder holds a ``relevance.parquet`` of the embedded world, as ``styleclip build-relevance`` leaves it.
+Of the forty prompts of the quality tables, those count as reached whose factor moves half of its room at beta
+0.15 and one of three strengths, on sampled portraits that no table was measured on. Beside them stand words
+that its CLIP was never taught, which are to be warned of; and words that it knows, of things the generator
+does not draw, such as grey beards, which are counted apart. Figures are compared on half of the prompts, by
 factor, and the threshold of the pipeline is judged on the other half.
 """
 
@@ -148,12 +148,12 @@ def report(values: dict[str, Tensor], reached: Tensor, tuned: Tensor, half: Tens
     console.print(printed)
 
     carried = values["length carried"]
-    right = int((carried[:count][reached & ~tuned] >= CARRIED).sum())
-    warned = int((carried[count : count + untaught][~half] < CARRIED).sum())
+    known, strange, undrawn = carried.split([count, untaught, len(carried) - count - untaught])
+    right, warned = known[reached & ~tuned] >= CARRIED, strange[~half] < CARRIED
     console.print(
-        f"held out, at the threshold {CARRIED:g}: {right} of {int((reached & ~tuned).sum())} that are "
-        f"reached pass, {warned} of {int((~half).sum())} untaught are warned of; of "
-        f"{len(carried) - count - untaught} that CLIP knows and nobody draws {int((carried[count + untaught :] < CARRIED).sum())} are"
+        f"held out, at the threshold {CARRIED:g}: of {len(right)} that are reached {int(right.sum())} pass, "
+        f"of {len(warned)} untaught {int(warned.sum())} are warned of; of {len(undrawn)} that CLIP knows and "
+        f"nobody draws {int((undrawn < CARRIED).sum())} are"
     )
     console.print("least: of prompts that are reached; most: of words that were never taught")
 

@@ -118,4 +118,5 @@ class PublishedScript:
         enlarged = F.interpolate(image, scale_factor=self._side // shared)
         pixels = F.avg_pool2d(enlarged, image.shape[-1] // shared)
         logits, _ = self.clip(pixels, tokens)  # cosines times the temperature, 100 in the published CLIP
-        return (1 - logits / self.clip.get_parameter("logit_scale").exp()).squeeze()
+        cosine: Tensor = (logits / self.clip.get_parameter("logit_scale").exp()).squeeze()
+        return 1 - cosine

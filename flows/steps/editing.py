@@ -193,7 +193,8 @@ def refuse_uncarried(
     """
     if table is None:
         return []
-    lines = carried.warnings(engine.run(find_carried, run, steps, table))
+    found = engine.run(find_carried, run, steps, table)
+    lines = carried.warnings(found)
     if lines and execution.strict:
         raise PromptError("; ".join(lines) + ". The run is strict; without that it goes on (strict: false)")
     for line in lines:

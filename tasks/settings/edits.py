@@ -188,7 +188,8 @@ class EditStep(Settings):
     def drawn_by(self, chunk: int) -> EditStep:
         """Return the step with that size of a chunk, if it is an optimization that says none itself."""
         settings = self.optimization or Optimization()
-        if self.method != "optimization" or settings.chunk or settings.settings().chunk == chunk:
+        said = settings.model_dump()["chunk"]
+        if self.method != "optimization" or said or settings.settings().chunk == chunk:
             return self  # eight need not be said, so that what says none keeps its name
         return self.model_copy(update={"optimization": settings.model_copy(update={"chunk": chunk})})
 

@@ -30,10 +30,11 @@ CARRIED = 0.13
 """Length below which a text direction counts as carried by no channel, see ``carried_share``. In the
 embedded world the 40 attributes that its generator draws have 0.41 and more, and all reach their target;
 words that its CLIP was never taught, such as "astronaut" or "old person", have 0.05 and less
-(``python -m benchmarks.quality.carried``). This lies in the middle of the two, as a ratio. It is held out
-with an AUC of 1.00, as is the distance of the prompts alone, which that CLIP makes small of such words. What
-CLIP knows and the generator does not draw, as "face with green skin", is as long as the others, and no figure of
-the table tells those (an AUC of 0.82 at best). Other CLIPs hold prompts less far apart; nobody has measured it with one of these."""
+(``python -m benchmarks.quality.carried``). This lies in the middle of the two, as a ratio. The AUC on prompts
+held out is 1.00, as is that of the prompts' distance alone, which that CLIP makes small of such words. What
+CLIP knows and the generator does not draw, as "face with green skin", is as long as the others, and no figure
+of the table tells those (an AUC of 0.82 at best). Other CLIPs hold prompts less far apart; nobody has measured
+it with one of these."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,8 +33,8 @@ words that its CLIP was never taught, such as "astronaut" or "old person", have 
 (``python -m benchmarks.quality.carried``). This lies in the middle of the two, as a ratio. The AUC on prompts
 held out is 1.00, as is that of the prompts' distance alone, which that CLIP makes small of such words. What
 CLIP knows and the generator does not draw, as "face with green skin", is as long as the others, and no figure
-of the table tells those (an AUC of 0.82 at best). Other CLIPs hold prompts less far apart; nobody has measured
-it with one of these."""
+of the table tells those (an AUC of 0.82 at best). Other CLIPs hold prompts less far apart; nobody has
+measured it with one of these."""
 
 
 @dataclass(frozen=True, slots=True)

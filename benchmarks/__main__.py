@@ -27,6 +27,7 @@ from benchmarks import (
     orchestration,
     packed,
     pivotal,
+    prompts,
     relevance,
     report_pages,
     sampling,
@@ -46,6 +47,10 @@ PARTS: dict[str, tuple[str, Callable[[Options], Iterator[Section]]]] = {
     "optimization": ("many pairs optimized at once against one after the other", optimization.measure),
     "bulk": ("editing from bucket to bucket, and what storage costs", bulk.measure),
     "packed": ("tars in and out beside files in and out, PNG beside JPEG", packed.measure),
+    "prompts": (
+        "a prompt for every image: time, tasks and objects against the number of prompts",
+        prompts.measure,
+    ),
     "pivotal": ("tuning the generator to images: PSNR, KB and what edits make of it", pivotal.measure),
     "pages": ("the page of 10,000 images: time, memory, size", report_pages.measure),
     "dry-run": ("what dry runs say that runs take, and what these took", dry_run.measure),

@@ -171,7 +171,7 @@ def edit_images(
     prepared = editing.directions(run, variants, others, found, styles, instant, shown)
     uncarried = editing.refuse_uncarried(run, editing.distinct_steps(variants), found, execution)
     diagnosis, said = editing.diagnose(run, prepared)
-    each = [mine for edit, mine in zip(edits, chosen, strict=True) for _ in edit.variants()]
+    each = editing.chosen_by_variant(edits, chosen)
     plans = editing.plan(run, prepared, index, inversion, saving, each)
     tried = [each.uri for each in choices]
 

@@ -141,12 +141,6 @@ def cosine_matrix(vectors: Tensor) -> Tensor:
     return (unit @ unit.T).clamp(-1, 1).float()
 
 
-def coinciding(matrix: Tensor, threshold: float = COINCIDE) -> list[tuple[int, int]]:
-    """Return the pairs of a cosine matrix ``[K, K]`` that nearly coincide, or are nearly opposite."""
-    near = torch.triu(matrix.abs() >= threshold, diagonal=1)
-    return [(int(first), int(second)) for first, second in near.nonzero()]
-
-
 def step_similarity(steps: Sequence[Tensor]) -> Tensor:
     """Return how alike the steps are that edits make, ``[K, K]``.
 

@@ -18,8 +18,13 @@ from styleclip_core.images import psnr
 
 
 def clip_similarity(images: Tensor, text: Tensor) -> Tensor:
-    """Return the cosine of unit image embeddings ``[B, D]`` to a unit text embedding ``[D]``, ``[B]``."""
-    return images @ text
+    """Return the cosine of unit image embeddings ``[B, D]`` to unit text embeddings, ``[B]``.
+
+    Args:
+        images: ``[B, D]``.
+        text: One for all images, ``[D]``, or one for each, ``[B, D]``.
+    """
+    return images @ text if text.ndim == 1 else (images * text).sum(dim=1)
 
 
 def directional_similarity(before: Tensor, after: Tensor, text_direction: Tensor) -> Tensor:
@@ -30,10 +35,11 @@ def directional_similarity(before: Tensor, after: Tensor, text_direction: Tensor
     Args:
         before: Unit embeddings of the images before the edit, ``[B, D]``.
         after: Unit embeddings after the edit, ``[B, D]``.
-        text_direction: Unit vector from the neutral to the target prompt, ``[D]``.
+        text_direction: Unit vector from the neutral to the target prompt: one for all images, ``[D]``, or one
+            for each, ``[B, D]``.
     """
     change = after - before
-    cosine = F.normalize(change, dim=1) @ text_direction
+    cosine = clip_similarity(F.normalize(change, dim=1), text_direction)
 
     # the direction of a change that is none is rounding, and its cosine any number
     return torch.where(change.norm(dim=1) > 1e-6, cosine, torch.zeros_like(cosine))

@@ -108,7 +108,26 @@ def text_direction(
         PromptError: If CLIP cannot tell the two prompts apart.
         ValueError: If there is no such template set.
     """
-    difference = embed_prompt(clip, target, templates) - embed_prompt(clip, neutral, templates)
+    embedded = [embed_prompt(clip, each, templates) for each in (neutral, target)]
+    return direction_between(*embedded, neutral=neutral, target=target, templates=templates)
+
+
+def direction_between(
+    before: Tensor, after: Tensor, *, neutral: str, target: str, templates: str
+) -> TextDirection:
+    """Return the unit direction from a neutral to a target prompt that are embedded already.
+
+    Args:
+        before: Unit embedding of the neutral prompt, ``[D]``.
+        after: Unit embedding of the target prompt, ``[D]``.
+        neutral: The neutral prompt.
+        target: The target prompt.
+        templates: Name of the template set that both were embedded in.
+
+    Raises:
+        PromptError: If CLIP cannot tell the two prompts apart.
+    """
+    difference = after - before
     norm = difference.norm().item()
 
     if norm < _INDISTINGUISHABLE:

@@ -16,6 +16,7 @@ from styleclip.flows.steps import looking, table
 from styleclip.flows.steps.editing import (
     check_edits,
     choosing_work,
+    chosen_by_variant,
     fitted,
     instant_work,
     needs,
@@ -207,9 +208,10 @@ class Editing:
             settled = not any(shard.missing or shard.adopted for shard in found)
         numbered, self._open = self._numbered(edits, settled=settled)
         seen = list[looking.SeenPlan]()
-        for edit, mine, waiting in zip(numbered, chosen, self._open, strict=True):
+        each = iter(chosen_by_variant(numbered, chosen))
+        for edit, waiting in zip(numbered, self._open, strict=True):
             for variant in edit.variants():
-                plan = self._plan(variant, others, mine)
+                plan = self._plan(variant, others, next(each))
                 seen.append(looking.SeenPlan(plan, settled=not waiting))
         self.plans = [each.plan for each in seen]
         self._seen = looking.see_shards(run, self.inversion, listed, seen)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeVar, cast
+from collections.abc import Iterable, Sequence
+from typing import cast
 
-from prefect import unmapped
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 
@@ -18,10 +17,11 @@ from styleclip.tasks.directions.instant import compute_instant_direction, plan_i
 from styleclip.tasks.directions.matching import SeenCodes, compute_matched_direction
 from styleclip.tasks.directions.sampling import SampledStyles
 from styleclip.tasks.directions.style_directions import (
+    NamedStep,
     PreparedStep,
     TableRef,
-    check_edit,
-    compute_direction,
+    check_steps,
+    compute_directions,
     direction_uri,
 )
 from styleclip.tasks.editing import assignments, mappers
@@ -42,6 +42,7 @@ from styleclip.tasks.running.overlap import shards_at_once
 from styleclip.tasks.running.progress import ShardResult, StepSummary
 from styleclip.tasks.running.rates import Spent, device_name
 from styleclip.tasks.running.run import Run
+from styleclip.tasks.running.together import each_of
 from styleclip.tasks.settings import (
     Choosing,
     Execution,
@@ -62,21 +63,17 @@ from styleclip.tasks.settings.edits import (
     replace_steps,
     stand_in,
 )
-from styleclip.tasks.storage.outages import StoreError
-from styleclip_core.errors import PromptError, StyleCLIPError
+from styleclip.tasks.settings.variants import Method
+from styleclip_core.errors import PromptError
 from styleclip_core.settings.optimization import fitting_chunk
-
-_Step = TypeVar("_Step", EditStep, StepVariant)
-_Made = TypeVar("_Made")
 
 
 def check_edits(run: Run, variants: list[EditVariant]) -> None:
     """Refuse prompts and layers that cannot work, before hours of work; warn of other languages."""
     steps = distinct_steps(variants)
     warn_of_languages(run, (prompt for step in steps for prompt in (step.neutral, step.target)))
-    wanted = [step for step in steps if step.method == "global"]
-    checks = dict(zip(wanted, check_edit.map(unmapped(run), wanted), strict=True)) if wanted else {}
-    _for_each(checks, _names(variants), lambda step: checks[step].result())
+    if wanted := _named(variants, "global"):
+        engine.run(check_steps, run, wanted)
 
 
 def check_thresholds(
@@ -105,6 +102,15 @@ def distinct_steps(variants: list[EditVariant]) -> list[StepVariant]:
     return list(dict.fromkeys(step for variant in variants for step in variant.steps))
 
 
+def _named(variants: list[EditVariant], method: Method) -> list[NamedStep]:
+    """Return the steps of a method, each once, with what they are called."""
+    names = _names(variants)
+    return [
+        NamedStep(name=names[step], variant=step)
+        for step in distinct_steps(variants) if step.method == method
+    ]  # fmt: skip
+
+
 def _names(variants: list[EditVariant]) -> dict[StepVariant, str]:
     """Return what each step is called in a message: its edit and its prompts."""
     return {
@@ -112,32 +118,6 @@ def _names(variants: list[EditVariant]) -> dict[StepVariant, str]:
         for variant in reversed(variants)
         for step in variant.steps
     }
-
-
-def _for_each(
-    steps: Iterable[_Step], names: Mapping[_Step, str], work: Callable[[_Step], _Made]
-) -> dict[_Step, _Made]:
-    """Return what is made of each step; those that cannot work end the run at once, and are told together.
-
-    Raises:
-        StyleCLIPError: If some cannot work: of their own kind if that is one. It names each edit.
-    """
-    made: dict[_Step, _Made] = {}
-    problems: dict[str, StyleCLIPError] = {}
-    for step in steps:
-        try:
-            made[step] = work(step)
-        except StoreError:  # nobody's edit is to blame
-            raise
-        except StyleCLIPError as error:
-            problems[f"{names[step]}: {error}"] = error
-
-    if not problems:
-        return made
-    (first, *others), kinds = problems.values(), {type(error) for error in problems.values()}
-    count = f"{len(problems)} edits cannot work: " if others else ""
-    kind = SettingsError if len(kinds) > 1 else type(first)
-    raise kind(count + "; ".join(problems)) from first
 
 
 def needs(variants: list[EditVariant], source: RelevanceSource) -> bool:
@@ -149,7 +129,8 @@ def prepare_others(run: Run, variants: list[EditVariant]) -> dict[StepVariant, P
     """Mappers and optimizations; one that cannot work stops the run here, at once."""
     prepare = {"mapper": prepare_mapper, "optimization": prepare_optimization}
     wanted = [step for step in distinct_steps(variants) if step.method != "global"]
-    return _for_each(wanted, _names(variants), lambda step: engine.run(prepare[step.method], run, step))
+    called = _names(variants).__getitem__
+    return each_of(wanted, called, lambda step: engine.run(prepare[step.method], run, step))
 
 
 def directions(
@@ -164,19 +145,24 @@ def directions(
     """Prompts -> style directions; a prompt that names no direction stops the run here, at once."""
 
     def direct(step: StepVariant) -> PreparedStep:
-        # table, styles and what was seen are None only where no step asks for them, see needs()
+        # styles and what was seen are None only where no step asks for them, see needs()
         if step.relevance == "matched":
             return engine.run(compute_matched_direction, run, step, cast(SeenCodes, seen))
-        if step.relevance == "table" and table:
-            return engine.run(compute_direction, run, step, table)
         sampled = cast(SampledStyles, styles)
         if is_complete(direction_uri(run, plan_instant(run, step, sampled, instant))):
             return engine.run(compute_instant_direction, run, step, sampled, instant)
         with timed(instant_work(run, instant)):
             return engine.run(compute_instant_direction, run, step, sampled, instant)
 
-    wanted = [step for step in distinct_steps(variants) if step.method == "global"]
-    prepared = others | _for_each(wanted, _names(variants), direct)
+    # a table says all directions at once, the others are minutes of computing each
+    wanted = _named(variants, "global")
+    listed = [step for step in wanted if step.variant.relevance == "table"]
+    prepared = dict(others)
+    if listed and table:
+        found = engine.run(compute_directions, run, listed, table)
+        prepared |= {step.variant: each for step, each in zip(listed, found, strict=True)}
+    alone = [step.variant for step in wanted if step.variant not in prepared]
+    prepared |= each_of(alone, _names(variants).__getitem__, direct)
     return [
         PreparedEdit(variant=variant, steps=[prepared[step] for step in variant.steps])
         for variant in variants
@@ -231,7 +217,7 @@ def choose(run: Run, edits: list[Edit], planned: ChoicePlan) -> tuple[list[Edit]
         with timed(choosing_work(run, planned.settings)):
             return engine.run(choose_strength, run, step, planned)
 
-    chosen = _for_each(wanted, names, decide)
+    chosen = each_of(wanted, names.__getitem__, decide)
 
     def number(step: EditStep) -> EditStep:
         return chosen[bare(step)].apply(step) if step.automatic else step
@@ -248,10 +234,19 @@ def assign(
 
 def _assigned(found: assignments.Assignment) -> tuple[list[Edit], list[Chosen | None]]:
     chosen = [
-        Chosen(assignment=found.uri, number=number) if some else None
+        Chosen(assignment=found.uri, number=number, group=found.group_of(number)) if some else None
         for number, some in enumerate(found.chosen)
     ]
     return found.edits, chosen
+
+
+def chosen_by_variant(edits: Sequence[Edit], chosen: Sequence[Chosen | None]) -> list[Chosen | None]:
+    """Return the images that each variant of edits is for; the strengths of one by columns are groups."""
+    return [
+        mine.strength(number) if mine else None
+        for edit, mine in zip(edits, chosen, strict=True)
+        for number, _ in enumerate(edit.variants())
+    ]
 
 
 def assign_here(

@@ -168,7 +168,7 @@ def photographs(
             [sum(n for n, _, _ in column) for column in _columns(seen)],
         )
         wanted = sum(n for column in _columns(seen) for _, _, n in column)
-        files = sum(map(_files, plans, _columns(seen)))
+        files = _files(plans, seen)
         frames = [any(step.variant.frames for step in plan.prepared.steps) for plan in plans]
         works = [_edited(run, plan, count) for plan, count in zip(plans, todo, strict=True)]
         steps.append(StepForecast(
@@ -212,11 +212,19 @@ def _job(
     return [inversion.work(run, planned, inverted), drawn, *edits]
 
 
-def _files(plan: EditPlan, column: list[tuple[int, int, int]]) -> int:
-    """Return how many objects an edit would write, of what is to be done of each shard."""
-    counts = [count for count, _, _ in column]
-    # a tar or a table of a shard holds all of its images
-    return sum(count > 0 for count in counts) if plan.saving.packed else sum(counts)
+def _files(plans: Sequence[EditPlan], seen: Sequence[SeenShard]) -> int:
+    """Return how many objects edits would write, of what is to be done of each shard."""
+    loose = [[0 if plan.saving.packed else count for count, _, _ in column]
+             for plan, column in zip(plans, _columns(seen), strict=True)]  # fmt: skip
+
+    # a tar or a table of a shard holds all of its images, of all edits of a group
+    packed = {
+        (shard.number, plan.together)
+        for shard in seen
+        for plan, (count, _, _) in zip(plans, shard.edits, strict=True)
+        if plan.saving.packed and count
+    }
+    return sum(map(sum, loose)) + len(packed)
 
 
 def _edited(run: Run, plan: EditPlan, count: int) -> Spent:

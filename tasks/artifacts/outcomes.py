@@ -73,9 +73,12 @@ class OutcomeLog:
 
     def latest(self) -> list[Row]:
         """Return one row per item, the last attempt's, in the order of the first."""
+        return self._latest_of(self.attempts())
+
+    def _latest_of(self, attempts: Sequence[str]) -> list[Row]:
         rows: dict[Item, Row] = {}
         # a later row takes the place of an earlier one, so the order stays the first attempt's
-        for uri in self.attempts():
+        for uri in attempts:
             for row in read_table(uri).to_pylist():
                 rows[tuple(row[name] for name in self.key)] = row
         return list(rows.values())
@@ -105,7 +108,8 @@ class OutcomeLog:
             provenance: What made them.
             lost: Items that had gone well and were done again, as what they had left was gone.
         """
-        known = {self.item(row): row for row in self.latest()}
+        attempts = self.attempts()
+        known = {self.item(row): row for row in self._latest_of(attempts)}
 
         changed = [
             row for row in rows
@@ -114,8 +118,7 @@ class OutcomeLog:
         if not changed:
             return None
 
-        uri = self.uri(len(self.attempts()))
-
+        uri = self.uri(len(attempts))
         changed.sort(key=self.item)
         write_table(uri, pa.Table.from_pylist(changed, schema=schema), provenance)
         return uri

@@ -108,15 +108,20 @@ def write_tables(uri: str, schema: pa.Schema, tables: Iterable[pa.Table], proven
 
 def portions(schema: pa.Schema, tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
     """Yield the rows of tables, so many at a time; the last ones may be fewer."""
-    waiting = schema.empty_table()
+    waiting, rows = [schema.empty_table()], 0
     for table in tables:
-        waiting = pa.concat_tables([waiting, table])
-        while len(waiting) >= size:
-            yield waiting.slice(0, size).combine_chunks()
-            waiting = waiting.slice(size)
+        waiting.append(table)
+        rows += len(table)
+        # put together where a portion is full, not with every table: there may be thousands of a row each
+        if rows >= size:
+            whole = pa.concat_tables(waiting)
+            while len(whole) >= size:
+                yield whole.slice(0, size).combine_chunks()
+                whole = whole.slice(size)
+            waiting, rows = [whole], len(whole)
 
-    if len(waiting):
-        yield waiting.combine_chunks()
+    if rows:
+        yield pa.concat_tables(waiting).combine_chunks()
 
 
 def _writer(where: Path | io.BytesIO, schema: pa.Schema, provenance: Provenance) -> pq.ParquetWriter:
@@ -248,18 +253,19 @@ def column_names(uri: str) -> list[str]:
         return list(pq.read_schema(stream).names)
 
 
-def read_provenance(uri: str, *, large: bool = False) -> Provenance:
+def read_provenance(uri: str, *, large: bool = False, content: bytes | None = None) -> Provenance:
     """Read what made a table.
 
     Args:
         uri: Where it lies.
         large: Whether it may be larger than memory; a remote one goes through a temporary file then.
+        content: Its bytes, if they have been read already.
 
     Raises:
         DamagedArtifactError: If the file is no artifact of this project.
     """
     with readable(uri), open_binary(uri) if large else nullcontext() as stream:
-        schema = pq.read_schema(stream) if stream else _parquet(uri).schema_arrow
+        schema = pq.read_schema(stream) if stream else _parquet(uri, content).schema_arrow
     return _provenance(uri, schema)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import lru_cache
+from concurrent.futures import Future
+from functools import lru_cache, partial
 
 import pyarrow as pa
 import torch
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from styleclip.tasks.artifacts import (
     ChangedInputError,
+    Provenance,
     Recipe,
     fingerprint,
     is_complete,
@@ -24,10 +26,12 @@ from styleclip.tasks.artifacts import (
 from styleclip.tasks.directions.relevance import read_relevance
 from styleclip.tasks.directions.sampling import read_statistics
 from styleclip.tasks.running.caching import unit_of_work
+from styleclip.tasks.running.overlap import Writes, io_threads, read_ahead
 from styleclip.tasks.running.run import Run
 from styleclip.tasks.running.texts import prompt_distance, text_vector
+from styleclip.tasks.running.together import each_of
 from styleclip.tasks.settings.edits import StepVariant
-from styleclip.tasks.storage import join
+from styleclip.tasks.storage import join, read_bytes
 from styleclip_core.editing import StyleDirection, beta_for, editable_mask, style_direction
 from styleclip_core.errors import ArtifactConflictError
 from styleclip_core.style_space import StyleLayout
@@ -118,12 +122,34 @@ def check_table(table: TableRef) -> None:
         )
 
 
-@unit_of_work("check-edit", "check-{variant.label}")
-def check_edit(run: Run, variant: StepVariant) -> float:
-    """Fail at once if CLIP cannot tell the prompts apart or a layer pattern matches nothing."""
-    # called for what it raises; the mask is needed much later
-    editable_mask(run.generator.layout, variant.include, variant.exclude)
-    return prompt_distance(run, variant)
+class NamedStep(BaseModel):
+    """A step, and what it is called in a message: its edit and its prompts."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    variant: StepVariant
+
+
+@unit_of_work("check-edits")
+def check_steps(run: Run, steps: list[NamedStep]) -> int:
+    """Fail at once if CLIP cannot tell prompts apart or a layer pattern matches nothing; count the steps.
+
+    Raises:
+        StyleCLIPError: If some cannot work; it names each.
+    """
+    layout = run.generator.layout
+
+    def check(step: NamedStep) -> float:
+        # called for what it raises; the mask is needed much later
+        editable_mask(layout, step.variant.include, step.variant.exclude)
+        return prompt_distance(run, step.variant)
+
+    return len(each_of(steps, _called, check))
+
+
+def _called(step: NamedStep) -> str:
+    return step.name
 
 
 def plan_direction(run: Run, variant: StepVariant, table: TableRef) -> Recipe:
@@ -133,21 +159,42 @@ def plan_direction(run: Run, variant: StepVariant, table: TableRef) -> Recipe:
     return direction_recipe(run, STEP, VERSION, parameters, {"relevance": table.fingerprint})
 
 
-@unit_of_work("style-direction", "direction-{variant.label}")
-def compute_direction(run: Run, variant: StepVariant, table: TableRef) -> PreparedStep:
-    """Compute the style direction of one step, or find it done."""
-    recipe = plan_direction(run, variant, table)
-    uri = direction_uri(run, recipe)
+@unit_of_work("style-directions")
+def compute_directions(run: Run, steps: list[NamedStep], table: TableRef) -> list[PreparedStep]:
+    """Compute the style directions of steps, or find them done: one task, however many prompts there are.
 
-    if not is_complete(uri):
+    Raises:
+        NoRelevantChannelError: If no channel reaches the threshold of a step; it names each such step.
+        ChangedInputError: If the table was replaced since the run began.
+    """
+    recipes = {step: plan_direction(run, step.variant, table) for step in steps}
+    uris = {step: direction_uri(run, recipe) for step, recipe in recipes.items()}
+
+    # strengths share a direction, so there are fewer of these; each is looked for with a request
+    first = {uri: step for step, uri in reversed(uris.items())}
+    there = read_ahead(first, is_complete, ahead=io_threads())
+    missing = [step for step, done in zip(first.values(), there, strict=True) if not done]
+
+    if missing:
         layout = run.generator.layout
-        # checked when it is read, not only when the run begins: the result is named after it
+        # checked when it is read, not only when the run begins: results are named after it
         check_table(table)
-        text, std = text_vector(run, variant).cpu(), read_deviations(table.statistics, layout)
-        found = style_direction(read_relevance(run, table.relevance), text, std, variant.selection())
-        _warn_of_few(variant, layout, found)
-        write_direction(run, recipe, variant, found)
-    return prepared(variant, uri)
+        relevance, std = read_relevance(run, table.relevance), read_deviations(table.statistics, layout)
+        writes, written = Writes[None](2 * io_threads()), list[Future[None]]()
+
+        def compute(step: NamedStep) -> None:
+            text, variant = text_vector(run, step.variant).cpu(), step.variant
+            found = style_direction(relevance, text, std, variant.selection())
+            _warn_of_few(variant, layout, found)
+            # made here, as only this thread may use the device
+            written.append(writes.submit(partial(write_table, *_stored(run, recipes[step], variant, found))))
+
+        each_of(missing, _called, compute)
+        for each in written:
+            each.result()
+
+    pairs = [(step.variant, uri) for step, uri in uris.items()]
+    return list(read_ahead(pairs, lambda pair: prepared(*pair), ahead=io_threads()))
 
 
 def _warn_of_few(variant: StepVariant, layout: StyleLayout, found: StyleDirection) -> None:
@@ -184,6 +231,13 @@ def read_deviations(statistics: str, layout: StyleLayout) -> torch.Tensor:
 
 def write_direction(run: Run, recipe: Recipe, variant: StepVariant, found: StyleDirection) -> None:
     """Store the style direction of a step, and facts about it."""
+    write_table(*_stored(run, recipe, variant, found))
+
+
+def _stored(
+    run: Run, recipe: Recipe, variant: StepVariant, found: StyleDirection
+) -> tuple[str, pa.Table, Provenance]:
+    """Return where a style direction is stored, as what, and what is said of it."""
     columns = {
         "delta": found.delta, "relevance": found.relevance, "text_direction": text_vector(run, variant),
     }  # fmt: skip
@@ -198,7 +252,7 @@ def write_direction(run: Run, recipe: Recipe, variant: StepVariant, found: Style
         layers=list(found.layers),
         text_norm=prompt_distance(run, variant),
     )
-    write_table(direction_uri(run, recipe), table, made)
+    return direction_uri(run, recipe), table, made
 
 
 def alpha_unit(variant: StepVariant) -> str:
@@ -213,24 +267,26 @@ def prepared(variant: StepVariant, uri: str) -> PreparedStep:
     return PreparedStep(variant=variant, uri=uri, fingerprint=made.fingerprint, **about)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)  # some tens of KB each; a shard may have as many prompts as images
 def read_direction(uri: str, fingerprint: str) -> StyleDirection:
     """Return a stored direction.
 
     Raises:
         ChangedInputError: If another direction lies there than the one of that fingerprint.
     """
-    found = read_provenance(uri).fingerprint
-    if found != fingerprint:
+    # one request for both: what made it stands in the table's own file
+    content = read_bytes(uri)
+    made = read_provenance(uri, content=content)
+    if made.fingerprint != fingerprint:
         raise ChangedInputError(
-            f"{uri} is the style direction {found[:16]}, not {fingerprint[:16]}; delete it, and the next run "
-            "makes it again"
+            f"{uri} is the style direction {made.fingerprint[:16]}, not {fingerprint[:16]}; delete it, and "
+            "the next run makes it again"
         )
 
-    table, made = read_table(uri), read_provenance(uri).parameters
+    table, about = read_table(uri, content=content), made.parameters
     vectors = {
         name: torch.tensor(table[name][0].as_py())
         for name in ("delta", "relevance", "pull", "centre")
         if name in table.column_names  # the last two are of those that depend on the image
     }
-    return StyleDirection(channels=made["channels"], layers=tuple(made["layers"]), **vectors)
+    return StyleDirection(channels=about["channels"], layers=tuple(about["layers"]), **vectors)

@@ -16,7 +16,7 @@ import pyarrow as pa
 from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict
 
-from styleclip.tasks.artifacts import Recipe, is_complete, read_table, write_table
+from styleclip.tasks.artifacts import Recipe, fingerprint, is_complete, read_table, write_table
 from styleclip.tasks.photographs.datasets.subsets import matching_rows
 from styleclip.tasks.photographs.images import ImageIndex, ImageShard, read_part
 from styleclip.tasks.running.caching import unit_of_work
@@ -37,6 +37,7 @@ class Assignment(BaseModel):
         edits: All edits, those for every image too.
         uri: URI of the folder that says of every image which edits it has.
         chosen: Whether an edit is for some images alone, edit by edit.
+        groups: What those are called together that columns made of one edit; empty for any other.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -44,6 +45,11 @@ class Assignment(BaseModel):
     edits: list[Edit]
     uri: str
     chosen: list[bool]
+    groups: list[str] = []
+
+    def group_of(self, number: int) -> str:
+        """Return the group of an edit; none where an older release assigned the edits."""
+        return self.groups[number] if self.groups else ""
 
 
 @unit_of_work("assign-edits")
@@ -69,7 +75,7 @@ def assign_edits(run: Run, edits: list[Edit], index: ImageIndex, most: int) -> A
 
     for name, count in empty.items():
         get_run_logger().warning("edit %r leaves %d images alone, whose columns are empty", name, count)
-    return Assignment(edits=found.edits, uri=folder, chosen=found.chosen)
+    return Assignment(edits=found.edits, uri=folder, chosen=found.chosen, groups=found.groups)
 
 
 class _Distinct:
@@ -78,6 +84,7 @@ class _Distinct:
     def __init__(self, edits: Sequence[Edit], most: int) -> None:
         self.edits: list[Edit] = [edit for edit in edits if not differs(edit)]
         self.chosen = [False] * len(self.edits)
+        self.groups = [""] * len(self.edits)
         self._known: dict[tuple[Any, ...], int | None] = {}
         self._most = most
 
@@ -102,7 +109,13 @@ class _Distinct:
             )
         self.edits.append(found)
         self.chosen.append(True)
+        self.groups.append(_group(edit) if columns_of(edit) else "")
         return len(self.edits) - 1
+
+
+def _group(edit: Edit) -> str:
+    """Return what the edits are called together that columns make of one: no image has two of them."""
+    return fingerprint(STEP, VERSION, {"edit": dump_edits([edit]).decode()}, {})[:12]
 
 
 def _numbers(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -50,10 +51,22 @@ class Applied:
 
 
 def apply_step(
-    run: Run, step: PreparedStep, source: EditedLatents, image_keys: list[str], generator: AnyGenerator
+    run: Run,
+    steps: Sequence[PreparedStep],
+    source: EditedLatents,
+    image_keys: list[str],
+    generator: AnyGenerator,
 ) -> Applied:
-    """Apply one step to a batch of latents; ``generator`` draws them, and may be tuned to each."""
-    variant = step.variant
+    """Apply one step to each image of a batch of latents.
+
+    Args:
+        run: Networks and places.
+        steps: Of each image its step. Several are style directions all.
+        source: The latents.
+        image_keys: Of the images.
+        generator: Draws them, and may be tuned to each.
+    """
+    step, variant = steps[0], steps[0].variant
     if variant.method == "optimization":
         optimized = optimize_batch(run, variant, generator, source, image_keys)
         return Applied(optimized.moved, optimized.errors, optimized)
@@ -62,6 +75,20 @@ def apply_step(
         network = prepared_mapper(run, step)
         return Applied(apply_mapper(network, generator, source, variant.strength or 0.0))
 
+    distinct = {(each.uri, each.variant.alpha): each for each in steps}
+    moved = {key: _moved(run, each, source, generator) for key, each in distinct.items()}
+    first, *others = moved.values()
+    if not others:
+        return Applied(source.add(first))
+
+    # an edit by columns: each image has a direction of its own, and they are drawn together all the same
+    whole = {key: each.expand(len(steps), -1) for key, each in moved.items()}
+    mine = [whole[each.uri, each.variant.alpha][place] for place, each in enumerate(steps)]
+    return Applied(source.add(torch.stack(mine)))
+
+
+def _moved(run: Run, step: PreparedStep, source: EditedLatents, generator: AnyGenerator) -> torch.Tensor:
+    """Return what a style direction adds to flat style codes: ``[M]`` for all images, or ``[B, M]``."""
     direction = read_direction(step.uri, step.fingerprint)
 
     # most directions are one step for all images, and need not know where these are
@@ -74,8 +101,8 @@ def apply_step(
     layout = generator.layout
     # a direction is of the editable channels; the others, toRGB's, stay as they are
     flat = torch.zeros(*moved.shape[:-1], layout.num_channels, device=run.device)
-    flat[..., layout.editable_index.to(run.device)] = (variant.alpha or 0.0) * moved
-    return Applied(source.add(flat))
+    flat[..., layout.editable_index.to(run.device)] = (step.variant.alpha or 0.0) * moved
+    return flat
 
 
 def units(variant: StepVariant) -> dict[str, str]:

@@ -31,12 +31,19 @@ class Chosen(BaseModel):
     Attributes:
         assignment: URI of the folder that says so, see ``styleclip.tasks.editing.assignments``.
         number: The edit's number there.
+        group: What the edits are called together that columns of the data set made of one, at one strength:
+            each image has one of them at most, so they are computed and packed together. Empty for others.
     """
 
     model_config = ConfigDict(frozen=True)
 
     assignment: str
     number: int
+    group: str = ""
+
+    def strength(self, number: int) -> Chosen:
+        """Return the same for one of several strengths: an image has all of these."""
+        return self.model_copy(update={"group": f"{number}-{self.group}" if self.group else ""})
 
     def images_of(self, shard: ImageShard) -> frozenset[str]:
         """Return the keys of those in a shard."""
@@ -70,6 +77,18 @@ class EditPlan(BaseModel):
     def images(self) -> str:
         """Return the folder of the edited images, relative to ``out``."""
         return f"images/{self.variant}"
+
+    @property
+    def group(self) -> str:
+        """Return what edits are called that columns made of one, and that are shown as one; else empty."""
+        return self.chosen.group if self.chosen else ""
+
+    @property
+    def together(self) -> str:
+        """Return what the edits are called that are computed and packed with this one; else its own name."""
+        # what a mapper or a descent does is one network or one text for a batch
+        alike = all(step.variant.method == "global" for step in self.prepared.steps)
+        return self.group if self.group and alike else self.variant
 
     def made(self) -> Provenance:
         """Return what the metadata of rows, and of what lies beside them, says."""

@@ -35,7 +35,7 @@ from styleclip.tasks.editing.schemas import MANIFEST_SCHEMA, manifest_row
 from styleclip.tasks.photographs.datasets.places import Place
 from styleclip.tasks.photographs.images import ImageShard, column_fields, read_items
 from styleclip.tasks.photographs.reading import object_of
-from styleclip.tasks.running.shards import Outcomes
+from styleclip.tasks.settings import Saving
 from styleclip.tasks.storage import copy_from_local, exists, is_safe, join, mangled, write_bytes_atomic
 from styleclip.tasks.storage.outages import explained
 from styleclip_core.images import ENDINGS, encode_image, saved_size
@@ -128,54 +128,76 @@ def save_image(planned: EditPlan, row: Row, image: Tensor, waiting: Waiting) -> 
 
 
 @dataclass(frozen=True)
+class Packed:
+    """An image that is to be packed.
+
+    Attributes:
+        planned: Its edit.
+        row: Its row.
+        saved: Where its bytes wait.
+        before: Its row until now, if there is one: where it lay.
+    """
+
+    planned: EditPlan
+    row: Row
+    saved: Saved
+    before: Row | None
+
+
+@dataclass(frozen=True)
 class _Sample:
     """An image on its way into an object: its row, its name there, its ending, and its bytes' place."""
 
-    row: Row
+    image: Packed
     name: str
-    ending: str
-    saved: Saved
     columns: Mapping[str, Any]
 
+    @property
+    def row(self) -> Row:
+        return self.image.row
 
-def pack(
-    planned: EditPlan, shard: ImageShard, rows: Sequence[tuple[Row, Saved]], known: Outcomes, waiting: Waiting
-) -> dict[str, str]:
+    @property
+    def saved(self) -> Saved:
+        return self.image.saved
+
+    @property
+    def file(self) -> str:
+        return f"{self.name}{self.image.planned.saving.ending}"
+
+
+def pack(images: Sequence[Packed], shard: ImageShard, waiting: Waiting) -> dict[str, str]:
     """Write images into objects, and return where each lies, by its photograph's key.
 
     Images that lay together in an object which is lost lie together again: the same bytes under its name.
 
     Args:
-        planned: The edit.
+        images: Edited images, one of a photograph at most, all saved alike.
         shard: The photographs.
-        rows: Rows of images, and where these wait.
-        known: Outcomes before.
         waiting: Holds the images.
 
     Raises:
         StorageError: If an object cannot be written.
     """
-    items = {item.key: item for item in read_items(shard)}
+    items = {item.key: item for item in read_items(shard)} if images else {}
     names = member_names(list(items))
     together: dict[str, list[_Sample]] = defaultdict(list)
-    for row, saved in sorted(rows, key=lambda pair: str(pair[0]["image_key"])):
-        key = row["image_key"]
-        before = known.get((key,), {}).get("output_key")
-        columns = items[key].columns or {}
-        sample = _Sample(row, names[key], planned.saving.ending, saved, columns)
+    for image in sorted(images, key=lambda each: str(each.row["image_key"])):
+        key, before = image.row["image_key"], (image.before or {}).get("output_key")
+        sample = _Sample(image, names[key], items[key].columns or {})
         together[object_of(before) if before else ""].append(sample)
 
     places = dict[str, str]()
-    for group in (each for name in sorted(together) for each in _parts(together[name], planned)):
-        places |= _write(planned, shard, group, waiting)
+    for name in sorted(together):
+        for part in _parts(together[name], images[0].planned.saving):
+            places |= _write(part, shard, waiting)
     return places
 
 
-def _parts(samples: list[_Sample], planned: EditPlan) -> Iterator[list[_Sample]]:
+def _parts(samples: list[_Sample], saving: Saving) -> Iterator[list[_Sample]]:
     """Cut samples where an object would be larger than it may."""
-    most, size, part = (planned.saving.most_mb or 0) * _MB, 0, list[_Sample]()
+    most, size, part = (saving.most_mb or 0) * _MB, 0, list[_Sample]()
     for sample in samples:
-        mine = sample.saved.end - sample.saved.start
+        mine = sample.saved.size
         if part and most and size + mine > most:
             yield part
             size, part = 0, []
@@ -185,12 +207,14 @@ def _parts(samples: list[_Sample], planned: EditPlan) -> Iterator[list[_Sample]]
         yield part
 
 
-def _write(planned: EditPlan, shard: ImageShard, samples: list[_Sample], waiting: Waiting) -> dict[str, str]:
+def _write(samples: list[_Sample], shard: ImageShard, waiting: Waiting) -> dict[str, str]:
     """Write one object; return where its images lie."""
+    # of several edits, in the folder of the first image's
+    planned = samples[0].image.planned
     with tempfile.TemporaryDirectory(prefix="styleclip-packed-") as folder:
         path = Path(folder) / "object"
         with explained(folder, "write"):
-            ends = _write_packed(path, planned, shard, samples, waiting)
+            ends = _write_packed(path, planned.saving, shard, samples, waiting)
 
         with path.open("rb") as stream:
             content = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
@@ -210,10 +234,10 @@ def _write(planned: EditPlan, shard: ImageShard, samples: list[_Sample], waiting
 
 
 def _write_packed(
-    path: Path, planned: EditPlan, shard: ImageShard, samples: list[_Sample], waiting: Waiting
+    path: Path, saving: Saving, shard: ImageShard, samples: list[_Sample], waiting: Waiting
 ) -> list[tuple[int, int]]:
     """Write a tar or a table; return first and last byte of each image in a tar."""
-    if planned.saving.to == "parquet":
+    if saving.to == "parquet":
         _write_parquet(path, samples, waiting, column_fields(shard))
         return [(0, 0)] * len(samples)
     return list(_write_tar(path, samples, waiting))
@@ -226,7 +250,7 @@ def _write_tar(path: Path, samples: list[_Sample], waiting: Waiting) -> Iterator
             content = waiting.read(sample.saved.start, sample.saved.end)
             said = json.dumps(_as_json(sample), sort_keys=True, ensure_ascii=False, default=str).encode()
 
-            _add(tar, f"{sample.name}{sample.ending}", content)
+            _add(tar, sample.file, content)
             end = tar.offset - (-len(content) % tarfile.BLOCKSIZE)
             yield end - len(content), end
             _add(tar, f"{sample.name}.json", said)
@@ -251,7 +275,7 @@ def _write_parquet(path: Path, samples: list[_Sample], waiting: Waiting, fields:
         for first in range(0, len(samples), _ROW_GROUP):
             rows = [
                 {"image": {"bytes": waiting.read(each.saved.start, each.saved.end),
-                           "path": f"{each.name}{each.ending}"}} | _said(each)
+                           "path": each.file}} | _said(each)
                 for each in samples[first : first + _ROW_GROUP]
             ]  # fmt: skip
             writer.write_table(pa.Table.from_pylist(rows, schema))

@@ -5,6 +5,7 @@ Shapes: B images, D width of the CLIP embedding.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,19 +45,25 @@ class Judge:
         identity = self._identity.embed(image) if self._identity else None
         return Seen(self._clip.embed_whole(image), identity, image if self._perceptual else None)
 
-    def score(self, steps: tuple[StepVariant, ...], before: Seen, after: Seen) -> dict[str, Tensor]:
-        """Return the scores of an edit of these steps, ``[B]`` each.
+    def score(self, edits: Sequence[tuple[StepVariant, ...]], before: Seen, after: Seen) -> dict[str, Tensor]:
+        """Return the scores of edits, ``[B]`` each.
 
         Over several steps, CLIP similarity is the mean over their targets, and the text direction is the one
         that all steps together point in.
+
+        Args:
+            edits: Of each image the steps of its edit.
+            before: The images before.
+            after: The images after.
         """
-        run = self._run
-        targets = torch.stack([target_embedding(run, step.target, step.templates) for step in steps])
-        wanted = torch.stack([text_vector(run, step) for step in steps]).sum(dim=0)
+        texts = {steps: self._texts(steps) for steps in dict.fromkeys(edits)}
+        # where all images have one edit, its text is no matrix of equal rows
+        chosen = [texts[steps] for steps in (edits if len(texts) > 1 else edits[:1])]
+        target, wanted = (torch.stack(each).squeeze(0) for each in zip(*chosen, strict=True))
         scores = {
-            "clip_before": clip_similarity(before.clip, targets.mean(dim=0)),
-            "clip_after": clip_similarity(after.clip, targets.mean(dim=0)),
-            "directional": directional_similarity(before.clip, after.clip, F.normalize(wanted, dim=0)),
+            "clip_before": clip_similarity(before.clip, target),
+            "clip_after": clip_similarity(after.clip, target),
+            "directional": directional_similarity(before.clip, after.clip, wanted),
         }
 
         if before.identity is not None and after.identity is not None:
@@ -65,3 +72,10 @@ class Judge:
             # a generator may overshoot, and the distance is one of pictures
             scores["lpips"] = self._perceptual.distance(after.image.clamp(-1, 1), before.image.clamp(-1, 1))
         return scores
+
+    def _texts(self, steps: tuple[StepVariant, ...]) -> tuple[Tensor, Tensor]:
+        """Return what an edit is to look like, and the unit direction to there, ``[D]`` each."""
+        run = self._run
+        targets = torch.stack([target_embedding(run, step.target, step.templates) for step in steps])
+        wanted = torch.stack([text_vector(run, step) for step in steps]).sum(dim=0)
+        return targets.mean(dim=0), F.normalize(wanted, dim=0)

@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
 from styleclip.tasks.artifacts import write_table
 from styleclip.tasks.artifacts.outcomes import OK, SKIPPED, Item, Row, failure, success
+from styleclip.tasks.directions.style_directions import read_direction
 from styleclip.tasks.editing.accounts import edit_work, work
+from styleclip.tasks.editing.leavings import Part, videos_of, write_optimized
 from styleclip.tasks.editing.methods import apply_step
-from styleclip.tasks.editing.optimization import TRAJECTORY_SCHEMA, Optimized, latents_table
 from styleclip.tasks.editing.plans import EditPlan, edit_row, step_settings
-from styleclip.tasks.editing.saving import Saved, Waiting, pack, save_image
+from styleclip.tasks.editing.saving import Packed, Saved, Waiting, pack, save_image
 from styleclip.tasks.editing.schemas import ROW_SCHEMA, TIMING_SCHEMA
 from styleclip.tasks.editing.sources import Sources
-from styleclip.tasks.editing.videos import encode_video
 from styleclip.tasks.photographs.images import ImageShard
 from styleclip.tasks.running.caching import unit_of_work
-from styleclip.tasks.running.overlap import Account, Writes, computing, read_ahead
+from styleclip.tasks.running.overlap import Account, Writes, computing, io_threads, read_ahead
 from styleclip.tasks.running.progress import ShardResult
 from styleclip.tasks.running.rates import Spent
 from styleclip.tasks.running.run import Run
 from styleclip.tasks.running.shards import Outcomes, lost, taken_over
-from styleclip.tasks.storage import join, write_bytes_atomic
 from styleclip_core.batches import Batches
 from styleclip_core.errors import ArtifactConflictError, StyleCLIPError
 
@@ -58,24 +55,33 @@ def edit_shard(run: Run, plans: list[EditPlan], shard: ImageShard) -> ShardResul
     ]
     ready = [[row for row in rows if row["status"] == OK] for rows in todo]
 
-    # unedited images are drawn and looked at once for all edits
+    # unedited images are drawn and looked at once for all edits, and directions are read before any computes
     sources = Sources(run, plans[0].inversion, {row["image_key"]: row for rows in ready for row in rows})
-    under_way = []
+    for _ in read_ahead(_directions(plans, ready), lambda each: read_direction(*each), ahead=io_threads()):
+        pass
+
+    begun = []
+    for planned, state, missing, inverted in zip(plans, states, todo, ready, strict=True):
+        skipped = [_skipped_row(planned, row) for row in missing if row["status"] != OK]
+        # an image whose own generator cannot be had fails in every edit, and holds up none
+        broken = [row for row in inverted if row["image_key"] in sources.broken]
+        skipped += [edit_row(planned, row) | sources.broken[row["image_key"]] for row in broken]
+        able = [row for row in inverted if row["image_key"] not in sources.broken]
+        begun.append(_UnderWay(planned, state, able, skipped, [], [], [], [], Account()))
+
     with Waiting() as waiting:
-        writes = _Writes(waiting)
-        for planned, missing, inverted in zip(plans, todo, ready, strict=True):
-            skipped = [_skipped_row(planned, row) for row in missing if row["status"] != OK]
-            # an image whose own generator cannot be had fails in every edit, and holds up none
-            broken = [row for row in inverted if row["image_key"] in sources.broken]
-            skipped += [edit_row(planned, row) | sources.broken[row["image_key"]] for row in broken]
-            able = [row for row in inverted if row["image_key"] not in sources.broken]
-            under_way.append(_edit(planned, sources, able, skipped, writes))
+        writes, groups = _Writes(waiting), _together(begun)
+        for group in groups:
+            _edit(group, sources, writes)
 
         # rows say ok only of images that are written
-        for each in under_way:
+        for each in begun:
             each.wait()
-        computed = list(zip(under_way, states, strict=True))
-        finished = list(read_ahead(computed, lambda pair: _finish(*pair, shard, waiting), ahead=len(plans)))
+        packing = read_ahead(groups, lambda group: _packed(group, shard, waiting), ahead=len(groups))
+        places = {id(each): found for group, found in zip(groups, packing, strict=True) for each in group}
+        finished = list(
+            read_ahead(begun, lambda each: _finish(each, shard, places[id(each)]), ahead=len(plans))
+        )
 
     known = [
         state.known | {(row["image_key"],): row for row in new}
@@ -89,8 +95,25 @@ def edit_shard(run: Run, plans: list[EditPlan], shard: ImageShard) -> ShardResul
         reused=not any(ready),
         seconds=time.monotonic() - started,
         tried=sum(map(len, ready)),
-        spent=tuple(_spent(run, sources, under_way)),
+        spent=tuple(_spent(run, sources, begun)),
     )
+
+
+def _directions(plans: Sequence[EditPlan], ready: Sequence[list[Row]]) -> list[tuple[str, str]]:
+    """Return where the style directions lie of the edits that have images, with their fingerprints."""
+    return list(dict.fromkeys(
+        (step.uri, step.fingerprint)
+        for planned, rows in zip(plans, ready, strict=True) if rows
+        for step in planned.prepared.steps if step.variant.method == "global"
+    ))  # fmt: skip
+
+
+def _together(begun: Sequence[_UnderWay]) -> list[list[_UnderWay]]:
+    """Return edits in groups that are computed and packed together, most of one edit, in order."""
+    groups: dict[str, list[_UnderWay]] = {}
+    for each in begun:
+        groups.setdefault(each.planned.together, []).append(each)
+    return list(groups.values())
 
 
 def _spent(run: Run, sources: Sources, under_way: Sequence[_UnderWay]) -> Iterator[Spent]:
@@ -153,16 +176,21 @@ class _UnderWay:
     """An edit of a shard that is computed, and whose images may still be being written.
 
     Attributes:
+        planned: The edit.
+        state: What was known of it before.
+        ready: Latents that it is applied to.
+        skipped: Rows of those that it cannot be applied to.
         rows: Row of each image that was computed, and its write; None where there is nothing to write.
-        skipped: Rows of those that were not.
         account: What computing it took.
     """
 
     planned: EditPlan
-    rows: list[tuple[Row, Future[Saved] | None]]
+    state: State
+    ready: list[Row]
     skipped: list[Row]
+    rows: list[tuple[Row, Future[Saved] | None]]
     timings: list[Row]
-    parts: list[_Part]
+    parts: list[Part]
     videos: list[Future[int]]
     account: Account
 
@@ -178,35 +206,61 @@ class _UnderWay:
         wait(self.videos)
 
 
-def _edit(
-    planned: EditPlan, sources: Sources, ready: list[Row], skipped: list[Row], writes: _Writes
-) -> _UnderWay:
-    """Edit the latents of a shard by one edit, and begin to write images and videos."""
-    names = {"edit": planned.prepared.variant.name, "variant": planned.variant}
-    begun, drawing = _UnderWay(planned, [], skipped, [], [], [], Account()), sources.seconds
+def _edit(group: Sequence[_UnderWay], sources: Sources, writes: _Writes) -> None:
+    """Edit the latents of a shard by edits of which each image has one, and begin to write what comes out."""
+    drawing = sources.seconds
+    mine = {row["image_key"]: each for each in group for row in each.ready}
+    rows = [row for each in group for row in each.ready]
+    if len(group) > 1:
+        rows.sort(key=lambda row: str(row["image_key"]))
 
-    for batch, (edited, share) in Batches(_BATCH).run(ready, partial(_timed, planned, sources)):
-        for part in edited.parts:
-            begun.videos.extend(writes.videos.submit(each) for each in _videos(planned, part))
+    def work(batch: list[Row]) -> tuple[_Edited, float]:
+        plans = [mine[row["image_key"]].planned for row in batch]
+        with computing(sources.run.device) as elapsed:
+            return _edit_batch(plans, sources, batch), elapsed() / len(batch)
+
+    for batch, (edited, share) in Batches(_BATCH).run(rows, work):
+        for part in edited.parts:  # of an optimization, which is never in a group
+            group[0].videos.extend(writes.videos.submit(each) for each in videos_of(group[0].planned, part))
             # frames go as soon as their video is under way: they are most of a batch's memory
-            begun.parts.append(replace(part, optimized=replace(part.optimized, frames=[])))
+            group[0].parts.append(replace(part, optimized=replace(part.optimized, frames=[])))
 
-        begun.timings.extend({"image_key": row["image_key"], **names, "seconds": share} for row in batch)
-
-        for row, image in zip(edited.rows, edited.images, strict=True):
-            write = partial(save_image, planned, row, image, writes.waiting)
-            begun.rows.append((row, None if "status" in row else writes.images.submit(write)))
+        for latent, row, image in zip(batch, edited.rows, edited.images, strict=True):
+            each = mine[latent["image_key"]]
+            names = {"edit": each.planned.prepared.variant.name, "variant": each.planned.variant}
+            each.timings.append({"image_key": latent["image_key"], **names, "seconds": share})
+            write = partial(save_image, each.planned, row, image, writes.waiting)
+            each.rows.append((row, None if "status" in row else writes.images.submit(write)))
 
     # what is not edited was drawn within the first edit's time, and is counted apart
-    together = sum(row["seconds"] for row in begun.timings)
-    begun.account.seconds = max(0.0, together - (sources.seconds - drawing))
-    return begun
+    drawn = (sources.seconds - drawing) / max(1, len(rows))
+    for each in group:
+        together = sum(row["seconds"] for row in each.timings)
+        each.account.seconds = max(0.0, together - drawn * len(each.ready))
 
 
-def _finish(begun: _UnderWay, state: State, shard: ImageShard, waiting: Waiting) -> list[Row]:
+def _packed(group: Sequence[_UnderWay], shard: ImageShard, waiting: Waiting) -> Mapping[str, str]:
+    """Write the images of a group into tars or tables, if they are packed; return where each lies."""
+    if not group[0].planned.saving.packed:
+        return {}
+    saved = [
+        (each, edit_row(each.planned, row) | row, written.result())
+        for each in group for row, written in each.rows if written
+    ]  # fmt: skip
+    return pack(
+        [
+            Packed(each.planned, row, image, each.state.known.get((row["image_key"],)))
+            for each, row, image in saved
+        ],
+        shard,
+        waiting,
+    )
+
+
+def _finish(begun: _UnderWay, shard: ImageShard, places: Mapping[str, str]) -> list[Row]:
     """Write the rows of an edit, now that its images are written, and return the new ones."""
-    planned = begun.planned
-    extras = _write_optimized(planned, shard, begun.parts)
+    planned, state = begun.planned, begun.state
+    extras = write_optimized(planned, shard, begun.parts)
 
     # raises what a write did: no row may name a video that is not there
     for video in begun.videos:
@@ -214,9 +268,6 @@ def _finish(begun: _UnderWay, state: State, shard: ImageShard, waiting: Waiting)
 
     rows = begun.skipped + [_finished(planned, row, written, extras) for row, written in begun.rows]
     if planned.saving.packed:
-        saved = [written.result() if written else None for _, written in begun.rows]
-        pairs = list(zip(rows[len(begun.skipped) :], saved, strict=True))
-        places = pack(planned, shard, [(row, each) for row, each in pairs if each], state.known, waiting)
         rows = [row | {"output_key": places.get(row["image_key"])} for row in rows]
 
     log = planned.log(shard)
@@ -230,12 +281,6 @@ def _finish(begun: _UnderWay, state: State, shard: ImageShard, waiting: Waiting)
             write_table(_timings_uri(uri), table, planned.made())
 
     return rows
-
-
-def _timed(planned: EditPlan, sources: Sources, batch: list[Row]) -> tuple[_Edited, float]:
-    """Edit a batch, and return the seconds of computing per image with it."""
-    with computing(sources.run.device) as elapsed:
-        return _edit_batch(planned, sources, batch), elapsed() / len(batch)
 
 
 def _finished(planned: EditPlan, row: Row, written: Future[Saved] | None, extras: dict[int, str]) -> Row:
@@ -255,48 +300,42 @@ def _finished(planned: EditPlan, row: Row, written: Future[Saved] | None, extras
 
 
 @dataclass(frozen=True)
-class _Part:
-    """What an optimization made of a batch."""
-
-    step: int
-    images: list[Row]
-    optimized: Optimized
-
-
-@dataclass(frozen=True)
 class _Edited:
     """A batch after an edit: a row and an image each; a row with a status has failed."""
 
     rows: list[Row]
     images: Tensor
-    parts: list[_Part] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
 
 
 @torch.no_grad()
-def _edit_batch(planned: EditPlan, sources: Sources, batch: list[Row]) -> _Edited:
+def _edit_batch(plans: list[EditPlan], sources: Sources, batch: list[Row]) -> _Edited:
+    """Edit each image of a batch by its plan; plans are alike in all but prompts, strengths and channels."""
     keys = [row["image_key"] for row in batch]
     source, judge = sources.get(batch), sources.judge
     generator, latents, before = source.generator, source.latents, source.seen
     errors: dict[int, StyleCLIPError] = {}
     records: list[list[Row]] = [[] for _ in batch]
-    parts = []
+    parts, count = [], len(plans[0].prepared.steps)
 
-    for number, step in enumerate(planned.prepared.steps):
-        applied = apply_step(sources.run, step, latents, keys, generator)
+    for number in range(count):
+        steps = [planned.prepared.steps[number] for planned in plans]
+        applied = apply_step(sources.run, steps, latents, keys, generator)
         if applied.optimized:
-            parts.append(_Part(number, batch, applied.optimized))
+            parts.append(Part(number, batch, applied.optimized))
         latents, errors = applied.latents, applied.errors | errors
 
         image = generator.synthesize(latents.codes(generator))
         after = judge.see(image)
         # a step is scored against the one before it, the whole edit against the source
-        scored = list(_per_image(judge.score((step.variant,), before, after)))
-        for record, values in zip(records, scored, strict=True):
+        scored = list(_per_image(judge.score([(step.variant,) for step in steps], before, after)))
+        for record, step, values in zip(records, steps, scored, strict=True):
             record.append(step_settings(step) | values)
         before = after
 
-    if len(planned.prepared.steps) > 1:  # a single step's scores are the whole edit's
-        scored = list(_per_image(judge.score(planned.prepared.variant.steps, source.seen, after)))
+    if count > 1:  # a single step's scores are the whole edit's
+        edits = [planned.prepared.variant.steps for planned in plans]
+        scored = list(_per_image(judge.score(edits, source.seen, after)))
 
     # a pair whose optimization diverged has no image worth a score, and keeps its error
     rows = [
@@ -312,45 +351,6 @@ def _per_image(scores: dict[str, Tensor]) -> Iterator[Row]:
     # together, so that the device is waited for once
     columns = torch.stack(list(scores.values())).float().T.tolist()
     return (dict(zip(scores, values, strict=True)) for values in columns)
-
-
-def _write_optimized(planned: EditPlan, shard: ImageShard, parts: list[_Part]) -> dict[int, str]:
-    """Write latents and trajectories of a shard's optimizations; return where the latents lie, by step."""
-    places = {}
-    for number in sorted({part.step for part in parts}):
-        mine = [part for part in parts if part.step == number]
-        keys = [image["image_key"] for part in mine for image in part.images]
-        variant = planned.prepared.steps[number].variant
-
-        latents = latents_table(keys, torch.cat([part.optimized.latents for part in mine]), variant)
-
-        # one order whatever the batches were: the rows name the file
-        trajectory = sorted(
-            (row for part in mine for row in part.optimized.trajectory),
-            key=lambda row: (row["image_key"], row["step"]),
-        )
-        digest = hashlib.sha256(repr(trajectory).encode()).hexdigest()[:8]  # a killed run may leave others
-
-        way = pa.Table.from_pylist(trajectory, schema=TRAJECTORY_SCHEMA)
-        for kind, table in (("latents", latents), ("trajectory", way)):
-            name = f"{shard.digest}.step-{number}.{kind}-{digest}.parquet"
-            write_table(join(planned.folder, name), table, planned.made())
-
-        places[number] = f"edits/{planned.fingerprint}/{shard.digest}.step-{number}.latents-{digest}.parquet"
-    return places
-
-
-def _videos(planned: EditPlan, part: _Part) -> Iterator[Callable[[], int]]:
-    """Yield what encodes and writes the video of each image of a batch, if there are frames."""
-
-    def write(image: Row, frames: list[np.ndarray]) -> int:
-        uri, content = join(planned.out, planned.video_key(image, part.step)), encode_video(frames)
-        write_bytes_atomic(uri, content)
-        return len(content)
-
-    if part.optimized.frames:
-        for place, image in enumerate(part.images):
-            yield partial(write, image, [frame[place] for frame in part.optimized.frames])
 
 
 def _skipped_row(planned: EditPlan, latent: Row) -> Row:

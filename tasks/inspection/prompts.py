@@ -6,7 +6,8 @@ In the folder of a diagnosis (``<workspace>/diagnostics/<fingerprint>``):
                           space before it is normalized, channels how many take part at that beta
 ``channels.parquet``      a row per prompt and strong channel: relevance, consistency, standard error
 ``correlations.parquet``  a row per pair: cosine of their text directions (kind ``text``), of the style
-                          directions at the edits' own beta (``style``), of the steps per image (``step``)
+                          directions at the edits' own beta (``style``), of the steps per image (``step``);
+                          of more than 100 prompts, each with the five that are most like it
 ``channels.png``          what the strongest channels of the first 40 prompts do, from -5 to 5 deviations
 
 ``coincide`` marks pairs above ``styleclip_core.diagnostics.COINCIDE``.
@@ -14,7 +15,9 @@ In the folder of a diagnosis (``<workspace>/diagnostics/<fingerprint>``):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import torch
@@ -24,10 +27,16 @@ from torch import Tensor
 from styleclip.tasks.artifacts import Provenance, Recipe, is_complete, read_table, write_table
 from styleclip.tasks.artifacts.outcomes import Row
 from styleclip.tasks.directions.relevance import read_relevance
-from styleclip.tasks.directions.style_directions import PreparedStep, TableRef, read_deviations
+from styleclip.tasks.directions.style_directions import (
+    PreparedStep,
+    TableRef,
+    read_deviations,
+    read_direction,
+)
 from styleclip.tasks.editing.methods import PreparedEdit
 from styleclip.tasks.inspection.pictures import Strip, draw_strips
 from styleclip.tasks.running.caching import unit_of_work
+from styleclip.tasks.running.overlap import io_threads, read_ahead
 from styleclip.tasks.running.run import Run
 from styleclip.tasks.running.shown import code, markdown_table
 from styleclip.tasks.running.texts import prompt_distance, text_vector
@@ -38,11 +47,10 @@ from styleclip_core.diagnostics import (
     Channel,
     channel_counts,
     channel_images,
-    coinciding,
     cosine_matrix,
     strongest_channels,
 )
-from styleclip_core.editing import ChannelSelection, style_direction
+from styleclip_core.editing import ChannelSelection, StyleDirection, style_direction
 from styleclip_core.errors import NoRelevantChannelError
 from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.prompts import language_warnings
@@ -56,6 +64,8 @@ SIGMAS = (-5.0, 0.0, 5.0)  # the paper's size of a move
 SIGMA_NAMES = [f"{sigma:+g} sigma" if sigma else "as it is" for sigma in SIGMAS]
 _PORTRAITS, _STRONGEST, _SEED = 3, 8, 5
 _PICTURED = 40  # a picture of more prompts is too long to be looked at
+_PAIRED, _NEAREST = 100, 5  # steps all of whose pairs are kept; of more, so many pairs of each
+_LISTED, _WARNED = 100, 20  # prompts and pairs that people are told of; the rest stands in the tables
 PROMPTS_SCHEMA = pa.schema([
     ("neutral", pa.string()), ("target", pa.string()), ("templates", pa.string()), ("method", pa.string()),
     ("text_norm", pa.float32()), ("beta", pa.float64()), ("channels", pa.int32()),
@@ -148,13 +158,11 @@ def diagnose_edits(run: Run, edits: list[PreparedEdit]) -> DiagnosisRef:
     layout = run.generator.layout
     names = labels([step.variant for step in prepared])
     rows, deltas = list[Row](), dict[str, Tensor]()
-    for name, step in zip(names, prepared, strict=True):
-        if step.variant.method == "global":
-            stored = read_table(step.uri, columns=["delta", "relevance"])
-            deltas[name], measured = (
-                torch.tensor(stored[each][0].as_py()) for each in ("delta", "relevance")
-            )
-            rows += _counts(step.variant, layout, measured, step.text_norm, betas)
+    directions = read_ahead(prepared, _direction_of, ahead=io_threads())
+    for name, step, stored in zip(names, prepared, directions, strict=True):
+        if stored:
+            deltas[name] = stored.delta
+            rows += _counts(step.variant, layout, stored.relevance, step.text_norm, betas)
         else:
             about = {"text_norm": step.text_norm, "beta": None, "channels": step.channels}
             rows.append(_about(step.variant) | about)
@@ -170,19 +178,26 @@ def diagnose_edits(run: Run, edits: list[PreparedEdit]) -> DiagnosisRef:
     return found
 
 
+def _direction_of(step: PreparedStep) -> StyleDirection | None:
+    """Return the style direction of a step; None where its method has none."""
+    return read_direction(step.uri, step.fingerprint) if step.variant.method == "global" else None
+
+
 def _first_of_each(steps: list[PreparedStep]) -> list[PreparedStep]:
     """Return the steps that differ in more than their strength."""
-    chosen = _distinct([step.variant for step in steps])
-    return [next(step for step in steps if step.variant == each) for each in chosen]
+    by_variant = {step.variant: step for step in reversed(steps)}
+    return [by_variant[each] for each in _distinct([step.variant for step in steps])]
 
 
 def labels(variants: Sequence[StepVariant]) -> list[str]:
     """Return what steps are called in a table of pairs; equal prompts and strengths are numbered."""
     names = [f"{each.neutral} -> {each.target} ({each.summary})" for each in variants]
-    return [
-        name if names.count(name) == 1 else f"{name} #{names[: place + 1].count(name)}"
-        for place, name in enumerate(names)
-    ]
+    times, seen = Counter(names), Counter[str]()
+    found = []
+    for name in names:
+        seen[name] += 1
+        found.append(name if times[name] == 1 else f"{name} #{seen[name]}")
+    return found
 
 
 def _distinct(variants: list[StepVariant]) -> list[StepVariant]:
@@ -238,18 +253,35 @@ def channel_rows(variant: StepVariant, ranked: list[Channel], table: RelevanceTa
 
 
 def pair_rows(kind: str, names: Sequence[str], matrix: Tensor, *, own: bool = False) -> list[Row]:
-    """Return a cosine matrix ``[K, K]`` as rows, each pair once; the diagonal with ``own``."""
-    near = set(coinciding(matrix))
+    """Return a cosine matrix ``[K, K]`` as rows, each pair once; the diagonal with ``own``.
+
+    Of more than 100 steps, each is paired with the five that are most like it, or most its opposite: rows
+    grow with the steps then, and not with their square.
+    """
+    near, cosines = (matrix.abs() >= COINCIDE).tolist(), matrix.tolist()
     return [
         {
             "kind": kind, "first": names[first], "second": names[second],
-            "cosine": matrix[first, second].item(), "coincide": (first, second) in near,
+            "cosine": cosines[first][second], "coincide": first != second and near[first][second],
         }
-        for first in range(len(names))
-        for second in range(first if own else first + 1, len(names))
+        for first, second in _pairs(matrix, own=own)
         # a step that does nothing has no cosine with any other
-        if matrix[first, second].isfinite()
+        if math.isfinite(cosines[first][second])
     ]  # fmt: skip
+
+
+def _pairs(matrix: Tensor, *, own: bool) -> Iterator[tuple[int, int]]:
+    """Yield the pairs of a cosine matrix that are kept, in order, the lower number first."""
+    count = len(matrix)
+    if count <= _PAIRED:
+        yield from ((a, b) for a in range(count) for b in range(a if own else a + 1, count))
+        return
+
+    # of itself a step is not asked, so that it takes none of its places
+    like = matrix.abs().nan_to_num(nan=-1.0).fill_diagonal_(-1.0)
+    nearest = like.topk(_NEAREST, dim=1).indices.tolist()
+    found = {(min(a, b), max(a, b)) for a, mine in enumerate(nearest) for b in mine}
+    yield from sorted(found | ({(a, a) for a in range(count)} if own else set()))
 
 
 def overview(found: DiagnosisRef) -> tuple[list[str], list[list[str]]]:
@@ -268,8 +300,12 @@ def overview(found: DiagnosisRef) -> tuple[list[str], list[list[str]]]:
 
 def markdown(found: DiagnosisRef) -> str:
     """Return a diagnosis as Markdown, for Prefect's UI."""
-    near = [f"- {code(line)}" for line in (*foreign(found), *warnings(found.correlations))]
-    return "\n".join([*markdown_table(*overview(found)), "", *near, "", f"Tables: {code(found.folder)}"])
+    header, lines = overview(found)
+    more = [f"and {len(lines) - _LISTED} more prompts"] if len(lines) > _LISTED else []
+    said = (*more, *foreign(found)[:_WARNED], *warnings(found.correlations))
+    table = markdown_table(header, lines[:_LISTED])
+    near = [f"- {code(line)}" for line in said]
+    return "\n".join([*table, "", *near, "", f"Tables: {code(found.folder)}"])
 
 
 _NAMED = ("neutral", "target", "templates", "method")
@@ -284,13 +320,16 @@ def foreign(found: DiagnosisRef) -> list[str]:
 
 
 def warnings(uri: str) -> list[str]:
-    """Return a line for every pair of a table of correlations that nearly coincides."""
-    return [
+    """Return a line for each pair of a table of correlations that nearly coincides, 20 pairs at most."""
+    table = read_table(uri)
+    near = table.filter(table["coincide"])
+    lines = [
         f"{row['first']} and {row['second']}: cosine {row['cosine']:.3f} of their {_WHAT[row['kind']]}; from "
         f"{COINCIDE:g} on they do nearly the same" + (", the other way round" if row["cosine"] < 0 else "")
-        for row in read_table(uri).to_pylist()
-        if row["coincide"]
+        for row in near.slice(0, _WARNED).to_pylist()
     ]
+    more = len(near) - len(lines)
+    return [*lines, f"and {more} more pairs that nearly coincide, in {uri}"] if more else lines
 
 
 _WHAT = {"text": "text directions", "style": "style directions", "step": "steps"}

@@ -102,7 +102,7 @@ def _steps(run: Run, plan: EditPlan, rows: dict[str, Row], source: EditedLatents
     if step.variant.method == "optimization":
         moved = _optimized(run, rows, source)
     else:
-        moved = apply_step(run, step, source, list(rows), generator).latents
+        moved = apply_step(run, [step] * len(rows), source, list(rows), generator).latents
     return moved.codes(generator).flat() - before if isinstance(moved, EditedLatents) else moved - before
 
 

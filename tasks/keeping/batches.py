@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from styleclip.tasks.artifacts import Provenance, read_provenance
-from styleclip.tasks.reports.page.thumbnails import folders_of
+from styleclip.tasks.reports.page.columns import folders_of
 from styleclip.tasks.running.partial import FOLDER as PARTIAL
 from styleclip.tasks.running.partial import read_part
 from styleclip.tasks.storage import (

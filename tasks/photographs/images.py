@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict
 
@@ -336,9 +337,12 @@ def read_shard(shard: ImageShard) -> list[tuple[str, str]]:
     return list(zip(table["key"].to_pylist(), table["etag"].to_pylist(), strict=True))
 
 
-def read_items(shard: ImageShard) -> list[ListedImage]:
-    """Return all that the index says of the images of a shard."""
-    rows = read_part(shard.index).slice(shard.first, shard.rows).to_pylist()
+def read_items(shard: ImageShard, keys: Sequence[str] | None = None) -> list[ListedImage]:
+    """Return all that the index says of the images of a shard, or of some of them."""
+    table = read_part(shard.index).slice(shard.first, shard.rows)
+    if keys is not None:  # of an edit that is for few images, before they become values of Python
+        table = table.filter(pc.is_in(table["key"], pa.array(keys, pa.string())))
+    rows = table.to_pylist()
     return [
         ListedImage(
             row.pop("key"), row.pop("etag"), row.pop("place", ""), row.pop("problem", ""),

@@ -160,7 +160,7 @@ def _made_of(run: Run, plans: list[EditPlan], index: ImageIndex) -> dict[str, ob
     edits = [
         {
             **plan.prepared.variant.parameters(), "method": plan.prepared.variant.method,
-            "variant": plan.variant,
+            "variant": plan.variant, **({"column": plan.group} if plan.group else {}),
         }
         for plan in plans
     ]  # fmt: skip
@@ -185,7 +185,11 @@ def _made_of(run: Run, plans: list[EditPlan], index: ImageIndex) -> dict[str, ob
 
 def contact_sheet(plans: list[EditPlan], manifest: str, done: Counter[str]) -> Image.Image:
     """Draw photographs in rows, of those with most edits done: the photograph, its inversion, its edits."""
-    plans = plans[:_COLUMNS]
+    by_column: dict[str, list[EditPlan]] = {}
+    for plan in plans:
+        by_column.setdefault(plan.group or plan.variant, []).append(plan)
+    shown = list(by_column.values())[:_COLUMNS]
+
     # rows with holes show little, so images with most edits come first
     most = max(done.values(), default=0)
     keys = sorted(key for key, count in done.items() if count == most)
@@ -193,7 +197,7 @@ def contact_sheet(plans: list[EditPlan], manifest: str, done: Counter[str]) -> I
     keys = keys[:: max(1, len(keys) // _ROWS)][:_ROWS]
     images = _images(manifest, keys)
 
-    titles = ["photograph", "inversion", *(_title(plan) for plan in plans)]
+    titles = ["photograph", "inversion", *(_title(each) for each in shown)]
     step = _TILE + _MARGIN
     sheet = Image.new("RGB", (len(titles) * step + _MARGIN, _HEADER + len(keys) * step + _MARGIN), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
@@ -206,7 +210,7 @@ def contact_sheet(plans: list[EditPlan], manifest: str, done: Counter[str]) -> I
         photograph = partial(read_image, inversion.photos, key, image.get("place"))
         inverted = partial(read_item, inversion.reconstructions, inversion.reconstruction_key(image))
         reads: list[Callable[[], bytes]] = [photograph, inverted]
-        reads += [_edited(plan, images[key]) for plan in plans]
+        reads += [_edited(each, images[key]) for each in shown]
         for column, read in enumerate(reads):
             place = (_MARGIN + column * step, _HEADER + row * step)
             _tile(sheet, read, place, whole=column > 0)
@@ -227,14 +231,14 @@ def _images(manifest: str, keys: Sequence[str]) -> dict[str, dict[str, Row]]:
     return found
 
 
-def _edited(plan: EditPlan, rows: Mapping[str, Row]) -> Callable[[], bytes]:
-    """Return what reads the image of an edit, or says that it has none."""
-    row = rows.get(plan.variant)
-    if row:
-        return partial(read_stored, plan.out, row["output_key"])
+def _edited(plans: Sequence[EditPlan], rows: Mapping[str, Row]) -> Callable[[], bytes]:
+    """Return what reads the image of the edit that a photograph has of some, or says that it has none."""
+    found = next((row for plan in plans if (row := rows.get(plan.variant))), None)
+    if found:
+        return partial(read_stored, plans[0].out, found["output_key"])
 
     def none() -> bytes:
-        raise MissingObjectError(f"{plan.variant} has no image of it")
+        raise MissingObjectError(f"{plans[0].variant} has no image of it")
 
     return none
 
@@ -254,9 +258,10 @@ def _tile(sheet: Image.Image, read: Callable[[], bytes], place: tuple[int, int],
     sheet.paste(tile, place)
 
 
-def _title(plan: EditPlan) -> str:
-    variant = plan.prepared.variant
-    return f"{variant.name}\n{variant.summary}"
+def _title(plans: Sequence[EditPlan]) -> str:
+    variant = plans[0].prepared.variant
+    more = f"\nand {len(plans) - 1} more" if len(plans) > 1 else ""
+    return f"{variant.name}\n{variant.summary}" if not more else f"{variant.name}{more}"
 
 
 def _cut(line: str, font: Font) -> str:

@@ -35,7 +35,7 @@ def manifest_tables(
     more = schema.names[len(MANIFEST_SCHEMA.names) :]
     latents = {shard.digest: _attempts_of(plans[0].inversion, shard) for shard in shards}
     for plan in plans:
-        for shard in shards:
+        for shard in filter(plan.touches, shards):
             log = plan.log(shard)
             wanted = plan.wanted_in(shard)
             latest = [row for row in log.latest() if wanted is None or row["image_key"] in wanted]
@@ -49,7 +49,8 @@ def manifest_tables(
 
             # what the data set says of an image stands in the index alone until here
             if more:
-                said = {item.key: {"place": item.place, **(item.columns or {})} for item in read_items(shard)}
+                items = read_items(shard, [row["image_key"] for row in found])
+                said = {item.key: {"place": item.place, **(item.columns or {})} for item in items}
                 for row in found:
                     row |= {name: said[row["image_key"]][name] for name in more}
             yield pa.Table.from_pylist(found, schema=schema)

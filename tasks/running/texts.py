@@ -11,7 +11,9 @@ from torch import Tensor
 
 from styleclip.tasks.running.run import Run
 from styleclip.tasks.settings.edits import StepVariant
-from styleclip_core.prompts import TextDirection, embed_prompt, text_direction
+from styleclip_core.prompts import TextDirection, direction_between, embed_prompt
+
+_PROMPTS = 2**13  # some KB each
 
 
 def prompt_distance(run: Run, variant: StepVariant) -> float:
@@ -41,11 +43,14 @@ def target_embedding(run: Run, target: str, templates: str) -> Tensor:
     return _embedding(run, target, templates).to(run.device)
 
 
-@lru_cache(maxsize=256)
+# A batch may have a prompt for every image, and most share the neutral one. Each is embedded by itself: in a
+# batch with others its last digits would hang on these.
+@lru_cache(maxsize=_PROMPTS)
 def _direction(run: Run, neutral: str, target: str, templates: str) -> TextDirection:
-    return text_direction(run.clip, neutral=neutral, target=target, templates=templates)
+    before, after = (_embedding(run, each, templates) for each in (neutral, target))
+    return direction_between(before, after, neutral=neutral, target=target, templates=templates)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=2 * _PROMPTS)
 def _embedding(run: Run, target: str, templates: str) -> Tensor:
     return embed_prompt(run.clip, target, templates).cpu()

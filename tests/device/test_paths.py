@@ -216,7 +216,8 @@ def test_invert_and_edit_go_through_and_wait_by_the_batch(run, photos, shard, ta
     assert sum(account.of("sync").values()) < 3 * PHOTOGRAPHS
 
     with accounting() as account:
-        step = directions.compute_direction.fn(run, variant, table)
+        named = directions.NamedStep(name="grey", variant=variant)
+        (step,) = directions.compute_directions.fn(run, [named], table)
         edit = PreparedEdit(variant=EditVariant(name="grey", steps=(variant,)), steps=[step])
         plan = planning.plan(run, edit, inverted)
         assert editing.edit_shard.fn(run, [plan], shard).failed == 0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -13,7 +15,11 @@ from hypothesis import strategies as st
 from styleclip.flows.edit_images import edit_images
 from styleclip.flows.report_batch import report_partial
 from styleclip.tasks.editing import shards as editing
-from styleclip.tasks.settings import DataSet, Execution, Inversion, Models, SettingsError
+from styleclip.tasks.photographs.reading import object_of, read_stored
+from styleclip.tasks.reports.page.batch import read_batch
+from styleclip.tasks.reports.page.thumbnails import plan_page, thumbnail_chunk
+from styleclip.tasks.running.run import run_here
+from styleclip.tasks.settings import DataSet, Execution, Inversion, Models, Saving, SettingsError
 from styleclip.tasks.settings.by_image import columns_of, resolve
 from styleclip.tasks.settings.edits import Edit
 from styleclip.tasks.storage import join, read_bytes
@@ -92,9 +98,10 @@ def test_another_column_does_that_image_again_and_no_other(photos, network_files
     done: list[tuple[str, str]] = []
     real = editing._edit_batch
 
-    def counted(planned, sources, batch):
-        done.extend((planned.prepared.variant.target, row["image_key"]) for row in batch)
-        return real(planned, sources, batch)
+    def counted(plans, sources, batch):
+        pairs = zip(plans, batch, strict=True)
+        done.extend((planned.prepared.variant.target, row["image_key"]) for planned, row in pairs)
+        return real(plans, sources, batch)
 
     monkeypatch.setattr(editing, "_edit_batch", counted)
     rows = edit(photos, network_files, [BY_COLOUR], tmp_path / "out").set_index("image_key")
@@ -112,6 +119,28 @@ def test_a_partial_report_and_a_subset_know_which_images_an_edit_is_for(photos, 
     ]  # fmt: skip
     report_partial(str(tmp_path / "out"))  # of what is noted; the whole is there, and is not written again
     assert len(list((tmp_path / "out" / "batches").iterdir())) == 1
+
+
+def test_thumbnails_follow_an_image_whose_prompt_changes(photos, network_files, tmp_path):
+    def pictures(manifest: str) -> dict[str, str]:
+        """Return which picture the thumbnail of each image's edit was made of."""
+        run = run_here(Models(**network_files), str(tmp_path / "out" / "workspace"), str(tmp_path / "out"))
+        planned = plan_page.fn(run, manifest)
+        for chunk in planned.chunks:
+            thumbnail_chunk.fn(planned.source, chunk)
+        (column,) = planned.source.edits
+        rows = [row for chunk in planned.chunks for row in column.log(chunk.digest).latest()]
+        return {row["image_key"]: row["source"] for row in rows if row["status"] == "ok"}
+
+    first = edit(photos, network_files, [BY_COLOUR], tmp_path / "out").attrs["result"]
+    before = pictures(first.report.manifest)
+    table = pd.read_csv(photos / "metadata.csv", keep_default_na=False)
+    table.loc[table.file_name == "p1.png", "much"] = 6.0
+    table.to_csv(photos / "metadata.csv", index=False)
+    second = edit(photos, network_files, [BY_COLOUR], tmp_path / "out").attrs["result"]
+    after = pictures(second.report.manifest)
+    assert before.keys() == after.keys()
+    assert [key for key in before if before[key] != after[key]] == ["p1.png"]
 
 
 @pytest.mark.parametrize(
@@ -154,3 +183,74 @@ def test_columns_are_found_in_every_field_and_step():
     assert (found.target, found.neutral, found.alpha, found.include) == ("hat", "x y", 2.0, ("b4.*", "b8.*"))
     assert found.then[0].target == "grey hat"
     assert json.dumps(found.model_dump(mode="json"))
+
+
+BY_CAPTION = Edit(
+    neutral="a face", target="{caption}", alpha=2.0, templates="none", beta=0.0, relevance="instant"
+)  # fmt: skip
+
+
+def test_a_prompt_for_every_image_is_computed_and_packed_by_the_shard(network_files, tmp_path, monkeypatch):
+    images = {f"p{number}.png": encoded(portrait(number, (20, 20))) for number in range(8)}
+    write_folder(tmp_path / "in", images)
+    captions = [{"file_name": key, "caption": f"hat of {key}"} for key in images]
+    pd.DataFrame(captions).to_csv(tmp_path / "in" / "metadata.csv", index=False)
+    batches, real = list[int](), editing._edit_batch
+
+    def counted(plans, sources, batch):
+        batches.append(len(batch))
+        return real(plans, sources, batch)
+
+    monkeypatch.setattr(editing, "_edit_batch", counted)
+    tars = edit(
+        tmp_path / "in", network_files, [BY_CAPTION], tmp_path / "tars", saving=Saving(to="webdataset")
+    )
+    shards = len(list((tmp_path / "tars").rglob("*.tar")))
+    assert sum(batches) == 8
+    assert len(batches) == shards < 8
+    assert dict(zip(tars.image_key, tars.target, strict=True)) == {key: f"hat of {key}" for key in images}
+
+    # one column on the page, whose thumbnails are of each image's own edit
+    batch = read_batch(tars.attrs["result"].report.manifest)
+    assert [edit.target for edit in batch.edits] == ["hat of p0.png and 7 more, by image"]
+    assert (batch.status == 0).all()
+    made = list((tmp_path / "tars" / "workspace" / "thumbnails").glob("*/*.parquet"))
+    assert len(made) == 3  # photographs, inversions, edits
+
+    # as each image is edited by its own prompt alone
+    for key in ("p0.png", "p5.png"):
+        single = BY_CAPTION.model_copy(update={"target": f"hat of {key}"})
+        alone = edit(
+            tmp_path / "in", network_files, [single], tmp_path / "alone", dataset=DataSet(include=(key,))
+        ).iloc[0]
+        mine = tars.set_index("image_key").loc[key]
+        pixels = [
+            np.asarray(decode_image(read_stored(str(tmp_path / place), row.output_key)), np.int16)
+            for place, row in (("tars", mine), ("alone", alone))
+        ]
+        assert np.abs(pixels[0] - pixels[1]).max() <= 1
+        for score in ("clip_before", "clip_after", "directional"):
+            assert mine[score] == pytest.approx(alone[score], abs=1e-4)
+
+    # a tar that is gone comes back as it was, with all the edits that lie in it
+    (first, *_) = sorted((tmp_path / "tars").rglob("*.tar"))
+    content = first.read_bytes()
+    first.unlink()
+    batches.clear()
+    edit(tmp_path / "in", network_files, [BY_CAPTION], tmp_path / "tars", saving=Saving(to="webdataset"))
+    assert first.read_bytes() == content
+    assert len(batches) == 1
+
+
+def test_every_strength_of_an_edit_by_columns_has_its_own_tars(photos, network_files, tmp_path):
+    strengths = BY_COLOUR.model_copy(update={"alpha": (1.0, 2.0)})
+    rows = edit(
+        photos, network_files, [strengths], tmp_path / "out", saving=Saving(to="webdataset")
+    ).set_index("image_key")
+    tars = {tuple(sorted({object_of(key) for key in mine.output_key})) for _, mine in rows.groupby("alpha")}
+    assert len(tars) == 2
+    assert not set.intersection(*map(set, tars))
+    for tar in (tmp_path / "out").rglob("*.tar"):
+        with tarfile.open(tar) as opened:
+            names = opened.getnames()
+        assert len(names) == len(set(names))

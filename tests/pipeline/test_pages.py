@@ -31,7 +31,8 @@ from styleclip.tasks.artifacts.outcomes import OK
 from styleclip.tasks.photographs import reading
 from styleclip.tasks.reports.page import charts, thumbnails
 from styleclip.tasks.reports.page import page as pages
-from styleclip.tasks.reports.page.batch import SCORES, read_batch, sweeps
+from styleclip.tasks.reports.page.batch import SCORES, read_batch
+from styleclip.tasks.reports.page.edits import sweeps
 from styleclip.tasks.reports.page.evaluations import add_evaluations, find_evaluations
 from styleclip.tasks.reports.page.links import below, parent, public_url, relative_link, safe_name
 from styleclip.tasks.reports.page.page import ALONE, LEAF, build_page, script_json
@@ -117,7 +118,7 @@ def test_a_manifest_without_variants_is_read_as_one_with_them(made, tmp_path):
         replace(about, parameters={**about.parameters, "edits": edits}),
     )
     other = read_batch(old)
-    assert other.variants == batch.variants == [made.variant(edit) for edit in range(7)]
+    assert other.variants == batch.variants == [[made.variant(edit)] for edit in range(7)]
     assert other.folders == batch.folders == [made.folder(edit) for edit in range(7)]
     assert np.array_equal(other.status, batch.status)
     for name, values in batch.values.items():

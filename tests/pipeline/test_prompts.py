@@ -20,10 +20,12 @@ from styleclip.tasks.evaluation.attributes import AttributePrompts
 from styleclip.tasks.inspection.pictures import Strip, draw_strips
 from styleclip.tasks.inspection.prompts import (
     BETAS,
+    CORRELATIONS_SCHEMA,
     PROMPTS_SCHEMA,
     DiagnosisRef,
     foreign,
     markdown,
+    pair_rows,
     warnings,
 )
 from styleclip.tasks.running.shown import markdown_table
@@ -213,3 +215,39 @@ def test_no_markup_of_anybody_counts_in_a_table(rows_):
         assert len(re.findall(r"(?<!\\)\|", line)) == 3
         outside = re.sub(r"`[^`]*`", "", line).replace("|", "")
         assert re.fullmatch(r"[-+\d.,%/e±σ ]*", outside)
+
+
+def test_of_many_prompts_those_are_paired_that_are_most_alike():
+    many = torch.nn.functional.normalize(
+        torch.randn(150, 3, generator=torch.Generator().manual_seed(1)), dim=1
+    )
+    names = [f"prompt {number}" for number in range(150)]
+    matrix = many @ many.T
+    few = pair_rows("text", names[:100], matrix[:100, :100])
+    assert len(few) == 100 * 99 / 2
+
+    found = pair_rows("text", names, matrix)
+    pairs = {frozenset((row["first"], row["second"])) for row in found}
+    assert len(pairs) == len(found) <= 5 * 150
+    size = matrix.abs().fill_diagonal_(-1)
+    for number in range(150):
+        nearest = names[int(size[number].argmax())]
+        assert {names[number], nearest} in pairs
+    assert all(row["coincide"] == (abs(row["cosine"]) >= 0.9) for row in found)
+
+
+def test_people_are_told_of_some_of_very_many_prompts(tmp_path):
+    count = 130
+    prompts = [
+        {"neutral": "face", "target": f"hat {number}", "templates": "none", "method": "global",
+         "text_norm": 1.0, "beta": 0.1, "channels": 3} for number in range(count)
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(prompts, PROMPTS_SCHEMA), tmp_path / "prompts.parquet")
+    rows = pair_rows("text", [each["target"] for each in prompts], torch.ones(count, count))
+    pq.write_table(pa.Table.from_pylist(rows, CORRELATIONS_SCHEMA), tmp_path / "correlations.parquet")
+    places = {name: str(tmp_path / f"{name}.parquet") for name in ("prompts", "correlations")}
+    said = markdown(DiagnosisRef(folder=str(tmp_path), **places, multilingual=True))
+    assert said.count("cosine") == 20
+    assert f"and {len(rows) - 20} more pairs" in said
+    assert said.count("| `face` |") == 100
+    assert "and 30 more prompts" in said

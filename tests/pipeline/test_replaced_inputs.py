@@ -50,6 +50,14 @@ def photos(tmp_path) -> str:
     return str(tmp_path / "photos")
 
 
+def direction(run, variant, table):
+    """Compute the style direction of one step."""
+    (step,) = directions.compute_directions.fn(
+        run, [directions.NamedStep(name="grey", variant=variant)], table
+    )
+    return step
+
+
 def replace(uri: str) -> bytes:
     """Put other weights of the same architecture in place of a file, and forget what is loaded of it."""
     before, changed = Path(uri).read_bytes(), bytearray(Path(uri).read_bytes())
@@ -146,7 +154,7 @@ def test_every_step_that_uses_a_replaced_network_stops_before_it_writes(networks
     shard, inverted, styles, table = edit_plan(run, photos)
     built = measured(run, table)
     variant = StepVariant(neutral="hair", target="grey hair", alpha=1.0, beta=0.0)
-    step = directions.compute_direction.fn(run, variant, built)
+    step = direction(run, variant, built)
     edit = PreparedEdit(variant=EditVariant(name="grey", steps=(variant,)), steps=[step])
     plans = [planning.plan(run, edit, inverted)]
     inversion.invert_shard.fn(run, inverted, shard)
@@ -167,7 +175,7 @@ def test_every_step_that_uses_a_replaced_network_stops_before_it_writes(networks
         "measure": lambda: relevance.measure_shard.fn(other, here, first, None),
         "invert": lambda: inversion.invert_shard.fn(other, fresh, shard),
         "edit": lambda: editing.edit_shard.fn(run, plans, shard),
-        "direction": lambda: directions.compute_direction.fn(other, variant, built),
+        "direction": lambda: direction(other, variant, built),
         "mapper": lambda: mappers.train_mapper.fn(
             other, mappers.plan(other, "hat", MapperTraining(steps=1, codes=4, validation=1))
         ),
@@ -208,7 +216,7 @@ def test_a_replaced_table_or_direction_is_refused(networks, photos, tmp_path):
     *_, table = edit_plan(run, photos)
     built = measured(run, table)
     variant = StepVariant(neutral="hair", target="grey hair", alpha=1.0, beta=0.0)
-    step = directions.compute_direction.fn(run, variant, built)
+    step = direction(run, variant, built)
     other = step.model_copy(update={"fingerprint": "0" * 32})
     with pytest.raises(ChangedInputError, match=f"{step.fingerprint[:16]}, not 0000000000000000"):
         directions.read_direction(other.uri, other.fingerprint)
@@ -219,4 +227,4 @@ def test_a_replaced_table_or_direction_is_refused(networks, photos, tmp_path):
     shutil.copy(replacement.relevance, built.relevance)
     shutil.rmtree(Path(step.uri).parent)
     with pytest.raises(ChangedInputError, match=r"or its statistics have changed since this run began"):
-        directions.compute_direction.fn(run, variant, built)
+        direction(run, variant, built)

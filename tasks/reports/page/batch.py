@@ -8,7 +8,7 @@ Shapes: E edits, N images.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ import pyarrow as pa
 from styleclip.tasks.artifacts import DamagedArtifactError, Provenance, read_provenance
 from styleclip.tasks.artifacts.outcomes import OK
 from styleclip.tasks.evaluation.manifest import iter_rows
+from styleclip.tasks.reports.page.edits import BatchEdit
 from styleclip.tasks.reports.page.links import below, parent, safe_name
 from styleclip.tasks.reports.page.outputs import Outputs
 from styleclip.tasks.storage import output_key
@@ -57,63 +58,6 @@ SCORES = (
 
 
 @dataclass(frozen=True)
-class BatchEdit:
-    """An edit of a batch with all choices made.
-
-    Attributes:
-        name: Name in the edit file.
-        neutral: Neutral prompts of its steps.
-        target: Target prompts of its steps.
-        method: Methods of its steps.
-        summary: Main settings for a person.
-        strength: Alpha or the mapper's strength, if it has one step.
-        threshold: Beta, or the number of channels where those were counted, if it has one step.
-        counted: Whether the threshold is a number of channels.
-        record: What the manifest says of it: settings of all steps.
-    """
-
-    name: str
-    neutral: str
-    target: str
-    method: str
-    summary: str
-    strength: float | None
-    threshold: float | None
-    counted: bool
-    record: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, record: Mapping[str, Any]) -> BatchEdit:
-        """Return the edit that a record of the manifest's provenance describes."""
-        steps: list[dict[str, Any]] = record["steps"]
-        one = steps[0] if len(steps) == 1 else {}
-        strength = one.get("alpha") if one.get("alpha") is not None else one.get("strength")
-        counted = one.get("beta") is None and one.get("top_k") is not None
-
-        # figures of several steps cannot stand on one axis, so only their names are joined
-        return cls(
-            name=record["name"],
-            neutral="; ".join(dict.fromkeys(step["neutral"] for step in steps)),
-            target="; ".join(step["target"] for step in steps),
-            method=record.get("method", "global"),
-            summary="; ".join(_summary(step) for step in steps),
-            strength=strength,
-            threshold=one.get("top_k") if counted else one.get("beta"),
-            counted=counted,
-            record=record,
-        )
-
-
-def _summary(step: Mapping[str, Any]) -> str:
-    if step.get("strength") is not None:
-        return f"mapper x {step['strength']:g}"
-    if step.get("alpha") is None:
-        return f"{step['steps']} steps" if step.get("steps") else step.get("method", "")
-    choice = f"beta {step['beta']:g}" if step.get("beta") is not None else f"top {step.get('top_k')}"
-    return f"alpha {step['alpha']:g}, {choice}" + (", instant" if step.get("relevance") == "instant" else "")
-
-
-@dataclass(frozen=True)
 class Problem:
     """Why an image has no edit; one for all edits that ended alike."""
 
@@ -134,7 +78,8 @@ class Batch:
         keys: Keys of all images, sorted.
         names: What is drawn of each is called, below the folder of the inversions.
         edits: The edits, in the order of the edit file.
-        variants: What names each in tables and folders.
+        variants: What names each in tables and folders; several of an edit that columns made others of.
+        columns: Name of each such edit; empty for the rest.
         status: ``[E, N]`` uint8, 0 where the edit is done.
         values: Scores by column, ``[E, N]`` float32 each, NaN where there is none.
         channels: Style channels that each edit changes, where that is one number.
@@ -148,7 +93,8 @@ class Batch:
     keys: list[str]
     names: list[str]
     edits: list[BatchEdit]
-    variants: list[str]
+    variants: list[list[str]]
+    columns: list[str]
     status: np.ndarray
     values: dict[str, np.ndarray]
     channels: list[int | None]
@@ -167,9 +113,18 @@ class Batch:
         """Return where each edit's images lie, relative to ``out``; empty if it has none."""
         shown = (self.status == 0).any(axis=1)
         return [
-            f"images/{name}" if any_ and safe_name(name) else ""
-            for name, any_ in zip(self.variants, shown, strict=True)
+            self.folder(edit) if any_ and all(map(safe_name, self.variants[edit])) else ""
+            for edit, any_ in enumerate(shown)
         ]
+
+    def folder(self, edit: int) -> str:
+        """Return the folder of an edit's images below ``out``; of one by columns, that of all images."""
+        return "images" if self.columns[edit] else f"images/{self.variants[edit][0]}"
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """Return the number of the edit that each variant belongs to."""
+        return {name: number for number, names in enumerate(self.variants) for name in names}
 
     @property
     def scores(self) -> list[Score]:
@@ -212,7 +167,10 @@ def read_batch(manifest: str) -> Batch:
             "manifest.parquet of a folder under OUT/batches"
         )
 
-    edits = [BatchEdit.of(record) for record in made.parameters["edits"]]
+    columns: dict[str, list[Mapping[str, Any]]] = {}
+    for number, record in enumerate(made.parameters["edits"]):
+        columns.setdefault(record.get("column", str(number)), []).append(record)
+    edits = [BatchEdit.of_all(records) for records in columns.values()]
 
     # rows may be in any order, so images and edits are counted before scores are filled in
     listed, seen = set[str](), dict[str, None]()
@@ -221,11 +179,13 @@ def read_batch(manifest: str) -> Batch:
         seen.update(dict.fromkeys(_texts(part, "variant")))
 
     # metadata written before there was a column of variants does not name them, but rows went edit by edit
-    named = [edit.record["variant"] for edit in edits if "variant" in edit.record]
+    named = [[each["variant"] for each in mine if "variant" in each] for mine in columns.values()]
+    older = [*([name] for name in seen), *[[""]] * len(edits)][: len(edits)]
     shape = (len(edits), len(listed))
     batch = Batch(
         manifest=manifest, made=made, keys=sorted(listed), names=[""] * len(listed), edits=edits,
-        variants=named or [*seen, *[""] * len(edits)][: len(edits)],
+        variants=named if all(named) else older,
+        columns=[str(mine[0].get("column", "")) for mine in columns.values()],
         status=np.full(shape, ABSENT, np.uint8),
         values={each.name: np.full(shape, np.nan, np.float32) for each in SCORES},
         channels=[None] * len(edits), outputs=Outputs(len(listed), len(edits)),
@@ -237,7 +197,7 @@ def read_batch(manifest: str) -> Batch:
 
 def _fill(batch: Batch) -> None:
     images = {key: number for number, key in enumerate(batch.keys)}
-    edits = {name: number for number, name in enumerate(batch.variants)}
+    edits = batch.numbers
     problems: dict[tuple[str, str], Problem] = {}
 
     for part in iter_rows(batch.manifest, _READ):
@@ -275,7 +235,7 @@ def _fill_values(batch: Batch, part: pa.RecordBatch, edit: np.ndarray, image: np
 
     # rows that failed may not say them, and of all others they are the same
     for number, channels in zip(edit, part["channels"].to_pylist(), strict=True):
-        if channels is not None:
+        if channels is not None and not batch.columns[number]:
             batch.channels[number] = channels
 
 
@@ -283,7 +243,7 @@ def _fill_outputs(batch: Batch, part: pa.RecordBatch, edit: np.ndarray, image: n
     rows = zip(edit.tolist(), image.tolist(), _texts(part, "output_key"), strict=True)
     for number, place, key in rows:
         if key and batch.status[number, place] == 0:
-            batch.outputs.put(number, place, below(key, f"images/{batch.variants[number]}"))
+            batch.outputs.put(number, place, below(key, batch.folder(number)))
 
 
 def _collect_problems(batch: Batch, part: pa.RecordBatch, found: dict[tuple[str, str], Problem]) -> None:
@@ -307,55 +267,3 @@ def _texts(part: pa.RecordBatch, name: str) -> list[str]:
 
 def _floats(part: pa.RecordBatch, name: str) -> np.ndarray:
     return np.asarray(part[name].to_numpy(zero_copy_only=False), np.float32)
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """Variants of one edit over strengths and thresholds, as a table of edit numbers.
-
-    Attributes:
-        name: Name of the edit.
-        target: What it aims at.
-        axis: What a column is: ``alpha`` or ``strength``.
-        by: What a row is: ``beta``, ``channels``, or empty if there is one row.
-        strengths: Columns.
-        thresholds: Rows.
-        cells: Numbers of edits, row by row; -1 where there is none.
-    """
-
-    name: str
-    target: str
-    axis: str
-    by: str
-    strengths: list[float]
-    thresholds: list[float | None]
-    cells: list[list[int]]
-
-
-def sweeps(edits: Sequence[BatchEdit]) -> Iterator[Sweep]:
-    """Yield the edits that were done at several strengths or thresholds."""
-    groups: dict[tuple[object, ...], list[int]] = {}
-    for number, edit in enumerate(edits):
-        if edit.strength is not None:
-            key = (edit.name, edit.neutral, edit.target, edit.method, edit.counted)
-            groups.setdefault(key, []).append(number)
-
-    for members in groups.values():
-        if len(members) > 1:
-            yield _sweep([edits[number] for number in members], members)
-
-
-def _sweep(edits: Sequence[BatchEdit], numbers: Sequence[int]) -> Sweep:
-    first = edits[0]
-    strengths = sorted({edit.strength for edit in edits if edit.strength is not None})
-    # None does not compare with numbers; it goes first
-    thresholds = sorted({edit.threshold for edit in edits}, key=lambda value: (value is not None, value or 0))
-    cells = [[-1] * len(strengths) for _ in thresholds]
-
-    for edit, number in zip(edits, numbers, strict=True):
-        if edit.strength is not None:
-            cells[thresholds.index(edit.threshold)][strengths.index(edit.strength)] = number
-
-    by = "" if thresholds == [None] else "channels" if first.counted else "beta"
-    axis = "strength" if first.method == "mapper" else "alpha"
-    return Sweep(first.name, first.target, axis, by, strengths, thresholds, cells)

@@ -21,8 +21,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from styleclip.tasks.reports.page.batch import Batch, Score, Sweep
+from styleclip.tasks.reports.page.batch import Batch, Score
 from styleclip.tasks.reports.page.choices import Choice
+from styleclip.tasks.reports.page.edits import Sweep
 
 MAX_ROWS = 40
 _WIDTH, _ROW, _BINS = 3.6, 0.24, 36

@@ -68,7 +68,7 @@ def add_evaluations(batch: Batch, uris: list[str]) -> None:
 
 
 def _read(batch: Batch, uri: str) -> dict[str, np.ndarray]:
-    edits = {name: number for number, name in enumerate(batch.variants)}
+    edits = batch.numbers
     images = {key: number for number, key in enumerate(batch.keys)}
     values = {each.name: np.full(batch.status.shape, np.nan, np.float32) for each in _SCORES}
     matched = 0

@@ -29,12 +29,14 @@ from prefect.logging import get_run_logger
 from styleclip.tasks.artifacts import Recipe, read_provenance
 from styleclip.tasks.directions.style_directions import ALPHA_UNIT
 from styleclip.tasks.reports.page import charts
-from styleclip.tasks.reports.page.batch import MAX_PROBLEMS, Batch, Score, Sweep, read_batch, sweeps
+from styleclip.tasks.reports.page.batch import MAX_PROBLEMS, Batch, Score, read_batch
 from styleclip.tasks.reports.page.choices import Choice, read_choice
+from styleclip.tasks.reports.page.columns import SIDE
+from styleclip.tasks.reports.page.edits import Sweep, sweeps
 from styleclip.tasks.reports.page.evaluations import add_evaluations
 from styleclip.tasks.reports.page.links import below, parent, relative_link
 from styleclip.tasks.reports.page.outputs import Packed
-from styleclip.tasks.reports.page.thumbnails import SIDE, PagePlan, leaves
+from styleclip.tasks.reports.page.thumbnails import PagePlan, leaves
 from styleclip.tasks.running.caching import unit_of_work
 from styleclip.tasks.running.overlap import Writes
 from styleclip.tasks.running.partial import Part, read_part

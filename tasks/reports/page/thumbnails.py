@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,10 +21,10 @@ from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict
 
 from styleclip.tasks.artifacts import Provenance, Recipe, artifact_uri, is_complete, read_table, write_table
-from styleclip.tasks.artifacts.outcomes import OK, STATUS_FIELDS, OutcomeLog, Row, failure, success
+from styleclip.tasks.artifacts.outcomes import OK, STATUS_FIELDS, Row, failure, success
 from styleclip.tasks.photographs.images import cut, digest, indexed_versions
-from styleclip.tasks.photographs.reading import read_image, read_stored
 from styleclip.tasks.reports.page.batch import Batch, read_batch
+from styleclip.tasks.reports.page.columns import SIDE, STEP, VERSION, Column, Shown, column_of
 from styleclip.tasks.running.caching import unit_of_work
 from styleclip.tasks.running.overlap import read_ahead
 from styleclip.tasks.running.progress import ShardResult
@@ -33,62 +32,11 @@ from styleclip.tasks.running.rates import Spent
 from styleclip.tasks.running.run import Run
 from styleclip.tasks.storage import ObjectInfo, StoreError, join
 from styleclip_core.errors import StyleCLIPError
-from styleclip_core.images import decode_image
 
-STEP, VERSION = "thumbnails", "2"
-SIDE = 160
 _CHUNK, _AHEAD, _QUALITY = 256, 16, 80
 _SCHEMA = pa.schema([
     ("image_key", pa.string()), ("source", pa.string()), ("webp", pa.binary()), *STATUS_FIELDS,
 ])  # fmt: skip
-
-
-class Shown(NamedTuple):
-    """An image of a batch: its key, the name of what is made of it, its version, and where it lies."""
-
-    key: str
-    name: str
-    source: str
-    place: str = ""
-
-
-class Column(BaseModel):
-    """A folder of images that all have a thumbnail.
-
-    Attributes:
-        prefix: URI of the folder.
-        recipe: Of the thumbnails.
-        folder: Where those lie.
-        named_as: Whether images lie under their photographs' own keys, or under the names made of them.
-        versioned: Whether the version is known in which each was listed.
-        fills: Whether an image is cropped to the shape of the generator's, as its inversion sees it.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    prefix: str
-    recipe: Recipe
-    folder: str
-    named_as: str
-    versioned: bool = False
-    fills: bool = False
-
-    def read(self, image: Shown) -> Image.Image:
-        """Read an image of a batch.
-
-        Raises:
-            StoreError: If that is the store's fault; any other error is the image's own.
-        """
-        if self.named_as == "photograph":
-            version = image.source if self.versioned else ""
-            data = read_image(self.prefix, image.key, image.place, version)
-        else:
-            data = read_stored(self.prefix, image.name)
-        return decode_image(data, min_side=1)
-
-    def log(self, digest_: str) -> OutcomeLog:
-        """Return the thumbnails of a chunk."""
-        return OutcomeLog(self.folder, digest_, ("image_key",))
 
 
 class PageChunk(BaseModel):
@@ -159,9 +107,12 @@ def plan_page(run: Run, manifest: str) -> PagePlan:
     source = PageSource(
         manifest=manifest,
         fingerprint=batch.made.fingerprint,
-        photographs=_column(photos, workspace, "photograph", versioned=bool(versions), fills=True),
-        inversions=_column(join(latents, "reconstructions"), workspace) if latents else None,
-        edits=[_column(join(batch.out, name), workspace) if name else None for name in batch.folders],
+        photographs=column_of(photos, workspace, "photograph", versioned=bool(versions), fills=True),
+        inversions=column_of(join(latents, "reconstructions"), workspace) if latents else None,
+        edits=[
+            column_of(join(batch.out, folder), workspace, column=column) if folder else None
+            for folder, column in zip(batch.folders, batch.columns, strict=True)
+        ],
     )
 
     return PagePlan(source=source, chunks=_write_chunks(batch, workspace, versions))
@@ -200,32 +151,6 @@ def _outputs(batch: Batch, image: int) -> list[str]:
     """Return the names of an image below the folders of the edits; empty where it is the inversion's."""
     names = [batch.outputs.name(edit, image) for edit in range(len(batch.edits))]
     return ["" if name == batch.names[image] else name for name in names]
-
-
-def folders_of(made: Provenance, images: Iterable[str]) -> dict[str, set[str]]:
-    """Return the names of the folders that the page of a batch uses in a workspace, by their kind.
-
-    Args:
-        made: What made the batch's manifest.
-        images: URIs of the folders of its edited images.
-    """
-    chunks = {
-        Recipe("page-chunks", VERSION, {"indexed": indexed}, {"manifest": made.fingerprint}).fingerprint
-        for indexed in (False, True)
-    }
-    photos, latents = made.parameters["photos"], made.parameters.get("latents", "")
-    shown = {photos, *images, *([join(latents, "reconstructions")] if latents else [])}
-    return {"pages": chunks, "thumbnails": {_column(prefix, "").recipe.fingerprint for prefix in shown}}
-
-
-def _column(
-    prefix: str, workspace: str, named_as: str = "edit", *, versioned: bool = False, fills: bool = False
-) -> Column:
-    recipe = Recipe(STEP, VERSION, {"prefix": prefix, "side": SIDE}, {})
-    folder = recipe.folder(workspace, "thumbnails")
-    return Column(
-        prefix=prefix, recipe=recipe, folder=folder, named_as=named_as, versioned=versioned, fills=fills
-    )
 
 
 def _versions(made: Provenance, workspace: str) -> dict[str, tuple[str, str]]:
@@ -270,12 +195,16 @@ def thumbnail_chunk(source: PageSource, chunk: PageChunk) -> ThumbnailResult:
         # photographs and inversions come before the edits, under negative numbers
         edit = number - len(source.columns) + len(source.edits)
         wanted = shown if edit < 0 else of_edit(edit)
+        if column.by_image:
+            wanted = [each._replace(source=f"{each.source} {each.name}") for each in wanted]
 
         log = column.log(chunk.digest)
         known = {row["image_key"]: row for row in log.latest()}
         todo = [image for image in wanted if not _is_done(known.get(image.key), image.source)]
         new = list(read_ahead(todo, partial(_thumbnail, column, shape), ahead=_AHEAD))
-        log.append(new, _SCHEMA, _made("thumbnails", column.recipe))
+        # one of another version takes the place of the one that is there
+        replaced = {log.item(row) for row in new if row["image_key"] in known}
+        log.append(new, _SCHEMA, _made("thumbnails", column.recipe), lost=replaced)
         known |= {row["image_key"]: row for row in new}
 
         # pixels are let go of here: a chunk has hundreds of images of dozens of edits

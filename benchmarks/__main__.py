@@ -48,7 +48,7 @@ PARTS: dict[str, tuple[str, Callable[[Options], Iterator[Section]]]] = {
     "bulk": ("editing from bucket to bucket, and what storage costs", bulk.measure),
     "packed": ("tars in and out beside files in and out, PNG beside JPEG", packed.measure),
     "prompts": (
-        "a prompt for every image: time, tasks and objects against the number of prompts",
+        "a prompt for every image: time, tasks and objects by prompts",
         prompts.measure,
     ),
     "pivotal": ("tuning the generator to images: PSNR, KB and what edits make of it", pivotal.measure),

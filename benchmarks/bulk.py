@@ -287,11 +287,10 @@ def _prepared(target: str, delta: Tensor, place: str):  # type: ignore[no-untype
 
     edit = Edit(target=target, alpha=ALPHA, top_k=TOP_K, templates="none").variants()[0]
     uri = f"{place}/directions/{edit.name}.parquet"
-    table = pa.table(
-        {"delta": vector_column(delta[None].numpy()), "text_direction": vector_column(delta[None].numpy())}
-    )
-    name = f"bench-{edit.name}"
-    write_table(uri, table, Provenance("style-direction", name, "bench", "1", {}, {}, "", "", ""))
+    vector, name = vector_column(delta[None].numpy()), f"bench-{edit.name}"
+    about = {"channels": TOP_K, "layers": []}
+    made = Provenance("style-direction", name, "bench", "1", about, {}, "", "", "")
+    write_table(uri, pa.table({"delta": vector, "relevance": vector}), made)
     step = PreparedStep(variant=edit.steps[0], uri=uri, fingerprint=name, channels=TOP_K, text_norm=1.0)
     return PreparedEdit(variant=edit, steps=[step])
 

@@ -52,7 +52,7 @@ from styleclip.tasks.artifacts.outcomes import OK, STATUS_FIELDS, Item, OutcomeL
 from styleclip.tasks.evaluation.attributes import AttributePrompts
 from styleclip.tasks.evaluation.manifest import EDIT_FIELDS, EditsIndex, EditsShard
 from styleclip.tasks.evaluation.panel import Panel, Place
-from styleclip.tasks.photographs.reading import object_of, read_stored
+from styleclip.tasks.photographs.reading import StoredReader, object_of
 from styleclip.tasks.running.caching import unit_of_work
 from styleclip.tasks.running.overlap import computing, read_ahead
 from styleclip.tasks.running.progress import ShardResult
@@ -68,6 +68,7 @@ from styleclip_core.images import decode_image, fit
 STEP, VERSION = "evaluate-edits", "3"
 JUDGES = ("clip", "identity", "perceptual")  # networks of a run that take part
 _PICTURES = 32  # that the networks see at once
+_HELD = 2**27  # bytes of tars that are held at once
 METRICS = (
     "clip_before", "clip_after", "directional", "agreement", "target_before", "target_after", "identity",
     "psnr", "ssim", "l1", "lpips",
@@ -134,7 +135,7 @@ class EvaluationPlan(BaseModel):
             return str(row.get("place") or row["image_key"])
         return output_key(row["image_key"], suffix=".png", version=row["content_hash"])
 
-    def read_before(self, row: Row) -> bytes:
+    def read_before(self, row: Row, reader: StoredReader) -> bytes:
         """Return the image of a row as it was before any edit.
 
         Raises:
@@ -142,16 +143,12 @@ class EvaluationPlan(BaseModel):
             StorageError: If it is missing or cannot be read; a ``StoreError`` if that is the store's fault.
         """
         key, made_of = self.before_key(row), row["content_hash"]
-        content = read_stored(self.before, key, row["before_version"] or "")
+        content = reader.read(key)
 
         # manifests that were written before there was the column do not say what was edited
         if not self.drawn and made_of not in (None, hashlib.sha256(content).hexdigest()):
             raise ChangedObjectError(f"{key} is not the photograph any more that was edited; edit it again")
         return content
-
-    def read_after(self, row: Row) -> bytes:
-        """Return the edited image of a row, in the version that was listed; raises as ``read_before``."""
-        return read_stored(self.index.out, row["output_key"], row["output_version"] or "")
 
 
 class EvaluationRef(BaseModel):
@@ -235,8 +232,9 @@ def evaluate_shard(run: Run, planned: EvaluationPlan, shard: EditsShard) -> Shar
     def score(missing: Sequence[list[Row]]) -> Iterator[Row]:
         panel = Panel(run, planned.comparison.templates, planned.attributes)
         listed = _listed([row for rows in missing for row in rows], pictures)
+        readers = _Readers.of(planned, list(listed.values()))
         for chunk in _chunks([[listed[log.item(row)] for row in rows] for rows in missing]):
-            yield from _score(run, planned, panel, chunk)
+            yield from _score(run, planned, panel, readers, chunk)
 
     done = finish_shard(
         log, todo, score, planned.recipe.made("edit-scores", {}), lambda: SCORED_SCHEMA,
@@ -287,6 +285,23 @@ def _listed(rows: list[Row], pictures: Sequence[Files]) -> dict[Item, Row]:
     return found
 
 
+@dataclass(frozen=True)
+class _Readers:
+    """What reads the pictures of a shard, those that lie in one tar together."""
+
+    before: StoredReader
+    after: StoredReader
+
+    @classmethod
+    def of(cls, planned: EvaluationPlan, rows: Sequence[Row]) -> _Readers:
+        """Return what reads rows in the versions that were listed."""
+        # images are scored with all their edits, so a stretch of every edit's tar is held at once
+        block = _HELD // max(1, len({object_of(row["output_key"]) for row in rows}))
+        before = [(planned.before_key(row), row["before_version"] or "") for row in rows]
+        after = [(row["output_key"], row["output_version"] or "") for row in rows]
+        return cls(StoredReader(planned.before, before), StoredReader(planned.index.out, after, block=block))
+
+
 def _chunks(images: Sequence[list[Row]]) -> Iterator[list[list[Row]]]:
     """Yield images with all their edits, enough of them at a time to keep the networks busy."""
     chunk: list[list[Row]] = []
@@ -301,13 +316,18 @@ def _chunks(images: Sequence[list[Row]]) -> Iterator[list[list[Row]]]:
         yield chunk
 
 
-def _score(run: Run, planned: EvaluationPlan, panel: Panel, chunk: list[list[Row]]) -> Iterator[Row]:
+def _score(
+    run: Run, planned: EvaluationPlan, panel: Panel, readers: _Readers, chunk: list[list[Row]]
+) -> Iterator[Row]:
     """Read the pictures of some images and score their edits; a picture that cannot be read is a row."""
     edited = [row for rows in chunk for row in rows]
     owners = [place for place, rows in enumerate(chunk) for _ in rows]
 
-    after = _pictures([partial(planned.read_after, row) for row in edited])
-    before = _pictures([partial(planned.read_before, rows[0]) for rows in chunk])
+    reads: list[Callable[[], bytes]] = [partial(readers.after.read, row["output_key"]) for row in edited]
+    reads += [partial(planned.read_before, rows[0], readers.before) for rows in chunk]
+    pictures = list(read_ahead(reads, _read, ahead=_PICTURES))
+    after, before = pictures[: len(edited)], pictures[len(edited) :]
+
     # one generator drew them all, so any that can be read tells the size
     size = next((each.image.size for each in after if isinstance(each, _Picture)), (0, 0))
 
@@ -333,8 +353,8 @@ def _score(run: Run, planned: EvaluationPlan, panel: Panel, chunk: list[list[Row
         scores = panel.score(unedited, moved, places)
 
     for (number, mine, other), score in zip(able, scores, strict=True):
-        pictures = hashlib.sha256(f"{other.digest} {mine.digest}".encode()).hexdigest()
-        yield _scored(edited[number]) | {"pictures": pictures} | score | success()
+        both = hashlib.sha256(f"{other.digest} {mine.digest}".encode()).hexdigest()
+        yield _scored(edited[number]) | {"pictures": both} | score | success()
 
 
 @dataclass(frozen=True)
@@ -343,10 +363,6 @@ class _Picture:
 
     image: Image.Image
     digest: str
-
-
-def _pictures(reads: list[Callable[[], bytes]]) -> list[_Picture | Row]:
-    return list(read_ahead(reads, _read, ahead=_PICTURES))
 
 
 def _read(read: Callable[[], bytes]) -> _Picture | Row:

@@ -139,8 +139,9 @@ class Nights:
         calm: Files | None = None,
         found: Files | None = None,
         alike: Callable[[str, bytes, bytes], bool] = lambda _, calm, found: calm == found,
+        rows: int = PHOTOS * len(ALPHAS),
     ) -> None:
-        """Compare what a night has left with the calm one."""
+        """Compare what a night has left with the calm one, in which so many rows are done."""
         calm = self.calm if calm is None else calm
         found = self.files() if found is None else found
         # a report of a part stays, and says where the whole is
@@ -152,13 +153,13 @@ class Nights:
         wrong = [key for key in calm if key in found and not alike(key, calm[key], found[key])]
         # a page of a part has drawn thumbnails too, and the whole one adds to them
         left = [key for key in found if key not in calm and not (parts and "/thumbnails/" in key)]
-        rows = pd.concat(
+        there = pd.concat(
             pd.read_parquet(io.BytesIO(each))
             for key, each in found.items()
             if key.endswith("manifest.parquet")
         )
-        account.lost += len(lost) + PHOTOS * len(ALPHAS) - int((rows.status == "ok").sum())
-        account.doubled += int(rows.duplicated(["image_key", "edit", "alpha"]).sum())
+        account.lost += len(lost) + rows - int((there.status == "ok").sum())
+        account.doubled += int(there.duplicated(["image_key", "edit", "alpha"]).sum())
         account.left_behind += len(left) + sum(not json.loads(note)["superseded_by"] for note in notes)
         account.wrong += len(wrong)
         for what, keys in (("lost", lost), ("wrong", wrong), ("left", left)):

@@ -21,7 +21,8 @@ FOLDER = Path(os.environ["NIGHT_FOLDER"])
 (FOLDER / "pid").write_text(str(os.getpid()))
 listing._PAGE = 20
 
-_write, _state, _synthesize = saving.write_bytes_atomic, editing._state, Generator.synthesize
+_write, _state, _synthesize = saving.write_bytes_atomic, editing.state_of, Generator.synthesize
+_save = editing.save_image
 _days = itertools.cycle((0.0, 2.0, -2.0))
 
 
@@ -35,6 +36,15 @@ def _slowly(uri: str, content: bytes) -> None:
     _write(uri, content)
     with (FOLDER / "executions").open("a") as log:
         log.write(f"{os.getpid()} {uri}\n")
+
+
+def _packing(planned, row, image, waiting):
+    found = _save(planned, row, image, waiting)
+    if planned.saving.packed:  # written much later, with its shard
+        time.sleep(float(os.environ["NIGHT_PAUSE"]))
+        with (FOLDER / "executions").open("a") as log:
+            log.write(f"{os.getpid()} {planned.variant} {row['image_key']}\n")
+    return found
 
 
 def _breaking(planned, latents, shard):
@@ -56,6 +66,7 @@ class _Clock:
         return time.time() + (next(_days) * 86_400 if _fault() == "clock" else 0.0)
 
 
-saving.write_bytes_atomic, editing._state, Generator.synthesize = _slowly, _breaking, _forgetting
+saving.write_bytes_atomic, editing.state_of, Generator.synthesize = _slowly, _breaking, _forgetting
+editing.save_image = _packing
 temporaries.time = _Clock()
 __all__ = ["edit_images"]

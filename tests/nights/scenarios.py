@@ -43,6 +43,7 @@ from tests.nights.installation import (
     Files,
     Nights,
 )
+from tests.nights.packed import packed_kills
 from tests.operations.running import ROOT, stop, wait_until
 from tests.pipeline.test_flows import encoded, portrait
 
@@ -406,6 +407,7 @@ def scenarios(chosen: argparse.Namespace) -> dict[str, Scenario]:
         "Retry at once after a crash": retry_after(0),
         "Retry 5 s after a crash": retry_after(5),
         "Retry 15 s after a crash": retry_after(15),
+        "SIGKILL within a shard, tars and tables in and out": packed_kills(5, chosen.seed + 2),
         "SIGTERM": kills(chosen.terms, chosen.seed + 1, signal.SIGTERM),
         "SIGKILL of process or worker": kills(chosen.kills, chosen.seed, signal.SIGKILL),
     }

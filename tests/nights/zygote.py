@@ -50,8 +50,9 @@ def _prepared(run: Run, variant) -> PreparedEdit:
     count = run.generator.layout.num_editable
     ones = vector_column(np.full((1, count), 0.5))
     uri = f"{run.out}/direction.parquet"
-    made = Provenance("style-direction", "even", "soak", "1", {}, {}, "", "", "")
-    write_table(uri, pa.table({"delta": ones, "text_direction": ones}), made)
+    about = {"channels": count, "layers": []}
+    made = Provenance("style-direction", "even", "soak", "1", about, {}, "", "", "")
+    write_table(uri, pa.table({"delta": ones, "relevance": ones}), made)
     step = PreparedStep(variant=variant.steps[0], uri=uri, fingerprint="even", channels=count, text_norm=1.0)
     return PreparedEdit(variant=variant, steps=[step])
 

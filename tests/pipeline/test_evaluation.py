@@ -13,10 +13,9 @@ import torch.nn.functional as F
 from styleclip.flows.evaluate import evaluate_edits
 from styleclip.tasks.artifacts import read_provenance
 from styleclip.tasks.artifacts.outcomes import OK
-from styleclip.tasks.evaluation import shards as evaluation
 from styleclip.tasks.evaluation.attributes import FACES, AttributePrompts, load_attributes
 from styleclip.tasks.evaluation.manifest import derive_variants, find_inversions, index_edits, items, place_of
-from styleclip.tasks.photographs.reading import read_stored
+from styleclip.tasks.photographs.reading import StoredReader
 from styleclip.tasks.reports.page.evaluations import find_evaluations
 from styleclip.tasks.running.run import Run
 from styleclip.tasks.settings import Comparison, Execution, Judges, Models, SettingsError
@@ -215,13 +214,13 @@ def test_a_second_evaluation_computes_nothing_and_another_lies_beside_it(edited,
 
 
 def test_an_image_that_cannot_be_read_is_a_row_and_is_tried_again_alone(edited, judges, monkeypatch):
-    def refuse(prefix, key, version):
+    def refuse(reader, key, real=StoredReader.read):
         if "/p0.png~" in key and "images/grey" in key:
             raise StorageError(f"cannot read {key}")
-        return read_stored(prefix, key, version)
+        return real(reader, key)
 
     judges = judges.model_copy(update={"identity": None})
-    monkeypatch.setattr(evaluation, "read_stored", refuse)
+    monkeypatch.setattr(StoredReader, "read", refuse)
     first = evaluated(edited, judges, comparison=Comparison(templates="none"))
     monkeypatch.undo()
     found = table(first.evaluation.evaluation)

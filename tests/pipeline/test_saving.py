@@ -31,7 +31,7 @@ from styleclip.tasks.editing import plans as planning
 from styleclip.tasks.editing import saving as packing
 from styleclip.tasks.keeping.accounts import account
 from styleclip.tasks.keeping.pruning import Choice, prune
-from styleclip.tasks.photographs import pasting
+from styleclip.tasks.photographs import pasting, reading
 from styleclip.tasks.photographs.reading import object_of, read_stored
 from styleclip.tasks.running.run import Run
 from styleclip.tasks.settings import (
@@ -275,10 +275,17 @@ def test_a_large_shard_has_several_objects(network_files, photos, tmp_path, monk
 
 @pytest.mark.parametrize("saving", PACKED, ids=IDS)
 def test_the_evaluation_of_packed_images_is_that_of_the_loose_ones(
-    network_files, photos, tmp_path, loose, saving
+    network_files, photos, tmp_path, loose, saving, monkeypatch
 ):
     out = tmp_path / "out"
     packed = edit(network_files, photos, out, saving=saving)
+    read, real = list[str](), reading.read_range
+
+    def ranged(uri, *where):
+        read.append(uri)
+        return real(uri, *where)
+
+    monkeypatch.setattr(reading, "read_range", ranged)
     tables = []
     for result in (loose[2], packed):
         found = evaluate_edits(result.report.manifest, judges=Judges(clip=network_files["clip"]))
@@ -287,6 +294,10 @@ def test_the_evaluation_of_packed_images_is_that_of_the_loose_ones(
             table.drop(columns=["variant", "output_key"]).sort_values(["image_key", "edit", "alpha"])
         )
     pd.testing.assert_frame_equal(*(table.reset_index(drop=True) for table in tables))
+
+    # a shard's tar is read once, not its images one by one
+    tars = list((out / "images").rglob("*.tar"))
+    assert sorted(read) == sorted(map(str, tars))
 
 
 @pytest.mark.parametrize("saving", PACKED, ids=IDS)

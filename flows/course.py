@@ -35,6 +35,8 @@ class Course:
         waited: Seconds of its steps so far.
         measured: What they took, by kind.
         outer: The run that this is a sample of.
+        flow: Name of the flow, once its work is done and told.
+        arrived: When that was.
     """
 
     run: Run
@@ -42,6 +44,8 @@ class Course:
     waited: float = 0.0
     measured: list[Spent] = field(default_factory=list)
     outer: Course | None = None
+    flow: str = ""
+    arrived: float = 0.0
 
     @property
     def elsewhere(self) -> float:
@@ -149,11 +153,25 @@ def around(flow: str, seconds: float = 0.0) -> Spent:
     return Spent(kind="around", about=flow, units=1, seconds=seconds)
 
 
+def ending(flow: str, seconds: float = 0.0) -> Spent:
+    """Return what comes after the work of a flow: its report, its result, the end of its run; per run."""
+    return Spent(kind="ending", about=flow, units=1, seconds=seconds)
+
+
 def arrived(flow: str) -> None:
     """Keep what was around the steps of a run that has computed something and is at its end."""
     course = under_way()
     if course and course.measured:
         keep(around(flow, course.elsewhere))
+        course.flow, course.arrived = flow, time.monotonic()
+
+
+def ended() -> None:
+    """Keep what the ending of a run took that has computed something; called when its run is over."""
+    course = under_way()
+    if course and course.flow:
+        keep(ending(course.flow, time.monotonic() - course.arrived))
+        _course.set(None)
 
 
 def keep(*spent: Spent, waited: bool = False) -> None:

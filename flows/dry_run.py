@@ -11,6 +11,7 @@ from collections.abc import Callable
 from prefect.logging import get_run_logger
 
 from styleclip.flows import engine
+from styleclip.flows.course import ending
 from styleclip.flows.estimates import Forecast, Outlook, describe, forecast, unknown
 from styleclip.flows.run import announce
 from styleclip.flows.steps import samples
@@ -50,6 +51,8 @@ def tell(flow: str, run: Run, look: Looking, sample: Measuring, price_per_hour: 
         rates = rates.adding(each for each in measured if rates.of(each) is None)
         seen = look(rates)
 
+    if rates.of(ending(flow)) is None and not engine.has_cluster():
+        rates = rates.adding([samples.nothing(flow)])
     found = forecast(flow, run, seen, rates, price_per_hour, [each for each in missing if measured])
     get_run_logger().info("a dry run: this run %s; it %s", found.about, found.price)
     publish_report(flow, describe(found), f"dry run: {found.about}")

@@ -155,7 +155,8 @@ def forecast(
     seconds = None
     if not missing:
         parts = [_seconds(run, work, rates) for work in seen.work]
-        seconds = sum(parts, rates.of(course.around(flow)) or _elsewhere())
+        outside = (rates.of(course.around(flow)) or _elsewhere(), rates.of(course.ending(flow)))
+        seconds = sum(parts, sum(filter(None, outside), Range.exactly(0.0)))
 
     return Forecast(
         flow=flow,

@@ -8,9 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import Flow, Task, flow, runtime
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict
@@ -48,11 +51,25 @@ def pipeline(name: str) -> Callable[[Callable[_P, _R]], Flow[_P, _R]]:
     """Return the decorator of all flows: runs are named after what they do, results kept for Retry."""
 
     def decorate(function: Callable[_P, _R]) -> Flow[_P, _R]:
-        return flow(name=name, flow_run_name=run_name(name), task_runner=task_runner(), persist_result=True)(
-            function
-        )
+        return flow(
+            name=name, flow_run_name=run_name(name), task_runner=task_runner(), persist_result=True,
+            on_completion=[_keep_ending],
+        )(function)  # fmt: skip
 
     return decorate
+
+
+def _keep_ending(flow: Flow[..., Any], flow_run: FlowRun, state: State) -> None:
+    course.ended()
+
+
+def _since_start() -> float:
+    """Return the seconds since Prefect said that this flow run runs; its clock may be another machine's."""
+    context = FlowRunContext.get()
+    state = context.flow_run.state if context and context.flow_run else None
+    if state is None or not state.is_running():
+        return 0.0
+    return min(60.0, max(0.0, (datetime.now(UTC) - state.timestamp).total_seconds()))
 
 
 class StepCounts(BaseModel):
@@ -126,7 +143,7 @@ def begin(
         SettingsError: If results would lie among what is read.
         ResultStorageError: If Prefect cannot keep results, so that Retry would do everything again.
     """
-    began = time.monotonic()
+    began = time.monotonic() - _since_start()
     workspace = workspace or join(out, "workspace")
     check_places(sources, out=out, workspace=workspace)
     for place in dict.fromkeys([out or workspace, workspace]) if not dry else ():

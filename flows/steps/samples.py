@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import prefect
 import torch
 
 from styleclip.flows import course
@@ -39,6 +40,7 @@ from styleclip.tasks.photographs.inversion import InversionPlan, invert_shard
 from styleclip.tasks.reports import batch
 from styleclip.tasks.reports.page import thumbnails
 from styleclip.tasks.reports.page.page import build_page
+from styleclip.tasks.running.caching import unit_of_work
 from styleclip.tasks.running.overlap import compute_slots
 from styleclip.tasks.running.rates import Spent
 from styleclip.tasks.running.run import Run
@@ -60,6 +62,29 @@ def _elsewhere(run: Run) -> Iterator[Run]:
     with tempfile.TemporaryDirectory(prefix="styleclip-sample-") as folder:
         there = {"workspace": join(folder, "workspace"), "out": join(folder, "out")}
         yield run.model_copy(update=there)
+
+
+@unit_of_work("nothing")
+def _nothing() -> str:
+    """Do nothing, as a task."""
+    return ""
+
+
+def nothing(flow_name: str) -> Spent:
+    """Return what a run takes that does nothing: what Prefect does before and after the work of any."""
+
+    @prefect.flow(name="does-nothing", flow_run_name="nothing, timed", persist_result=True)
+    def empty() -> str:
+        return _nothing()
+
+    began = time.monotonic()
+    empty()
+    seconds = time.monotonic() - began
+
+    # not a part of what the run that looks does itself
+    if under_way := course.under_way():
+        under_way.waited += seconds
+    return course.ending(flow_name, seconds)
 
 
 # ---- images --------------------------------------------------------------------------------------------

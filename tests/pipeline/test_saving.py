@@ -33,7 +33,8 @@ from styleclip.tasks.keeping.accounts import account
 from styleclip.tasks.keeping.pruning import Choice, prune
 from styleclip.tasks.photographs import pasting, reading
 from styleclip.tasks.photographs.reading import object_of, read_stored
-from styleclip.tasks.running.run import Run
+from styleclip.tasks.reports.page.thumbnails import plan_page, thumbnail_chunk
+from styleclip.tasks.running.run import Run, run_here
 from styleclip.tasks.settings import (
     DataSet,
     Execution,
@@ -298,6 +299,24 @@ def test_the_evaluation_of_packed_images_is_that_of_the_loose_ones(
     # a shard's tar is read once, not its images one by one
     tars = list((out / "images").rglob("*.tar"))
     assert sorted(read) == sorted(map(str, tars))
+
+
+def test_thumbnails_are_made_of_tars_that_are_read_once(network_files, photos, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    result = edit(network_files, photos, out, saving=Saving(to="webdataset"))
+    read, real = list[str](), reading.read_range
+
+    def ranged(uri, *where):
+        read.append(uri)
+        return real(uri, *where)
+
+    # in a workspace that has none yet
+    monkeypatch.setattr(reading, "read_range", ranged)
+    run = run_here(Models(**network_files), str(tmp_path / "other"), str(out))
+    planned = plan_page.fn(run, result.report.manifest)
+    made = [thumbnail_chunk.fn(planned.source, chunk) for chunk in planned.chunks]
+    assert sum(each.failed for each in made) == 0
+    assert sorted(read) == sorted(str(tar) for tar in (out / "images").rglob("*.tar"))
 
 
 @pytest.mark.parametrize("saving", PACKED, ids=IDS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from PIL import Image
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from styleclip.tasks.artifacts import Provenance, Recipe
 from styleclip.tasks.artifacts.outcomes import OutcomeLog
-from styleclip.tasks.photographs.reading import read_image, read_stored
+from styleclip.tasks.photographs.reading import StoredReader, read_image
 from styleclip.tasks.reports.page.links import parent
 from styleclip.tasks.storage import join
 from styleclip_core.images import decode_image
@@ -51,18 +51,29 @@ class Column(BaseModel):
     fills: bool = False
     by_image: bool = False
 
-    def read(self, image: Shown) -> Image.Image:
-        """Read an image of a batch.
+    def reader(self, images: Sequence[Shown]) -> Callable[[Shown], Image.Image]:
+        """Return what reads images of a batch, those that lie in one tar or table together.
 
-        Raises:
-            StoreError: If that is the store's fault; any other error is the image's own.
+        What it raises is the image's own fault, but for a ``StoreError``.
+
+        Args:
+            images: All that will be read.
         """
+        versions = {image.key: image.source if self.versioned else "" for image in images}
         if self.named_as == "photograph":
-            version = image.source if self.versioned else ""
-            data = read_image(self.prefix, image.key, image.place, version)
+            named = [(image.place, versions[image.key]) for image in images if image.place]
         else:
-            data = read_stored(self.prefix, image.name)
-        return decode_image(data, min_side=1)
+            named = [(image.name, "") for image in images]
+        stored = StoredReader(self.prefix, named)
+
+        def read(image: Shown) -> Image.Image:
+            if self.named_as == "photograph" and not image.place:
+                data = read_image(self.prefix, image.key, etag=versions[image.key])
+            else:
+                data = stored.read(image.place if self.named_as == "photograph" else image.name)
+            return decode_image(data, min_side=1)
+
+        return read
 
     def log(self, digest_: str) -> OutcomeLog:
         """Return the thumbnails of a chunk."""

@@ -201,7 +201,8 @@ def thumbnail_chunk(source: PageSource, chunk: PageChunk) -> ThumbnailResult:
         log = column.log(chunk.digest)
         known = {row["image_key"]: row for row in log.latest()}
         todo = [image for image in wanted if not _is_done(known.get(image.key), image.source)]
-        new = list(read_ahead(todo, partial(_thumbnail, column, shape), ahead=_AHEAD))
+        make = partial(_thumbnail, column.reader(todo), shape if column.fills else None)
+        new = list(read_ahead(todo, make, ahead=_AHEAD))
         # one of another version takes the place of the one that is there
         replaced = {log.item(row) for row in new if row["image_key"] in known}
         log.append(new, _SCHEMA, _made("thumbnails", column.recipe), lost=replaced)
@@ -252,7 +253,7 @@ def _shape_of(
     for image in shown:
         # a picture that cannot be read is the error of its row; the next one has the same shape
         try:
-            return generated.read(image).size
+            return generated.reader([image])(image).size
         except StoreError:
             raise
         except StyleCLIPError:
@@ -260,13 +261,13 @@ def _shape_of(
     return None
 
 
-def _thumbnail(column: Column, shape: tuple[int, int] | None, shown: Shown) -> Row:
+def _thumbnail(read: Callable[[Shown], Image.Image], shape: tuple[int, int] | None, shown: Shown) -> Row:
     row: Row = {"image_key": shown.key, "source": shown.source, "webp": None}
     try:
-        image = column.read(shown)
+        image = read(shown)
     except StyleCLIPError as error:
         return row | failure(error)
-    return row | {"webp": encode_thumbnail(image, shape if column.fills else None)} | success()
+    return row | {"webp": encode_thumbnail(image, shape)} | success()
 
 
 def encode_thumbnail(image: Image.Image, shape: tuple[int, int] | None = None) -> bytes:

@@ -40,7 +40,7 @@ test: $(STAMP)  ## All tests, on all cores (8 at most)
 	$(BIN)/pytest $(ON_ALL_CORES) --durations=25
 
 test-long: $(STAMP)  ## The same with every hostile file and a longer search for what breaks a law (an hour)
-	HYPOTHESIS_PROFILE=long HOSTILE_EXAMPLES=2000 $(BIN)/pytest $(ON_ALL_CORES) --timeout=7200
+	HYPOTHESIS_PROFILE=long HOSTILE_EXAMPLES=2000 FORMS_EXAMPLES=96 $(BIN)/pytest $(ON_ALL_CORES) --timeout=7200
 
 parity: $(STAMP)  ## Differences to the published implementations, on the golden arrays
 	$(BIN)/pytest tests/core -q -k "equal or golden or parity"

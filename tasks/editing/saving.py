@@ -2,7 +2,8 @@
 
 Each edit has objects of its own: a sample is one image with what is known of it, so all samples have the same
 fields, as readers of WebDataset and of Hugging Face's datasets expect; an edit that fails leaves no hole, and
-one that is added later leaves the objects of the others alone.
+one that is added later leaves the objects of the others alone. Edits that columns of the data set made of one
+share their objects: an image has one of them, and they may be as many as the images.
 
 An object is named by its content: a run that was killed before it wrote its rows, or one beside another run,
 never puts other bytes where rows point at. Encoded images wait in one temporary file of the shard, so that

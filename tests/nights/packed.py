@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import random
 import signal
 import tarfile
+import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 import pandas as pd
 import pyarrow as pa
@@ -22,43 +25,65 @@ Broken = dict[str, int]
 _EACH, _GARBAGE = 15, b"\x89PNG\r\n\x1a\n is no picture"
 
 
-def packed_kills(count: int, seed: int) -> Callable[[Nights, Account], None]:
-    """Return the nights in which runs over tars, and over tables, are killed while a shard is worked on."""
+def packed_kills(count: int, seed: int, form: str) -> Callable[[Nights, Account], None]:
+    """Return the night in which a run over tars, or over tables, is killed while a shard is worked on.
+
+    Args:
+        count: How often.
+        seed: Of the moments.
+        form: What is read and written: ``webdataset`` or ``parquet``.
+    """
     draw = random.Random(seed)
 
     def night(nights: Nights, account: Account) -> None:
-        for write, saving in ((_tars, "webdataset"), (_tables, "parquet")):
-            place = f"packed-{saving}"
-            broken = write(nights, f"photographs/{place}")
-            given = {"photos": f"s3://photographs/{place}", "saving": {"to": saving}}
+        place = f"packed-{form}"
+        done, broken = {"webdataset": _tars, "parquet": _tables}[form](nights, f"photographs/{place}")
+        given = {"photos": f"s3://photographs/{place}", "saving": {"to": form}}
 
-            # undisturbed: every broken sample is a row, and says of what kind
-            nights.clear()
-            nights.finish(nights.start(**given))
-            calm = nights.files()
-            found = _broken_rows(calm)
-            if found != broken:
-                account.wrong += 1
-                account.remarks.append(f"{saving}: {found} rows are not done, {broken} samples are broken")
+        # undisturbed: every broken sample is a row, and says of what kind
+        nights.clear()
+        nights.finish(nights.start(**given))
+        calm = nights.files()
+        if (found := _broken_rows(calm)) != broken:
+            account.wrong += 1
+            account.remarks.append(f"{found} rows are not done, {broken} samples are broken")
 
-            nights.clear()
-            run = nights.start(**given)
-            for _ in range(count):
-                # some images of a shard are encoded then, and its tar or table is not written
-                nights.await_work(draw.randint(1, 3 * SHARD))
-                os.kill(int((nights.folder / "pid").read_text()), signal.SIGKILL)
-                account.disturbances += 1
-                wait_until(
-                    lambda run=run: nights.state(run) == "Crashed", "the run has crashed", 120,
-                    nights.prefect.tail,
-                )  # fmt: skip
-                for name in ("pid", "executions"):
-                    (nights.folder / name).unlink(missing_ok=True)
-                nights.retry(run)
-            nights.recover(run, account)
-            nights.judge(account, calm, rows=PHOTOS * len(ALPHAS))
+        nights.clear()
+        run = nights.start(**given)
+        for _ in range(count):
+            # some images of a shard are encoded then, and its tar or table is not written
+            for number in _await_images(nights, run, draw.randint(1, 3 * SHARD)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGKILL)
+            account.disturbances += 1
+            wait_until(partial(_has_ended, nights, run), "the run has crashed", 120, nights.prefect.tail)
+            (nights.folder / "executions").unlink(missing_ok=True)
+            nights.retry(run)
+        nights.recover(run, account)
+        nights.judge(account, calm, rows=done * len(ALPHAS))
 
     return night
+
+
+def _await_images(nights: Nights, run: str, images: int, seconds: float = 300) -> set[int]:
+    """Wait until so many images are encoded, pressing Retry where the run has ended without.
+
+    Returns:
+        The processes that did.
+    """
+    log, deadline = nights.folder / "executions", time.monotonic() + seconds
+    while len(lines := log.read_text().splitlines() if log.exists() else []) < images:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no {images} images in {seconds:.0f} s\n{nights.prefect.tail()}")
+        # a crash may be told a second time, after Retry
+        if _has_ended(nights, run):
+            nights.retry(run)
+        time.sleep(0.3)
+    return {int(line.split()[0]) for line in lines}
+
+
+def _has_ended(nights: Nights, run: str) -> bool:
+    return nights.state(run) in ("Failed", "Crashed", "Cancelled")
 
 
 def _broken_rows(files: dict[str, bytes]) -> Broken:
@@ -69,8 +94,12 @@ def _broken_rows(files: dict[str, bytes]) -> Broken:
     return dict(Counter(images.error_type))
 
 
-def _tars(nights: Nights, place: str) -> Broken:
-    """Write tars with a broken image, two samples of one key, and a last one that is cut off."""
+def _tars(nights: Nights, place: str) -> tuple[int, Broken]:
+    """Write tars with a broken image, two samples of one key, and a last one that is cut off.
+
+    Returns:
+        How many images can be edited, and how many cannot, by the kind of error.
+    """
     images = [(f"{number:05d}", encoded(portrait(number))) for number in range(PHOTOS)]
     cut = images[:3]
     shards = [images[first : first + _EACH] for first in range(0, PHOTOS, _EACH)]
@@ -81,8 +110,10 @@ def _tars(nights: Nights, place: str) -> Broken:
         nights.fs.pipe_file(f"{place}/{number:05d}.tar", _tar(samples))
     # in the middle of its last image: what is whole is edited
     whole = _tar(cut)
-    nights.fs.pipe_file(f"{place}/{len(shards):05d}.tar", whole[: len(whole) - 10_240 - 700])
-    return {"BrokenSampleError": 2, "ImageDecodeError": 1}
+    with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
+        last = tar.getmembers()[-1]
+    nights.fs.pipe_file(f"{place}/{len(shards):05d}.tar", whole[: last.offset_data + last.size // 2])
+    return PHOTOS + len(cut) - 1, {"BrokenSampleError": 2, "ImageDecodeError": 1}
 
 
 def _tar(samples: list[tuple[str, bytes]]) -> bytes:
@@ -95,8 +126,12 @@ def _tar(samples: list[tuple[str, bytes]]) -> bytes:
     return buffer.getvalue()
 
 
-def _tables(nights: Nights, place: str) -> Broken:
-    """Write tables as ``datasets`` does, with a row without bytes and one with a broken image."""
+def _tables(nights: Nights, place: str) -> tuple[int, Broken]:
+    """Write tables as ``datasets`` does, with a row without bytes and one with a broken image.
+
+    Returns:
+        As of ``_tars``.
+    """
     images: list[bytes | None] = [encoded(portrait(number)) for number in range(PHOTOS)]
     images[7:7], images[31:31] = [None], [_GARBAGE]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -105,4 +140,4 @@ def _tables(nights: Nights, place: str) -> Broken:
         buffer = io.BytesIO()
         pq.write_table(pa.table({"image": pa.array(mine, kind)}), buffer, row_group_size=4)
         nights.fs.pipe_file(f"{place}/{number:05d}.parquet", buffer.getvalue())
-    return {"BrokenSampleError": 1, "ImageDecodeError": 1}
+    return PHOTOS, {"BrokenSampleError": 1, "ImageDecodeError": 1}

@@ -407,7 +407,8 @@ def scenarios(chosen: argparse.Namespace) -> dict[str, Scenario]:
         "Retry at once after a crash": retry_after(0),
         "Retry 5 s after a crash": retry_after(5),
         "Retry 15 s after a crash": retry_after(15),
-        "SIGKILL within a shard, tars and tables in and out": packed_kills(5, chosen.seed + 2),
+        "SIGKILL within a shard, tars in and out": packed_kills(5, chosen.seed + 2, "webdataset"),
+        "SIGKILL within a shard, tables in and out": packed_kills(5, chosen.seed + 3, "parquet"),
         "SIGTERM": kills(chosen.terms, chosen.seed + 1, signal.SIGTERM),
         "SIGKILL of process or worker": kills(chosen.kills, chosen.seed, signal.SIGKILL),
     }

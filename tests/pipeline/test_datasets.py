@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -50,12 +51,26 @@ EDITS = [Edit(name="smile", neutral="a face", target="a smiling face", relevance
 SMALL = {"instant": {"codes": 4}, "sampling": {"codes": 4, "statistics": 8}}
 
 
+COUNT = int(os.environ.get("FORMS_EXAMPLES", "10"))
+EACH = -(-COUNT // 3)  # of a tar or a table
+
+
 @pytest.fixture(scope="module")
 def images() -> dict[str, bytes]:
     """Ten photographs in two folders, all different."""
+    return _photographs(10)
+
+
+@pytest.fixture(scope="module")
+def many() -> dict[str, bytes]:
+    """As many as a long run asks for."""
+    return _photographs(COUNT)
+
+
+def _photographs(count: int) -> dict[str, bytes]:
     return {
         f"{'ab'[number % 2]}/p{number}.jpg": encoded(portrait(number, (20, 20)), form="JPEG")
-        for number in range(10)
+        for number in range(count)
     }
 
 
@@ -65,10 +80,10 @@ FORMS: dict[str, tuple[Callable[[Path, dict[str, bytes]], object], str, DataSet]
     "glob": (lambda at, images: write_folder(at, images), "*/p*.jpg", DataSet()),
     "metadata.csv": (lambda at, images: write_folder(at, images, "csv"), "", DataSet()),
     "metadata.jsonl": (lambda at, images: write_folder(at, images, "jsonl"), "", DataSet()),
-    "tars": (lambda at, images: write_tars(at, images, 4), "", DataSet()),
-    "tars by name": (lambda at, images: write_tars(at, images, 4), "{00000..00002}.tar", DataSet()),
-    "img2dataset": (lambda at, images: write_img2dataset(at, images, 4), "", DataSet()),
-    "Hugging Face": (lambda at, images: write_hugging_face(at, images, 4), "", DataSet()),
+    "tars": (lambda at, images: write_tars(at, images, EACH), "", DataSet()),
+    "tars by name": (lambda at, images: write_tars(at, images, EACH), "{00000..00002}.tar", DataSet()),
+    "img2dataset": (lambda at, images: write_img2dataset(at, images, EACH), "", DataSet()),
+    "Hugging Face": (lambda at, images: write_hugging_face(at, images, EACH), "", DataSet()),
     "binary": (lambda at, images: write_binary(at / "all.parquet", images), "all.parquet", DataSet()),
 } | {
     f"list{ending}": (
@@ -134,16 +149,16 @@ def contents(photos: str, workspace: Path, dataset: DataSet = DataSet()) -> dict
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_holds_the_same_images_and_says_the_same_of_them(form, images, place, tmp_path):
+def test_every_form_holds_the_same_images_and_says_the_same_of_them(form, many, place, tmp_path):
     write, name, dataset = FORMS[form]
-    root = place(write, images)
+    root = place(write, many)
     photos = join(root, name) if name else root
 
     found = contents(photos, tmp_path / "workspace", dataset)
-    assert sorted(found.values()) == sorted(images.values())
+    assert sorted(found.values()) == sorted(many.values())
 
     if form in CAPTIONED:
-        said = {images[key]: values for key, values in captions(images).items()}
+        said = {many[key]: values for key, values in captions(many).items()}
         items = listed(photos, tmp_path / "workspace", dataset)
         for key, content in found.items():
             columns = items[key].columns
@@ -155,7 +170,7 @@ def test_every_form_holds_the_same_images_and_says_the_same_of_them(form, images
 
 
 @pytest.mark.parametrize("form", ["tars", "Hugging Face", "list.csv"])
-def test_every_form_is_edited_alike(form, images, tmp_path, network_files):
+def test_every_form_is_edited_alike(form, many, tmp_path, network_files):
     def edited(photos: str, out: str) -> dict[str, bytes]:
         result = edit_images(
             Models(**network_files), photos, str(tmp_path / out), EDITS, inversion=Inversion(steps=1),
@@ -164,19 +179,19 @@ def test_every_form_is_edited_alike(form, images, tmp_path, network_files):
         rows = as_frame(read_bytes(result.report.manifest))
         assert (rows.status == "ok").all()
         if form != "prefix" and photos != str(loose):
-            assert sorted(rows.caption) == sorted(each["caption"] for each in captions(images).values())
+            assert sorted(rows.caption) == sorted(each["caption"] for each in captions(many).values())
         return {
             row.content_hash: read_bytes(join(str(tmp_path / out), row.output_key))
             for row in rows.itertuples()
         }
 
     loose = tmp_path / "loose"
-    write_folder(loose, images)
+    write_folder(loose, many)
     write, name, _ = FORMS[form]
-    write(tmp_path / "packed", images)
+    write(tmp_path / "packed", many)
     packed = str(tmp_path / "packed" / name)
     first, second = edited(str(loose), "out-1"), edited(packed, "out-2")
-    assert len(first) == len(images)
+    assert len(first) == len(many)
     assert first.keys() == second.keys()
     for digest, content in first.items():
         assert decode_image(content).tobytes() == decode_image(second[digest]).tobytes()

@@ -62,7 +62,7 @@ def _features(planned: PairsPlan) -> list[dict[str, object]]:
     """Return the columns of tars with their types, as ``datasets`` writes them down."""
     rows = read_table(planned.files[0].rows)
     pair = zip(IMAGES, pictures_of(planned, rows.slice(0, 1).to_pylist()[0]), strict=True)
-    simple = {f"{name}.{ending(content)}": "image" for name, content in pair}
+    simple: dict[str, object] = {f"{name}.{ending(content)}": "image" for name, content in pair}
     simple |= dict.fromkeys((f"{PROMPT}.txt", "__key__", "__url__"), "string")
     about: dict[str, object] = {"name": "json", **_type(pa.struct(rows.schema))}
     return [about, *({"name": name, "dtype": kind} for name, kind in simple.items())]

@@ -46,7 +46,7 @@ parity: $(STAMP)  ## Differences to the published implementations, on the golden
 	$(BIN)/pytest tests/core -q -k "equal or golden or parity"
 
 operations: $(STAMP) browser  ## Deployments, Retry, limits and secrets on a real Prefect server, with a browser
-	$(BIN)/pytest tests/operations
+	$(BIN)/pytest -n 2 --dist=loadfile --no-loadscope-reorder --durations=15 tests/operations
 
 soak: $(STAMP)  ## Bad nights of store, workers and server, and an account of what they cost (half an hour)
 	$(BIN)/python -W ignore -m tests.nights.soak

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from styleclip.flows.dry_run import foretell, sample_table, tell
+from styleclip.flows.dry_run import foretell, only_told, sample_table, tell
 from styleclip.flows.estimates import Outlook
 from styleclip.flows.run import RunResult, begin, pipeline
 from styleclip.flows.steps import dry_runs
@@ -72,7 +72,8 @@ def build_relevance(
 
     if dry_run:
         sample = sample_table(run, sampling, relevance)
-        return RunResult(forecast=tell("build-relevance", run, look, sample, execution.price_per_hour))
+        forecast = tell("build-relevance", run, look, sample, execution.price_per_hour)
+        return only_told(RunResult(forecast=forecast))
 
     plan = steps.described(run, relevance, add=add_samples, nightly=nightly)
     foretell("build-relevance", run, plan, look, execution.price_per_hour)

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from styleclip.flows.dry_run import foretell, sample_edits, tell
+from styleclip.flows.dry_run import foretell, only_told, sample_edits, tell
 from styleclip.flows.estimates import Outlook
 from styleclip.flows.failures import refuse_failures
 from styleclip.flows.run import RunResult, StepCounts, begin, check_places, counts, leaving, pipeline
@@ -111,7 +111,7 @@ def edit_images(
             forecast = tell(
                 "edit-images", run, seen.outlook, sample_edits(run, seen), execution.price_per_hour
             )
-        return RunResult(forecast=forecast, passed_over=listed.passed_over)
+        return only_told(RunResult(forecast=forecast, passed_over=listed.passed_over))
 
     # edits that name columns are known once the images are
     index = photographs.index(run, located, execution) if any(map(differs, edits)) else None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from styleclip.flows.dry_run import foretell, sample_images, tell
+from styleclip.flows.dry_run import foretell, only_told, sample_images, tell
 from styleclip.flows.failures import refuse_failures
 from styleclip.flows.run import RunResult, begin, counts, pipeline, summarize
 from styleclip.flows.steps import dry_runs, photographs
@@ -46,7 +46,7 @@ def invert_images(
             look = partial(dry_runs.inverting, run, listed, inversion)
             sample = sample_images(run, listed, inversion)
             forecast = tell("invert-images", run, look, sample, execution.price_per_hour)
-        return RunResult(forecast=forecast, passed_over=listed.passed_over)
+        return only_told(RunResult(forecast=forecast, passed_over=listed.passed_over))
 
     index = photographs.index(run, located, execution)
     plan = f"inverts {index.rows} photographs under {photos}, in {len(index.shards)} shards"

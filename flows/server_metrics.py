@@ -18,9 +18,8 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStartTime,
     FlowRunFilterState,
     FlowRunFilterStateName,
-    FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
@@ -141,7 +140,8 @@ def _last_completed(client: SyncPrefectClient, deployment: UUID | None) -> datet
 
     wanted = FlowRunFilter(
         deployment_id=FlowRunFilterDeploymentId(any_=[deployment]),
-        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.COMPLETED])),
+        # by its name, as a dry run is completed, too
+        state=FlowRunFilterState(name=FlowRunFilterStateName(any_=["Completed"])),
     )
     last = client.read_flow_runs(flow_run_filter=wanted, sort=FlowRunSort.END_TIME_DESC, limit=1)
     return last[0].end_time if last else None

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from styleclip.flows.dry_run import foretell, sample_training, tell
+from styleclip.flows.dry_run import foretell, only_told, sample_training, tell
 from styleclip.flows.estimates import Outlook
 from styleclip.flows.run import RunResult, begin, pipeline, summarize
 from styleclip.flows.steps import dry_runs
@@ -46,7 +46,8 @@ def train_mapper(
 
     if dry_run:
         sample = sample_training(run, targets[0], training)
-        return RunResult(forecast=tell("train-mapper", run, look, sample, execution.price_per_hour))
+        forecast = tell("train-mapper", run, look, sample, execution.price_per_hour)
+        return only_told(RunResult(forecast=forecast))
 
     foretell("train-mapper", run, f"trains {len(targets)} mappers", look, execution.price_per_hour)
     trained = train(run, targets, training)

@@ -27,6 +27,8 @@ _FIRST = (
     "test_command_line.py",
     "test_hostile_files.py",
     "test_methods.py",
+    "test_retry.py",
+    "test_guide.py",
 )
 
 

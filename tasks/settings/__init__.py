@@ -8,12 +8,13 @@ only a pipeline has.
 from __future__ import annotations
 
 from styleclip.tasks.settings.datasets import DataSet as DataSet
+from styleclip.tasks.settings.faces import Alignment as Alignment
+from styleclip.tasks.settings.faces import FaceSource as FaceSource
+from styleclip.tasks.settings.faces import Pasting as Pasting
 from styleclip.tasks.settings.saving import Saving as Saving
-from styleclip.tasks.settings.settings import Alignment as Alignment
 from styleclip.tasks.settings.settings import Choosing as Choosing
 from styleclip.tasks.settings.settings import Comparison as Comparison
 from styleclip.tasks.settings.settings import Execution as Execution
-from styleclip.tasks.settings.settings import FaceSource as FaceSource
 from styleclip.tasks.settings.settings import Instant as Instant
 from styleclip.tasks.settings.settings import Inversion as Inversion
 from styleclip.tasks.settings.settings import Judges as Judges
@@ -21,7 +22,6 @@ from styleclip.tasks.settings.settings import MapperTraining as MapperTraining
 from styleclip.tasks.settings.settings import Models as Models
 from styleclip.tasks.settings.settings import Nightly as Nightly
 from styleclip.tasks.settings.settings import Optimization as Optimization
-from styleclip.tasks.settings.settings import Pasting as Pasting
 from styleclip.tasks.settings.settings import PivotalTuning as PivotalTuning
 from styleclip.tasks.settings.settings import Relevance as Relevance
 from styleclip.tasks.settings.settings import Sampling as Sampling

@@ -268,6 +268,7 @@ def test_the_parameter_of_the_form_makes_a_dry_run_whose_report_says_time_and_co
         created = client.create_flow_run(invert_images, parameters=parameters)
     state = run_flow(invert_images, flow_run=created, parameters=parameters, return_type="state")
     assert state.is_completed(), state.message
+    assert state.name == "DryRun"  # which is none of the names that alerts and metrics wait for
     seen = state.result().forecast
     assert seen.cost.middle == pytest.approx(seen.seconds.middle * 0.001)
 

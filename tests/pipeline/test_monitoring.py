@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate
+from prefect.states import Completed, Running
 
 from styleclip.flows.server_metrics import METRICS, server_metrics
 
@@ -55,6 +56,18 @@ def test_the_table_and_the_devices_are_told(prefect_server):
         found["styleclip_table_timestamp_seconds"]
     )
     assert 0 <= age < 600
+
+
+def test_a_dry_run_is_no_completed_run(prefect_server):
+    with get_client(sync_client=True) as client:
+        flow = client.create_flow_from_name("told-and-done")
+        deployment = client.create_deployment(flow, "for-the-metrics")
+        metric = 'styleclip_last_completed_timestamp_seconds{deployment="told-and-done/for-the-metrics"}'
+        for state, counted in ((Completed(name="DryRun"), False), (Completed(), True)):
+            run = client.create_flow_run_from_deployment(deployment)
+            client.set_flow_run_state(run.id, Running(), force=True)
+            client.set_flow_run_state(run.id, state, force=True)
+            assert (metric in values(server_metrics())) == counted
 
 
 def from_cron(tmp_path: Path, address: str) -> subprocess.CompletedProcess:

@@ -171,7 +171,9 @@ def compute_directions(run: Run, steps: list[NamedStep], table: TableRef) -> lis
     uris = {step: direction_uri(run, recipe) for step, recipe in recipes.items()}
 
     # strengths share a direction, so there are fewer of these; each is looked for with a request
-    first = {uri: step for step, uri in reversed(uris.items())}
+    first: dict[str, NamedStep] = {}
+    for step, uri in uris.items():
+        first.setdefault(uri, step)
     there = read_ahead(first, is_complete, ahead=io_threads())
     missing = [step for step, done in zip(first.values(), there, strict=True) if not done]
 

@@ -50,11 +50,11 @@ def ending(monkeypatch, end, good: set[int]):
     """Let editing end in some way in all shards but the good ones, and only when those are done."""
     done, real, ready = set(), editing_task._finish, Event()
 
-    def finish(begun, state, shard, waiting):
+    def finish(begun, shard, places):
         if shard.number not in good:
             assert not good or ready.wait(300)
             return end()
-        rows = real(begun, state, shard, waiting)
+        rows = real(begun, shard, places)
         done.add(shard.number)
         if done == good:
             ready.set()

@@ -264,9 +264,9 @@ def test_a_mended_row_is_evaluated_and_supersedes_the_one_that_failed(place, net
     # a batch in which one photograph is another: only that one is scored
     real_score = evaluation._score
 
-    def counted(run, planned, panel, chunk):
+    def counted(run, planned, panel, reader, chunk):
         scored.extend(("score", rows_[0]["image_key"]) for rows_ in chunk)
-        return real_score(run, planned, panel, chunk)
+        return real_score(run, planned, panel, reader, chunk)
 
     monkeypatch.setattr(evaluation, "_score", counted)
     write_bytes_atomic(join(place.photos, "b.png"), photograph(7, size=(300, 200)))

@@ -20,7 +20,12 @@ from styleclip_core.files.checkpoint import (
 )
 from styleclip_core.files.values import Record
 from styleclip_core.models import nvidia, psp, rosinality
-from styleclip_core.models.checkpoints import export_rosinality, load_generator, save_generator
+from styleclip_core.models.checkpoints import (
+    check_published_class,
+    export_rosinality,
+    load_generator,
+    save_generator,
+)
 from styleclip_core.models.clip import ClipModel, load_clip, save_clip
 from styleclip_core.models.clip_files import describe_other, find_weights, plain_names
 from styleclip_core.models.clip_names import parse_clip
@@ -129,6 +134,7 @@ def convert(
     # rosinality's form, for other projects' code; everything else here reads the safetensors
     if target.suffix == ".pt" and found == "generator":
         generator = load_generator(source)
+        check_published_class(generator.config)
         export_rosinality(generator, target)
         digest = generator.fingerprint
         description: Mapping[str, object] = generator.config.to_dict()

@@ -67,6 +67,34 @@ def export_rosinality(generator: Generator, path: str | Path) -> None:
         torch.save(content, aside)
 
 
+def check_published_class(config: GeneratorConfig) -> None:
+    """Refuse sizes that rosinality's ``Generator`` cannot be made with: nobody could load the file there.
+
+    Its channels are a table: 512 up to 32 px, above that 16384 over the side, times a multiplier. Two
+    multipliers are published, 1 and 2.
+
+    Raises:
+        CheckpointError: If its channels are others, it is not square, or z and w differ in width.
+    """
+    wanted = [
+        [512 if side <= 32 else multiplier * 16384 // side for side in config.resolutions]
+        for multiplier in (1, 2)
+    ]
+    channels = [config.channels(side) for side in config.resolutions]
+
+    wrong = ""
+    if config.const_width != 4:
+        wrong = "its images are not square"
+    elif config.z_dim != config.w_dim:
+        wrong = f"z is {config.z_dim} wide and w {config.w_dim}"
+    elif channels not in wanted:
+        wrong = f"its blocks have {', '.join(map(str, channels))} channels"
+    if wrong:
+        raise CheckpointError(
+            f"no class of rosinality's code takes this generator: {wrong}. Convert it to .safetensors"
+        )
+
+
 def _from_safetensors(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> Generator:
     if not metadata and (found := _foreign_state(state)):
         return _build(path, found, {})

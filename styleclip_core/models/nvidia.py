@@ -70,6 +70,7 @@ def _from_pytorch(file: Checkpoint, record: Record) -> tuple[dict[str, Tensor], 
         if is_array(value)
     }
 
+    _refuse_other_kinds(file, record, values)
     _refuse_other_architectures(file, values, modules)
 
     # the clamp and the mapping's learning rate are in no weight, but the images depend on both
@@ -119,9 +120,24 @@ def _plain(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _word(value: object) -> str | None:
+def _word(value: object, most: int = 20) -> str | None:
     """Return a setting that is a word; of anything else that a file might hold, only what kind it is."""
-    return value[:20] if isinstance(value, str) else None if value is None else type(value).__name__
+    return value[:most] if isinstance(value, str) else None if value is None else type(value).__name__
+
+
+def _refuse_other_kinds(file: Checkpoint, record: Record, values: Mapping[str, object]) -> None:
+    """Refuse a generator that shares NVIDIA's training code alone, such as the FastGAN of Projected GAN."""
+    if any(name.startswith(("synthesis.b", "synthesis.input.")) for name in values):
+        return
+
+    # what its own code calls it; of a StyleGAN2 without a block, or of no generator, more is wrong than that
+    synthesis = _children(file, record.state, "_modules").get("synthesis")
+    kind = _word(synthesis.kind, 40) if isinstance(synthesis, Record) else None
+    if kind and kind != "SynthesisNetwork":
+        raise CheckpointError(
+            f"{file.path} draws with a {kind!r}, which is no StyleGAN2 and has no style space; give a "
+            "StyleGAN2"
+        )
 
 
 def _refuse_other_architectures(

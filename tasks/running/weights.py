@@ -23,12 +23,24 @@ from styleclip.tasks.storage import (
     versions_of,
 )
 from styleclip_core.errors import CheckpointError
+from styleclip_core.models.catalog import catalog
 from styleclip_core.models.clip_sources import FILES, OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG, WEIGHTS
 
 
 def cache_folder() -> Path:
     """Return where downloads are kept: ``STYLECLIP_CACHE``, or ``~/.cache/styleclip``."""
     return Path(os.environ.get("STYLECLIP_CACHE") or Path.home() / ".cache" / "styleclip").expanduser()
+
+
+def _remedy(name: str) -> str:
+    """Return where weights of a name are to be had."""
+    # people write the name that the list of published models has, as they do of a CLIP
+    if name in catalog():
+        return (
+            f"{name} is a published model, of which the file is wanted: 'styleclip models fetch {name}' "
+            "downloads it and says where it lies"
+        )
+    return f"give the path or URI of a file that exists where the run is executed ({here()})"
 
 
 def local_weights(uri: str) -> Path:
@@ -41,10 +53,7 @@ def local_weights(uri: str) -> Path:
     if is_local(uri):
         path = local_path(uri)
         if not path.is_file():
-            raise CheckpointError(
-                f"no weights at {path}; give the path or URI of a file that exists where the run is executed "
-                f"({here()})"
-            )
+            raise CheckpointError(f"no weights at {path}; {_remedy(path.name)}")
         return path
 
     # its version is part of the name, so that a file that is replaced is copied anew

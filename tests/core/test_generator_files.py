@@ -5,16 +5,19 @@ exist, and the same image from every form of one network.
 """
 
 import argparse
+import pickle
 
 import pytest
 import torch
 import torch.nn.functional as F
-from published_files import state_dict_of, write_nvidia, write_tensorflow
+from published_files import Persistent, pretend_modules, state_dict_of, write_nvidia, write_tensorflow
 from safetensors.torch import save_file
+from torch import nn
 
 from styleclip_core import load_generator, save_generator
+from styleclip_core.convert import convert
 from styleclip_core.errors import CheckpointError
-from styleclip_core.models.checkpoints import export_rosinality
+from styleclip_core.models.checkpoints import check_published_class, export_rosinality
 from styleclip_core.models.rosinality import from_nvidia
 from styleclip_core.models.stylegan2 import Generator, GeneratorConfig
 
@@ -127,6 +130,19 @@ def test_other_architectures_are_refused(tmp_path, architecture):
         load_generator(tmp_path / "t.pkl")
 
 
+def test_another_generator_of_the_same_training_code_is_called_what_it_is(tmp_path):
+    """As Projected GAN writes its FastGAN."""
+    root = Persistent("Generator", "source", z_dim=256, c_dim=0, img_resolution=256)
+    synthesis = Persistent("FastganSynthesis", "source", img_resolution=256)
+    synthesis.add_module("feat_8", Persistent("UpBlockBig", "source"))
+    synthesis._modules["feat_8"].register_parameter("weight", nn.Parameter(torch.randn(4, 4, 3, 3)))
+    root.add_module("synthesis", synthesis)
+    with pretend_modules():
+        (tmp_path / "f.pkl").write_bytes(pickle.dumps({"G": root, "G_ema": root}))
+    with pytest.raises(CheckpointError, match=r"draws with a 'FastganSynthesis', which is no StyleGAN2"):
+        load_generator(tmp_path / "f.pkl")
+
+
 def test_stylegan3_is_refused(tmp_path):
     network = _network()
     state = network.state_dict() | {"synthesis.input.freqs": torch.zeros(4, 2)}
@@ -204,6 +220,34 @@ def test_what_rosinality_cannot_draw_is_not_exported(tmp_path):
     with pytest.raises(CheckpointError, match="conditional generator has no counterpart"):
         export_rosinality(_network(c_dim=3), tmp_path / "x.pt")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("sizes", "why"),
+    [
+        ({}, ""),
+        ({"channel_base": 16384}, ""),  # what NVIDIA trains at 256 px
+        ({"resolution": 32, "channel_base": 65536}, ""),
+        ({"channel_base": 8192}, "its blocks have 512, 512, 512, 256, 128, 64, 32 channels"),
+        ({"channel_max": 256}, "its blocks have 256, 256"),
+        ({"z_dim": 64}, "z is 64 wide and w 512"),
+        ({"const_width": 2}, "its images are not square"),
+    ],
+)
+def test_what_no_class_of_rosinality_s_takes_is_not_converted(sizes, why):
+    config = GeneratorConfig(**{"resolution": 256} | sizes)
+    if not why:
+        check_published_class(config)
+        return
+    with pytest.raises(CheckpointError, match=f"no class of rosinality's code takes .*{why}.*safetensors"):
+        check_published_class(config)
+
+
+def test_a_conversion_asks_whether_a_class_takes_it(tmp_path):
+    save_generator(_network(), tmp_path / "g.safetensors")
+    with pytest.raises(CheckpointError, match="no class of rosinality's code takes"):
+        convert(tmp_path / "g.safetensors", tmp_path / "g.pt")
+    assert not (tmp_path / "g.pt").exists()
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before torch 1.6"])

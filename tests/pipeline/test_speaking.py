@@ -201,6 +201,11 @@ def test_json_says_what_was_made(called, tmp_path):
         (["build-relevance", "--workspace=y", "--precision=int8"], 2, "Invalid value for '--precision'"),
         (["report"], 2, "say what to report: --manifest of a batch, or --partial with a prefix"),
         (["convert", "none.pt", "y.safetensors"], 2, "error: no weights at none.pt; give the path"),
+        (
+            ["convert", "stylegan2-ada-ffhq", "y.safetensors"], 2,
+            "stylegan2-ada-ffhq is a published model, of which the file is wanted: 'styleclip models fetch "
+            "stylegan2-ada-ffhq' downloads it",
+        ),
     ],
 )  # fmt: skip
 def test_an_error_is_one_line_and_one_object_in_a_narrow_terminal(

@@ -27,7 +27,7 @@ $(BIN)/python:
 	@touch $@
 
 .venv/.installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) --editable '.[pipeline,ray,video,openclip,docs,dev]'
+	$(INSTALL) --editable '.[pipeline,ray,video,openclip,heic,docs,dev]'
 	@touch $@
 
 demo: $(RUNS)  ## Edit the embedded photographs by text and show the page

@@ -29,11 +29,24 @@ from styleclip_core.settings.saving import LOSSY, Format, SavingSettings
 _ENDINGS = {
     "PNG": (".png",), "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "WEBP": (".webp",), "BMP": (".bmp",),
     "TIFF": (".tif", ".tiff"), "GIF": (".gif",), "AVIF": (".avif",), "JPEG2000": (".jp2",),
+    "HEIF": (".heic", ".heif", ".hif"),
 }  # fmt: skip
 _OPTIONAL = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # not in every Pillow
 
 
+def _reads_heif() -> bool:
+    """Let Pillow read what iPhones write, if the extra that can is installed."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ModuleNotFoundError:
+        return False
+    register_heif_opener(thumbnails=False)
+    return True
+
+
 def _is_read(form: str) -> bool:
+    if form == "HEIF":
+        return _reads_heif()
     name = _OPTIONAL.get(form)
     known = {**features.modules, **features.codecs}  # features.check warns of a name it does not know
     return name is None or (name in known and bool(features.check(name)))
@@ -137,8 +150,11 @@ def _foreign(data: bytes) -> str:
     elif data.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
         kind = "JPEG XL"
 
+    if kind == "HEIC" and "HEIF" in _FORMATS:
+        return "damaged or truncated HEIC; upload it again"
     if kind:
-        return f"{kind} is not read here; convert the image to JPEG or PNG"
+        extra = "install the extra heic, or " if kind == "HEIC" else ""
+        return f"{kind} is not read here; {extra}convert the image to JPEG or PNG"
     return f"not an image in a known format (the file begins with {data[:8]!r})"
 
 

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 
 _SHOWN = 8
 _PHOTOGRAPHS = "not read; convert to JPEG or PNG"
+_OF_PHONES = "not read; install the extra heic, or convert to JPEG or PNG"
 _ARCHIVES = "an archive; unpack it"
 _SHARDS = "archives; give them as --form tars"
 _IMAGES = "tables; those with images are read as --form parquet"
 _TABLES = "a table; write its images as files"
 _REMEDIES = {
-    **dict.fromkeys((".heic", ".heif", ".hif", ".jxl", ".avif", ".webp", ".jp2", ".psd"), _PHOTOGRAPHS),
+    **dict.fromkeys((".heic", ".heif", ".hif"), _OF_PHONES),
+    **dict.fromkeys((".jxl", ".avif", ".webp", ".jp2", ".psd"), _PHOTOGRAPHS),
     **dict.fromkeys((".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"), _PHOTOGRAPHS),
     **dict.fromkeys((".zip", ".gz", ".tgz", ".7z", ".zst", ".bz2", ".xz"), _ARCHIVES),
     **dict.fromkeys((".arrow", ".tfrecord", ".lmdb", ".h5", ".hdf5"), _TABLES),

@@ -5,6 +5,7 @@ import io
 import random
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -169,8 +170,6 @@ def test_what_is_read_has_an_ending_and_what_is_not_says_its_kind():
     assert {".png", ".jpg", ".jfif", ".jpe", ".gif"} <= set(ENDINGS)
     assert (".avif" in ENDINGS) == bool(features.check("avif"))
     for start, kind in (
-        (b"\0\0\0\x18ftypheic", "HEIC"),
-        (b"\0\0\0\x18ftypmif1", "HEIC"),
         (b"\xff\x0a", "JPEG XL"),
         (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
     ):
@@ -181,6 +180,27 @@ def test_what_is_read_has_an_ending_and_what_is_not_says_its_kind():
     # a program of PostScript must not reach Ghostscript by calling itself .png
     with pytest.raises(ImageDecodeError, match="not an image in a known format"):
         decode_image(_file(Image.new("RGB", (20, 20)), "EPS"))
+
+
+PHONE = (Path(__file__).parents[1] / "data" / "phone.heic").read_bytes()
+
+
+def test_what_a_phone_writes_is_read_by_its_colours():
+    decoded = decode_image(PHONE)
+    assert (decoded.size, decoded.mode) == ((64, 48), "RGB")
+    assert decoded.getpixel((5, 5)) == (255, 255, 255)
+    assert np.abs(np.subtract(decoded.getpixel((50, 20)), (255, 0, 0))).max() <= 4  # stored in Display P3
+    with pytest.raises(ImageSizeError, match="declares 64 x 48 pixels"):
+        decode_image(PHONE, max_pixels=1000)
+
+
+def test_without_the_extra_heic_says_which_it_is(monkeypatch):
+    for brand in (b"heic", b"mif1"):
+        with pytest.raises(ImageDecodeError, match="damaged or truncated HEIC"):
+            decode_image(b"\0\0\0\x18ftyp" + brand + bytes(40))
+    monkeypatch.setattr(core_images, "_FORMATS", tuple(set(core_images._FORMATS) - {"HEIF"}))
+    with pytest.raises(ImageDecodeError, match="HEIC is not read here; install the extra heic, or convert"):
+        decode_image(PHONE)
 
 
 def test_cmyk_and_exif_orientation_are_applied():
@@ -225,7 +245,7 @@ def test_no_bytes_raise_anything_but_image_errors(noise, place, value):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow reports the damage before it raises
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "JPEG2000", "AVIF"])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "JPEG2000", "AVIF", "HEIF"])
 def test_damage_anywhere_in_a_file_is_an_image_error(form):
     if form in ("WEBP", "AVIF") and not features.check(form.lower()):
         pytest.skip(f"this Pillow was built without {form}")
@@ -233,7 +253,8 @@ def test_damage_anywhere_in_a_file_is_an_image_error(form):
     exif[0x0112], exif[0x010F] = 8, "maker"
     exif[0x8825] = {1: "N", 2: (1.0, 2.0, 3.0)}  # rewritten when the orientation is applied
     options = {"exif": exif} if form in ("JPEG", "PNG", "WEBP") else {}
-    good = _file(Image.effect_noise((32, 32), 50).convert("RGB"), form, **options)
+    noise = Image.effect_noise((32, 32), 50).convert("RGB")
+    good = PHONE if form == "HEIF" else _file(noise, form, **options)
     source = random.Random(form)
     for _ in range(500):
         data = bytearray(good)

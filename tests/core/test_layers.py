@@ -118,7 +118,10 @@ def _imported_under(*folders: str) -> set[str]:
 
 def test_the_core_imports_what_it_declares_and_nothing_else():
     declared = _declared()
-    assert _imported_under("styleclip_core") == (declared[""] | declared["openclip"]) - OF_OTHERS
+    assert (
+        _imported_under("styleclip_core")
+        == (declared[""] | declared["openclip"] | declared["heic"]) - OF_OTHERS
+    )
 
 
 def test_the_pipeline_and_its_extras_import_what_they_declare_and_nothing_else():
@@ -137,6 +140,8 @@ def test_what_only_an_extra_brings_is_imported_in_its_place_alone():
     core = [path for path in (ROOT / "styleclip_core").rglob("*.py")]
     users = {path.stem for path in core if _imported(path.read_text()) & declared["openclip"]}
     assert users == {"clip_sources", "clip_open_clip", "clip_transformers"}
+    users = {path.stem for path in core if _imported(path.read_text()) & declared["heic"]}
+    assert users == {"images"}
 
 
 def test_tests_and_benchmarks_import_what_some_extra_declares():

@@ -242,8 +242,8 @@ def test_archives_beside_images_are_told_apart(images, tmp_path):
 
 def test_an_empty_place_says_what_was_looked_for(tmp_path):
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "notes.heic").write_bytes(b"x")
-    with pytest.raises(NoImagesError, match=r"\.tar and \.parquet.*1 \.heic"):
+    (tmp_path / "in" / "notes.psd").write_bytes(b"x")
+    with pytest.raises(NoImagesError, match=r"\.tar and \.parquet.*1 \.psd"):
         listed(str(tmp_path / "in"), tmp_path)
 
 

@@ -51,7 +51,7 @@ def folder(tmp_path) -> Path:
     for name in ("a.JPG", "b.jfif", "c.jpe", "sub/d.jpeg"):
         (found / name).write_bytes(jpeg)
     (found / "e.gif").write_bytes(encoded(portrait(1), "GIF"))
-    names = "1.heic 2.HEIC sub/3.heic 4.jxl 5.tar 6.parquet notes.txt IMG_0007 .DS_Store"
+    names = "1.psd 2.PSD sub/3.psd 4.jxl 5.tar 6.parquet notes.txt IMG_0007 .DS_Store"
     for name in names.split():
         (found / name).write_bytes(b"something")
     elsewhere = tmp_path / "elsewhere"
@@ -64,7 +64,7 @@ def folder(tmp_path) -> Path:
 
 
 SAID = (
-    "passed over: 3 .heic (not read; convert to JPEG or PNG), "
+    "passed over: 3 .psd (not read; convert to JPEG or PNG), "
     "2 without an ending (give them one, e.g. .jpg), "
     "2 linked folders (not followed; copy what is there, or give it as the prefix), "
     "1 .jxl (not read; convert to JPEG or PNG), "
@@ -86,9 +86,9 @@ def test_what_is_passed_over_is_counted_and_said_once(folder, tmp_path, log):
 
 def test_a_prefix_without_photographs_says_what_it_holds(tmp_path, log):
     for number in range(12):
-        (tmp_path / f"{number}.heic").write_bytes(b"x")
+        (tmp_path / f"{number}.psd").write_bytes(b"x")
     with pytest.raises(
-        NoImagesError, match=r"no image under .*; passed over: 12 .heic \(not read; convert to"
+        NoImagesError, match=r"no image under .*; passed over: 12 .psd \(not read; convert to"
     ):
         index(str(tmp_path), tmp_path / "work")
     (tmp_path / "empty").mkdir()
@@ -137,7 +137,7 @@ def test_every_object_is_kept_or_counted(keys):
 
 @given(
     st.dictionaries(
-        st.sampled_from(["", "/", ".heic", ".txt", *(f".x{n}" for n in range(20))]), st.integers(1, 10**6)
+        st.sampled_from(["", "/", ".psd", ".txt", *(f".x{n}" for n in range(20))]), st.integers(1, 10**6)
     )
 )
 def test_a_sentence_counts_all_and_is_short(counts):

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from styleclip.tasks.directions.relevance import read_relevance
 from styleclip.tasks.directions.style_directions import TableRef
+from styleclip.tasks.inspection.prompts import distinct
 from styleclip.tasks.running.caching import unit_of_work
 from styleclip.tasks.running.run import Run
 from styleclip.tasks.running.shown import code
@@ -59,12 +60,9 @@ class Carried(BaseModel):
 
 @unit_of_work("find-carried")
 def find_carried(run: Run, steps: list[StepVariant], table: TableRef) -> list[Carried]:
-    """Return how far a table carries the words of every style direction that is taken from it."""
+    """Return how far a table carries the words of every style direction that is taken from it, once each."""
     relevance, found = read_relevance(run, table.relevance), list[Carried]()
-    for step in steps:
-        if (step.method, step.relevance) != ("global", "table"):
-            continue
-
+    for step in distinct([step for step in steps if (step.method, step.relevance) == ("global", "table")]):
         # who inspects prompts may ask for thresholds that no channel reaches; nothing is carried then
         try:
             share = carried_share(relevance, text_vector(run, step).cpu(), step.selection())

@@ -97,7 +97,7 @@ class DiagnosisRef(BaseModel):
 @unit_of_work("diagnose-prompts")
 def diagnose_prompts(run: Run, variants: list[StepVariant], table: TableRef) -> DiagnosisRef:
     """Write what a relevance table says of the prompts of a batch, or find it written."""
-    shown = _distinct(variants)
+    shown = distinct(variants)
     betas = _betas(shown)
     recipe = Recipe(
         STEP, VERSION, {"edits": [each.parameters() for each in shown], "betas": betas},
@@ -186,7 +186,7 @@ def _direction_of(step: PreparedStep) -> StyleDirection | None:
 def _first_of_each(steps: list[PreparedStep]) -> list[PreparedStep]:
     """Return the steps that differ in more than their strength."""
     by_variant = {step.variant: step for step in reversed(steps)}
-    return [by_variant[each] for each in _distinct([step.variant for step in steps])]
+    return [by_variant[each] for each in distinct([step.variant for step in steps])]
 
 
 def labels(variants: Sequence[StepVariant]) -> list[str]:
@@ -200,7 +200,7 @@ def labels(variants: Sequence[StepVariant]) -> list[str]:
     return found
 
 
-def _distinct(variants: list[StepVariant]) -> list[StepVariant]:
+def distinct(variants: list[StepVariant]) -> list[StepVariant]:
     """Return the steps that differ in more than their strength, by the first of each."""
     found: dict[str, StepVariant] = {}
     for each in variants:

@@ -43,8 +43,7 @@ def to_srgb(image: Image.Image) -> Image.Image:
         return image
 
     transform = _into_srgb(profile, image.mode)
-    converted = ImageCms.applyTransform(image, transform) if transform else image.copy()
-    assert converted is not None  # it is where the image itself is to be changed
+    converted = _applied(image, transform) if transform else image.copy()
     converted.info.pop(_PROFILE, None)
     return converted
 
@@ -59,8 +58,12 @@ def from_srgb(image: Image.Image, profile: bytes) -> Image.Image:
         profile: Of an RGB photograph, see ``rgb_profile``; empty for sRGB.
     """
     transform = _out_of_srgb(profile) if profile else None
-    converted = ImageCms.applyTransform(image, transform) if transform else image
-    assert converted is not None
+    return _applied(image, transform) if transform else image
+
+
+def _applied(image: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
+    converted = ImageCms.applyTransform(image, transform)
+    assert converted is not None  # it is where the image itself is to be changed
     return converted
 
 
@@ -83,15 +86,14 @@ def _into_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
         return None
 
     # most photographs say that they are sRGB, each in a profile of its own
-    return None if mode in ("RGB", "RGBA") and _is_srgb(profile) else transform
+    return None if mode in ("RGB", "RGBA") and _leaves(transform, mode) else transform
 
 
-def _is_srgb(profile: bytes) -> bool:
-    transform = ImageCms.buildTransform(
-        io.BytesIO(profile), ImageCms.createProfile("sRGB"), "RGB", "RGB", _INTENT, _FLAGS
-    )
-    moved = ImageCms.applyTransform(Image.fromarray(_TRIED), transform)
-    return bool(np.abs(np.asarray(moved, np.int16) - _TRIED).max() <= _ROUNDING)
+def _leaves(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
+    """Return whether colours stay what they are, but for rounding."""
+    tried = Image.fromarray(_TRIED).convert(mode)
+    moved = np.asarray(_applied(tried, transform), np.int16)
+    return bool(np.abs(moved - np.asarray(tried)).max() <= _ROUNDING)
 
 
 @lru_cache(maxsize=8)

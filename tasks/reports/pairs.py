@@ -283,9 +283,9 @@ def pictures_of(planned: PairsPlan, row: dict[str, Any]) -> tuple[bytes, bytes]:
             f"{row['image_key']} is not the photograph any more that was edited; edit it again, or pair with "
             "inversions"
         )
-    kept = planned.settings.to == "parquet" or ending(before) == "png"
-    if not (kept and is_plain(before)):
-        before = encode_photograph(decode_image(before), colours_of=None)
+    seen, may_stay = decode_image(before), planned.settings.to == "parquet" or ending(before) == "png"
+    if not (may_stay and is_plain(before, seen)):
+        before = encode_photograph(seen, colours_of=None)
     return before, after
 
 

@@ -248,7 +248,9 @@ class SynthesisLayer(ModulatedConv):
     def demodulation(self, style: Tensor) -> Tensor:
         """Return the factor that gives every output channel unit variance, ``[B, out]`` float32."""
         energy = self.weight.float().square().sum(dim=(2, 3))  # [out, in]
-        return (style.float().square() @ energy.t() + 1e-8).rsqrt()
+        # a product of lower precision would show as brightness
+        with torch.autocast(style.device.type, enabled=False):
+            return (style.float().square() @ energy.t() + 1e-8).rsqrt()
 
     def forward(self, x: Tensor, style: Tensor, noise: Noise, change: LayerChange | None = None) -> Tensor:
         """Map features ``[B, in, H, H]`` under ``style`` ``[B, in]``; H doubles if ``up``."""
@@ -265,17 +267,30 @@ class SynthesisLayer(ModulatedConv):
             x = x if added is None else x + added
 
         # what scaling the weights and giving each output unit variance would be (2020, equation 3)
-        x = x * self.demodulation(style)[:, :, None, None].to(x.dtype)
-
-        # one value per pixel, for all channels
-        if noise == "random":
-            drawn = torch.randn(len(x), 1, *x.shape[2:], device=x.device)
-            x = x + (drawn * self.noise_strength).to(x.dtype)
-        elif noise == "const":
-            x = x + (self.noise_const * self.noise_strength).to(x.dtype)
-
+        factor = self.demodulation(style)[:, :, None, None]
         bias = self.bias if change is None else self.bias + change.bias
-        x = F.leaky_relu(x + bias[..., None, None].to(x.dtype), 0.2) * LRELU_GAIN
+        return self._finish(x, factor, self._drawn(noise, x), bias)
+
+    def _drawn(self, noise: Noise, x: Tensor) -> Tensor:
+        """Return what every channel gets of the noise: ``[H, V]``, or ``[B, H, V]`` if it is random."""
+        if noise == "none":
+            return x.new_zeros(1, 1, dtype=torch.float32)
+        random = noise == "random"
+        drawn = torch.randn(len(x), *x.shape[2:], device=x.device) if random else self.noise_const
+        return drawn * self.noise_strength
+
+    def _finish(self, x: Tensor, factor: Tensor, drawn: Tensor, bias: Tensor) -> Tensor:
+        """Scale features ``[B, O, H, V]`` by ``[B, O, 1, 1]``, add noise and bias, apply leaky ReLU."""
+        # leaky ReLU lets a positive factor through: its gain goes into what is smaller than the features
+        drawn, bias = ((each * LRELU_GAIN).to(x.dtype) for each in (drawn, bias))
+
+        # added in one pass, and laid out as the features are: channels last
+        shift, factor = (drawn[..., None] + bias[..., None, None, :]).movedim(-1, -3), factor.to(x.dtype)
+
+        # nothing else holds what the convolution made: where nothing is differentiated, it is overwritten
+        held = _differentiated(x, factor, shift)
+        x = torch.addcmul(shift, x, factor, value=LRELU_GAIN, out=None if held else x)
+        x = F.leaky_relu(x, 0.2, inplace=True)
         return _clamp(x, self.conv_clamp, LRELU_GAIN)
 
 
@@ -289,8 +304,9 @@ class ToRGBLayer(ModulatedConv):
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         """Map features ``[B, in, H, H]`` to float32 colour ``[B, 3, H, H]``."""
-        scaled = x * (style * self.weight_gain)[:, :, None, None].to(x.dtype)
-        rgb = F.conv2d(scaled, self.weight).float() + self.bias[:, None, None]
+        # three colours: a weight for each image is smaller than the features, and they are read once
+        weight = (self.weight[:, :, 0, 0] * (style * self.weight_gain)[:, None]).to(x.dtype)  # [B, 3, C]
+        rgb = (weight @ x.flatten(2)).unflatten(2, x.shape[2:]).float() + self.bias[:, None, None]
         return _clamp(rgb, self.conv_clamp, 1.0)
 
 
@@ -521,12 +537,15 @@ class Generator(Network):
         return module
 
     def upsample(self, image: Tensor, resolution: int) -> Tensor:
-        """Return a sum of toRGB outputs at twice its size, which is ``resolution``."""
+        """Return a sum of toRGB outputs, float32, at twice its size, which is ``resolution``."""
         kernel = self.synthesis.block(resolution).resample_filter * 4
         channels = image.shape[1]
-        return F.conv_transpose2d(
-            image, kernel.expand(channels, 1, 4, 4), stride=2, padding=1, groups=channels
-        )
+
+        # colours add up in float32, whatever features are
+        with torch.autocast(image.device.type, enabled=False):
+            return F.conv_transpose2d(
+                image, kernel.expand(channels, 1, 4, 4), stride=2, padding=1, groups=channels
+            )
 
     def take(self, index: Tensor) -> Self:
         """Return the generator that draws some images of a batch: this one, as it is the same for all."""
@@ -551,6 +570,10 @@ class Generator(Network):
 
 def _normalize_second_moment(x: Tensor) -> Tensor:
     return x * (x.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
+
+
+def _differentiated(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
 
 
 def _clamp(x: Tensor, bound: float | None, gain: float) -> Tensor:

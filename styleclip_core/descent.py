@@ -2,20 +2,23 @@
 
 Losses are summed, and neither that sum nor Adam, which works element by element, mixes the problems. But
 a machine rounds differently for other sizes of a batch, and gradient descent makes much of that. So
-networks are always given chunks of one size.
+networks are always given chunks of one size, which only a GPU without the memory for it makes smaller.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from enum import IntEnum
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from styleclip_core.batches import Batches
 from styleclip_core.decisions import improves
 
+_T = TypeVar("_T")
 Terms = Callable[[Tensor, Tensor], Tensor]  # numbers [B, ...] of problems [B] -> figures [K, B], loss last
 _IMPROVEMENT = 1e-3  # of the best loss; less counts as standing still
 
@@ -81,11 +84,17 @@ class Progress:
         return going
 
 
-def chunks(count: int, size: int, device: torch.device) -> Iterator[Tensor]:
-    """Yield 0 to ``count - 1`` in chunks of exactly ``size``; the last is filled up with its first."""
-    for first in range(0, count, size):
-        index = torch.arange(first, first + size, device=device)
-        yield torch.where(index < count, index, first)
+class Chunks(Batches):
+    """Work on many problems, always exactly ``size`` at once, and half as many once memory was too small."""
+
+    def over(self, count: int, device: torch.device, work: Callable[[Tensor], _T]) -> list[_T]:
+        """Return what ``work`` makes of each chunk of 0 to ``count - 1``; the last is filled up with 0.
+
+        Raises:
+            torch.OutOfMemoryError: If a single problem does not fit.
+        """
+        index = torch.arange(-(-count // self.size) * self.size, device=device)
+        return [done for _, done in self.run(torch.where(index < count, index, 0), work)]
 
 
 def in_chunks(items: Tensor, work: Callable[[Tensor], Tensor], *, size: int) -> Tensor:
@@ -96,32 +105,33 @@ def in_chunks(items: Tensor, work: Callable[[Tensor], Tensor], *, size: int) -> 
         work: Makes as many rows as it is given, each of its own item alone.
         size: Items at once, always exactly so many.
     """
-    parts = [work(items[index]) for index in chunks(len(items), size, items.device)]
+    parts = Chunks(size).over(len(items), items.device, lambda index: work(items[index]))
     return torch.cat(parts)[: len(items)]
 
 
-def evaluate(numbers: Tensor, problems: Tensor, terms: Terms, *, chunk: int) -> tuple[Tensor, Tensor]:
+def evaluate(numbers: Tensor, problems: Tensor, terms: Terms, *, chunks: Chunks) -> tuple[Tensor, Tensor]:
     """Return the figures of many problems and the gradients of their losses, a chunk at a time.
 
     Args:
         numbers: What the problems are at, ``[A, ...]``.
         problems: Which problems those are, ``[A]`` int64.
         terms: Computes K figures of each problem of a chunk; the last of them is its loss.
-        chunk: Problems at once, always exactly so many.
+        chunks: How many problems are worked on at once; the same in all steps, so that it learns what fits.
 
     Returns:
         Figures ``[K, A]`` and gradients ``[A, ...]``, neither with a graph.
     """
-    figures, gradients, count = [], [], len(numbers)
-    for index in chunks(count, chunk, numbers.device):
+
+    def differentiate(index: Tensor) -> tuple[Tensor, Tensor]:
         moving = numbers[index].requires_grad_(True)
         found = terms(moving, problems[index])
         (gradient,) = torch.autograd.grad(found[-1].sum(), moving)
-        figures.append(found.detach())
-        gradients.append(gradient)
+        return found.detach(), gradient
+
+    figures, gradients = zip(*chunks.over(len(numbers), numbers.device, differentiate), strict=True)
 
     # what filled the last chunk up is cut off again
-    return torch.cat(figures, dim=1)[:, :count], torch.cat(gradients)[:count]
+    return torch.cat(figures, dim=1)[:, : len(numbers)], torch.cat(gradients)[: len(numbers)]
 
 
 def only(kept: Tensor, latents: Tensor, optimizer: torch.optim.Adam) -> tuple[Tensor, torch.optim.Adam]:

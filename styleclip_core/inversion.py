@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from styleclip_core.descent import Progress, Status, cosine_fall, evaluate, only
+from styleclip_core.descent import Chunks, Progress, Status, cosine_fall, evaluate, only
 from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.settings.inversion import RefinementSettings as RefinementSettings
 
@@ -94,10 +94,10 @@ def refine(
             loss = loss + settings.perceptual_weight * perceptual(drawn, target[images])
         return loss[None]
 
-    latents = start.clone()
+    latents, chunks = start.clone(), Chunks(settings.chunk)
     optimizer = torch.optim.Adam([latents], lr=settings.learning_rate)
     for step in range(settings.steps + 1):
-        losses, gradient = evaluate(latents, progress.running, terms, chunk=settings.chunk)
+        losses, gradient = evaluate(latents, progress.running, terms, chunks=chunks)
         fine = losses[0].isfinite() & gradient.isfinite().flatten(1).all(dim=1)
 
         # judged before the step, so that the state is of what was evaluated

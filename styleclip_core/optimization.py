@@ -22,7 +22,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from styleclip_core.descent import Progress, chunks, cosine_fall, evaluate, only
+from styleclip_core.descent import Chunks, Progress, cosine_fall, evaluate, only
 from styleclip_core.editing import EditedLatents
 from styleclip_core.images import pad_square
 from styleclip_core.models.clip import ClipModel
@@ -99,8 +99,8 @@ def optimize(
         ValueError: If the shapes do not fit, or the identity term lacks its network.
     """
     _check(generator, w_source, text, settings, embed_identity)
-    chunk = settings.chunk or fitting_chunk(len(w_source))
-    problem = _Problem(generator, embed_images, embed_identity, settings, chunk)
+    chunks = Chunks(settings.chunk or fitting_chunk(len(w_source)))
+    problem = _Problem(generator, embed_images, embed_identity, settings, chunks)
 
     # where the distance is measured from stays, a copy of it moves
     first = source = problem.start(w_source.detach(), offset)
@@ -162,16 +162,17 @@ class _Problem:
     embed_images: Embedding
     embed_identity: Embedding | None
     settings: OptimizationSettings
-    chunk: int
+    chunks: Chunks
 
     @torch.no_grad()
     def start(self, w_source: Tensor, offset: Tensor | None) -> _Source:
         """Return where the pairs start."""
-        parts = [
-            self._start(index, w_source[index], None if offset is None else offset[index])
-            for index in chunks(len(w_source), self.chunk, w_source.device)
-        ]
+
+        def begin(index: Tensor) -> tuple[Tensor, Tensor | None]:
+            return self._start(index, w_source[index], None if offset is None else offset[index])
+
         count = len(w_source)
+        parts = self.chunks.over(count, w_source.device, begin)
         styles = torch.cat([styles for styles, _ in parts])[:count]
         moving = w_source if self.settings.space == "w_plus" else styles[:, self.editable]
         embedded = [identity for _, identity in parts if identity is not None]
@@ -211,7 +212,7 @@ class _Problem:
             return torch.stack([clip, l2, identity, loss])
 
         places = torch.arange(len(moving), device=moving.device)
-        return evaluate(moving, places, terms, chunk=self.chunk)
+        return evaluate(moving, places, terms, chunks=self.chunks)
 
     def terms(self, moving: Tensor, source: _Source, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the CLIP, L2 and identity terms, unweighted, ``[A]`` each."""

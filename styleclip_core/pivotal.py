@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from styleclip_core.descent import Progress, Status, cosine_fall, evaluate, only
+from styleclip_core.descent import Chunks, Progress, Status, cosine_fall, evaluate, only
 from styleclip_core.inversion import PerceptualLoss, reconstruction_loss
 from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.sampling import sample_z
@@ -88,7 +88,8 @@ def tune(
     # the numbers of all changes in one row per image, and the random codes that hold the generator elsewhere
     form = TuningForm.of(generator, settings.rank)
     spread = _spread(generator, settings.seed)
-    problem = _Problem(generator, form, settings, perceptual, target, w_plus.detach(), spread)
+    chunks = Chunks(settings.chunk)
+    problem = _Problem(generator, form, settings, perceptual, target, w_plus.detach(), spread, chunks)
     numbers = _first_numbers(form, settings.seed).to(w_plus).repeat(len(w_plus), 1)
 
     optimizer = torch.optim.Adam([numbers], lr=settings.learning_rate)
@@ -123,6 +124,7 @@ class _Problem:
     target: Tensor
     w_plus: Tensor
     spread: Tensor
+    chunks: Chunks
 
     def evaluate(self, numbers: Tensor, images: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Return the loss of each of the images, ``[A]``, and its gradient, ``[A, K]``."""
@@ -130,7 +132,7 @@ class _Problem:
         losses, gradient = evaluate(
             numbers, images,
             lambda moving, these: self._loss(moving, these, random)[None],
-            chunk=self.settings.chunk,
+            chunks=self.chunks,
         )  # fmt: skip
         return losses[0].to(numbers), gradient
 

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from styleclip_core.batches import Batches, free_memory
+from styleclip_core.compiling import compiler
 from styleclip_core.errors import ArtifactConflictError, LayoutMismatchError
 from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.moves import ChannelMoves, bytes_per_move
@@ -32,6 +33,8 @@ from styleclip_core.style_space import StyleCode, StyleLayout
 
 EmbedImages = Callable[[Tensor], Tensor]
 _ONE_SIZE = 8  # channels of a batch where rounding must not depend on how many there are
+# channels of a batch, each moved both ways: on a CPU more of them leave its caches, on a GPU they fill it
+_FASTEST = {"cpu": 8, "cuda": 128}
 _INVISIBLE = 1e-6  # a change of the unit embedding below this length has no direction
 
 
@@ -103,8 +106,11 @@ def measure_channels(
 
     # each channel is moved both ways
     size = bytes_per_move(generator, layer, dtype) * 2
-    together = min(settings.batch_size // 2, _ONE_SIZE) if settings.tolerance else settings.batch_size // 2
+    together = settings.batch_size // 2 or fastest_batch(device)
+    if settings.tolerance:
+        together = min(together, _ONE_SIZE)
     batches = Batches(together, free=free_memory(device), bytes_per_item=size)
+    compiled = compiler(settings.compile, device)
     for index in range(codes.batch_size):  # alone: a code's images must not depend on its neighbours
         rows = directions.unsettled(settings)
         if not len(rows):
@@ -113,7 +119,7 @@ def measure_channels(
         code = codes.select(slice(index, index + 1))
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             below = generator.advance(generator.begin(1), code, position)
-        moves = ChannelMoves(generator, code, layer, below, dtype=dtype)
+        moves = ChannelMoves(generator, code, layer, below, dtype=dtype, compiled=compiled)
         values = _moved(code[layer][0], mean, std, settings)
 
         def ends(some: Tensor, moves: ChannelMoves = moves, values: Tensor = values) -> Tensor:
@@ -121,11 +127,17 @@ def measure_channels(
             return _embed(moves.images(now, values[:, now]), embed_images, settings)
 
         left = len(rows)
-        for some, embedded in batches.run(_filled(rows, batches.size) if settings.tolerance else rows, ends):
+        whole = _filled(rows, batches.size) if settings.tolerance else rows
+        for some, embedded in batches.run(whole, ends, even=True):
             new, left = min(left, len(some)), max(left - len(some), 0)
             directions.add(some[:new], *(each[:new] for each in embedded.chunk(2)))
     n = directions.n if expected is None else (directions.n > 0) * codes.batch_size
     return ChannelDirections(layer, chosen, n.cpu(), directions.mean().float().cpu())
+
+
+def fastest_batch(device: torch.device) -> int:
+    """Return how many channels are moved at once where memory allows it and nothing else is said."""
+    return _FASTEST.get(device.type, _FASTEST["cpu"])
 
 
 def _filled(rows: Tensor, size: int) -> Tensor:

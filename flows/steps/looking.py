@@ -272,7 +272,7 @@ def measured(run: Run, planned: RelevancePlan) -> tuple[list[StepForecast], list
         jobs = [[relevance.derivatives_work(run, settings, count)] for count in todo]
         works.append(Work(("derivatives",), len(ranges), jobs))
 
-    cut = relevance.shards(layout, settings)
+    cut = relevance.shards(layout, settings, run.device)
     done = _done([relevance.part_uri(planned, shard) for shard in cut])
     missing = [shard for shard, there in zip(cut, done, strict=True) if not there]
     computed = sum(shard.last - shard.first for shard in missing)

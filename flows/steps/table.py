@@ -80,7 +80,7 @@ def described(
 
 def measure(run: Run, planned: RelevancePlan) -> tuple[TableRef, StepSummary[ShardResult]]:
     """Channel shards -> one relevance table."""
-    shards = relevance.shards(engine.generator(run).layout, planned.settings)
+    shards = relevance.shards(engine.generator(run).layout, planned.settings, run.device)
 
     derivatives = _derivatives(run, planned)
     futures = [relevance.measure_shard.submit(run, planned, shard, derivatives) for shard in shards]

@@ -27,12 +27,16 @@ from styleclip.tasks.settings import Relevance
 from styleclip.tasks.storage import join
 from styleclip_core.derivatives import embedding_basis, unit_derivatives
 from styleclip_core.errors import ArtifactConflictError
+from styleclip_core.moves import products_per_move
 from styleclip_core.reference_compat import measure_as_published, published_layers
 from styleclip_core.relevance import ChannelDirections, RelevanceTable, measure_channels
-from styleclip_core.style_space import StyleCode, StyleLayout
+from styleclip_core.style_space import StyleCode, StyleLayer, StyleLayout
 
 STEP, VERSION = "build-relevance", "2"
 _DERIVATIVE_SHARD = 16  # style codes
+# operations of one shard on a CPU, about a minute of a core, and the fewest channels: what a layer's channels
+# share is computed for every shard, and convolutions want batches
+_WORK, _FEWEST = 4e12, 16
 
 
 class ChannelShard(BaseModel):
@@ -94,12 +98,19 @@ def plan(run: Run, styles: SampledStyles, settings: Relevance) -> RelevancePlan:
     return RelevancePlan(folder=folder, recipe=recipe, styles=styles, settings=settings)
 
 
-def shards(layout: StyleLayout, settings: Relevance) -> list[ChannelShard]:
-    """Cut the editable channels into shards that never cross a layer."""
-    size = settings.channels_per_shard
+def shards(layout: StyleLayout, settings: Relevance, device: torch.device | str) -> list[ChannelShard]:
+    """Cut the editable channels into shards that never cross a layer.
+
+    Args:
+        layout: Of the generator.
+        settings: Where they say no size, work decides it: the cut depends on the layout, on the number of codes
+            and on the kind of device, never on how many cores or machines there are, so that others go on with it.
+        device: What measures them.
+    """
     ranges = [
         (layer.name, first, min(first + size, layer.channels))
         for layer in (published_layers(layout) if settings.reference_compat else layout.editable)
+        for size in [settings.channels_per_shard or _size(layout, layer, settings, torch.device(device))]
         for first in range(0, layer.channels, size)
     ]
 
@@ -109,11 +120,22 @@ def shards(layout: StyleLayout, settings: Relevance) -> list[ChannelShard]:
     ]
 
 
+def _size(layout: StyleLayout, layer: StyleLayer, settings: Relevance, device: torch.device) -> int:
+    """Return how many channels of a layer one shard measures, in equal parts."""
+    if device.type != "cpu":
+        return layer.channels
+
+    pair = 2 * products_per_move(layout, layer.name)  # each channel is moved both ways
+    wanted = max(_FEWEST, int(_WORK / (settings.samples * max(pair, 1))))
+    return -(-layer.channels // -(-layer.channels // wanted))
+
+
 def part_uri(planned: RelevancePlan, shard: ChannelShard) -> str:
     """Return where the table of a shard lies."""
-    # another size cuts other parts, so it is part of their name
-    name = f"{planned.settings.channels_per_shard}-{part_name(shard.number, shard.total)}"
-    return join(planned.folder, "parts", name)
+    size = planned.settings.channels_per_shard
+    if size:  # another size cuts other parts, so it is part of their name
+        return join(planned.folder, "parts", f"{size}-{part_name(shard.number, shard.total)}")
+    return join(planned.folder, "parts", f"{shard.layer}-{shard.first:05d}-{shard.last:05d}.parquet")
 
 
 def work(run: Run, settings: Relevance, layer: str, channels: int, seconds: float = 0.0) -> Spent:

@@ -44,7 +44,7 @@ class Batches:
         Args:
             items: What is cut into batches.
             work: What is done with each.
-            even: Cut as many batches, but nearly equal ones: a small last one takes nearly as long as a whole.
+            even: Cut as many batches, but nearly equal ones: no small one is left over.
 
         Raises:
             torch.OutOfMemoryError: If a single item does not fit.

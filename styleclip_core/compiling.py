@@ -1,15 +1,15 @@
 """Functions of tensors made into kernels by ``torch.compile``, where there is a compiler for them.
 
 What was compiled is kept as torch keeps it: for the process, and on disk below ``TORCHINDUCTOR_CACHE_DIR``.
-Where compiling fails the function runs as it is written, and that is said once: no result depends on it but for
-rounding.
+Where compiling fails the function runs as it is written, and that is said once: no result depends on it but
+for rounding.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from types import FunctionType
 from typing import Literal, cast
 
@@ -34,6 +34,7 @@ class Compiled:
     def __call__(
         self,
         function: Callable[..., Tensor],
+        plain: Callable[..., Tensor],
         name: str,
         batches: Sequence[Tensor],
         *others: Tensor | float | None,
@@ -42,6 +43,7 @@ class Compiled:
 
         Args:
             function: A plain function of a module, without a state; it changes none of its arguments.
+            plain: What does the same where nothing is compiled; it may be the same function.
             name: Of the layer: each has a compiled form of its own, for its own shapes.
             batches: Its first arguments; their first axis has any length from two.
             others: The rest, of one shape.
@@ -50,11 +52,11 @@ class Compiled:
             torch.OutOfMemoryError: Of the function; smaller batches are the remedy.
         """
         if self.failed or len(batches[0]) < 2:
-            return function(*batches, *others)
+            return plain(*batches, *others)
 
         # what a later batch may differ in is said now, or it would be compiled again for that
         for each in batches:
-            torch._dynamo.maybe_mark_dynamic(each, 0)  # type: ignore[no-untyped-call]
+            torch._dynamo.maybe_mark_dynamic(each, 0)
         try:
             return _compiled(function, name)(*batches, *others)
         except torch.OutOfMemoryError:
@@ -63,10 +65,10 @@ class Compiled:
             self.failed = True
             reason = " ".join(str(error).split())[:200]
             _log.warning("%s could not be compiled, so layers run as they are written: %s", name, reason)
-        return function(*batches, *others)
+        return plain(*batches, *others)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _compiled(function: Callable[..., Tensor], name: str) -> Callable[..., Tensor]:
     # a code object of its own: torch allows each but a few compiled forms, and layers have other shapes
     code = cast(FunctionType, function).__code__.replace(co_name=f"{function.__name__}_{name}")

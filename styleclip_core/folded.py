@@ -1,9 +1,9 @@
 """Layers of a generator with one style in their weights: plain convolutions, for many images of one code.
 
-Style, demodulation and the gain of leaky ReLU go into the weights, noise and bias into one tensor that is added
-(Karras et al. 2020, equations 1 and 3). What is left of a layer is three pure functions of tensors, ``convolve``,
-``convolve_up`` and ``colour``, which ``torch.compile`` can make kernels of: weights are among their inputs, so
-that what was compiled for one code serves all.
+Style, demodulation and the gain of leaky ReLU go into the weights, noise and bias into one tensor that is
+added (Karras et al. 2020, equations 1 and 3). What is left of a layer are pure functions of tensors, which
+``torch.compile`` can make kernels of: weights are among their inputs, so that what was compiled for one code
+serves all. A function that ends in ``_fused`` is the one before it, written for a compiler.
 
 Shapes: B images, C channels in, O out, H V pixels of the output. Features are channels-last in memory.
 """
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from styleclip_core import winograd
 from styleclip_core.compiling import Compiled
 from styleclip_core.models.stylegan2 import LRELU_GAIN, ModulatedConv, SynthesisLayer, ToRGBLayer
 from styleclip_core.style_space import StyleLayer
@@ -35,7 +36,9 @@ class FoldedLayer:
         up: Whether it doubles the resolution.
         colour: Whether it is a toRGB layer.
         clamp: Bound on its output.
-        taps: Filter of the up-sampling, ``[4, 4]`` with sum 4: flipped, as a convolution reads it, but for toRGB.
+        taps: Filter of the up-sampling, ``[4, 4]`` with sum 4; flipped, as a convolution reads it, but for
+            toRGB.
+        transformed: The weight as ``winograd`` takes it, where that is faster.
     """
 
     name: str
@@ -45,29 +48,36 @@ class FoldedLayer:
     colour: bool
     clamp: float | None
     taps: Tensor
+    transformed: Tensor | None = None
 
     def forward(self, x: Tensor, compiled: Compiled | None = None) -> Tensor:
-        """Map features to features, ``[B, C, H, V]``, or ``[B, C, H/2, V/2]`` if ``up``, to ``[B, O, H, V]``."""
-        taps = (self.taps,) if self.up else ()
+        """Map features ``[B, C, H, V]``, or of half that side if ``up``, to ``[B, O, H, V]``."""
+        if self.up:
+            given = self.weight, self.shift, self.taps, self.clamp
+            if compiled:
+                return compiled(convolve_up_fused, convolve_up, self.name, [x], *given)
+            return convolve_up(x, *given)
         if compiled:
-            function = convolve_up_fused if self.up else convolve
-            return compiled(function, self.name, [x], self.weight, self.shift, *taps, self.clamp)
-        function = convolve_up if self.up else convolve
-        return function(x, self.weight, self.shift, *taps, self.clamp)
+            return compiled(convolve, convolve, self.name, [x], self.weight, self.shift, self.clamp)
+        if self.transformed is not None:
+            return _activated(winograd.convolve(x, self.transformed), self.shift, self.clamp)
+        return convolve(x, self.weight, self.shift, self.clamp)
 
     def paint(self, x: Tensor, image: Tensor | None, compiled: Compiled | None = None) -> Tensor:
         """Return the sum of colours ``[B, 3, H, V]`` float32, with what ``image`` holds at half the size."""
         if compiled:
             if image is None:
-                return compiled(colour, self.name, [x], self.weight, self.shift, self.clamp)
-            return compiled(
-                colour_over, self.name, [x, image], self.weight, self.shift, self.taps, self.clamp
-            )
-        painted = colour(x, self.weight, self.shift, self.clamp)
-        return painted if image is None else painted.add_(upsample(image, self.taps))
+                return compiled(colour, colour, self.name, [x], self.weight, self.shift, self.clamp)
+            given = self.weight, self.shift, self.taps, self.clamp
+            return compiled(colour_over_fused, colour_over, self.name, [x, image], *given)
+        if image is None:
+            return colour(x, self.weight, self.shift, self.clamp)
+        return colour_over(x, image, self.weight, self.shift, self.taps, self.clamp)
 
 
-def fold(module: ModulatedConv, layer: StyleLayer, style: Tensor, taps: Tensor, dtype: torch.dtype) -> FoldedLayer:
+def fold(
+    module: ModulatedConv, layer: StyleLayer, style: Tensor, taps: Tensor, dtype: torch.dtype
+) -> FoldedLayer:
     """Put a style into the weights of a layer.
 
     Args:
@@ -97,7 +107,10 @@ def fold(module: ModulatedConv, layer: StyleLayer, style: Tensor, taps: Tensor, 
     shift = (module.bias.float()[:, None, None] + noise) * LRELU_GAIN
     shift = shift[None].to(dtype).contiguous(memory_format=torch.channels_last)
     clamp = None if module.conv_clamp is None else module.conv_clamp * LRELU_GAIN
-    return FoldedLayer(layer.name, weight.to(dtype), shift, module.up, False, clamp, taps)
+    weight = weight.to(dtype)
+    faster = not module.up and winograd.pays(weight, *shift.shape[2:])
+    transformed = winograd.transform(weight) if faster else None
+    return FoldedLayer(layer.name, weight, shift, module.up, False, clamp, taps, transformed)
 
 
 def convolve(x: Tensor, weight: Tensor, shift: Tensor, clamp: float | None) -> Tensor:
@@ -114,7 +127,7 @@ def convolve_up(x: Tensor, weight: Tensor, shift: Tensor, taps: Tensor, clamp: f
 
 
 def convolve_up_fused(x: Tensor, weight: Tensor, shift: Tensor, taps: Tensor, clamp: float | None) -> Tensor:
-    """Return what ``convolve_up`` does, written so that a compiler makes one kernel of all but the products."""
+    """Return what ``convolve_up`` does, so that a compiler makes one kernel of all but the products."""
     x = F.conv_transpose2d(x, weight, stride=2)
     return _activated(_filtered(F.pad(x, (1, 1, 1, 1)), taps), shift, clamp).to(x.dtype)
 
@@ -128,9 +141,15 @@ def colour(x: Tensor, weight: Tensor, shift: Tensor, clamp: float | None) -> Ten
 def colour_over(
     x: Tensor, image: Tensor, weight: Tensor, shift: Tensor, taps: Tensor, clamp: float | None
 ) -> Tensor:
-    """Add colours to an image at half the size, in one kernel beside the products."""
-    rgb = colour(x, weight, shift, clamp)
-    return rgb + upsample_fused(image, taps)
+    """Add colours to an image at half the size, ``[B, 3, H/2, V/2]``."""
+    return colour(x, weight, shift, clamp).add_(upsample(image, taps))
+
+
+def colour_over_fused(
+    x: Tensor, image: Tensor, weight: Tensor, shift: Tensor, taps: Tensor, clamp: float | None
+) -> Tensor:
+    """Return what ``colour_over`` does, for a compiler."""
+    return colour(x, weight, shift, clamp) + upsample_fused(image, taps)
 
 
 def upsample(image: Tensor, taps: Tensor) -> Tensor:
@@ -150,9 +169,7 @@ def upsample_fused(image: Tensor, taps: Tensor) -> Tensor:
 def _filtered(x: Tensor, taps: Tensor) -> Tensor:
     """Filter ``[B, C, H + 3, V + 3]`` to ``[B, C, H, V]`` float32: sixteen shifted products, in registers."""
     height, width = x.shape[2] - 3, x.shape[3] - 3
-    moved = [
-        x[:, :, i : i + height, j : j + width] * taps[i, j].float() for i in range(4) for j in range(4)
-    ]
+    moved = [x[:, :, i : i + height, j : j + width] * taps[i, j].float() for i in range(4) for j in range(4)]
     return functools.reduce(torch.add, moved)
 
 

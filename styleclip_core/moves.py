@@ -89,7 +89,9 @@ class ChannelMoves:
         taps = generator.synthesis.block(4).resample_filter * 4
         flipped = taps.flip(0, 1)
         self._tail = [
-            fold(generator.modulated(each), each, code[each.name][0], taps if each.is_torgb else flipped, dtype)
+            fold(
+                generator.modulated(each), each, code[each.name][0], taps if each.is_torgb else flipped, dtype
+            )
             for each in layers[below.next_layer + 1 :]
         ]
 
@@ -141,8 +143,13 @@ class _MovedLayer:
         self.total = self.energy @ self.style.double().square()  # [O]
 
         # noise and bias ride along as a tenth and an eleventh tap
-        strength, drawn = module.noise_strength.float() * LRELU_GAIN, module.noise_const.float().reshape(1, -1)
-        self.extra = torch.stack([strength.expand(len(self.total)), module.bias.float() * LRELU_GAIN])  # [2, O]
+        strength, drawn = (
+            module.noise_strength.float() * LRELU_GAIN,
+            module.noise_const.float().reshape(1, -1),
+        )
+        self.extra = torch.stack(
+            [strength.expand(len(self.total)), module.bias.float() * LRELU_GAIN]
+        )  # [2, O]
         self.drawn = torch.cat([drawn, torch.ones_like(drawn)])  # [2, P]
 
     def features(self, channels: Tensor, values: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from styleclip_core.batches import Batches, free_memory
 from styleclip_core.compiling import compiler
-from styleclip_core.errors import ArtifactConflictError, LayoutMismatchError
+from styleclip_core.errors import ArtifactConflictError, LayoutMismatchError, NotFiniteError
 from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.moves import ChannelMoves, bytes_per_move
 from styleclip_core.settings.relevance import RelevanceSettings as RelevanceSettings
@@ -34,7 +34,7 @@ from styleclip_core.style_space import StyleCode, StyleLayout
 EmbedImages = Callable[[Tensor], Tensor]
 _ONE_SIZE = 8  # channels of a batch where rounding must not depend on how many there are
 # channels of a batch, each moved both ways: on a CPU more of them leave its caches, on a GPU they fill it
-_FASTEST = {"cpu": 8, "cuda": 128}
+_FASTEST = {"cpu": 16, "cuda": 128}
 _INVISIBLE = 1e-6  # a change of the unit embedding below this length has no direction
 
 
@@ -94,6 +94,7 @@ def measure_channels(
 
     Raises:
         LayoutMismatchError: If the layer does not exist, is a toRGB layer, or has fewer channels.
+        NotFiniteError: If an embedding is not finite.
     """
     wanted = list(channels)
     chosen = torch.as_tensor(wanted, dtype=torch.int64)
@@ -102,6 +103,7 @@ def measure_channels(
     # layers below the moved one are computed once for all channels of a code
     position = [each.name for each in generator.layout.layers].index(layer)
     device, dtype = generator.device, getattr(torch, settings.precision)
+    broken = torch.zeros((), dtype=torch.int64, device=device)
     directions, on_device = Accumulator(len(chosen), device, expected), chosen.to(device)
 
     # each channel is moved both ways
@@ -117,8 +119,8 @@ def measure_channels(
             break
 
         code = codes.select(slice(index, index + 1))
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            below = generator.advance(generator.begin(1), code, position)
+        # once for all channels, so in float32: rounded here, all of them would move from another image
+        below = generator.advance(generator.begin(1), code, position)
         moves = ChannelMoves(generator, code, layer, below, dtype=dtype, compiled=compiled)
         values = _moved(code[layer][0], mean, std, settings)
 
@@ -131,6 +133,14 @@ def measure_channels(
         for some, embedded in batches.run(whole, ends, even=True):
             new, left = min(left, len(some)), max(left - len(some), 0)
             directions.add(some[:new], *(each[:new] for each in embedded.chunk(2)))
+            broken += embedded.isfinite().logical_not().any(dim=1).sum()
+
+    # asked once, as the host waits for the answer; such an embedding would count as no change seen
+    if int(broken):
+        raise NotFiniteError(
+            f"{int(broken)} embeddings of moves of {layer} are not finite in {settings.precision}; use "
+            "float32, or bfloat16, which reaches as far"
+        )
     n = directions.n if expected is None else (directions.n > 0) * codes.batch_size
     return ChannelDirections(layer, chosen, n.cpu(), directions.mean().float().cpu())
 
@@ -150,9 +160,14 @@ def _embed(images: Tensor, embed_images: EmbedImages, settings: RelevanceSetting
         levels = images.mul(127.5).add_(127.5).clamp_(0, 255)
         levels = levels.floor_() if settings.eight_bit_by == "truncate" else levels.round_()
         images = levels.div_(127.5).sub_(1)
-    dtype = getattr(torch, settings.precision)
-    with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
-        return embed_images(images).float()
+    # CLIP computes as it was loaded, whatever the generator does: what counts are small changes of its output
+    embedded = embed_images(images).float()
+    if settings.precision != "float16":
+        return embedded
+
+    # what overflows there is white after CLIP's clamp, and must not pass for a picture
+    whole = images.sum(dim=(1, 2, 3)).isfinite()
+    return torch.where(whole[:, None], embedded, torch.nan)
 
 
 def check_layer(generator: Generator, layer: str, chosen: Tensor, mean: Tensor, std: Tensor) -> None:

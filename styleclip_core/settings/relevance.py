@@ -24,16 +24,16 @@ class RelevanceSettings:
     batch_size: Annotated[
         int, Ge(0), MultipleOf(2),
         Says(
-            "Images synthesized at once, at most; fewer if memory is short; 0 for what is fastest, 16 on a CPU and "
-            "up to 256 on a GPU"
+            "Images synthesized at once, at most; fewer if memory is short; 0 for what is fastest, 32 on a "
+            "CPU and up to 256 on a GPU"
         ),
         ChangesNoResult("moves do not see each other; only rounding may differ, with a tolerance no bit"),
     ] = 0  # fmt: skip
     compile: Annotated[
         Compile,
         Says(
-            "Make kernels of the generator's layers with torch.compile: auto does on a GPU where Triton is there; "
-            "where compiling fails, layers run as they are"
+            "Compile the generator's layers: auto does on a GPU where Triton is there; where that fails, "
+            "they run as they are"
         ),
         ChangesNoResult("the same function, which only rounds otherwise, as another device does"),
     ] = "auto"  # fmt: skip

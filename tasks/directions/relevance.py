@@ -103,8 +103,8 @@ def shards(layout: StyleLayout, settings: Relevance, device: torch.device | str)
 
     Args:
         layout: Of the generator.
-        settings: Where they say no size, work decides it: the cut depends on the layout, on the number of codes
-            and on the kind of device, never on how many cores or machines there are, so that others go on with it.
+        settings: Where they say no size, work decides it: by the layout, the number of codes and the kind of
+            device, never by how many cores or machines there are, so that others go on with what is done.
         device: What measures them.
     """
     ranges = [

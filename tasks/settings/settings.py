@@ -209,8 +209,8 @@ class Relevance(RelevanceSettings, _Naming):
     channels_per_shard: Annotated[
         int, Ge(0),
         Says(
-            "Style channels measured by one task; 0 for as many as are a minute of a core's work, 16 at least, "
-            "and for whole layers on a GPU"
+            "Style channels measured by one task; 0 for a minute of a core's work, 16 at least, or whole "
+            "layers on a GPU"
         ),
         ChangesNoResult("channels do not see each other; only rounding may differ, with a tolerance no bit"),
     ] = 0  # fmt: skip

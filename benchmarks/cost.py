@@ -88,11 +88,14 @@ def paths(resolution: int, precision: str) -> dict[str, Path]:
 
         drawn = count_quiet(partial(generator.synthesize, codes))
         embedded = count_quiet(partial(clip.embed_images, images))
-        moved, shared = _exact(generator, codes.select(slice(0, 1)), dtype)
+        # the engine casts by itself, the tail alone
+        with torch.autocast("cpu", enabled=False):
+            looked = count_quiet(partial(clip.embed_images, images))
+            moved, shared = _exact(generator, codes.select(slice(0, 1)), dtype)
     return {
         "synthesis": Path(drawn * (1 / BATCH), drawn.kernels),
         "CLIP": Path(embedded * (1 / BATCH), embedded.kernels),
-        "channel pair, exact": Path((moved + embedded) * (2 / BATCH), moved.kernels + embedded.kernels),
+        "channel pair, exact": Path((moved + looked) * (2 / BATCH), moved.kernels + looked.kernels),
         "code of all layers, exact: what its channels share": Path(shared, shared.kernels),
     }
 
@@ -183,9 +186,8 @@ def table_kernels(resolution: int, precision: str) -> float:
             place = names.index(layer.name)
             reached: list[SynthesisState] = []
             made: list[ChannelMoves] = []
-            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-                start = partial(generator.begin, 1)
-                total += count_quiet(lambda: reached.append(generator.advance(start(), code, place))).kernels  # noqa: B023
+            below = partial(generator.advance, generator.begin(1), code, place)
+            total += count_quiet(lambda: reached.append(below())).kernels  # noqa: B023
             prepare = partial(ChannelMoves, generator, code, layer.name, reached[0], dtype=dtype)
             total += count_quiet(lambda: made.append(prepare())).kernels  # noqa: B023
 
@@ -224,10 +226,8 @@ def _exact(generator: Generator, code: StyleCode, dtype: torch.dtype) -> tuple[C
         prepare = partial(ChannelMoves, generator, code, layer.name, state, dtype=dtype)
         shared += below_all + count_quiet(lambda: made.append(prepare()))  # noqa: B023
 
-        # moves are drawn outside of autocast, as in the engine
         channels = torch.zeros(BATCH // 2, dtype=torch.int64)
-        with torch.autocast("cpu", enabled=False):
-            found = count_quiet(partial(made[0].images, channels, torch.empty(2, BATCH // 2)))
+        found = count_quiet(partial(made[0].images, channels, torch.empty(2, BATCH // 2)))
         moved += found * (layer.channels / generator.layout.num_editable)
     return moved, shared
 

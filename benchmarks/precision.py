@@ -2,13 +2,15 @@
 
 Whole tables of the embedded world over the first ``CODES`` style codes, in float32 and in 16 bits, on the
 CPU, which rounds where a GPU rounds: convolutions behind the moved layer take and give 16 bits and sum in
-float32. CLIP is in float32 or rounds to 16 bits too, as its published form does on a GPU. Agreement is the
-cosine of style directions over the prompt pairs of ``agreement``; edits are those that fast mode is judged by.
+float32. A CPU is slow in float16, so there layers compute in float32 and round what they take and give. CLIP
+is in float32 or rounds to 16 bits too, as its published form does on a GPU. Agreement is the cosine of style
+directions over the prompt pairs of ``agreement``; edits are those fast mode is judged by.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -24,6 +26,9 @@ from benchmarks.agreement import (
 )
 from benchmarks.networks import Case, cases
 from benchmarks.report import Options, Section
+from styleclip_core import relevance
+from styleclip_core.compiling import Compiled
+from styleclip_core.folded import colour, colour_over
 from styleclip_core.relevance import RelevanceSettings, RelevanceTable, measure_channels
 from styleclip_core.settings.relevance import Precision
 
@@ -68,6 +73,23 @@ def _by(table: RelevanceTable) -> Callable[[Tensor], Tensor]:
     return lambda directions: relevances(table, directions)
 
 
+class _Rounding(Compiled):
+    """Runs layers in float32, on what float16 has left of their tensors, and rounds features to it."""
+
+    def __call__(
+        self,
+        function: Callable[..., Tensor],
+        plain: Callable[..., Tensor],
+        name: str,
+        batches: Sequence[Tensor],
+        *others: Tensor | float | None,
+    ) -> Tensor:
+        """Run a layer as it is written."""
+        whole = [each.float() if isinstance(each, Tensor) else each for each in (*batches, *others)]
+        found = plain(*whole)
+        return found if plain in (colour, colour_over) else found.half()  # colours stay in float32
+
+
 def _table(case: Case, precision: Precision, clip: torch.dtype) -> RelevanceTable:
     """Return the table of some codes, the convolutions in one format and CLIP in another."""
 
@@ -77,13 +99,11 @@ def _table(case: Case, precision: Precision, clip: torch.dtype) -> RelevanceTabl
 
     codes = case.sampled.select(slice(0, min(CODES, case.sampled.batch_size)))
     layout, settings = case.generator.layout, RelevanceSettings(precision=precision)
-    return RelevanceTable.from_parts(
-        layout,
-        [
-            measure_channels(
+    parts = []
+    with patch.object(relevance, "compiler", lambda *_: _Rounding() if precision == "float16" else None):
+        for layer in layout.editable:
+            parts.append(measure_channels(
                 case.generator, embed, codes, layer=layer.name, channels=range(layer.channels),
                 mean=case.mean[layer.name][0], std=case.std[layer.name][0], settings=settings,
-            )
-            for layer in layout.editable
-        ],
-    )  # fmt: skip
+            ))  # fmt: skip
+    return RelevanceTable.from_parts(layout, parts)

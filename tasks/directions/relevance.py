@@ -90,6 +90,8 @@ class RelevancePlan(BaseModel):
 def plan(run: Run, styles: SampledStyles, settings: Relevance) -> RelevancePlan:
     """Return where the table of these settings lies; nothing is computed."""
     parameters = {"samples": settings.samples, "first_sample": settings.first_sample, **settings.parameters()}
+    if settings.precision != "float32":  # what is below the moved layer, and CLIP, used to be rounded too
+        parameters["rounded"] = "layers above the moved one"
 
     hashes = run.hashes
     inputs = {"generator": hashes.generator, "clip": hashes.clip, "styles": styles.fingerprint}

@@ -40,3 +40,11 @@ def test_it_is_used_where_it_pays():
     assert not winograd.pays(wide[:, :95], 8, 8)
     assert not winograd.pays(wide.bfloat16(), 8, 8)
     assert not winograd.pays(wide.to("meta"), 8, 8)
+
+
+def test_an_image_has_the_same_bits_wherever_it_lies_in_a_batch_of_one_size():
+    source = torch.Generator().manual_seed(6)
+    x = torch.randn(16, 96, 8, 8, generator=source)
+    transformed = winograd.transform(torch.randn(96, 96, 3, 3, generator=source))
+    order = torch.randperm(16, generator=source)
+    assert torch.equal(winograd.convolve(x[order], transformed), winograd.convolve(x, transformed)[order])

@@ -7,12 +7,19 @@ view is one kernel: a library may launch several for one, and a compiler one for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.aot_autograd import make_boxed_func  # type: ignore[attr-defined]
+from torch._inductor.compile_fx import compile_fx
+from torch._inductor.debug import DebugContext
+from torch._inductor.graph import GraphLowering
+from torch._inductor.virtualized import V
 from torch._ops import OpOverload
+from torch.fx import GraphModule
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import flop_registry
@@ -51,7 +58,7 @@ class _Counter(TorchDispatchMode):
     def __torch_dispatch__(
         self,
         func: OpOverload[..., object],
-        types: Collection[type],
+        types: Sequence[type],
         args: tuple[object, ...] = (),
         kwargs: dict[str, object] | None = None,
     ) -> object:
@@ -75,6 +82,33 @@ def count(work: Callable[[], object]) -> Cost:
     with counter:
         work()
     return counter.found
+
+
+def count_compiled(function: Callable[..., object], *given: object) -> Cost:
+    """Return the bytes and kernels of a function as ``torch.compile`` would cut it up; of products, none.
+
+    Counted are the nodes of inductor's scheduler after fusion: a kernel each, but for those that do nothing,
+    with every buffer that it reads or writes once, however often. No code is made and no compiler asked, so
+    fake tensors will do; they lie on a CPU, whose rules of fusion stand in for a GPU's.
+    """
+    found = Cost()
+
+    def look(module: GraphModule, inputs: Sequence[Tensor], **_: object) -> Any:  # noqa: ANN401
+        nonlocal found
+        graph = GraphLowering(module)
+        with V.set_graph_handler(graph), V.set_debug_handler(DebugContext()):
+            graph.run(*inputs)
+            graph._update_scheduler()
+            moved, nodes, _runtimes = graph.count_bytes()
+        found += Cost(0, moved, sum(size > 0 for _, size in nodes))
+        return make_boxed_func(module.forward)
+
+    def backend(module: GraphModule, inputs: list[Tensor]) -> Any:  # noqa: ANN401
+        return compile_fx(module, inputs, inner_compile=look)
+
+    torch._dynamo.reset()  # or what was counted before would not be compiled again
+    torch.compile(function, backend=backend)(*given)
+    return found
 
 
 def count_quiet(work: Callable[[], object]) -> Cost:

@@ -36,14 +36,22 @@ class Batches:
         fitting = size if free is None or not bytes_per_item else int(_USABLE * free) // bytes_per_item
         self.size = max(1, min(size, fitting))
 
-    def run(self, items: _Items, work: Callable[[_Items], _T]) -> Iterator[tuple[_Items, _T]]:
+    def run(
+        self, items: _Items, work: Callable[[_Items], _T], *, even: bool = False
+    ) -> Iterator[tuple[_Items, _T]]:
         """Yield every batch of ``items`` with what ``work`` makes of it, in order.
+
+        Args:
+            items: What is cut into batches.
+            work: What is done with each.
+            even: Cut as many batches, but nearly equal ones: no small one is left over.
 
         Raises:
             torch.OutOfMemoryError: If a single item does not fit.
         """
         while len(items):
-            batch = items[: self.size]
+            count = -(-len(items) // self.size)
+            batch = items[: -(-len(items) // count) if even else self.size]
 
             try:
                 done = work(batch)

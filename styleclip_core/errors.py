@@ -12,6 +12,7 @@ StyleCLIPError
 ├── LayoutMismatchError      two style codes or tables do not describe the same generator
 ├── NoEffectError            no strength of an edit brings images nearer to its prompt
 ├── NoRelevantChannelError   no style channel reaches the threshold
+├── NotFiniteError           a network's output that its number format does not hold
 ├── PromptError              two prompts that name no direction
 ├── TrainingDivergedError    a training ended in numbers that are not finite
 └── UnknownModelError        no published model has that name
@@ -70,6 +71,10 @@ class NoEffectError(StyleCLIPError):
 
 class NoRelevantChannelError(StyleCLIPError):
     """No style channel reaches the relevance threshold."""
+
+
+class NotFiniteError(StyleCLIPError):
+    """A network gave values that are not finite, most likely as its number format does not reach so far."""
 
 
 class PromptError(StyleCLIPError):

@@ -12,26 +12,28 @@ Shapes: C channels of the moved layer, O its outputs, P its output pixels, K mov
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from styleclip_core.compiling import Compiled
+from styleclip_core.folded import fold
 from styleclip_core.models.stylegan2 import (
     LRELU_GAIN,
     Generator,
-    ModulatedConv,
     SynthesisLayer,
     SynthesisState,
-    ToRGBLayer,
     fir_blur,
 )
-from styleclip_core.style_space import StyleCode, StyleLayer
+from styleclip_core.style_space import StyleCode, StyleLayer, StyleLayout
 
 
 def bytes_per_move(generator: Generator, layer: str, dtype: torch.dtype) -> int:
-    """Return about how much memory drawing one moved image takes: six of its largest features."""
+    """Return about how much memory drawing one moved image takes: four of its largest features.
+
+    A layer holds what it reads and what it makes of that, before and behind its low-pass: two and a half. The
+    rest is left to libraries, which bring features into an order of their own.
+    """
     resolution = generator.layout.layer(layer).resolution
     wide = generator.config.const_width / 4
     largest = max(
@@ -39,7 +41,23 @@ def bytes_per_move(generator: Generator, layer: str, dtype: torch.dtype) -> int:
         for side in generator.config.resolutions
         if side >= resolution
     )
-    return int(6 * largest * dtype.itemsize)
+    return int(4 * largest * dtype.itemsize)
+
+
+def products_per_move(layout: StyleLayout, layer: str) -> int:
+    """Return the floating-point operations of the convolutions behind a layer, of one square image."""
+    names = [each.name for each in layout.layers]
+    found = 0
+    for place in range(names.index(layer) + 1, len(layout.layers)):
+        each = layout.layers[place]
+        if each.is_torgb:
+            found += 2 * each.channels * 3 * each.resolution**2
+            continue
+
+        # a convolution gives as many channels as what comes next reads; one that doubles reads a quarter
+        pixels = each.resolution**2 // (4 if each.name.endswith("conv0") else 1)
+        found += 2 * 9 * each.channels * layout.layers[place + 1].channels * pixels
+    return found
 
 
 class ChannelMoves:
@@ -53,6 +71,7 @@ class ChannelMoves:
         below: SynthesisState,
         *,
         dtype: torch.dtype = torch.float32,
+        compiled: Compiled | None = None,
     ) -> None:
         """Prepare what all moves share.
 
@@ -62,14 +81,23 @@ class ChannelMoves:
             layer: Name of an editable layer.
             below: Its synthesis, stopped before the layer.
             dtype: Number format of the convolutions above the layer.
+            compiled: Runs the layers above compiled; None runs them as they are written.
         """
-        self._generator, self._image, self._dtype = generator, below.image, dtype
+        self._dtype, self._compiled = dtype, compiled
         layers = generator.layout.layers
         self._moved = _MovedLayer(_convolution(generator, layers[below.next_layer]), code[layer][0], below)
+        taps = generator.synthesis.block(4).resample_filter * 4
+        flipped = taps.flip(0, 1)
         self._tail = [
-            _fold(generator.modulated(each), each, code[each.name][0], dtype)
+            fold(
+                generator.modulated(each), each, code[each.name][0], taps if each.is_torgb else flipped, dtype
+            )
             for each in layers[below.next_layer + 1 :]
         ]
+
+        # colours of the layers below are the same for all moves; they are added to the first of those above
+        above = next(each for each in layers[below.next_layer :] if each.is_torgb)
+        self._image = None if below.image is None else generator.upsample(below.image, above.resolution)
 
     def images(self, channels: Tensor, values: Tensor) -> Tensor:
         """Draw every move.
@@ -82,71 +110,18 @@ class ChannelMoves:
             ``[K n, 3, H, V]`` float32, the first move of all channels first.
         """
         # the moved layer is float32; above it all is of one type, toRGB too, which may come next
-        x, image = self._moved.features(channels, values).to(self._dtype), self._image
+        x, image = self._moved.features(channels, values).to(self._dtype), None
         for layer in self._tail:
-            if layer.colour:
-                rgb = F.conv2d(x, layer.weight).float() + layer.shift
-                if layer.clamp is not None:
-                    rgb = rgb.clamp_(-layer.clamp, layer.clamp)
-                image = rgb if image is None else rgb.add_(self._generator.upsample(image, layer.resolution))
-            else:
-                x = layer.forward(x)
+            if not layer.colour:
+                x = layer.forward(x, self._compiled)
+                continue
+            first = image is None
+            image = layer.paint(x, image, self._compiled)
+            if first and self._image is not None:
+                image.add_(self._image)
         if image is None:
             raise ValueError("a generator without toRGB layers draws nothing")
         return image
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Folded:
-    """A layer with one style in its weights.
-
-    Attributes:
-        weight: As ``F.conv2d`` or, if ``up``, ``F.conv_transpose2d`` takes it.
-        shift: Bias, with the noise where there is some, to be added.
-        up: Whether it doubles the resolution.
-        colour: Whether it is a toRGB layer.
-        clamp: Bound on its output.
-        taps: Filter of the up-sampling.
-        resolution: Side of its output in pixels.
-    """
-
-    weight: Tensor
-    shift: Tensor
-    up: bool
-    colour: bool
-    clamp: float | None
-    taps: Tensor | None
-    resolution: int
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map features to features."""
-        if self.up and self.taps is not None:
-            x = fir_blur(F.conv_transpose2d(x, self.weight, stride=2), self.taps)
-        else:
-            x = F.conv2d(x, self.weight, padding=1)
-        x = F.leaky_relu_(x.add_(self.shift), 0.2)
-        return x if self.clamp is None else x.clamp_(-self.clamp, self.clamp)
-
-
-def _fold(module: ModulatedConv, layer: StyleLayer, style: Tensor, dtype: torch.dtype) -> _Folded:
-    scaled = module.weight.float() * style.float()[:, None, None]
-    if isinstance(module, ToRGBLayer):
-        shift = module.bias.float()[:, None, None]
-        return _Folded(
-            (scaled * module.weight_gain).to(dtype), shift, False, True, module.conv_clamp, None,
-            layer.resolution,
-        )  # fmt: skip
-    if not isinstance(module, SynthesisLayer):
-        raise TypeError(f"{layer.name} is a {type(module).__name__}")
-    factor = module.demodulation(style[None])[0] * LRELU_GAIN
-    weight = scaled * factor[:, None, None, None]
-    noise = (module.noise_const * module.noise_strength).float()
-    shift = (module.bias.float()[:, None, None] + noise) * LRELU_GAIN
-    clamp = None if module.conv_clamp is None else module.conv_clamp * LRELU_GAIN
-    if module.up:
-        weight = weight.transpose(0, 1)
-    shift = shift[None].to(dtype).contiguous(memory_format=torch.channels_last)
-    return _Folded(weight.to(dtype), shift, module.up, False, clamp, module.resample_filter, layer.resolution)
 
 
 class _MovedLayer:
@@ -167,6 +142,16 @@ class _MovedLayer:
         self.energy = self.weight.double().square().sum(dim=(2, 3))  # [O, C]
         self.total = self.energy @ self.style.double().square()  # [O]
 
+        # noise and bias ride along as a tenth and an eleventh tap
+        strength, drawn = (
+            module.noise_strength.float() * LRELU_GAIN,
+            module.noise_const.float().reshape(1, -1),
+        )
+        self.extra = torch.stack(
+            [strength.expand(len(self.total)), module.bias.float() * LRELU_GAIN]
+        )  # [2, O]
+        self.drawn = torch.cat([drawn, torch.ones_like(drawn)])  # [2, P]
+
     def features(self, channels: Tensor, values: Tensor) -> Tensor:
         """Return the layer's output for every move, ``[K n, O, H, V]``."""
         n, moves = len(channels), len(values)
@@ -179,15 +164,8 @@ class _MovedLayer:
         weight = self.weight[:, channels].flatten(2).permute(1, 2, 0)  # [n, 9, O]
         step = (values - self.style[channels])[..., None, None] * factor[:, :, None]  # [K, n, 1, O]
 
-        # noise and bias ride along as a tenth and an eleventh tap
-        noise = self.module.noise_strength.float() * LRELU_GAIN
-        extra = torch.stack([noise.expand(len(self.total)), self.module.bias.float() * LRELU_GAIN])
-        weight = torch.cat([weight * step, extra.expand(moves, n, -1, -1)], dim=2)  # [K, n, 11, O]
-
-        drawn = self.module.noise_const.float().reshape(1, 1, -1)
-        taps = torch.cat(
-            [self._taps(channels), drawn.expand(n, -1, -1), torch.ones_like(drawn).expand(n, -1, -1)], 1
-        )
+        weight = torch.cat([weight * step, self.extra.expand(moves, n, -1, -1)], dim=2)  # [K, n, 11, O]
+        taps = torch.cat([self._taps(channels), self.drawn.expand(n, -1, -1)], dim=1)  # [n, 11, P]
 
         # what stays the same is scaled anew, and the moved channel's taps are added in place
         y = self.still * factor.flatten(0, 1)[:, None]  # [K n, P, O]

@@ -28,6 +28,7 @@ from styleclip_core.relevance import (
 from styleclip_core.style_space import StyleCode, StyleLayer, StyleLayout
 
 _LARGEST = 128
+_CODES = 16  # at once, each moved both ways, where nothing else is said
 
 
 def published_layers(layout: StyleLayout) -> tuple[StyleLayer, ...]:
@@ -85,7 +86,7 @@ def measure_as_published(
 
     directions = Accumulator(len(chosen), generator.device)
     centre, step = mean[layer][0].to(generator.device), settings.strength * std[layer][0].to(generator.device)
-    batches = Batches(settings.batch_size // 2)
+    batches = Batches(settings.batch_size // 2 or _CODES)
 
     # the slip: channels before this one were never set back from their mean
     for row, channel in enumerate(chosen.tolist()):

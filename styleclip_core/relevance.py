@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from styleclip_core.batches import Batches, free_memory
-from styleclip_core.errors import ArtifactConflictError, LayoutMismatchError
+from styleclip_core.compiling import compiler
+from styleclip_core.errors import ArtifactConflictError, LayoutMismatchError, NotFiniteError
 from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.moves import ChannelMoves, bytes_per_move
 from styleclip_core.settings.relevance import RelevanceSettings as RelevanceSettings
@@ -32,6 +33,8 @@ from styleclip_core.style_space import StyleCode, StyleLayout
 
 EmbedImages = Callable[[Tensor], Tensor]
 _ONE_SIZE = 8  # channels of a batch where rounding must not depend on how many there are
+# channels of a batch, each moved both ways: on a CPU more of them leave its caches, on a GPU they fill it
+_FASTEST = {"cpu": 16, "cuda": 128}
 _INVISIBLE = 1e-6  # a change of the unit embedding below this length has no direction
 
 
@@ -91,6 +94,7 @@ def measure_channels(
 
     Raises:
         LayoutMismatchError: If the layer does not exist, is a toRGB layer, or has fewer channels.
+        NotFiniteError: If an embedding is not finite.
     """
     wanted = list(channels)
     chosen = torch.as_tensor(wanted, dtype=torch.int64)
@@ -99,21 +103,25 @@ def measure_channels(
     # layers below the moved one are computed once for all channels of a code
     position = [each.name for each in generator.layout.layers].index(layer)
     device, dtype = generator.device, getattr(torch, settings.precision)
+    broken = torch.zeros((), dtype=torch.int64, device=device)
     directions, on_device = Accumulator(len(chosen), device, expected), chosen.to(device)
 
     # each channel is moved both ways
     size = bytes_per_move(generator, layer, dtype) * 2
-    together = min(settings.batch_size // 2, _ONE_SIZE) if settings.tolerance else settings.batch_size // 2
+    together = settings.batch_size // 2 or fastest_batch(device)
+    if settings.tolerance:
+        together = min(together, _ONE_SIZE)
     batches = Batches(together, free=free_memory(device), bytes_per_item=size)
+    compiled = compiler(settings.compile, device)
     for index in range(codes.batch_size):  # alone: a code's images must not depend on its neighbours
         rows = directions.unsettled(settings)
         if not len(rows):
             break
 
         code = codes.select(slice(index, index + 1))
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            below = generator.advance(generator.begin(1), code, position)
-        moves = ChannelMoves(generator, code, layer, below, dtype=dtype)
+        # once for all channels, so in float32: rounded here, all of them would move from another image
+        below = generator.advance(generator.begin(1), code, position)
+        moves = ChannelMoves(generator, code, layer, below, dtype=dtype, compiled=compiled)
         values = _moved(code[layer][0], mean, std, settings)
 
         def ends(some: Tensor, moves: ChannelMoves = moves, values: Tensor = values) -> Tensor:
@@ -121,11 +129,25 @@ def measure_channels(
             return _embed(moves.images(now, values[:, now]), embed_images, settings)
 
         left = len(rows)
-        for some, embedded in batches.run(_filled(rows, batches.size) if settings.tolerance else rows, ends):
+        whole = _filled(rows, batches.size) if settings.tolerance else rows
+        for some, embedded in batches.run(whole, ends, even=True):
             new, left = min(left, len(some)), max(left - len(some), 0)
             directions.add(some[:new], *(each[:new] for each in embedded.chunk(2)))
+            broken += embedded.isfinite().logical_not().any(dim=1).sum()
+
+    # asked once, as the host waits for the answer; such an embedding would count as no change seen
+    if int(broken):
+        raise NotFiniteError(
+            f"{int(broken)} embeddings of moves of {layer} are not finite in {settings.precision}; use "
+            "float32, or bfloat16, which reaches as far"
+        )
     n = directions.n if expected is None else (directions.n > 0) * codes.batch_size
     return ChannelDirections(layer, chosen, n.cpu(), directions.mean().float().cpu())
+
+
+def fastest_batch(device: torch.device) -> int:
+    """Return how many channels are moved at once where memory allows it and nothing else is said."""
+    return _FASTEST.get(device.type, _FASTEST["cpu"])
 
 
 def _filled(rows: Tensor, size: int) -> Tensor:
@@ -138,9 +160,14 @@ def _embed(images: Tensor, embed_images: EmbedImages, settings: RelevanceSetting
         levels = images.mul(127.5).add_(127.5).clamp_(0, 255)
         levels = levels.floor_() if settings.eight_bit_by == "truncate" else levels.round_()
         images = levels.div_(127.5).sub_(1)
-    dtype = getattr(torch, settings.precision)
-    with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
-        return embed_images(images).float()
+    # CLIP computes as it was loaded, whatever the generator does: what counts are small changes of its output
+    embedded = embed_images(images).float()
+    if settings.precision != "float16":
+        return embedded
+
+    # what overflows there is white after CLIP's clamp, and must not pass for a picture
+    whole = images.sum(dim=(1, 2, 3)).isfinite()
+    return torch.where(whole[:, None], embedded, torch.nan)
 
 
 def check_layer(generator: Generator, layer: str, chosen: Tensor, mean: Tensor, std: Tensor) -> None:

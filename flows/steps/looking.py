@@ -263,7 +263,8 @@ def measured(run: Run, planned: RelevancePlan) -> tuple[list[StepForecast], list
     layout, settings = engine.generator(run).layout, planned.settings
     steps, works = [], []
     if ranges := relevance.derivative_shards(settings):
-        done = _done([relevance.derivatives_uri(planned, *each) for each in ranges])
+        last_layer = layout.editable[-1].name
+        done = _done([relevance.derivatives_uri(planned, last_layer, *each) for each in ranges])
         todo = [last - first for (first, last), there in zip(ranges, done, strict=True) if not there]
         found = settings.samples - sum(todo)
         steps.append(StepForecast(
@@ -272,7 +273,7 @@ def measured(run: Run, planned: RelevancePlan) -> tuple[list[StepForecast], list
         jobs = [[relevance.derivatives_work(run, settings, count)] for count in todo]
         works.append(Work(("derivatives",), len(ranges), jobs))
 
-    cut = relevance.shards(layout, settings)
+    cut = relevance.shards(layout, settings, run.device)
     done = _done([relevance.part_uri(planned, shard) for shard in cut])
     missing = [shard for shard, there in zip(cut, done, strict=True) if not there]
     computed = sum(shard.last - shard.first for shard in missing)

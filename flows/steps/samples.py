@@ -316,7 +316,7 @@ def _derivatives(there: Run, planned: RelevancePlan) -> DerivativesRef | None:
     basis = relevance.measure_basis.fn(there, planned)
     parts = [relevance.measure_derivatives.fn(there, planned, basis, *each) for each in ranges]
     course.keep(*(spent for part in parts for spent in part.spent))
-    return DerivativesRef(basis=basis, parts=[part.uri for part in parts])
+    return DerivativesRef(basis=basis, ranges=ranges)
 
 
 def _sampled(there: Run, settings: Sampling, codes: int) -> SampledStyles:

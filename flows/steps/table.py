@@ -80,7 +80,7 @@ def described(
 
 def measure(run: Run, planned: RelevancePlan) -> tuple[TableRef, StepSummary[ShardResult]]:
     """Channel shards -> one relevance table."""
-    shards = relevance.shards(engine.generator(run).layout, planned.settings)
+    shards = relevance.shards(engine.generator(run).layout, planned.settings, run.device)
 
     derivatives = _derivatives(run, planned)
     futures = [relevance.measure_shard.submit(run, planned, shard, derivatives) for shard in shards]
@@ -101,8 +101,8 @@ def _derivatives(run: Run, planned: RelevancePlan) -> relevance.DerivativesRef |
     # one basis for all ranges: derivatives along different ones do not add up
     basis = engine.run(relevance.measure_basis, run, planned)
     futures = [relevance.measure_derivatives.submit(run, planned, basis, *each) for each in ranges]
-    (found,) = wait_for({"derivatives": futures})
-    return relevance.DerivativesRef(basis=basis, parts=[result.uri for result in found.results])
+    wait_for({"derivatives": futures})
+    return relevance.DerivativesRef(basis=basis, ranges=ranges)
 
 
 def refine(run: Run, sampling_settings: Sampling, settings: Relevance, add: int, last: str) -> RunResult:

@@ -10,6 +10,7 @@ from styleclip_core.options import ChangesNoResult, NamedIfChanged, NamedWith, S
 
 Centre = Literal["sample", "mean"]
 Precision = Literal["float32", "bfloat16", "float16"]
+Compile = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +22,21 @@ class RelevanceSettings:
     # statistics are float64 always; with float32, a GPU's convolutions use TF32 where torch allows it
     precision: Annotated[Precision, Says("Number format of the networks")] = "float32"
     batch_size: Annotated[
-        int, Ge(2), MultipleOf(2), Says("Images synthesized at once, at most; fewer if memory is short"),
+        int, Ge(0), MultipleOf(2),
+        Says(
+            "Images synthesized at once, at most; fewer if memory is short; 0 for what is fastest, 32 on a "
+            "CPU and up to 256 on a GPU"
+        ),
         ChangesNoResult("moves do not see each other; only rounding may differ, with a tolerance no bit"),
-    ] = 32  # fmt: skip
+    ] = 0  # fmt: skip
+    compile: Annotated[
+        Compile,
+        Says(
+            "Compile the generator's layers: auto does on a GPU where Triton is there; where that fails, "
+            "they run as they are"
+        ),
+        ChangesNoResult("the same function, which only rounds otherwise, as another device does"),
+    ] = "auto"  # fmt: skip
     eight_bit: Annotated[bool, Says("Bring images to 8 bits before CLIP, as the published code does")] = False
     eight_bit_by: Annotated[
         Literal["round", "truncate"],

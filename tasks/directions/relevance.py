@@ -27,12 +27,16 @@ from styleclip.tasks.settings import Relevance
 from styleclip.tasks.storage import join
 from styleclip_core.derivatives import embedding_basis, unit_derivatives
 from styleclip_core.errors import ArtifactConflictError
+from styleclip_core.moves import products_per_move
 from styleclip_core.reference_compat import measure_as_published, published_layers
 from styleclip_core.relevance import ChannelDirections, RelevanceTable, measure_channels
-from styleclip_core.style_space import StyleCode, StyleLayout
+from styleclip_core.style_space import StyleCode, StyleLayer, StyleLayout
 
 STEP, VERSION = "build-relevance", "2"
 _DERIVATIVE_SHARD = 16  # style codes
+# operations of one shard on a CPU, about a minute of a core, and the fewest channels: what a layer's channels
+# share is computed for every shard, and convolutions want batches
+_WORK, _FEWEST = 4e12, 16
 
 
 class ChannelShard(BaseModel):
@@ -48,12 +52,12 @@ class ChannelShard(BaseModel):
 
 
 class DerivativesRef(BaseModel):
-    """Where the derivatives of a fast table lie."""
+    """Along what the derivatives of a fast table were taken, and at which ranges of style codes."""
 
     model_config = ConfigDict(frozen=True)
 
     basis: str
-    parts: list[str]
+    ranges: list[tuple[int, int]]
 
 
 class RelevancePlan(BaseModel):
@@ -86,6 +90,8 @@ class RelevancePlan(BaseModel):
 def plan(run: Run, styles: SampledStyles, settings: Relevance) -> RelevancePlan:
     """Return where the table of these settings lies; nothing is computed."""
     parameters = {"samples": settings.samples, "first_sample": settings.first_sample, **settings.parameters()}
+    if settings.precision != "float32":  # what is below the moved layer, and CLIP, used to be rounded too
+        parameters["rounded"] = "layers above the moved one"
 
     hashes = run.hashes
     inputs = {"generator": hashes.generator, "clip": hashes.clip, "styles": styles.fingerprint}
@@ -94,12 +100,19 @@ def plan(run: Run, styles: SampledStyles, settings: Relevance) -> RelevancePlan:
     return RelevancePlan(folder=folder, recipe=recipe, styles=styles, settings=settings)
 
 
-def shards(layout: StyleLayout, settings: Relevance) -> list[ChannelShard]:
-    """Cut the editable channels into shards that never cross a layer."""
-    size = settings.channels_per_shard
+def shards(layout: StyleLayout, settings: Relevance, device: torch.device | str) -> list[ChannelShard]:
+    """Cut the editable channels into shards that never cross a layer.
+
+    Args:
+        layout: Of the generator.
+        settings: Where they say no size, work decides it: by the layout, the number of codes and the kind of
+            device, never by how many cores or machines there are, so that others go on with what is done.
+        device: What measures them.
+    """
     ranges = [
         (layer.name, first, min(first + size, layer.channels))
         for layer in (published_layers(layout) if settings.reference_compat else layout.editable)
+        for size in [settings.channels_per_shard or _size(layout, layer, settings, torch.device(device))]
         for first in range(0, layer.channels, size)
     ]
 
@@ -109,11 +122,22 @@ def shards(layout: StyleLayout, settings: Relevance) -> list[ChannelShard]:
     ]
 
 
+def _size(layout: StyleLayout, layer: StyleLayer, settings: Relevance, device: torch.device) -> int:
+    """Return how many channels of a layer one shard measures, in equal parts."""
+    if device.type != "cpu":
+        return layer.channels
+
+    pair = 2 * products_per_move(layout, layer.name)  # each channel is moved both ways
+    wanted = max(_FEWEST, int(_WORK / (settings.samples * max(pair, 1))))
+    return -(-layer.channels // -(-layer.channels // wanted))
+
+
 def part_uri(planned: RelevancePlan, shard: ChannelShard) -> str:
     """Return where the table of a shard lies."""
-    # another size cuts other parts, so it is part of their name
-    name = f"{planned.settings.channels_per_shard}-{part_name(shard.number, shard.total)}"
-    return join(planned.folder, "parts", name)
+    size = planned.settings.channels_per_shard
+    if size:  # another size cuts other parts, so it is part of their name
+        return join(planned.folder, "parts", f"{size}-{part_name(shard.number, shard.total)}")
+    return join(planned.folder, "parts", f"{shard.layer}-{shard.first:05d}-{shard.last:05d}.parquet")
 
 
 def work(run: Run, settings: Relevance, layer: str, channels: int, seconds: float = 0.0) -> Spent:
@@ -156,7 +180,7 @@ def measure_shard(
     )
     codes = _codes(run, planned, *sample_range(planned.settings))
     channels, settings = range(shard.first, shard.last), planned.settings
-    expected = _expected(derivatives, layout, shard) if derivatives else None
+    expected = _expected(derivatives, shard) if derivatives else None
 
     with accounting() as account, computing(run.device):
         if planned.settings.reference_compat:
@@ -201,42 +225,44 @@ def derivative_shards(settings: Relevance) -> list[tuple[int, int]]:
     return [(begin, min(begin + _DERIVATIVE_SHARD, last)) for begin in starts]
 
 
-def derivatives_uri(planned: RelevancePlan, first: int, last: int) -> str:
-    """Return where the derivatives at some style codes lie."""
-    return join(planned.folder, "parts", f"derivatives-{first:06d}-{last:06d}.parquet")
+def derivatives_uri(planned: RelevancePlan, layer: str, first: int, last: int) -> str:
+    """Return where the derivatives by the channels of one layer at some style codes lie.
+
+    A shard of channels reads those of its own layer alone: at 1024 pixels all are 1.5 MB a code. Those of the
+    last layer are written last.
+    """
+    return join(planned.folder, "parts", f"derivatives-{first:06d}-{last:06d}-{layer}.parquet")
 
 
 @unit_of_work("measure-derivatives", "derivatives-{first}-{last}")
 def measure_derivatives(run: Run, planned: RelevancePlan, basis: str, first: int, last: int) -> ShardResult:
     """Take the derivatives of CLIP's embedding by all channels at some style codes."""
-    uri = derivatives_uri(planned, first, last)
-    if is_complete(uri):
-        return ShardResult(uri=uri, rows=last - first, reused=True)
+    layers = run.generator.layout.editable_slices
+    uris = [derivatives_uri(planned, layer, first, last) for layer in layers]
+    if is_complete(uris[-1]):
+        return ShardResult(uri=uris[-1], rows=last - first, reused=True)
 
     codes = _codes(run, planned, first, last)
     along = torch.from_numpy(to_matrix(read_table(basis), "direction").copy())
     with accounting() as account, computing(run.device):
         found = torch.cat(list(unit_derivatives(run.generator, run.clip.embed_whole, codes, along)))
 
-    ids = pa.array(range(first, last), pa.int64())
-    table = pa.table({"sample_id": ids, "derivatives": vector_column(found.flatten(1).numpy())})
-    write_table(uri, table, planned.made("relevance-derivatives"))
+    ids, made = pa.array(range(first, last), pa.int64()), planned.made("relevance-derivatives")
+    for uri, part in zip(uris, layers.values(), strict=True):
+        rows = vector_column(found[:, part].flatten(1).numpy())
+        write_table(uri, pa.table({"sample_id": ids, "derivatives": rows}), made)
     spent = derivatives_work(run, planned.settings, last - first, account.seconds)
-    return ShardResult(uri=uri, rows=last - first, tried=last - first, spent=(spent,))
+    return ShardResult(uri=uris[-1], rows=last - first, tried=last - first, spent=(spent,))
 
 
-def _expected(derivatives: DerivativesRef, layout: StyleLayout, shard: ChannelShard) -> torch.Tensor:
+def _expected(planned: RelevancePlan, derivatives: DerivativesRef, shard: ChannelShard) -> torch.Tensor:
     """Return the unit derivatives by the channels of a shard, ``[B, C, D]``."""
     basis = torch.from_numpy(to_matrix(read_table(derivatives.basis), "direction").copy())
 
-    # derivatives lie flat, by channel and then by direction of the basis
-    start = layout.editable_slices[shard.layer].start
-    part = slice((start + shard.first) * len(basis), (start + shard.last) * len(basis))
-
-    rows = [
-        torch.from_numpy(to_matrix(read_table(uri), "derivatives")[:, part].copy())
-        for uri in derivatives.parts
-    ]
+    # those of a layer lie flat, by channel and then by direction of the basis
+    part = slice(shard.first * len(basis), shard.last * len(basis))
+    uris = [derivatives_uri(planned, shard.layer, *each) for each in derivatives.ranges]
+    rows = [torch.from_numpy(to_matrix(read_table(uri), "derivatives")[:, part].copy()) for uri in uris]
     along: torch.Tensor = torch.cat(rows).unflatten(1, (-1, len(basis)))
     return along @ basis
 

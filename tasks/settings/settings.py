@@ -207,9 +207,13 @@ class Relevance(RelevanceSettings, _Naming):
         bool, Says("Measure as the published script does, with its slip; for comparison only")
     ] = False
     channels_per_shard: Annotated[
-        int, Ge(1), Says("Style channels measured by one task"),
+        int, Ge(0),
+        Says(
+            "Style channels measured by one task; 0 for a minute of a core's work, 16 at least, or whole "
+            "layers on a GPU"
+        ),
         ChangesNoResult("channels do not see each other; only rounding may differ, with a tolerance no bit"),
-    ] = 24  # fmt: skip
+    ] = 0  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,12 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from styleclip_core.errors import ArtifactConflictError, LayoutMismatchError
+from styleclip_core.errors import ArtifactConflictError, LayoutMismatchError, NotFiniteError
 from styleclip_core.images import from_uint8, to_uint8
 from styleclip_core.relevance import (
     ChannelDirections,
     RelevanceSettings,
     RelevanceTable,
+    fastest_batch,
     measure_channels,
     standard_error,
 )
@@ -232,3 +233,44 @@ def test_parts_assemble_in_any_order_and_never_twice():
         RelevanceTable.from_parts(LAYOUT, [top, top])
     with pytest.raises(ArtifactConflictError, match="build the parts first"):
         RelevanceTable.from_parts(LAYOUT, [])
+
+
+@pytest.mark.parametrize(
+    ("precision", "size", "factor"), [("float16", 1e6, 1.0), ("float32", 1.0, float("nan"))]
+)
+def test_what_is_not_finite_is_an_error_and_no_change_unseen(generator, codes, precision, size, factor):
+    def embed(images):
+        return (
+            _embed(images.clamp(-1, 1).nan_to_num()) * factor
+        )  # as CLIP would, which takes infinity for white
+
+    layer = "b8.conv1"
+    strong = codes.replace(layer, codes[layer] * size)
+    std = torch.full((12,), size)
+    given = {"layer": layer, "channels": range(3), "mean": torch.zeros(12), "std": std}
+    with pytest.raises(NotFiniteError, match=f"of moves of b8.conv1 are not finite in {precision}; use"):
+        measure_channels(generator, embed, strong, settings=RelevanceSettings(precision=precision), **given)
+    fine = measure_channels(generator, _embed, strong, settings=RelevanceSettings(), **given)
+    assert fine.n.tolist() == [3] * 3
+
+
+def test_moves_are_cut_into_equal_batches_that_fill_the_device(generator, codes):
+    sizes = []
+
+    def embed(images):
+        sizes.append(len(images))
+        return _embed(images)
+
+    def measure(channels, size):
+        std = torch.full((12,), 0.3)
+        sizes.clear()
+        measure_channels(
+            generator, embed, codes.select(slice(0, 1)), layer="b8.conv1", channels=channels, mean=std, std=std,
+            settings=RelevanceSettings(batch_size=size),
+        )  # fmt: skip
+        return list(sizes)
+
+    assert measure(range(9), 16) == [10, 8]  # not 16 and 2
+    assert measure(range(12), 8) == [8, 8, 8]
+    assert measure(range(12), 0) == [24]
+    assert fastest_batch(torch.device("cuda")) > fastest_batch(torch.device("cpu")) >= 12

@@ -182,7 +182,7 @@ def table(run) -> directions.TableRef:
         planned = relevance.plan(run, styles, Relevance(samples=4))
         parts = [
             relevance.measure_shard.fn(run, planned, each, None).uri
-            for each in relevance.shards(run.generator.layout, planned.settings)
+            for each in relevance.shards(run.generator.layout, planned.settings, run.device)
         ]
         relevance.merge_relevance.fn(run, planned, parts)
     assert account.of("mismatch") == {}

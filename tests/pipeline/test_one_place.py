@@ -211,7 +211,7 @@ def test_how_work_is_run_is_marked_as_changing_no_result():
 
 
 def test_the_options_that_change_no_result_are_these():
-    """Each is run both ways below, but for max_failed, strict (tests of their own) and a price."""
+    """Each is run both ways below, but for compile, max_failed, strict (tests of their own) and a price."""
     found = {
         f"{form.__name__}.{name}"
         for form in (
@@ -222,7 +222,8 @@ def test_the_options_that_change_no_result_are_these():
         if any(isinstance(mark, ChangesNoResult) for mark in info.metadata)
     }  # fmt: skip
     assert found == {
-        "Inversion.batch_size", "Relevance.batch_size", "Relevance.channels_per_shard", "Choosing.batch_size",
+        "Inversion.batch_size", "Relevance.batch_size", "Relevance.compile", "Relevance.channels_per_shard",
+        "Choosing.batch_size",
         "Execution.device", "Execution.shard_size", "Execution.max_failed", "Execution.price_per_hour",
         "Execution.strict",
     }  # fmt: skip

@@ -88,7 +88,7 @@ def compute(models, photos, workspace, *, without=None):
     """Measure and invert all shards but that of one photograph, as tasks of the flow do."""
     run = run_here(models, workspace)
     planned = relevance.plan(run, sampling.plan(run, SETTINGS["sampling"]), SETTINGS["relevance"])
-    for shard in relevance.shards(run.generator.layout, planned.settings):
+    for shard in relevance.shards(run.generator.layout, planned.settings, run.device):
         relevance.measure_shard.fn(run, planned, shard, None)
 
     inverted = inversion.plan(run, photos, SETTINGS["inversion"])

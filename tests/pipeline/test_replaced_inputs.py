@@ -136,7 +136,7 @@ def measured(run, table):
     layout = run.generator.layout
     parts = [
         relevance.measure_shard.fn(run, table, each, None).uri
-        for each in relevance.shards(layout, table.settings)
+        for each in relevance.shards(layout, table.settings, run.device)
     ]
     relevance.merge_relevance.fn(run, table, parts)
     return directions.TableRef(
@@ -169,7 +169,7 @@ def test_every_step_that_uses_a_replaced_network_stops_before_it_writes(networks
     elsewhere = sampling.plan(other, Sampling(statistics=20, codes=3))
     fresh = inversion.plan(other, photos, Inversion(steps=1))
     here = relevance.plan(other, styles, Relevance(samples=2))
-    first = relevance.shards(run.generator.layout, here.settings)[0]
+    first = relevance.shards(run.generator.layout, here.settings, run.device)[0]
     work = {
         "sample": lambda: sampling.sample_codes.fn(other, elsewhere),
         "measure": lambda: relevance.measure_shard.fn(other, here, first, None),

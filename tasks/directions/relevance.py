@@ -180,7 +180,7 @@ def measure_shard(
     )
     codes = _codes(run, planned, *sample_range(planned.settings))
     channels, settings = range(shard.first, shard.last), planned.settings
-    expected = _expected(derivatives, shard) if derivatives else None
+    expected = _expected(planned, derivatives, shard) if derivatives else None
 
     with accounting() as account, computing(run.device):
         if planned.settings.reference_compat:

@@ -20,7 +20,9 @@ class RelevanceSettings:
     strength: Annotated[float, Gt(0), Says("Size of the move in standard deviations of the channel")] = 5.0
     centre: Annotated[Centre, Says("Move around the code's own value (sample) or the mean")] = "sample"
     # statistics are float64 always; with float32, a GPU's convolutions use TF32 where torch allows it
-    precision: Annotated[Precision, Says("Number format of the networks")] = "float32"
+    precision: Annotated[
+        Precision, Says("Number format of the layers above the moved one; CLIP keeps its own")
+    ] = "float32"
     batch_size: Annotated[
         int, Ge(0), MultipleOf(2),
         Says(

@@ -240,13 +240,12 @@ def test_parts_assemble_in_any_order_and_never_twice():
 )
 def test_what_is_not_finite_is_an_error_and_no_change_unseen(generator, codes, precision, size, factor):
     def embed(images):
-        return (
-            _embed(images.clamp(-1, 1).nan_to_num()) * factor
-        )  # as CLIP would, which takes infinity for white
+        # as CLIP would, which takes infinity for white
+        return _embed(images.clamp(-1, 1).nan_to_num()) * factor
 
     layer = "b8.conv1"
-    strong = codes.replace(layer, codes[layer] * size)
-    std = torch.full((12,), size)
+    strong = codes.replace("b8.torgb", codes["b8.torgb"] * size)
+    std = torch.ones(12)
     given = {"layer": layer, "channels": range(3), "mean": torch.zeros(12), "std": std}
     with pytest.raises(NotFiniteError, match=f"of moves of b8.conv1 are not finite in {precision}; use"):
         measure_channels(generator, embed, strong, settings=RelevanceSettings(precision=precision), **given)
@@ -265,8 +264,8 @@ def test_moves_are_cut_into_equal_batches_that_fill_the_device(generator, codes)
         std = torch.full((12,), 0.3)
         sizes.clear()
         measure_channels(
-            generator, embed, codes.select(slice(0, 1)), layer="b8.conv1", channels=channels, mean=std, std=std,
-            settings=RelevanceSettings(batch_size=size),
+            generator, embed, codes.select(slice(0, 1)), layer="b8.conv1", channels=channels, mean=std,
+            std=std, settings=RelevanceSettings(batch_size=size),
         )  # fmt: skip
         return list(sizes)
 

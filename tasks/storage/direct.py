@@ -138,7 +138,11 @@ class _Way:
         try:
             store = self._store(bucket)
             found = work(store, key) if store else None
-        except (FileNotFoundError, PermissionError):  # an answer, which s3fs tells better
+        except FileNotFoundError:  # an answer, which s3fs tells better
+            return None
+        except PermissionError:
+            # as well, unless credentials have been renewed meanwhile: those in use then are taken next time
+            self._stores.clear()
             return None
         except _SpecialError:
             self._open, self._failures = False, _FAILURES
@@ -146,6 +150,7 @@ class _Way:
         except Exception:
             # what is wrong s3fs finds out
             self._open, self._failures = False, self._failures + 1
+            self._stores.clear()
             return None
         self._failures = 0
         return found
@@ -157,11 +162,13 @@ class _Way:
             self._open = False
             self._stores.clear()
             return None
-        if bucket not in self._stores:
+        # another thread may clear what this one has found
+        found = self._stores.get(bucket)
+        if found is None:
             with _lock:
-                if bucket not in self._stores:
-                    self._stores[bucket] = self._connect(bucket)
-        return self._stores[bucket]
+                found = self._stores.get(bucket) or self._connect(bucket)
+                self._stores[bucket] = found
+        return found
 
     def _connect(self, bucket: str) -> S3Store:
         from obstore.store import S3Store

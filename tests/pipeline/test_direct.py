@@ -92,6 +92,26 @@ def test_other_keys_are_the_same_objects_on_both_ways(asked, key):
     assert asked["get"] == 1
 
 
+def test_credentials_that_were_renewed_meanwhile_are_taken_next_time(asked, monkeypatch):
+    write_bytes_atomic(f"{PLACE}/a.bin", b"one")
+    assert read_bytes(f"{PLACE}/a.bin") == b"one"
+    get = obstore.get
+
+    def expired(*given, **options):
+        monkeypatch.setattr(obstore, "get", get)
+        raise PermissionError("injected: the token has expired")
+
+    monkeypatch.setattr(obstore, "get", expired)
+    connected: list[str] = []
+    connect = direct._Way._connect
+    monkeypatch.setattr(
+        direct._Way, "_connect", lambda way, bucket: connected.append(bucket) or connect(way, bucket)
+    )
+    assert [read_bytes(f"{PLACE}/a.bin") for _ in range(3)] == [b"one"] * 3
+    assert connected == ["results"]
+    assert asked["get"] == 3
+
+
 def test_a_way_that_never_leads_anywhere_is_given_up(asked, monkeypatch):
     def lost(*_given, **_options):
         asked["lost"] += 1

@@ -6,7 +6,8 @@ in a real S3 server on this machine, which takes some of its cores; a store far 
 delay of every read and write.
 
 Seconds are those of the steps that handle images (inversion, editing); loading the networks, the table and
-the report are the same in all three or not part of the work.
+the report are the same in all three or not part of the work. The flow's processor time is that of those steps
+and of the report, which the others have none of.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -41,7 +42,7 @@ from styleclip_core.prompts import embed_prompt
 if TYPE_CHECKING:
     from styleclip.tasks.settings import Saving
 
-BATCH = 16
+BATCH = 16  # of the loop and of the calls in memory
 PHASES = ("read", "decode", "compute", "encode", "write")
 CASES = ((20, 160, 0.0), (20, 160, 0.05), (0, 320, 0.0), (0, 320, 0.05))  # steps, images, seconds
 TARGETS = ("face with grey hair", "face with glasses", "smiling face")
@@ -98,6 +99,7 @@ def measure(_options: Options) -> Iterator[Section]:
             f"{name}; {len(TARGETS)} edits of each photograph, embedded models; edits/s",
             (
                 "core calls in memory", "loop over batches", "flow", "flow: cores not computing",
+                "flow: processor ms an edit, this process", "Prefect's server", "S3 server",
                 "flow / loop", "flow / in memory", "largest difference of scores",
                 *(f"loop: {phase}, ms" for phase in PHASES),
             ),
@@ -138,12 +140,13 @@ def _measure(keys: list[str], steps: int, delay: float) -> tuple[str, tuple[str,
         phases = _loop(keys, work)
         loop = sum(phases.values())
         torch.set_num_threads(1)
-        flow, busy, flow_score = run_flow(f"s3://photographs/bulk-{len(keys)}", len(keys), steps)
+        flow, busy, flow_score, processor = run_flow(f"s3://photographs/bulk-{len(keys)}", len(keys), steps)
     edits = len(keys) * len(TARGETS)
     name = f"{len(keys)} photographs, {steps} refinement steps, storage {delay * 1000:.0f} ms further away"
     speeds = (
         f"{edits / memory:.1f}", f"{edits / loop:.1f}", f"{edits / flow:.1f}",
-        f"{1 - busy / (cores * flow):.0%}", f"{loop / flow:.2f}", f"{memory / flow:.2f}",
+        f"{1 - busy / (cores * flow):.0%}", *(f"{1000 * each / edits:.1f}" for each in processor),
+        f"{loop / flow:.2f}", f"{memory / flow:.2f}",
         f"{abs(flow_score - score) / edits:.1e}",
     )  # fmt: skip
     return name, speeds, tuple(f"{1000 * phases[phase] / edits:.1f}" for phase in PHASES)
@@ -211,17 +214,58 @@ def _loop(keys: list[str], work: Work) -> dict[str, float]:
     return seconds
 
 
+class Processor(NamedTuple):
+    """Seconds of processors: of this process, of Prefect's server, of the S3 server."""
+
+    client: float
+    prefect: float
+    s3: float
+
+    @classmethod
+    def now(cls) -> Processor:
+        """Return what they have taken so far, servers being children of this process."""
+        prefect, s3 = 0.0, 0.0
+        for pid in _children(os.getpid()):
+            with contextlib.suppress(OSError):  # it has ended
+                name = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                seconds = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+                prefect, s3 = (prefect, s3 + seconds) if b"weed" in name else (prefect + seconds, s3)
+        return cls(time.process_time(), prefect, s3)
+
+    def since(self, before: Processor) -> Processor:
+        """Return the difference."""
+        return Processor(*(now - then for now, then in zip(self, before, strict=True)))
+
+
+def _children(pid: int) -> Iterator[int]:
+    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in map(int, thread.read_text().split()):
+                yield child
+                yield from _children(child)
+
+
+class Flown(NamedTuple):
+    """What a flow took: seconds, seconds in which a core computed, processors with the report; the score."""
+
+    seconds: float
+    busy: float
+    score: float
+    processor: Processor
+
+
 def run_flow(
-    photos: str, images: int, steps: int, *, saving: Saving | None = None, shard_size: int = BATCH
-) -> tuple[float, float, float]:
-    """Run inversion and editing as tasks; return seconds, seconds in which a core computed, the score.
+    photos: str, images: int, steps: int, *, saving: Saving | None = None, shard_size: int | None = None
+) -> Flown:
+    """Run inversion and editing as tasks, and the report.
 
     Args:
         photos: URI of the photographs, loose or in tars.
         images: How many there are.
         steps: Refinement steps.
         saving: What edited images are written as; PNG files if not given.
-        shard_size: Images of a shard, on average.
+        shard_size: Images of a shard, on average; the usual if not given.
     """
     from prefect import flow
 
@@ -246,6 +290,7 @@ def run_flow(
     models = Models(generator=str(data.GENERATOR), clip=str(data.CLIP), encoder=str(data.ENCODER))
     work = Work.load(steps)
     seconds: list[float] = []
+    processor: list[Processor] = []
     place = f"s3://results/flow-{time.time_ns()}"
 
     @flow(task_runner=runs.task_runner(), persist_result=True)
@@ -254,12 +299,15 @@ def run_flow(
         prepared = [
             _prepared(target, delta, place) for target, delta in zip(TARGETS, work.deltas, strict=True)
         ]
-        listed = photographs.index(run, locate(photos, DataSet()), Execution(shard_size=shard_size))
-        started = time.perf_counter()
+        execution = Execution(shard_size=shard_size) if shard_size else Execution()
+        listed = photographs.index(run, locate(photos, DataSet()), execution)
+        started, before = time.perf_counter(), Processor.now()
         plans = edits.plan(run, prepared, listed, Inversion(steps=steps), saving or Saving())
         edits.invert_and_edit(run, plans, listed)
         seconds.append(time.perf_counter() - started)
-        return str(report.report(run, plans, listed, []).manifest)
+        manifest = str(report.report(run, plans, listed, []).manifest)
+        processor.append(Processor.now().since(before))
+        return manifest
 
     for module in (editing, inversion):
         module.computing = counted  # type: ignore[attr-defined]
@@ -273,7 +321,7 @@ def run_flow(
     rows = pd.read_parquet(io.BytesIO(read_bytes(manifest)))
     if len(rows) != images * len(TARGETS) or set(rows["status"]) != {"ok"}:
         raise RuntimeError(f"the flow did {len(rows)} edits, {dict(rows['status'].value_counts())}")
-    return seconds[0], sum(busy), float(rows["clip_after"].sum())
+    return Flown(seconds[0], sum(busy), float(rows["clip_after"].sum()), processor[0])
 
 
 def _prepared(target: str, delta: Tensor, place: str):  # type: ignore[no-untyped-def]  # noqa: ANN202

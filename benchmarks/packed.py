@@ -41,7 +41,7 @@ def measure(options: Options) -> Iterator[Section]:
         seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
         for _ in range(options.rounds):
             for name, (source, saving) in ways.items():
-                found, busy, _ = run_flow(places[source], IMAGES, 0, saving=saving, shard_size=SHARD)
+                found, busy, *_ = run_flow(places[source], IMAGES, 0, saving=saving, shard_size=SHARD)
                 seconds[name].append((found, busy))
 
     edits, cores = IMAGES * len(TARGETS), len(os.sched_getaffinity(0))

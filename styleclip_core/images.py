@@ -68,8 +68,9 @@ _DECODING_ERRORS = (
 
 def to_uint8(image: Tensor) -> np.ndarray:
     """Round images in -1..1 to pixels, ``[B, H, W, 3]`` uint8; values outside are clamped."""
-    pixels = ((image.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return pixels.permute(0, 2, 3, 1).contiguous().numpy()
+    # rounded where the images are: a quarter of the bytes comes from a device, and waits to be written
+    pixels = ((image.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def from_uint8(pixels: np.ndarray) -> Tensor:
@@ -278,12 +279,20 @@ def pad_square(image: Tensor) -> Tensor:
 
 def encode_png(image: Tensor) -> bytes:
     """Encode one image ``[3, H, W]`` in -1..1 as PNG; the same image gives the same bytes."""
-    return encode_photograph(Image.fromarray(to_uint8(image[None])[0], "RGB"), colours_of=None)
+    return encode_pixels(to_uint8(image[None])[0])
 
+
+def encode_pixels(pixels: np.ndarray) -> bytes:
+    """Encode pixels ``[H, W, 3]`` uint8 as PNG; the same pixels give the same bytes."""
+    return encode_photograph(Image.fromarray(pixels), colours_of=None)
+
+
+# Runs of equal bytes alone: behind a PNG's filters, longer matches cost three times as much and save nothing.
+_PNG: dict[str, object] = {"compress_type": zlib.Z_RLE}
 
 # Nothing but pixels goes in: no date, no name of a program. Threads of an encoder would cut by their number.
 _PILLOW: dict[Format, tuple[str, dict[str, object]]] = {
-    "png": ("PNG", {}),
+    "png": ("PNG", _PNG),
     "jpeg": ("JPEG", {"subsampling": 0}),  # colours are what edits are about
     "webp": ("WEBP", {"method": 2}),
     "webp-lossless": (
@@ -316,13 +325,18 @@ def saved_size(width: int, height: int, size: int | None) -> tuple[int, int]:
 
 
 def encode_image(image: Tensor, settings: SavingSettings) -> bytes:
-    """Encode one image ``[3, H, W]`` in -1..1 as a file; the same image gives the same bytes.
+    """Encode one image ``[3, H, W]`` in -1..1 as a file; see ``encode_file``."""
+    return encode_file(to_uint8(image[None])[0], settings)
+
+
+def encode_file(pixels: np.ndarray, settings: SavingSettings) -> bytes:
+    """Encode pixels ``[H, W, 3]`` uint8 as a file; the same pixels give the same bytes.
 
     Raises:
         ImageFormatError: If this Pillow does not write the format.
     """
     check_format(settings.format)
-    picture = Image.fromarray(to_uint8(image[None])[0], "RGB")
+    picture = Image.fromarray(pixels)
     size = saved_size(*picture.size, settings.size)
     if picture.size != size:
         picture = picture.resize(size, Image.Resampling.LANCZOS)
@@ -344,7 +358,7 @@ def encode_photograph(image: Image.Image, *, colours_of: Image.Image | None) -> 
     """
     profile = rgb_profile(colours_of) if colours_of else b""
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", icc_profile=profile or None)
+    image.save(buffer, "PNG", icc_profile=profile or None, **_PNG)
     return buffer.getvalue()
 
 

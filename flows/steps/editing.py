@@ -301,7 +301,8 @@ def invert_and_edit(
     A shard is edited while later ones are inverted, so that writing its images hides behind their
     computing. Its edits are submitted so many places behind that they find its latents done, or nearly.
     """
-    planned = plans[0].inversion
+    # what is drawn of latents is looked at at once, as their edits will ask for that
+    planned = plans[0].inversion.model_copy(update={"edited_next": True})
     inverted, edited = list[PrefectFuture[ShardResult]](), list[PrefectFuture[ShardResult]]()
     # where every edit is for some images alone, there may be shards without any
     plans_of = [[plan for plan in plans if plan.touches(shard)] for shard in listed.shards]

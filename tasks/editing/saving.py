@@ -26,9 +26,9 @@ from types import TracebackType
 from typing import Any, BinaryIO
 from unicodedata import normalize
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from torch import Tensor
 
 from styleclip.tasks.artifacts.outcomes import Row
 from styleclip.tasks.editing.plans import EditPlan
@@ -39,7 +39,7 @@ from styleclip.tasks.photographs.reading import object_of
 from styleclip.tasks.settings import Saving
 from styleclip.tasks.storage import copy_from_local, exists, is_safe, join, mangled, write_bytes_atomic
 from styleclip.tasks.storage.outages import explained
-from styleclip_core.images import ENDINGS, encode_image, saved_size
+from styleclip_core.images import ENDINGS, encode_file, saved_size
 
 _ROW_GROUP = 32  # images of a table that are read at once
 _MB = 10**6
@@ -111,15 +111,15 @@ class Waiting:
             return self._file.read(end - start)
 
 
-def save_image(planned: EditPlan, row: Row, image: Tensor, waiting: Waiting) -> Saved:
-    """Encode an edited image ``[3, H, W]`` in -1..1, and write it unless it is to be packed.
+def save_image(planned: EditPlan, row: Row, pixels: np.ndarray, waiting: Waiting) -> Saved:
+    """Encode an edited image, ``[H, W, 3]`` uint8, and write it unless it is to be packed.
 
     Raises:
         StorageError: If it cannot be written.
     """
     saving = planned.saving
-    content = encode_image(image, saving)
-    width, height = saved_size(image.shape[2], image.shape[1], saving.size)
+    content = encode_file(pixels, saving)
+    width, height = saved_size(pixels.shape[1], pixels.shape[0], saving.size)
     if saving.packed:
         return Saved(width, height, "", *waiting.add(content))
 

@@ -6,44 +6,27 @@ Shapes: B images, D width of the CLIP embedding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from styleclip.tasks.photographs.seen import Seen, see
 from styleclip.tasks.running.run import Run
 from styleclip.tasks.running.texts import target_embedding, text_vector
 from styleclip.tasks.settings.edits import StepVariant
 from styleclip_core.metrics import clip_similarity, directional_similarity
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Seen:
-    """A batch of images as the judges see it.
-
-    Attributes:
-        clip: Unit CLIP embeddings, ``[B, D]``.
-        identity: Unit identity embeddings, ``[B, E]``, if there is a network.
-        image: The images themselves, ``[B, 3, H, V]``, if there is a perceptual network to compare them.
-    """
-
-    clip: Tensor
-    identity: Tensor | None
-    image: Tensor | None
-
-
 class Judge:
     """The networks that score edits."""
 
     def __init__(self, run: Run) -> None:
-        self._run = run
-        self._clip, self._identity, self._perceptual = run.clip, run.identity, run.perceptual
+        self._run, self._perceptual = run, run.perceptual
 
     def see(self, image: Tensor) -> Seen:
         """Embed images ``[B, 3, H, V]`` in -1..1."""
-        identity = self._identity.embed(image) if self._identity else None
-        return Seen(self._clip.embed_whole(image), identity, image if self._perceptual else None)
+        return see(self._run, image)
 
     def score(self, edits: Sequence[tuple[StepVariant, ...]], before: Seen, after: Seen) -> dict[str, Tensor]:
         """Return the scores of edits, ``[B]`` each.

@@ -8,7 +8,9 @@ from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import zip_longest
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -32,8 +34,9 @@ from styleclip.tasks.running.run import Run
 from styleclip.tasks.running.shards import Outcomes, lost, taken_over
 from styleclip_core.batches import Batches
 from styleclip_core.errors import ArtifactConflictError, StyleCLIPError
+from styleclip_core.images import to_uint8
 
-_BATCH = 32
+_BATCH = 16  # as many as are inverted at once, so that what was seen of them then is found
 
 
 class NotInvertedError(StyleCLIPError):
@@ -71,8 +74,9 @@ def edit_shard(run: Run, plans: list[EditPlan], shard: ImageShard) -> ShardResul
 
     with Waiting() as waiting:
         writes, groups = _Writes(waiting), _together(begun)
-        for group in groups:
-            _edit(group, sources, writes)
+        # a batch is edited by all before the next one: what is not edited is kept of one batch alone
+        for _ in zip_longest(*(_edit(group, sources, writes) for group in groups)):
+            pass
 
         # rows say ok only of images that are written
         for each in begun:
@@ -206,20 +210,26 @@ class _UnderWay:
         wait(self.videos)
 
 
-def _edit(group: Sequence[_UnderWay], sources: Sources, writes: _Writes) -> None:
-    """Edit the latents of a shard by edits of which each image has one, and begin to write what comes out."""
-    drawing = sources.seconds
+def _edit(group: Sequence[_UnderWay], sources: Sources, writes: _Writes) -> Iterator[None]:
+    """Edit the latents of a shard by edits of which each image has one, and begin to write what comes out.
+
+    Yields:
+        After each batch.
+    """
+    drawing = 0.0
     mine = {row["image_key"]: each for each in group for row in each.ready}
     rows = [row for each in group for row in each.ready]
     if len(group) > 1:
         rows.sort(key=lambda row: str(row["image_key"]))
 
-    def work(batch: list[Row]) -> tuple[_Edited, float]:
-        plans = [mine[row["image_key"]].planned for row in batch]
+    def work(batch: list[Row]) -> tuple[_Edited, float, float]:
+        plans, before = [mine[row["image_key"]].planned for row in batch], sources.seconds
         with computing(sources.run.device) as elapsed:
-            return _edit_batch(plans, sources, batch), elapsed() / len(batch)
+            edited = _edit_batch(plans, sources, batch)
+            return edited, elapsed() / len(batch), sources.seconds - before
 
-    for batch, (edited, share) in Batches(_BATCH).run(rows, work):
+    for batch, (edited, share, drew) in Batches(_BATCH).run(rows, work):
+        drawing += drew
         for part in edited.parts:  # of an optimization, which is never in a group
             group[0].videos.extend(writes.videos.submit(each) for each in videos_of(group[0].planned, part))
             # frames go as soon as their video is under way: they are most of a batch's memory
@@ -231,9 +241,10 @@ def _edit(group: Sequence[_UnderWay], sources: Sources, writes: _Writes) -> None
             each.timings.append({"image_key": latent["image_key"], **names, "seconds": share})
             write = partial(save_image, each.planned, row, image, writes.waiting)
             each.rows.append((row, None if "status" in row else writes.images.submit(write)))
+        yield
 
     # what is not edited was drawn within the first edit's time, and is counted apart
-    drawn = (sources.seconds - drawing) / max(1, len(rows))
+    drawn = drawing / max(1, len(rows))
     for each in group:
         together = sum(row["seconds"] for row in each.timings)
         each.account.seconds = max(0.0, together - drawn * len(each.ready))
@@ -301,10 +312,10 @@ def _finished(planned: EditPlan, row: Row, written: Future[Saved] | None, extras
 
 @dataclass(frozen=True)
 class _Edited:
-    """A batch after an edit: a row and an image each; a row with a status has failed."""
+    """A batch after an edit: a row and pixels each; a row with a status has failed."""
 
     rows: list[Row]
-    images: Tensor
+    images: np.ndarray
     parts: list[Part] = field(default_factory=list)
 
 
@@ -343,7 +354,7 @@ def _edit_batch(plans: list[EditPlan], sources: Sources, batch: list[Row]) -> _E
         | (failure(errors[index]) if index in errors else {**values, "steps": records[index]})
         for index, (latent, values) in enumerate(zip(batch, scored, strict=True))
     ]
-    return _Edited(rows, image.cpu(), parts)
+    return _Edited(rows, to_uint8(image), parts)
 
 
 def _per_image(scores: dict[str, Tensor]) -> Iterator[Row]:

@@ -6,8 +6,9 @@ import time
 from dataclasses import dataclass
 
 from styleclip.tasks.artifacts.outcomes import Row, failure
-from styleclip.tasks.editing.scoring import Judge, Seen
+from styleclip.tasks.editing.scoring import Judge
 from styleclip.tasks.photographs.inversion import InversionPlan, latents_of, read_tuning, with_tunings
+from styleclip.tasks.photographs.seen import MEMORY, Seen
 from styleclip.tasks.running.overlap import read_ahead
 from styleclip.tasks.running.run import Run
 from styleclip_core.editing import EditedLatents
@@ -27,17 +28,17 @@ class Source:
 
 
 class Sources:
-    """Generators, latents and embeddings of unedited batches, kept for the next edit of the same shard.
+    """Generators, latents and embeddings of unedited batches, the last of them kept for the next edit of it.
 
     Attributes:
         broken: Status columns of the images whose own generator cannot be had, by image.
-        drawn: Unedited images that were drawn.
-        seconds: What that took.
+        drawn: Unedited images that were looked at.
+        seconds: What that took, little where they had been drawn to be inverted.
     """
 
     def __init__(self, run: Run, inversion: InversionPlan, latents: dict[str, Row]) -> None:
         self.run, self.generator, self.judge = run, run.generator, Judge(run)
-        self._kept: dict[tuple[str, ...], Source] = {}
+        self._last: tuple[tuple[str, ...], Source] | None = None
         self._tunings: dict[str, Tuning] = {}
         self.broken: dict[str, Row] = {}
         self.drawn, self.seconds = 0, 0.0
@@ -60,13 +61,18 @@ class Sources:
     def get(self, rows: list[Row]) -> Source:
         """Return the source of a batch of latents."""
         keys = tuple(row["image_key"] for row in rows)
-        # edits of a shard mostly ask for the same batches, one after the other
-        if keys not in self._kept:
+        # edits mostly ask for the same batch, one after the other
+        if not self._last or self._last[0] != keys:
             started = time.monotonic()
             w_plus = latents_of(self.run, rows)
-            generator = with_tunings(self.generator, [self._tunings.get(key) for key in keys])
-            image = generator.synthesize(generator.styles(w_plus))
-            self._kept[keys] = Source(generator, EditedLatents(w_plus), self.judge.see(image))
+            tunings = [self._tunings.get(key) for key in keys]
+            generator = with_tunings(self.generator, tunings)
+
+            # what was drawn a moment ago, to be inverted, is not drawn again
+            seen = None if any(tunings) else MEMORY.take(self.run, w_plus)
+            if seen is None:
+                seen = self.judge.see(generator.synthesize(generator.styles(w_plus)))
+            self._last = keys, Source(generator, EditedLatents(w_plus), seen)
             self.drawn += len(rows)
             self.seconds += time.monotonic() - started
-        return self._kept[keys]
+        return self._last[1]

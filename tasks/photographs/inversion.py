@@ -18,6 +18,7 @@ from styleclip.tasks.artifacts import ChangedInputError, Recipe
 from styleclip.tasks.artifacts.outcomes import OK, STATUS_FIELDS, OutcomeLog, Row, failure, success
 from styleclip.tasks.photographs.images import ImageShard, read_shard
 from styleclip.tasks.photographs.reading import ShardReader
+from styleclip.tasks.photographs.seen import MEMORY, likeness
 from styleclip.tasks.running.caching import unit_of_work
 from styleclip.tasks.running.overlap import Writes, computing, read_ahead, wrote
 from styleclip.tasks.running.progress import ShardResult
@@ -29,7 +30,7 @@ from styleclip.tasks.storage import exists, join, output_key, read_item, write_b
 from styleclip_core.batches import Batches
 from styleclip_core.descent import in_chunks
 from styleclip_core.errors import CheckpointError, LayoutMismatchError, StyleCLIPError
-from styleclip_core.images import decode_image, encode_png, fit, psnr
+from styleclip_core.images import decode_image, encode_pixels, fit, psnr, to_uint8
 from styleclip_core.inversion import PerceptualLoss, refine
 from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.pivotal import tune
@@ -43,7 +44,7 @@ class DivergedError(StyleCLIPError):
 
 
 class InversionPlan(BaseModel):
-    """Everything a shard needs to know beside the run, and where its latents will lie."""
+    """What a shard needs to know beside the run: settings, where its latents lie, whether edits follow."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -51,6 +52,7 @@ class InversionPlan(BaseModel):
     folder: str
     recipe: Recipe
     settings: Inversion
+    edited_next: bool = False
 
     @property
     def fingerprint(self) -> str:
@@ -210,11 +212,11 @@ def _is_whole(planned: InversionPlan, row: Row) -> bool:
     return tuned and exists(planned.reconstruction_uri(row))
 
 
-def _write_files(planned: InversionPlan, row: Row, image: Tensor, tuning: bytes) -> int:
+def _write_files(planned: InversionPlan, row: Row, pixels: np.ndarray, tuning: bytes) -> int:
     """Write what a row speaks of, and return its bytes."""
     if tuning:
         write_bytes_atomic(join(planned.folder, planned.tuning_key(row)), tuning)
-    drawn = encode_png(image)
+    drawn = encode_pixels(pixels)
     write_bytes_atomic(planned.reconstruction_uri(row), drawn)
     return len(drawn) + len(tuning)
 
@@ -223,15 +225,15 @@ def _write_files(planned: InversionPlan, row: Row, image: Tensor, tuning: bytes)
 def _draw(run: Run, planned: InversionPlan, rows: Sequence[Row]) -> None:
     """Draw the generator's versions of photographs again, of their latents."""
 
-    def draw(batch: list[Row]) -> Tensor:
+    def draw(batch: list[Row]) -> np.ndarray:
         generator = run.generator
         tuned = with_tunings(generator, [read_tuning(planned, generator, row) for row in batch])
         with computing(run.device):
-            return tuned.synthesize(tuned.styles(latents_of(run, batch))).cpu()
+            return to_uint8(tuned.synthesize(tuned.styles(latents_of(run, batch))))
 
     for batch, images in Batches(planned.settings.batch_size).run(list(rows), draw):
-        for row, image in zip(batch, images, strict=True):
-            write_bytes_atomic(planned.reconstruction_uri(row), encode_png(image))
+        for row, pixels in zip(batch, images, strict=True):
+            write_bytes_atomic(planned.reconstruction_uri(row), encode_pixels(pixels))
 
 
 def latents_of(run: Run, rows: Sequence[Row]) -> Tensor:
@@ -240,13 +242,17 @@ def latents_of(run: Run, rows: Sequence[Row]) -> Tensor:
     return torch.from_numpy(flat).view(len(rows), run.generator.num_ws, -1).to(run.device)
 
 
-def _invert_batch(run: Run, planned: InversionPlan, batch: list[_Photo]) -> list[tuple[Row, Tensor, bytes]]:
+def _invert_batch(
+    run: Run, planned: InversionPlan, batch: list[_Photo]
+) -> list[tuple[Row, np.ndarray, bytes]]:
     """Return row, generator's version and stored tuning of each photograph."""
     with computing(run.device):
         return list(_inverted(run, planned, batch))
 
 
-def _inverted(run: Run, planned: InversionPlan, batch: list[_Photo]) -> Iterator[tuple[Row, Tensor, bytes]]:
+def _inverted(
+    run: Run, planned: InversionPlan, batch: list[_Photo]
+) -> Iterator[tuple[Row, np.ndarray, bytes]]:
     generator, perceptual = run.generator, run.perceptual
     distance = perceptual.distance if perceptual else None
     target = torch.stack([photo.image for photo in batch]).to(run.device)
@@ -263,8 +269,10 @@ def _inverted(run: Run, planned: InversionPlan, batch: list[_Photo]) -> Iterator
         scores = {
             "mse": (image.clamp(-1, 1) - target).square().mean(dim=(1, 2, 3)),
             "psnr": quality,
-            **_likeness(run, image.clamp(-1, 1), target),
+            **likeness(run, image.clamp(-1, 1), target),
         }
+        if planned.edited_next and not any(tunings):
+            MEMORY.keep(run, end.w_plus, image)
 
     # the device is waited for once for each of these, not for each image
     finite = (end.w_plus.isfinite().flatten(1).all(dim=1) & quality.isfinite()).tolist()
@@ -295,17 +303,7 @@ def _inverted(run: Run, planned: InversionPlan, batch: list[_Photo]) -> Iterator
             **{name: values[index] for name, values in measured.items()},
         }
         rows.append(row | success())
-    return zip(rows, image.cpu(), contents, strict=True)
-
-
-def _likeness(run: Run, image: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """Return LPIPS and identity similarity of inversions, ``[B]`` each, where there are networks for them."""
-    scores = {}
-    if run.perceptual:
-        scores["lpips"] = run.perceptual.distance(image, target)
-    if run.identity:
-        scores["identity"] = (run.identity.embed(image) * run.identity.embed(target)).sum(dim=1)
-    return scores
+    return zip(rows, to_uint8(image), contents, strict=True)
 
 
 @torch.no_grad()

@@ -162,7 +162,7 @@ class Execution(Settings):
         description="What an hour of the machine costs, in your currency; 0 for no cost",
     )
     shard_size: Annotated[int, ChangesNoResult("images do not see each other")] = Field(
-        16, ge=1, le=100_000, description="Images per shard, on average"
+        32, ge=1, le=100_000, description="Images per shard, on average"
     )
     max_failed: Annotated[float, ChangesNoResult("looked at when all is written")] = Field(
         1.0, ge=0, le=1, description="Share of items that may fail; a run fails with more, and if all have"

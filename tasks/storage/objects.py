@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import fsspec
 import fsspec.asyn
 
-from styleclip.tasks.storage import temporaries
+from styleclip.tasks.storage import direct, temporaries
 from styleclip.tasks.storage.filesystems import ask, etag_of, file_etag, moment_of
 from styleclip.tasks.storage.outages import ChangedObjectError, MissingObjectError, StorageError, explained
 from styleclip.tasks.storage.places import is_local, local_path, scheme_of
@@ -37,9 +37,21 @@ def read_bytes(uri: str) -> bytes:
         with explained(uri, "read"):
             return local_path(uri).read_bytes()
 
-    # one request: s3fs otherwise asks for the size first, and no such answer says why it refuses
-    options = {"max_concurrency": 1} if scheme_of(uri) == "s3" else {}
-    content: bytes = ask(uri, "read", lambda fs, path: fs.cat_file(path, **options))
+    read = _read_s3 if scheme_of(uri) == "s3" else _read_whole
+    return ask(uri, "read", read)
+
+
+def _read_s3(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
+    def slow() -> bytes:
+        # one request: s3fs otherwise asks for the size first, and no such answer says why it refuses
+        content: bytes = fs.cat_file(path, max_concurrency=1)
+        return content
+
+    return direct.directly(fs, path, direct.get, slow)
+
+
+def _read_whole(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
+    content: bytes = fs.cat_file(path)
     return content
 
 
@@ -93,6 +105,11 @@ def _read_file_version(path: Path, etag: str, part: slice) -> bytes | None:
 
 def _read_s3_version(fs: fsspec.AbstractFileSystem, path: str, etag: str, part: slice) -> bytes | None:
     """Read an object if it is the version of an etag, with one request."""
+    quick = partial(direct.get, etag=etag, part=part)
+    return direct.directly(fs, path, quick, lambda: _ask_s3_version(fs, path, etag, part))
+
+
+def _ask_s3_version(fs: fsspec.AbstractFileSystem, path: str, etag: str, part: slice) -> bytes | None:
     bucket, key, _ = fs.split_path(path)
     wanted = {"Bucket": bucket, "Key": key, "IfMatch": f'"{etag}"'}
     if part.stop is not None:
@@ -157,12 +174,29 @@ def write_bytes_atomic(uri: str, data: bytes) -> None:
         StorageError: If it cannot be written; nothing is left behind then.
     """
     if not is_local(uri):
-        ask(uri, "write", lambda fs, path: fs.pipe_file(path, data, **_content_type(uri)))
+        ask(uri, "write", partial(_write_s3 if scheme_of(uri) == "s3" else _write_whole, data=data))
         return
 
     with _written_aside(uri) as aside, aside.open("wb") as stream:
         stream.write(data)
         _sync(stream)
+
+
+def _write_s3(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
+    about = _content_type(path)
+
+    def slow() -> bool:
+        fs.pipe_file(path, data, **({"ContentType": about} if about else {}))
+        return True
+
+    if len(data) > direct.MOST_BYTES:
+        slow()
+    else:
+        direct.directly(fs, path, partial(direct.put, data=data, content_type=about), slow)
+
+
+def _write_whole(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
+    fs.pipe_file(path, data)  # other stores guess the type from the name
 
 
 def copy_from_local(path: Path, uri: str) -> None:
@@ -258,10 +292,9 @@ def _sync(stream: BinaryIO) -> None:
     os.fsync(stream.fileno())
 
 
-def _content_type(uri: str) -> dict[str, str]:
-    """Return what S3 is told of an object's type; other stores guess it from the name."""
-    known = _CONTENT_TYPES.get(uri.rpartition(".")[2].lower())
-    return {"ContentType": known} if known and scheme_of(uri) == "s3" else {}
+def _content_type(path: str) -> str:
+    """Return what S3 is told of an object's type; empty where that is not known."""
+    return _CONTENT_TYPES.get(path.rpartition(".")[2].lower(), "")
 
 
 def exists(uri: str) -> bool:
@@ -276,9 +309,23 @@ def exists(uri: str) -> bool:
 
     # not fs.exists: with some stores it takes an error for absence
     try:
-        return ask(uri, "look for", lambda fs, path: bool(fs.info(path)["type"] == "file"))
+        return ask(uri, "look for", _is_in_s3 if scheme_of(uri) == "s3" else _is_file)
     except MissingObjectError:
         return False
+
+
+def _is_in_s3(fs: fsspec.AbstractFileSystem, path: str) -> bool:
+    def slow() -> str:
+        try:
+            return "there" if _is_file(fs, path) else ""
+        except FileNotFoundError:  # an answer
+            return ""
+
+    return bool(direct.directly(fs, path, direct.head, slow))
+
+
+def _is_file(fs: fsspec.AbstractFileSystem, path: str) -> bool:
+    return bool(fs.info(path)["type"] == "file")
 
 
 def version(uri: str) -> str:

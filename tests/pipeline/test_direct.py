@@ -1,0 +1,156 @@
+"""The short way to S3: taken once the store answers, not for what it would change, and left if it fails."""
+
+import os
+from collections import Counter
+
+import obstore
+import pytest
+import s3fs
+
+from styleclip.tasks.storage import (
+    AccessDeniedError,
+    ChangedObjectError,
+    MissingObjectError,
+    direct,
+    exists,
+    read_bytes,
+    read_version,
+    version,
+    write_bytes_atomic,
+)
+
+PLACE = "s3://results/direct"
+
+
+@pytest.fixture
+def asked(s3_identities, monkeypatch) -> Counter[str]:
+    """Count the requests of the short way; s3fs is new, so that no store has been asked yet."""
+    s3fs.S3FileSystem.clear_instance_cache()
+    found: Counter[str] = Counter()
+
+    def counted(name: str, real):
+        def call(*given, **options):
+            found[name] += 1
+            return real(*given, **options)
+
+        return call
+
+    for name in ("get", "put", "head"):
+        monkeypatch.setattr(obstore, name, counted(name, getattr(obstore, name)))
+    yield found
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_the_first_request_is_made_by_s3fs_and_the_others_are_not(asked):
+    content = os.urandom(5000)
+    write_bytes_atomic(f"{PLACE}/a.png", content)
+    assert not asked
+    write_bytes_atomic(f"{PLACE}/a.png", content)
+    assert read_bytes(f"{PLACE}/a.png") == content
+    etag = version(f"{PLACE}/a.png")
+    assert read_version(f"{PLACE}/a.png", etag) == content
+    assert read_version(f"{PLACE}/a.png", etag, slice(10, 200)) == content[10:200]
+    assert exists(f"{PLACE}/a.png")
+    assert not exists(f"{PLACE}/b.png")
+    assert asked == {"put": 1, "get": 3, "head": 2}
+    assert s3fs.S3FileSystem(profile="admin").info(f"{PLACE}/a.png")["ContentType"] == "image/png"
+
+
+def test_errors_are_those_of_s3fs(asked):
+    write_bytes_atomic(f"{PLACE}/a.bin", b"one")
+    etag = version(f"{PLACE}/a.bin")
+    write_bytes_atomic(f"{PLACE}/a.bin", b"two")
+    with pytest.raises(ChangedObjectError, match="has changed since it was listed"):
+        read_version(f"{PLACE}/a.bin", etag)
+    with pytest.raises(MissingObjectError, match="there is no such object"):
+        read_bytes(f"{PLACE}/none.bin")
+    assert read_bytes(f"{PLACE}/a.bin") == b"two"
+
+    # the reader's own bucket
+    assert not exists("s3://photographs/direct.bin")
+    assert not exists("s3://photographs/direct.bin")
+    with pytest.raises(AccessDeniedError, match="access denied"):
+        write_bytes_atomic("s3://photographs/direct.bin", b"")
+    assert asked == {"put": 2, "get": 3, "head": 1}
+
+
+# obstore would ask for "a/b" instead, or refuse to
+@pytest.mark.parametrize("key", ["a//b", "a/./b", "a/../b", "/a", "a/", "", "a\x07b", "a\u00a0b"])
+def test_keys_that_would_be_mended_are_left_to_s3fs(key):
+    assert not direct._is_plain(key)
+
+
+@pytest.mark.parametrize(
+    "key", ["a b/c+d%20e.png", "é/日本/😀.png", "k/.hidden", "k/..x", "k/?a#b~*[c]", " lead"]
+)
+def test_other_keys_are_the_same_objects_on_both_ways(asked, key):
+    write_bytes_atomic(f"{PLACE}/open", b"")
+    write_bytes_atomic(f"{PLACE}/{key}", key.encode())
+    assert asked["put"] == 1
+    assert s3fs.S3FileSystem(profile="admin").cat_file(f"{PLACE}/{key}") == key.encode()
+    assert read_bytes(f"{PLACE}/{key}") == key.encode()
+    assert asked["get"] == 1
+
+
+def test_credentials_that_were_renewed_meanwhile_are_taken_next_time(asked, monkeypatch):
+    write_bytes_atomic(f"{PLACE}/a.bin", b"one")
+    assert read_bytes(f"{PLACE}/a.bin") == b"one"
+    get = obstore.get
+
+    def expired(*given, **options):
+        monkeypatch.setattr(obstore, "get", get)
+        raise PermissionError("injected: the token has expired")
+
+    monkeypatch.setattr(obstore, "get", expired)
+    connected: list[str] = []
+    connect = direct._Way._connect
+    monkeypatch.setattr(
+        direct._Way, "_connect", lambda way, bucket: connected.append(bucket) or connect(way, bucket)
+    )
+    assert [read_bytes(f"{PLACE}/a.bin") for _ in range(3)] == [b"one"] * 3
+    assert connected == ["results"]
+    assert asked["get"] == 3
+
+
+def test_a_way_that_never_leads_anywhere_is_given_up(asked, monkeypatch):
+    def lost(*_given, **_options):
+        asked["lost"] += 1
+        raise OSError("injected")
+
+    monkeypatch.setattr(obstore, "put", lost)
+    for number in range(20):
+        write_bytes_atomic(f"{PLACE}/{number}", b"x")
+    assert asked["lost"] == direct._FAILURES
+    assert all(read_bytes(f"{PLACE}/{number}") == b"x" for number in range(20))
+    assert "get" not in asked
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"s3_additional_kwargs": {"ServerSideEncryption": "aws:kms"}},
+        {"requester_pays": True},
+        {"version_aware": True},
+        {"client_kwargs": {"verify": False}},
+        {"config_kwargs": {"s3": {"addressing_style": "virtual"}}},
+    ],
+    ids=str,
+)
+def test_special_requests_are_made_by_s3fs(options):
+    fs = s3fs.S3FileSystem(anon=True, skip_instance_cache=True, **options)
+    assert direct._way(fs, "bucket/key") is None
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("HTTP_PROXY", "http://127.0.0.1:9"), ("AWS_USE_FIPS_ENDPOINT", "true")]
+)
+def test_special_surroundings_leave_requests_to_s3fs(s3_identities, monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    fs = s3fs.S3FileSystem(profile="writer", skip_instance_cache=True)
+    way = direct._way(fs, "results/key")
+    way.open()
+    assert way.ask("results", "key", lambda store, key: "asked") is None
+    way.open()
+    assert not way._open

@@ -105,7 +105,7 @@ PRESETS: Mapping[str, MapperTrainingSettings] = MappingProxyType({
     ),
     # keeps the person: a network adds to a matched edit, in few channels, what each image needs
     "faithful": MapperTrainingSettings(
-        kind="style-relevant", steps=60, batch_size=8, learning_rate=1.0, decay=0.5, identity_weight=10.0,
-        l2_weight=0.03, effect=0.75, validate_every=20,
+        kind="style-relevant", steps=60, batch_size=8, learning_rate=1.0, decay=0.5, identity_weight=3.0,
+        l2_weight=0.2, effect=0.75, validate_every=20,
     ),
 })  # fmt: skip

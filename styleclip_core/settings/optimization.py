@@ -91,7 +91,7 @@ PRESETS: Mapping[str, OptimizationSettings] = MappingProxyType({
     "gentle": OptimizationSettings(space="s", steps=60, learning_rate=0.02, l2_weight=0.1),
     # keeps the person: few steps in few channels, from where a matched edit has brought them
     "faithful": OptimizationSettings(
-        space="relevant", steps=15, learning_rate=0.05, l2_weight=0.03, identity_weight=10.0,
+        space="relevant", steps=15, learning_rate=0.05, l2_weight=0.2, identity_weight=3.0,
         effect=0.75,
     ),
 })  # fmt: skip

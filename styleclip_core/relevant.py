@@ -4,7 +4,8 @@ Descent that may move every channel finds what pleases CLIP and no person. So it
 which codes that show the target differ from the others (``styleclip_core.matching``), begins where these
 have them, and counts moves in deviations of a channel, by how much the prompt concerns it.
 
-Where hardly any sampled code shows the target there is nothing to compare. Then derivatives of CLIP's
+Where hardly any sampled code shows the target, or those that do differ in no channel, there is nothing to
+compare. Then derivatives of CLIP's
 embedding say which channels matter (``styleclip_core.instant``), and all images begin with the same step.
 
 Shapes: n sampled codes, B codes, N editable style channels, D width of the CLIP embedding.
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from styleclip_core.batches import Batches
 from styleclip_core.editing import ChannelSelection, StyleDirection, select_channels
-from styleclip_core.errors import NoEffectError
+from styleclip_core.errors import NoEffectError, NoRelevantChannelError
 from styleclip_core.instant import instant_relevance
 from styleclip_core.matching import likelihood, matched_direction
 from styleclip_core.models.stylegan2 import Generator
@@ -51,6 +52,11 @@ class RelevantChannels:
     pull: Tensor
     centre: Tensor
     width: Tensor
+
+    @property
+    def compared(self) -> bool:
+        """Return whether codes that show the target were compared with others; else derivatives said it."""
+        return bool(self.pull.any())
 
     def start(self, styles: Tensor) -> Tensor:
         """Return the whole way of editable channels ``[B, N]`` in widths; 0 for channels that stay."""
@@ -88,10 +94,10 @@ def relevant_channels(
     try:
         found = matched_direction(codes, seen, ChannelSelection(beta=BETA))
         return _channels(found, deviations, codes.editable().mean(dim=0))
-    except NoEffectError:
+    except (NoEffectError, NoRelevantChannelError):
         few = codes.select(slice(_GRADIENT_CODES)).to(generator.device)
 
-    # too few codes show the target to be compared with the others
+    # the same step for all, as edits with instant relevance have it
     probes = min(_GRADIENT_PROBES, embeddings.shape[1])
     relevance = instant_relevance(generator, embed_images, few, text.direction, deviations, probes=probes).to(
         deviations

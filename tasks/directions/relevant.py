@@ -10,6 +10,7 @@ from functools import lru_cache
 
 import pyarrow as pa
 import torch
+from prefect.logging import get_run_logger
 from torch import Tensor
 
 from styleclip.tasks.artifacts import (
@@ -72,9 +73,15 @@ def _found(run: Run, variant: StepVariant, seen: SeenCodes) -> RelevantChannels:
     )  # fmt: skip
     codes, embedded = read_looked_at(run, seen)
     with computing(run.device):
-        return relevant_channels(
+        found = relevant_channels(
             run.generator, run.clip.embed_whole, codes, embedded, text, run.clip.logit_scale
         )
+    if not found.compared:
+        get_run_logger().warning(
+            "%s: hardly any sampled code shows it, or those that do differ from the others in no channel; so "
+            "derivatives say what moves, and all images begin with the same step", variant.target
+        )  # fmt: skip
+    return found
 
 
 def write_channels(run: Run, recipe: Recipe, found: RelevantChannels) -> None:

@@ -5,10 +5,10 @@ For codes w the mapper M is trained to make w_hat = w + strength M(w) show the p
     clip (1 - cos(E_I(G(w_hat)), E_T(t))) + id (1 - <R(G(w_hat)), R(G(w))>) + l2 mean((w_hat - w)^2)
 
 each a mean over the batch; in style space the L2 term is summed over the layers that move. Where an effect is
-wanted, the CLIP term is how many logits of CLIP's probability are missing, and there may be a directional
-term (both as in ``styleclip_core.optimization``). A mapper of relevant channels begins at the way of a
-matched edit, as long as images need it to show the effect, and its L2 term is of what the networks add. The
-published optimizer is Ranger; for short trainings at high rates there is its rectified part alone, RAdam.
+wanted, the CLIP term is how many logits are missing, as in ``styleclip_core.optimization``. A mapper of
+relevant channels begins at the way of a matched edit, as long as images need it to show the effect, and its
+L2 term is of what the networks add. The published optimizer is Ranger; for short trainings at high rates
+there is its rectified part alone, RAdam.
 
 A training is a value that can be stored between any two steps: weights, the best weights, moments, step,
 curve. Which codes a step sees is a function of (seed, step), and so is the learning rate. So a
@@ -37,7 +37,6 @@ from styleclip_core.editing import EditedLatents
 from styleclip_core.errors import ArtifactConflictError, CheckpointError, TrainingDivergedError
 from styleclip_core.models.mapper import Mapper, MapperConfig
 from styleclip_core.models.stylegan2 import Generator
-from styleclip_core.optimization import directional_loss
 from styleclip_core.ranger import BETAS, EPS, Ranger
 from styleclip_core.relevant import RelevantChannels, logit, shares_of_the_way
 from styleclip_core.settings.mapper_training import LEVELS
@@ -119,7 +118,7 @@ class MapperTraining:
             validation: w_plus to choose the best weights by, ``[n, L, W]``.
             settings: Losses, steps, rates.
             embed_identity: Identity network; needed if ``identity_weight`` is positive.
-            neutral: Unit embedding of the neutral prompt, ``[D]``; needed for an effect or a direction.
+            neutral: Unit embedding of the neutral prompt, ``[D]``; needed for an effect.
             scale: What CLIP multiplies cosines by before a softmax, 100 for OpenAI's; for an effect.
             channels: What a mapper of kind ``style-relevant`` moves.
 
@@ -138,7 +137,7 @@ class MapperTraining:
             )
 
         if settings.needs_neutral and neutral is None:
-            raise ValueError("an effect or a direction is seen from a neutral prompt; give its embedding")
+            raise ValueError("an effect is seen from a neutral prompt; give its embedding")
         if settings.kind == "style-relevant" and channels is None:
             raise ValueError("kind is style-relevant, but no channels are given (relevant_channels)")
 
@@ -303,7 +302,7 @@ class MapperTraining:
         with torch.autocast(device, torch.bfloat16, enabled=settings.precision == "bfloat16"):
             image = self.generator.synthesize(after)
             embedded = self._embed_images(image)
-        clip = self._clip(embedded.float(), before)
+        clip = self._clip(embedded.float())
         identity = torch.zeros_like(clip)
         if self._embed_identity is not None and settings.identity_weight > 0:
             with torch.autocast(device, torch.bfloat16, enabled=settings.precision == "bfloat16"):
@@ -315,20 +314,12 @@ class MapperTraining:
         # together, so that the device is waited for once
         return loss, Losses(*torch.stack([clip, identity, l2, loss]).detach().tolist())
 
-    def _clip(self, embedded: Tensor, before: StyleCode) -> Tensor:
-        """Return the mean CLIP term of moved images and, weighted, the directional one."""
-        settings, difference = self.settings, self._difference
-        if settings.effect is None or difference is None:
-            clip = (1 - embedded @ self._text.float()).mean()
-        else:
-            seen = self._scale * (embedded @ difference.float())
-            clip = (logit(settings.effect) - seen).clamp(min=0).mean()
-        if settings.directional_weight == 0 or difference is None:
-            return clip
-
-        with torch.no_grad():
-            known = self._embed_images(self.generator.synthesize(before)).float()
-        return clip + settings.directional_weight * directional_loss(embedded - known, difference).mean()
+    def _clip(self, embedded: Tensor) -> Tensor:
+        """Return the mean CLIP term of moved images."""
+        effect, difference = self.settings.effect, self._difference
+        if effect is None or difference is None:
+            return (1 - embedded @ self._text.float()).mean()
+        return (logit(effect) - self._scale * (embedded @ difference.float())).clamp(min=0).mean()
 
     @torch.no_grad()
     def _lay(self, channels: RelevantChannels) -> None:

@@ -6,12 +6,8 @@ For a source code w_s and a prompt t, the edited code is
 
 with E_I, E_T the two towers of CLIP and R an identity network; w runs over W+, over the convolution
 channels of S, or over those of them that the prompt concerns (``styleclip_core.relevant``). Where an
-effect is wanted, the first term is how many logits of CLIP's probability are missing; where the direction
-counts, it has
-
-    direction (1 - cos(E_I(G(w)) - E_I(G(w_s)), E_T(t) - E_T(neutral)))
-
-added (Gal et al. 2022, StyleGAN-NADA, equation 2), softened, as there is no direction at the source. The
+effect is wanted, the first term is how many logits of CLIP's probability of t, against a neutral prompt, are
+missing: it ends where there is enough, and is of the direction between both prompts and of no other. The
 published code generates freely with the CLIP term alone. Many pairs are optimized at once: their losses are
 summed, and neither that sum nor Adam, which works element by element, lets one pair see another. A pair
 that ends leaves the batch, and the others go on without it.
@@ -41,7 +37,6 @@ from styleclip_core.style_space import StyleCode
 from styleclip_core.tuned import AnyGenerator
 
 Embedding = Callable[[Tensor], Tensor]  # images [B, 3, H, H] in -1..1 -> unit rows
-_SOFT = 0.05  # of a change of an embedding, which an edit that can be seen makes several times
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,7 +46,7 @@ class OptimizationState:
     Attributes:
         step: Number of the evaluation, from 0; the first is of the source itself.
         pairs: Numbers of the pairs it was of, ``[A]`` int64.
-        clip: Their CLIP terms, ``[A]``, with the weighted directional one.
+        clip: Their CLIP terms, ``[A]``.
         l2: Their squared distances from the source, unweighted, ``[A]``.
         identity: Their identity terms, unweighted, ``[A]``; 0 without an identity network.
         loss: What is minimized, ``[A]``.
@@ -103,7 +98,7 @@ def optimize(
         settings: Terms, steps, rate, and pairs at once; without a number of these, P decides it.
         embed_identity: Identity network; needed if ``identity_weight`` is positive, unused otherwise.
         offset: What earlier edits added to each pair's flat style code, ``[P, M]``; None for nothing.
-        neutral: Unit embedding of each pair's neutral prompt, ``[P, D]``; for an effect or a direction.
+        neutral: Unit embedding of each pair's neutral prompt, ``[P, D]``; needed for an effect.
         scale: What CLIP multiplies cosines by before a softmax, 100 for OpenAI's; for an effect.
         channels: The channels of all pairs, for the space ``relevant``.
 
@@ -286,17 +281,10 @@ class _Problem:
         return clip, l2, identity
 
     def _clip(self, embedding: Tensor, source: _Source, text: Tensor) -> Tensor:
-        """Return the CLIP term and, weighted, the directional one, ``[A]``."""
-        settings, difference, before = self.settings, source.difference, source.embedding
-        if difference is None or before is None:
+        """Return the CLIP term, ``[A]``."""
+        if self.settings.effect is None or source.difference is None:
             return 1 - (embedding * text).sum(dim=1)
-
-        clip = 1 - (embedding * text).sum(dim=1)
-        if settings.effect is not None:
-            clip = (logit(settings.effect) - self._logits(embedding, difference)).clamp(min=0)
-        if settings.directional_weight > 0:
-            clip = clip + settings.directional_weight * directional_loss(embedding - before, difference)
-        return clip
+        return (logit(self.settings.effect) - self._logits(embedding, source.difference)).clamp(min=0)
 
     def _draw(self, pairs: Tensor, flat: Tensor) -> Tensor:
         return self.generator.take(pairs).synthesize(StyleCode.from_flat(self.generator.layout, flat))
@@ -332,25 +320,11 @@ def _check_prompts(
     text: Tensor, neutral: Tensor | None, settings: OptimizationSettings, channels: RelevantChannels | None
 ) -> None:
     if settings.needs_neutral and neutral is None:
-        raise ValueError(
-            "an effect or a direction is seen from a neutral prompt; give its embeddings (neutral)"
-        )
+        raise ValueError("an effect is seen from a neutral prompt; give its embeddings (neutral)")
     if neutral is not None and neutral.shape != text.shape:
         raise ValueError(f"neutral must be {list(text.shape)}, as text is, got {list(neutral.shape)}")
     if settings.space == "relevant" and channels is None:
         raise ValueError("space is relevant, but no channels are given (relevant_channels)")
-
-
-def directional_loss(change: Tensor, difference: Tensor) -> Tensor:
-    """Return 1 minus the cosine of what an edit changes and of the two prompts' difference, ``[B]``.
-
-    Args:
-        change: Of the image embeddings, ``[B, D]``; its length is softened by 0.05, so that an edit that
-            changes nothing has a gradient that is no larger than that of others.
-        difference: Of the text embeddings, ``[B, D]`` or ``[D]``.
-    """
-    along = (change * torch.nn.functional.normalize(difference, dim=-1)).sum(dim=-1)
-    return 1 - along * (change.square().sum(dim=-1) + _SOFT**2).rsqrt()
 
 
 def published_embedding(clip: ClipModel) -> Embedding:

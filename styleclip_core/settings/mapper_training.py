@@ -25,8 +25,8 @@ class MapperTrainingSettings:
 
     kind: Annotated[
         Kind,
-        Says("Networks: one per level of W+, one for all rows, or one per style layer; style-relevant moves "
-             "the channels that the prompt concerns, and begins where images that show it have them"),
+        Says("Networks: one per level of W+, one for all rows, or one per style layer; "
+             "style-relevant moves relevant channels alone"),
     ] = "levels"  # fmt: skip
     # the published code leaves out "fine" for prompts that should keep colours
     levels: Annotated[tuple[Level, ...], Says("For levels: those that move, of coarse, medium, fine")] = (
@@ -61,14 +61,9 @@ class MapperTrainingSettings:
         "Weight of the mean squared move; for style-relevant of what the networks add, in deviations, summed "
         "over channels"
     )] = 0.8  # fmt: skip
-    directional_weight: Annotated[
-        float, Ge(0), NamedIfChanged(),
-        Says("Weight of 1 minus the cosine of what the edit changes in CLIP's eyes and the text direction"),
-    ] = 0.0  # fmt: skip
     effect: Annotated[
         float | None, Gt(0), Lt(1), NamedIfChanged(),
-        Says("CLIP's probability of the target against the neutral prompt that is enough: the CLIP term is "
-             "how many logits are missing; none for 1 minus the cosine of image and prompt"),
+        Says("CLIP's probability of the target against the neutral prompt that is enough; none for the most"),
     ] = None  # fmt: skip
     validate_every: Annotated[int, Ge(1), Says("Steps between validations, which also store all")] = 2000
     # a gain is more than ``decisions.ALIKE`` of the best loss, in the choice of the best weights too
@@ -91,7 +86,7 @@ class MapperTrainingSettings:
     @property
     def needs_neutral(self) -> bool:
         """Return whether a neutral prompt decides anything."""
-        return self.effect is not None or self.directional_weight > 0
+        return self.effect is not None
 
 
 PRESETS: Mapping[str, MapperTrainingSettings] = MappingProxyType({

@@ -30,8 +30,7 @@ class OptimizationSettings:
     """
 
     space: Annotated[Space, Says(
-        "What moves: w_plus; style space without toRGB; or relevant, the channels of it that the prompt "
-        "concerns, in deviations, from where images that show the target have them"
+        "What moves: w_plus, style space without toRGB, or the relevant channels of it, in deviations"
     )] = "w_plus"  # fmt: skip
     mode: Annotated[Mode, Says("free_generation has the CLIP term alone")] = "edit"
     steps: Annotated[int, Ge(1), Says("Evaluations of the loss, at most")] = 300
@@ -42,19 +41,14 @@ class OptimizationSettings:
         1e-8
     )
     l2_weight: Annotated[float, Ge(0), Says(
-        "Pull to the source, per squared unit, summed; of relevant channels to where they begin"
+        "Pull to the source, per squared unit, summed; relevant channels are pulled to where they begin"
     )] = 0.008  # fmt: skip
     identity_weight: Annotated[
         float, Ge(0), Says("Weight of the identity term; 0.005 in the published notebook")
     ] = 0.0
-    directional_weight: Annotated[
-        float, Ge(0), NamedIfChanged(),
-        Says("Weight of 1 minus the cosine of what the edit changes in CLIP's eyes and the text direction"),
-    ] = 0.0  # fmt: skip
     effect: Annotated[
         float | None, Gt(0), Lt(1), NamedIfChanged(),
-        Says("CLIP's probability of the target against the neutral prompt that is enough: the CLIP term is "
-             "how many logits are missing; none for 1 minus the cosine of image and prompt"),
+        Says("CLIP's probability of the target against the neutral prompt that is enough; none for the most"),
     ] = None  # fmt: skip
     patience: Annotated[
         int | None, Ge(1),
@@ -77,7 +71,7 @@ class OptimizationSettings:
     @property
     def needs_neutral(self) -> bool:
         """Return whether a neutral prompt decides anything."""
-        return self.effect is not None or self.directional_weight > 0
+        return self.effect is not None
 
 
 def fitting_chunk(pairs: int) -> int:

@@ -344,9 +344,7 @@ class MapperTraining(Settings):
         "published",
         description="Named defaults: published, small for small generators, or faithful to keep the person",
     )
-    neutral: Prompt = Field(
-        "face", description="What the prompt is compared with, where an effect or a direction counts"
-    )
+    neutral: Prompt = Field("face", description="What the prompt is compared with, where an effect is wanted")
     templates: TemplateSet | None = Field(
         None, description="Prompt templates; styleclip-79 where prompts are compared, none elsewhere"
     )

@@ -15,7 +15,7 @@ from styleclip_core.mapper_training import PRESETS as MAPPERS
 from styleclip_core.mapper_training import MapperTraining, MapperTrainingSettings, apply_mapper
 from styleclip_core.matching import likelihood, matched_direction
 from styleclip_core.models.mapper import save_mapper
-from styleclip_core.optimization import PRESETS, OptimizationSettings, directional_loss, optimize
+from styleclip_core.optimization import PRESETS, OptimizationSettings, optimize
 from styleclip_core.prompts import TextDirection
 from styleclip_core.relevant import (
     BETA,
@@ -119,16 +119,6 @@ def test_an_image_goes_as_far_as_it_needs_and_half_of_the_way_at_least():
     assert_close(shares, torch.tensor([1.0, 0.5, 0.5, 1.5]))
 
 
-def test_the_direction_of_a_change_counts_and_a_change_of_nothing_has_a_gradient():
-    difference = torch.tensor([0.0, 3.0])
-    changes = torch.tensor([[0.0, 9.0], [0.0, -9.0], [9.0, 0.0]])
-    expected = torch.tensor([0.0, 2.0, 1.0])
-    assert_close(directional_loss(changes, difference), expected, atol=1e-3, rtol=0)
-    nothing = torch.zeros(1, 2, requires_grad=True)
-    (gradient,) = torch.autograd.grad(directional_loss(nothing, difference).sum(), nothing)
-    assert_close(gradient, torch.tensor([[0.0, -20.0]]))
-
-
 # ---- optimization ---------------------------------------------------------------------------------
 
 
@@ -143,12 +133,11 @@ def test_channels_that_a_prompt_does_not_concern_stay_bit_for_bit(generator, wor
     assert (before != after)[:, may].any(dim=0).float().mean() > 0.9
 
 
-@pytest.mark.parametrize("directional", [0.0, 2.0])
-def test_pairs_of_relevant_channels_do_not_see_each_other(generator, world, channels, directional):
-    together = run(generator, world, channels, directional_weight=directional)[-1]
+def test_pairs_of_relevant_channels_do_not_see_each_other(generator, world, channels):
+    together = run(generator, world, channels)[-1]
     for index in range(5):
         one = world[-1][index : index + 1]
-        alone = run(generator, world, channels, one, directional_weight=directional)[-1]
+        alone = run(generator, world, channels, one)[-1]
         assert torch.equal(together.moved.offset[index], alone.moved.offset[0])
         assert torch.equal(together.clip[index], alone.clip[0])
 
@@ -254,8 +243,7 @@ def test_a_training_stored_before_there_was_an_effect_goes_on(generator, world):
     length = struct.unpack("<Q", content[:8])[0]
     header = json.loads(content[8 : 8 + length])
     said = json.loads(header["__metadata__"]["styleclip"])
-    for name in ("effect", "directional_weight"):
-        del said["settings"][name]
+    del said["settings"]["effect"]
     header["__metadata__"]["styleclip"] = json.dumps(said)
     packed = json.dumps(header).encode()
     second = old()

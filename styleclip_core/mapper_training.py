@@ -38,7 +38,7 @@ from styleclip_core.errors import ArtifactConflictError, CheckpointError, Traini
 from styleclip_core.models.mapper import Mapper, MapperConfig
 from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.ranger import BETAS, EPS, Ranger
-from styleclip_core.relevant import RelevantChannels, logit, shares_of_the_way
+from styleclip_core.relevant import RelevantChannels, logit, parts_of, shares_of_the_way
 from styleclip_core.settings.mapper_training import LEVELS
 from styleclip_core.settings.mapper_training import PRESETS as PRESETS
 from styleclip_core.settings.mapper_training import MapperTrainingSettings as MapperTrainingSettings
@@ -328,19 +328,22 @@ class MapperTraining:
         known, difference = channels.to(self._text.float()), self._difference
         if difference is None:
             raise ValueError("relevant channels begin at an effect, and there is no prompt to see it by")
-        way = known.width * known.start(codes.editable())
+        styles = codes.editable()
 
         def seen(share: float) -> Tensor:
-            moved = codes.add(share * way)
+            moved = codes.add(known.width * known.begin(styles, share))
             return self._scale * (self._embed_images(self.generator.synthesize(moved)).float() @ difference)
 
         wanted = logit(self.settings.effect or 0.5)
-        share = shares_of_the_way(seen(0.0), seen, wanted).mean().item()
+        shares = shares_of_the_way(seen(0.0), seen, wanted, known.shares)
+        first, rest = (part.mean().item() for part in parts_of(shares))
 
         # a step is multiplied by the strength when it is taken
         strength, laid = self.settings.strength, self.mapper.way
-        for name, factor in (("delta", share), ("pull", share), ("centre", strength), ("width", 1.0)):
-            getattr(laid, name).copy_(getattr(known, name) * factor / strength)
+        laid.delta.copy_((first * known.delta + rest * known.further) / strength)
+        laid.pull.copy_(first * known.pull / strength)
+        laid.centre.copy_(known.centre)
+        laid.width.copy_(known.width / strength)
         # the networks begin with no step of their own
         for index, _ in self.mapper.config.widths:
             last = getattr(self.mapper, f"mapper_{index}").mapping[-1]

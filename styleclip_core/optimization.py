@@ -221,14 +221,15 @@ class _Problem:
         channels, embedding, difference = self.channels, source.embedding, source.difference
         if channels is None or embedding is None or difference is None:
             raise ValueError("relevant channels begin at an effect, and there is no prompt to see it by")
-        way = channels.start(source.moving)
+        styles, wanted = source.moving, logit(self.settings.effect or 0.5)
 
         def seen(share: float) -> Tensor:
-            image = self._draw(source.pairs, self.whole(share * way, source))
+            image = self._draw(source.pairs, self.whole(channels.begin(styles, share), source))
             return self._logits(self.embed_images(image), difference)
 
         before = self._logits(embedding, difference)
-        return shares_of_the_way(before, seen, logit(self.settings.effect or 0.5))[:, None] * way
+        share = shares_of_the_way(before, seen, wanted, channels.shares)
+        return channels.begin(styles, share[:, None])
 
     def _logits(self, embedding: Tensor, difference: Tensor) -> Tensor:
         return self.scale * (embedding * difference).sum(dim=1)

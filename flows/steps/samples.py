@@ -179,7 +179,7 @@ def _still_channels(there: Run, step: PreparedStep) -> PreparedStep:
     """Return a step of an optimization with channels in the sample's folder that all stay."""
     recipe = direction_recipe(there, "sample", "1", step.variant.parameters(), {"channels": step.content})
     still = torch.zeros(there.generator.layout.num_editable)
-    write_channels(there, recipe, RelevantChannels(still, still, still, still))
+    write_channels(there, recipe, RelevantChannels(still, still, still, still, still))
     return step.model_copy(update={"uri": channels_uri(there, recipe), "content": recipe.fingerprint})
 
 

@@ -34,7 +34,7 @@ from styleclip_core.prompts import TextDirection
 from styleclip_core.relevant import RelevantChannels, relevant_channels
 
 STEP, VERSION = "relevant-channels", "1"
-_COLUMNS = ("delta", "pull", "centre", "width")
+_COLUMNS = ("delta", "pull", "centre", "further", "width")
 
 
 def plan_channels(run: Run, variant: StepVariant, seen: SeenCodes) -> Recipe:
@@ -76,11 +76,11 @@ def _found(run: Run, variant: StepVariant, seen: SeenCodes) -> RelevantChannels:
         found = relevant_channels(
             run.generator, run.clip.embed_whole, codes, embedded, text, run.clip.logit_scale
         )
-    if not found.compared:
-        get_run_logger().warning(
-            "%s: hardly any sampled code shows it, or those that do differ from the others in no channel; so "
-            "derivatives say what moves, and all images begin with the same step", variant.target
-        )  # fmt: skip
+    if found.goes_further:
+        get_run_logger().info(
+            "%s: images that show it do not say how to get there, so derivatives show the rest of the way",
+            variant.target,
+        )
     return found
 
 

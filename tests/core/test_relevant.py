@@ -98,7 +98,7 @@ def test_channels_are_those_of_a_matched_edit_and_their_widths_count_relevance(g
     deviation = codes.editable().std(dim=0, correction=0)
     expected = torch.where(matched.relevance >= BETA, deviation * matched.relevance.sqrt(), 0.0)
     assert_close(found.width, expected)
-    way = found.width * found.start(codes.editable())
+    way = found.width * found.begin(codes.editable(), 1.0)
     assert_close(way, torch.where(found.width > 0, matched.step(codes), 0.0), atol=1e-5, rtol=1e-4)
 
 
@@ -106,10 +106,11 @@ def test_where_no_code_shows_the_target_derivatives_say_which_channels_matter(ge
     clip, _, codes, embedded, text, *_ = world
     unseen = replace(text, norm=text.norm * 50, direction=-embedded.mean(dim=0) / embedded.mean(dim=0).norm())
     found = relevant_channels(generator, clip, codes, embedded, unseen, SCALE)
-    assert torch.equal(found.pull, torch.zeros_like(found.pull))  # the same step for all images
-    assert found.width.any()
+    assert not found.pull.any()  # the same step for all images
+    assert not found.delta.any()
+    assert torch.equal(found.width > 0, found.further != 0)
     # a step along them brings images nearer to the prompt
-    moved = look_at(generator, clip, codes.add(0.1 * found.delta))
+    moved = look_at(generator, clip, codes.add(0.03 * found.further))
     assert ((moved - embedded) @ unseen.direction).mean() > 0
 
 
@@ -117,6 +118,15 @@ def test_an_image_goes_as_far_as_it_needs_and_half_of_the_way_at_least():
     before = torch.tensor([-2.0, -1.0, 2.0, -90.0])
     shares = shares_of_the_way(before, lambda share: before + 2 * share, 0.0)
     assert_close(shares, torch.tensor([1.0, 0.5, 0.5, 1.5]))
+
+
+def test_beyond_its_end_the_way_goes_on_along_derivatives():
+    ones = torch.ones(2)
+    found = RelevantChannels(2 * ones, 0 * ones, 0 * ones, torch.tensor([0.0, 8.0]), torch.tensor([1.0, 2.0]))
+    begun = found.begin(torch.zeros(3, 2), torch.tensor([[1.0], [1.5], [2.0]]))
+    assert_close(begun, torch.tensor([[2.0, 1.0], [3.0, 1.5], [3.0, 3.5]]))
+    assert found.shares[-1] == 2.5
+    assert replace(found, further=0 * ones).shares[-1] == 1.5
 
 
 # ---- optimization ---------------------------------------------------------------------------------
@@ -145,7 +155,7 @@ def test_pairs_of_relevant_channels_do_not_see_each_other(generator, world, chan
 def test_it_begins_along_the_way_and_keeps_more_of_the_person_than_the_way_does(generator, world, channels):
     first, *_, end = run(generator, world, channels, steps=25, l2_weight=0.01)
     styles = generator.styles(world[-1]).editable()
-    way = channels.width * channels.start(styles)
+    way = channels.width * channels.begin(styles, 1.0)
     begun = first.moved.offset[:, generator.layout.editable_index]
     shares = (begun * way).sum(dim=1) / way.square().sum(dim=1)
     assert_close(begun, shares[:, None] * way, atol=1e-5, rtol=1e-4)
@@ -189,7 +199,7 @@ def test_a_mapper_begins_with_the_way_and_leaves_other_channels_alone(generator,
     assert begun.validate().l2 == 0
     w_plus = world[-1]
     before = generator.styles(w_plus)
-    way = channels.width * channels.start(before.editable())
+    way = channels.width * channels.begin(before.editable(), 1.0)
     moved = apply_mapper(begun.mapper, generator, EditedLatents(w_plus), 0.1).codes(generator)
     step = moved.editable() - before.editable()
     share = (step * way).sum() / way.square().sum()
@@ -253,5 +263,5 @@ def test_a_training_stored_before_there_was_an_effect_goes_on(generator, world):
 
 def test_channels_of_another_format_follow_what_they_are_moved_with():
     ones = torch.ones(3)
-    found = RelevantChannels(ones, ones, ones, ones).to(torch.zeros(1, dtype=torch.float64))
+    found = RelevantChannels(ones, ones, ones, ones, ones).to(torch.zeros(1, dtype=torch.float64))
     assert found.width.dtype == torch.float64

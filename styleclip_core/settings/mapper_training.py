@@ -25,8 +25,8 @@ class MapperTrainingSettings:
 
     kind: Annotated[
         Kind,
-        Says("Networks: one per level of W+, one for all rows, or one per style layer; "
-             "style-relevant moves relevant channels alone"),
+        Says("Networks: one per level of W+, one for all rows, or one per style layer, "
+             "of all channels or of relevant ones"),
     ] = "levels"  # fmt: skip
     # the published code leaves out "fine" for prompts that should keep colours
     levels: Annotated[tuple[Level, ...], Says("For levels: those that move, of coarse, medium, fine")] = (

@@ -102,6 +102,7 @@ def test_what_is_left_to_the_presets_keeps_its_name():
     assert not {"neutral", "effect"} & usual.keys()
     faithful = MapperTraining(preset="faithful").parameters()
     assert (faithful["templates"], faithful["neutral"], faithful["effect"]) == ("styleclip-79", "face", 0.75)
+    assert MapperTraining(preset="faithful", neutral="hair").parameters() != faithful
     (variant,) = Edit(target="hat", method="optimization").variants()
     assert "effect" not in variant.parameters()["steps"][0]
     assert variant.steps[0].templates == "none"

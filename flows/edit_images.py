@@ -126,7 +126,7 @@ def edit_images(
     index = index or photographs.index(run, located, execution)
     edits = editing.fitted(edits, index, chosen)
     variants = all_variants(replace_steps(edits, stand_in), most_variants, by_image=any(chosen))
-    others = editing.prepare_others(run, variants)
+    others = editing.prepare_others(run, variants, sampling)
 
     about = (
         f"edits {index.rows} photographs under {photos} with {len(edits)} edits ({len(variants)} variants)"
@@ -154,6 +154,7 @@ def edit_images(
     if editing.needs(variants, "matched"):
         shown, looked = look_at(run, sampling)
         done.append(counts(looked))
+        editing.find_channels(run, variants, shown)
 
     # alpha and beta are chosen on the images themselves, so these are inverted first
     choices = list[ChosenStrength]()

@@ -4,8 +4,11 @@ For codes w the mapper M is trained to make w_hat = w + strength M(w) show the p
 
     clip (1 - cos(E_I(G(w_hat)), E_T(t))) + id (1 - <R(G(w_hat)), R(G(w))>) + l2 mean((w_hat - w)^2)
 
-each a mean over the batch; in style space the L2 term is summed over the layers that move. The published
-optimizer is Ranger; for short trainings at high rates there is its rectified part alone, RAdam.
+each a mean over the batch; in style space the L2 term is summed over the layers that move. Where an effect is
+wanted, the CLIP term is how many logits are missing, as in ``styleclip_core.optimization``. A mapper of
+relevant channels begins at the way of a matched edit, as long as images need it to show the effect, and its
+L2 term is of what the networks add. The published optimizer is Ranger; for short trainings at high rates
+there is its rectified part alone, RAdam.
 
 A training is a value that can be stored between any two steps: weights, the best weights, moments, step,
 curve. Which codes a step sees is a function of (seed, step), and so is the learning rate. So a
@@ -35,6 +38,7 @@ from styleclip_core.errors import ArtifactConflictError, CheckpointError, Traini
 from styleclip_core.models.mapper import Mapper, MapperConfig
 from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.ranger import BETAS, EPS, Ranger
+from styleclip_core.relevant import RelevantChannels, logit, parts_of, shares_of_the_way
 from styleclip_core.settings.mapper_training import LEVELS
 from styleclip_core.settings.mapper_training import PRESETS as PRESETS
 from styleclip_core.settings.mapper_training import MapperTrainingSettings as MapperTrainingSettings
@@ -45,6 +49,7 @@ Embedding = Callable[[Tensor], Tensor]  # images [B, 3, H, H] in -1..1 -> unit r
 CURVE_COLUMNS = ("step", "validation", "clip", "identity", "l2", "loss", "learning_rate")
 _FORMAT, _HEADER = "styleclip-mapper-training-1", "styleclip"
 _PUBLISHED_NAMES = {"coarse": "course"}  # sic, in every published checkpoint
+_TRIED_ON = 32  # validation codes at most, by which the length of the way is chosen
 _FIRST_ROW = {"coarse": 0, "medium": 4, "fine": 8}
 
 
@@ -99,6 +104,9 @@ class MapperTraining:
         settings: MapperTrainingSettings,
         *,
         embed_identity: Embedding | None = None,
+        neutral: Tensor | None = None,
+        scale: float = 100.0,
+        channels: RelevantChannels | None = None,
     ) -> None:
         """Prepare a training.
 
@@ -110,10 +118,13 @@ class MapperTraining:
             validation: w_plus to choose the best weights by, ``[n, L, W]``.
             settings: Losses, steps, rates.
             embed_identity: Identity network; needed if ``identity_weight`` is positive.
+            neutral: Unit embedding of the neutral prompt, ``[D]``; needed for an effect.
+            scale: What CLIP multiplies cosines by before a softmax, 100 for OpenAI's; for an effect.
+            channels: What a mapper of kind ``style-relevant`` moves.
 
         Raises:
-            ValueError: If codes have another shape than the generator's, or the identity term lacks its
-                network, or a level has no rows in this generator.
+            ValueError: If codes have another shape than the generator's, or a term lacks its network,
+                prompt or channels, or a level has no rows in this generator.
         """
         rows = (generator.num_ws, generator.config.w_dim)
         for name, each in (("codes", codes), ("validation", validation)):
@@ -125,10 +136,18 @@ class MapperTraining:
                 "give one (load_identity) or set the weight to 0"
             )
 
-        self.generator, self.settings = generator, settings
+        if settings.needs_neutral and neutral is None:
+            raise ValueError("an effect is seen from a neutral prompt; give its embedding")
+        if settings.kind == "style-relevant" and channels is None:
+            raise ValueError("kind is style-relevant, but no channels are given (relevant_channels)")
+
+        self.generator, self.settings, self._scale = generator, settings, scale
+        self._difference = text - neutral if neutral is not None and settings.needs_neutral else None
         self._embed_images, self._embed_identity = embed_images, embed_identity
         self._text, self._codes, self._validation = text, codes, validation
         self.mapper = new_mapper(generator, settings).to(generator.device)
+        if channels is not None and settings.kind == "style-relevant":
+            self._lay(channels)
         self.best = copy.deepcopy(self.mapper)
 
         # all that changes from here on is stored by ``to_bytes``
@@ -220,7 +239,9 @@ class MapperTraining:
         """
         tensors, header = _read(content)
         mine = json.loads(json.dumps(asdict(self.settings)))
-        other = {**header["settings"], "steps": mine["steps"]}  # more steps are no other training
+        # more steps are no other training, and what there was no setting for was as it is by default
+        usual = json.loads(json.dumps(asdict(MapperTrainingSettings())))
+        other = {**usual, **header["settings"], "steps": mine["steps"]}
         if other != mine or header["data"] != self._fingerprint():
             changed = sorted(name for name in mine if other.get(name) != mine[name]) or ["codes or prompt"]
             raise ArtifactConflictError(
@@ -248,7 +269,10 @@ class MapperTraining:
 
     def _fingerprint(self) -> str:
         """Return numbers that tell one set of codes and prompt from another."""
-        sums = [tensor.detach().double().cpu() for tensor in (self._text, self._codes, self._validation)]
+        # a neutral prompt where it decides anything, so that older trainings go on
+        known = [self._text, self._codes, self._validation]
+        known += [self._difference] if self._difference is not None else []
+        sums = [tensor.detach().double().cpu() for tensor in known]
         return ",".join(f"{len(each)}:{each.sum():.9e}:{each.square().sum():.9e}" for each in sums)
 
     # ---- one step ----------------------------------------------------------------------------------
@@ -278,7 +302,7 @@ class MapperTraining:
         with torch.autocast(device, torch.bfloat16, enabled=settings.precision == "bfloat16"):
             image = self.generator.synthesize(after)
             embedded = self._embed_images(image)
-        clip = (1 - embedded.float() @ self._text.float()).mean()
+        clip = self._clip(embedded.float())
         identity = torch.zeros_like(clip)
         if self._embed_identity is not None and settings.identity_weight > 0:
             with torch.autocast(device, torch.bfloat16, enabled=settings.precision == "bfloat16"):
@@ -289,6 +313,42 @@ class MapperTraining:
         loss = settings.clip_weight * clip + settings.identity_weight * identity + settings.l2_weight * l2
         # together, so that the device is waited for once
         return loss, Losses(*torch.stack([clip, identity, l2, loss]).detach().tolist())
+
+    def _clip(self, embedded: Tensor) -> Tensor:
+        """Return the mean CLIP term of moved images."""
+        effect, difference = self.settings.effect, self._difference
+        if effect is None or difference is None:
+            return (1 - embedded @ self._text.float()).mean()
+        return (logit(effect) - self._scale * (embedded @ difference.float())).clamp(min=0).mean()
+
+    @torch.no_grad()
+    def _lay(self, channels: RelevantChannels) -> None:
+        """Give the mapper its way, as long as validation codes need it to be on average."""
+        codes = self.generator.styles(self._validation[:_TRIED_ON])
+        known, difference = channels.to(self._text.float()), self._difference
+        if difference is None:
+            raise ValueError("relevant channels begin at an effect, and there is no prompt to see it by")
+        styles = codes.editable()
+
+        def seen(share: float) -> Tensor:
+            moved = codes.add(known.width * known.begin(styles, share))
+            return self._scale * (self._embed_images(self.generator.synthesize(moved)).float() @ difference)
+
+        wanted = logit(self.settings.effect or 0.5)
+        shares = shares_of_the_way(seen(0.0), seen, wanted, known.shares)
+        first, rest = (part.mean().item() for part in parts_of(shares))
+
+        # a step is multiplied by the strength when it is taken
+        strength, laid = self.settings.strength, self.mapper.way
+        laid.delta.copy_((first * known.delta + rest * known.further) / strength)
+        laid.pull.copy_(first * known.pull / strength)
+        laid.centre.copy_(known.centre)
+        laid.width.copy_(known.width / strength)
+        # the networks begin with no step of their own
+        for index, _ in self.mapper.config.widths:
+            last = getattr(self.mapper, f"mapper_{index}").mapping[-1]
+            for parameter in last.parameters():
+                parameter.zero_()
 
     def _note(self, losses: Losses, rate: float, *, validation: bool) -> None:
         self.curve.append((
@@ -356,6 +416,13 @@ def _moved(
     if not mapper.in_style_space:
         step = strength * mapper.step(w_plus)
         return generator.styles(w_plus + step), step.square().mean()
+    if mapper.config.kind == "style-relevant":
+        added = mapper.added(codes)
+        step = torch.zeros_like(codes.flat()).index_copy(
+            1, codes.layout.editable_index.to(added.device), strength * mapper.way(codes.editable(), added)
+        )
+        l2 = torch.where(mapper.way.width > 0, added, 0.0).square().sum(dim=1).mean()
+        return StyleCode.from_flat(codes.layout, codes.flat() + step), l2
     steps = mapper.style_step(codes)
     moved = StyleCode(codes.layout, {name: codes[name] + strength * steps[name] for name in codes})
     return moved, torch.stack([(strength * steps[name]).square().mean() for name in codes]).sum()

@@ -69,8 +69,10 @@ WAYS: dict[str, tuple[Way, Sets]] = {
     "whitened rows": (by(whitened), lambda world: world.judged),
     "least squares": (by_table(lambda world: world.exact_table, "least-squares"), lambda world: world.judged),
     "learnt dictionary": (by(plain, learnt_rows), lambda world: world.judged),
-    "mapper": (mapped, lambda world: world.judged),
-    "optimization": (optimized, lambda world: world.slow),
+    "mapper": (mapped("small"), lambda world: world.judged),
+    "mapper, faithful": (mapped("faithful"), lambda world: world.judged),
+    "optimization": (optimized("gentle"), lambda world: world.slow),
+    "optimization, faithful": (optimized("faithful"), lambda world: world.slow),
 }
 
 
@@ -85,7 +87,8 @@ def place(out: Path, counts: Counts) -> Path:
     models = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     decided = {
         "models": models, "counts": asdict(counts), "betas": BETAS,
-        "mapper": asdict(MAPPER_PRESETS["small"]), "optimization": asdict(PRESETS["gentle"]),
+        "mapper": [asdict(MAPPER_PRESETS[name]) for name in ("small", "faithful")],
+        "optimization": [asdict(PRESETS[name]) for name in ("gentle", "faithful")],
         "prompts": [asdict(each) for each in PROMPTS],
     }  # fmt: skip
     return out / hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()[:12]

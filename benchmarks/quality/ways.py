@@ -94,22 +94,30 @@ def along(setting: str, delta: Tensor, start: Portraits, *, first: float) -> Can
     return Candidate(setting, lambda alpha: start.codes.add(alpha * delta), first)
 
 
-def mapped(world: QualityWorld, prompt: Prompt, start: Portraits) -> Iterator[Candidate]:
-    """Yield the edit of the prompt's mapper; strength 1 is the published one."""
-    mapper, source = world.mapper(prompt), EditedLatents(start.w_plus)
+def mapped(preset: str) -> Way:
+    """Return the way by the prompt's mapper of a preset; strength 1 is the published one."""
 
-    def move(strength: float) -> StyleCode:
-        moved = apply_mapper(mapper, world.generator, source, strength * PUBLISHED_STRENGTH)
-        return moved.codes(world.generator)
+    def edits(world: QualityWorld, prompt: Prompt, start: Portraits) -> Iterator[Candidate]:
+        mapper, source = world.mapper(prompt, preset), EditedLatents(start.w_plus)
 
-    yield Candidate("", move, 0.7)
+        def move(strength: float) -> StyleCode:
+            moved = apply_mapper(mapper, world.generator, source, strength * PUBLISHED_STRENGTH)
+            return moved.codes(world.generator)
+
+        yield Candidate("", move, 0.7)
+
+    return edits
 
 
-def optimized(world: QualityWorld, prompt: Prompt, start: Portraits) -> Iterator[Candidate]:
-    """Yield the way to codes optimized for the prompt."""
-    before, layout = start.codes.flat(), world.generator.layout
-    step = world.optimized(prompt, start) - before
-    yield Candidate("", lambda share: StyleCode.from_flat(layout, before + share * step), 1.0)
+def optimized(preset: str) -> Way:
+    """Return the way to codes optimized for the prompt by a preset."""
+
+    def edits(world: QualityWorld, prompt: Prompt, start: Portraits) -> Iterator[Candidate]:
+        before, layout = start.codes.flat(), world.generator.layout
+        step = world.optimized(prompt, start, preset) - before
+        yield Candidate("", lambda share: StyleCode.from_flat(layout, before + share * step), 1.0)
+
+    return edits
 
 
 def automatic(weights: Weights) -> Way:

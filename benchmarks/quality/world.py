@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,12 +23,13 @@ from styleclip_core.editing import ChannelSelection, StyleDirection, Weights, st
 from styleclip_core.instant import instant_relevance
 from styleclip_core.inversion import RefinementSettings, refine
 from styleclip_core.mapper_training import PRESETS as MAPPER_PRESETS
-from styleclip_core.mapper_training import MapperTraining, new_mapper
+from styleclip_core.mapper_training import MapperTraining, MapperTrainingSettings, new_mapper
 from styleclip_core.matching import at, likelihood, matched_direction, matching_settings
 from styleclip_core.models.mapper import Mapper
-from styleclip_core.optimization import PRESETS, optimize
+from styleclip_core.optimization import PRESETS, OptimizationSettings, optimize
 from styleclip_core.prompts import embed_prompt, text_direction
 from styleclip_core.relevance import RelevanceSettings, RelevanceTable, measure_channels
+from styleclip_core.relevant import RelevantChannels, relevant_channels
 from styleclip_core.sampling import sample_styles
 from styleclip_core.style_space import StyleCode
 
@@ -213,33 +214,61 @@ class QualityWorld(World):
         alpha, beta, *_ = self.kept(f"choices/{weights}/{prompt.name}", run)["trials"][-1].tolist()
         return alpha, beta
 
-    def mapper(self, prompt: Prompt) -> Mapper:
-        """Return the prompt's mapper of preset ``small``, trained once."""
-        settings = MAPPER_PRESETS["small"]
+    def relevant(self, prompt: Prompt) -> RelevantChannels:
+        """Return the channels that the prompt concerns."""
+        codes, embedding = self.looked_at
+        text = text_direction(self.clip, neutral=prompt.neutral, target=prompt.target)
+        embed, scale = self.clip.embed_images, self.clip.logit_scale
+        return relevant_channels(self.generator, embed, codes, embedding, text, scale)
+
+    def mapper(self, prompt: Prompt, preset: str = "small") -> Mapper:
+        """Return the prompt's mapper of a preset, trained once."""
+        settings = MAPPER_PRESETS[preset]
 
         def train() -> dict[str, Tensor]:
             codes = self.training
             training = MapperTraining(
                 self.generator, self.clip.embed_images, embed_prompt(self.clip, prompt.target),
-                codes[:_TRAINING_CODES], codes[_TRAINING_CODES:], settings,
+                codes[:_TRAINING_CODES], codes[_TRAINING_CODES:], settings, **self._guides(prompt, settings),
             )  # fmt: skip
             with torch.enable_grad():
                 deque(training.run(), maxlen=0)
             return {name: value.detach().clone() for name, value in training.best.state_dict().items()}
 
         mapper = new_mapper(self.generator, settings)
-        mapper.load_state_dict(self.kept(f"mappers/{prompt.name}", train))
+        mapper.load_state_dict(self.kept(f"mappers{_of(preset, 'small')}/{prompt.name}", train))
         return mapper.requires_grad_(False)
 
-    def optimized(self, prompt: Prompt, start: Portraits) -> Tensor:
-        """Return flat style codes optimized for the prompt by preset ``gentle``, ``[B, M]``."""
+    def optimized(self, prompt: Prompt, start: Portraits, preset: str = "gentle") -> Tensor:
+        """Return flat style codes optimized for the prompt by a preset, ``[B, M]``."""
+        settings, count = PRESETS[preset], len(start.w_plus)
 
         def run() -> dict[str, Tensor]:
-            text = embed_prompt(self.clip, prompt.target).expand(len(start.w_plus), -1)
+            text = embed_prompt(self.clip, prompt.target).expand(count, -1)
+            guides = self._guides(prompt, settings)
+            if guides:
+                guides["neutral"] = guides["neutral"].expand(count, -1)
             with torch.enable_grad():
                 states = optimize(
-                    self.generator, self.clip.embed_images, start.w_plus, text, PRESETS["gentle"]
+                    self.generator, self.clip.embed_images, start.w_plus, text, settings, **guides
                 )
                 return {"codes": deque(states, maxlen=1)[0].latents}
 
-        return self.kept(f"optimized/{start.name}/{prompt.name}", run)["codes"]
+        return self.kept(f"optimized{_of(preset, 'gentle')}/{start.name}/{prompt.name}", run)["codes"]
+
+    def _guides(
+        self, prompt: Prompt, settings: OptimizationSettings | MapperTrainingSettings
+    ) -> dict[str, Any]:
+        """Return what optimization and training are given where two prompts are compared."""
+        if not settings.needs_neutral:
+            return {}
+        neutral = embed_prompt(self.clip, prompt.neutral)
+        return {
+            "embed_identity": self.identity.embed, "neutral": neutral, "scale": self.clip.logit_scale,
+            "channels": self.relevant(prompt),
+        }  # fmt: skip
+
+
+def _of(preset: str, first: str) -> str:
+    """Return what is added to the folder of a preset that came later."""
+    return "" if preset == first else f"-{preset}"

@@ -185,7 +185,7 @@ class Editing:
         variants = all_variants(replace_steps(edits, stand_in), settings.most_variants, by_image=any(chosen))
         if others is None:
             check_edits(run, variants)
-            others = prepare_others(run, variants)
+            others = prepare_others(run, variants, settings.sampling)
         codes = settings.sampling
         if needs(variants, "instant"):
             codes = codes.model_copy(update={"codes": max(codes.codes, settings.instant.codes)})

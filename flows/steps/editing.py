@@ -15,6 +15,7 @@ from styleclip.tasks.artifacts import is_complete
 from styleclip.tasks.directions.choosing import ChoicePlan, ChosenStrength, choose_strength, find_choice
 from styleclip.tasks.directions.instant import compute_instant_direction, plan_instant
 from styleclip.tasks.directions.matching import SeenCodes, compute_matched_direction
+from styleclip.tasks.directions.relevant import compute_channels
 from styleclip.tasks.directions.sampling import SampledStyles
 from styleclip.tasks.directions.style_directions import (
     NamedStep,
@@ -49,6 +50,7 @@ from styleclip.tasks.settings import (
     Instant,
     Inversion,
     MapperTraining,
+    Sampling,
     Saving,
     SettingsError,
 )
@@ -121,16 +123,32 @@ def _names(variants: list[EditVariant]) -> dict[StepVariant, str]:
 
 
 def needs(variants: list[EditVariant], source: RelevanceSource) -> bool:
-    """Return whether some step is a style direction whose relevance comes from ``source``."""
-    return any(step.method == "global" and step.relevance == source for step in distinct_steps(variants))
+    """Return whether relevance of some step comes from ``source``; of optimizations, as of matched edits."""
+    steps = distinct_steps(variants)
+    guided = source == "matched" and any(step.guided for step in steps)
+    return guided or any(step.method == "global" and step.relevance == source for step in steps)
 
 
-def prepare_others(run: Run, variants: list[EditVariant]) -> dict[StepVariant, PreparedStep]:
+def prepare_others(
+    run: Run, variants: list[EditVariant], sampling: Sampling
+) -> dict[StepVariant, PreparedStep]:
     """Mappers and optimizations; one that cannot work stops the run here, at once."""
-    prepare = {"mapper": prepare_mapper, "optimization": prepare_optimization}
+
+    def prepare(step: StepVariant) -> PreparedStep:
+        if step.method == "mapper":
+            return engine.run(prepare_mapper, run, step)
+        return engine.run(prepare_optimization, run, step, sampling)
+
     wanted = [step for step in distinct_steps(variants) if step.method != "global"]
-    called = _names(variants).__getitem__
-    return each_of(wanted, called, lambda step: engine.run(prepare[step.method], run, step))
+    return each_of(wanted, _names(variants).__getitem__, prepare)
+
+
+def find_channels(run: Run, variants: list[EditVariant], seen: SeenCodes | None) -> None:
+    """Prompts of optimizations -> the channels that they concern, where these are what moves."""
+    guided = [step for step in distinct_steps(variants) if step.guided]
+    if seen and guided:
+        called = _names(variants).__getitem__
+        each_of(guided, called, lambda step: engine.run(compute_channels, run, step, seen))
 
 
 def directions(

@@ -18,9 +18,10 @@ import torch
 from styleclip.flows import course
 from styleclip.flows.course import aside, task_runs, wait_for
 from styleclip.flows.steps.editing import instant_work, invert_and_edit
-from styleclip.tasks.directions import relevance, sampling
+from styleclip.tasks.directions import matching, relevance, sampling
 from styleclip.tasks.directions.instant import compute_instant_direction
 from styleclip.tasks.directions.relevance import ChannelShard, DerivativesRef, RelevancePlan
+from styleclip.tasks.directions.relevant import channels_uri, write_channels
 from styleclip.tasks.directions.sampling import SampledStyles
 from styleclip.tasks.directions.style_directions import (
     PreparedStep,
@@ -48,12 +49,14 @@ from styleclip.tasks.settings import Instant, Inversion, Sampling
 from styleclip.tasks.settings.edits import EditVariant, StepVariant
 from styleclip.tasks.storage import join
 from styleclip_core.editing import StyleDirection
+from styleclip_core.relevant import RelevantChannels
 
 _PATIENCE = 20.0  # seconds that a whole sample may take; what is expected to take longer is only probed
 _PROBE_IMAGES, _PROBE_STEPS, _MANY_STEPS = 4, (2, 8), 10
 _IMAGES = 16  # of a shard, at most
 _CHANNELS, _CODES, _STATISTICS = 4, 8, 1000
 _TRAINING, _VALIDATION = 6, 16  # steps and codes
+_LOOKED_AT = 100  # codes, the fewest there may be
 
 
 @contextmanager
@@ -172,6 +175,14 @@ def _steps_of(settings: Inversion, plans: Sequence[EditPlan]) -> list[int]:
     return mine + [each.optimization_parameters()["steps"] for each in optimized]
 
 
+def _still_channels(there: Run, step: PreparedStep) -> PreparedStep:
+    """Return a step of an optimization with channels in the sample's folder that all stay."""
+    recipe = direction_recipe(there, "sample", "1", step.variant.parameters(), {"channels": step.content})
+    still = torch.zeros(there.generator.layout.num_editable)
+    write_channels(there, recipe, RelevantChannels(still, still, still, still, still))
+    return step.model_copy(update={"uri": channels_uri(there, recipe), "content": recipe.fingerprint})
+
+
 def _pass(
     run: Run,
     flow: str,
@@ -258,7 +269,8 @@ def _short_step(there: Run, step: PreparedStep, part: Callable[[int], int]) -> P
     if variant.optimization:
         steps = part(variant.optimization_parameters()["steps"])
         fewer = variant.optimization.model_copy(update={"steps": steps})
-        return step.model_copy(update={"variant": variant.model_copy(update={"optimization": fewer})})
+        short = step.model_copy(update={"variant": variant.model_copy(update={"optimization": fewer})})
+        return _still_channels(there, short) if variant.guided else short
     if variant.method == "mapper":
         return step
 
@@ -352,6 +364,9 @@ def training(run: Run, planned: MapperPlan) -> list[Spent]:
     codes = {} if planned.settings.latents else {"codes": _VALIDATION + _TRAINING * wanted.batch_size}
     with _elsewhere(run) as there, aside(there):
         short = mappers.plan(there, planned.target, planned.settings.model_copy(update=fewer | codes))
+        if short.seen:  # what is looked at once is no part of a step
+            few = matching.plan(there, Sampling(looked_at=_LOOKED_AT))
+            short = short.model_copy(update={"seen": few})
         return list(mappers.train_mapper.fn(there, short).spent)
 
 

@@ -2,9 +2,11 @@
 
 The published networks under their published names, so that their checkpoints load: one small
 fully connected network for all rows of w_plus (``single``), one per level (``levels``), or one per layer
-of style space, with toRGB (``style-full``) or without (``style``).
+of style space, with toRGB (``style-full``) or without (``style``). Ours alone is ``style-relevant``: the
+way of a matched edit (``styleclip_core.matching``) to which networks per style layer add, in the channels
+that the prompt concerns, and in their deviations.
 
-Shapes: B batch, L rows of w_plus, W w_dim, C channels of one style layer.
+Shapes: B batch, L rows of w_plus, W w_dim, C channels of one style layer, N those of all that move.
 """
 
 from __future__ import annotations
@@ -67,6 +69,32 @@ class _Network(nn.Module):
         return step
 
 
+class Way(nn.Module):
+    """Where all images are brought before a network adds to it; see ``styleclip_core.relevant``.
+
+    Attributes:
+        delta: Change at the centre, ``[N]``.
+        pull: Share of its distance from the centre that a channel loses, ``[N]``.
+        centre: ``[N]``.
+        width: What the networks' outputs are multiplied by, ``[N]``; 0 where a channel stays.
+    """
+
+    delta: Tensor
+    pull: Tensor
+    centre: Tensor
+    width: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        for name in ("delta", "pull", "centre", "width"):
+            self.register_buffer(name, torch.zeros(channels))
+
+    def forward(self, styles: Tensor, added: Tensor) -> Tensor:
+        """Return the step of editable channels, from their values and the networks' outputs, ``[B, N]``."""
+        step = self.delta - self.pull * (styles - self.centre) + self.width * added
+        return torch.where(self.width > 0, step, 0.0)
+
+
 class Mapper(Network):
     """A latent mapper."""
 
@@ -82,6 +110,8 @@ class Mapper(Network):
         else:
             for layer, width in config.widths:
                 setattr(self, f"mapper_{layer}", _Network(width))
+            if config.kind == "style-relevant":
+                self.way = Way(sum(width for _, width in config.widths))
 
     @property
     def in_style_space(self) -> bool:
@@ -139,6 +169,15 @@ class Mapper(Network):
             )
 
         moved = dict(self.config.widths)
+        if self.config.kind == "style-relevant":
+            whole = self.way(styles.editable(), self.added(styles))
+            return StyleCode.from_flat(
+                styles.layout,
+                torch.zeros_like(styles.flat()).index_copy(
+                    1, styles.layout.editable_index.to(whole.device), whole
+                ),
+            )
+
         # a layer without a network keeps its style: a step of zeros, so that callers need not know the kind
         return StyleCode(
             styles.layout,
@@ -148,6 +187,14 @@ class Mapper(Network):
                 else torch.zeros_like(styles[layer.name])
                 for index, layer in enumerate(layers)
             },
+        )
+
+    def added(self, styles: StyleCode) -> Tensor:
+        """Return what the networks add to the way of relevant channels, in widths, ``[B, N]``."""
+        layers = styles.layout.layers
+        return torch.cat(
+            [getattr(self, f"mapper_{index}")(styles[layers[index].name]) for index, _ in self.config.widths],
+            dim=1,
         )
 
     @classmethod
@@ -181,6 +228,7 @@ def _infer_config(state: Mapping[str, Tensor]) -> MapperConfig:
         raise CheckpointError(f"it has {len(layers)} layers, more than any style space")
     if layers:
         kind: Kind = "style-full" if 1 in dict(layers) else "style"  # layer 1 is the first toRGB
+        kind = "style-relevant" if "way.width" in state and kind == "style" else kind
         return MapperConfig(kind, widths=tuple(layers))
     raise CheckpointError(
         "these weights are of no latent mapper (no 'course_mapping', 'mapping' or 'mapper_0')"

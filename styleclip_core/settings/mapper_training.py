@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Literal
 
-from styleclip_core.bounds import Ge, Gt, Le
+from styleclip_core.bounds import Ge, Gt, Le, Lt
 from styleclip_core.options import NamedIfChanged, Says, check
 
-Kind = Literal["levels", "single", "style", "style-full"]
+Kind = Literal["levels", "single", "style", "style-full", "style-relevant"]
 Level = Literal["coarse", "medium", "fine"]
 LEVELS: tuple[Level, ...] = ("coarse", "medium", "fine")
 PUBLISHED_STRENGTH = 0.1  # what the published code multiplies a mapper's output by
@@ -23,9 +23,11 @@ class MapperTrainingSettings:
     Whoever makes a training gives it the image embedding that ``reference_compat`` asks for.
     """
 
-    kind: Annotated[Kind, Says("Networks: one per level of W+, one for all rows, or one per style layer")] = (
-        "levels"
-    )
+    kind: Annotated[
+        Kind,
+        Says("Networks: one per level of W+, one for all rows, or one per style layer, "
+             "of all channels or of relevant ones"),
+    ] = "levels"  # fmt: skip
     # the published code leaves out "fine" for prompts that should keep colours
     levels: Annotated[tuple[Level, ...], Says("For levels: those that move, of coarse, medium, fine")] = (
         LEVELS
@@ -55,7 +57,14 @@ class MapperTrainingSettings:
     identity_weight: Annotated[
         float, Ge(0), Says("Weight of the identity term; 0 needs no identity network")
     ] = 0.1
-    l2_weight: Annotated[float, Ge(0), Says("Weight of the mean squared move")] = 0.8
+    l2_weight: Annotated[float, Ge(0), Says(
+        "Weight of the mean squared move; for style-relevant of what the networks add, in deviations, summed "
+        "over channels"
+    )] = 0.8  # fmt: skip
+    effect: Annotated[
+        float | None, Gt(0), Lt(1), NamedIfChanged(),
+        Says("CLIP's probability of the target against the neutral prompt that is enough; none for the most"),
+    ] = None  # fmt: skip
     validate_every: Annotated[int, Ge(1), Says("Steps between validations, which also store all")] = 2000
     # a gain is more than ``decisions.ALIKE`` of the best loss, in the choice of the best weights too
     patience: Annotated[
@@ -71,6 +80,13 @@ class MapperTrainingSettings:
         check(self)
         if self.kind == "levels" and (not self.levels or not set(self.levels) <= set(LEVELS)):
             raise ValueError(f"levels must be some of {', '.join(LEVELS)}; got {self.levels}")
+        if self.kind == "style-relevant" and self.effect is None:
+            raise ValueError("relevant channels begin where an effect is reached; give effect, e.g. 0.75")
+
+    @property
+    def needs_neutral(self) -> bool:
+        """Return whether a neutral prompt decides anything."""
+        return self.effect is not None
 
 
 PRESETS: Mapping[str, MapperTrainingSettings] = MappingProxyType({
@@ -81,5 +97,10 @@ PRESETS: Mapping[str, MapperTrainingSettings] = MappingProxyType({
     "small": MapperTrainingSettings(
         kind="style", steps=240, batch_size=8, learning_rate=30.0, decay=0.5, identity_weight=0.0,
         validate_every=60,
+    ),
+    # keeps the person: a network adds to a matched edit, in few channels, what each image needs
+    "faithful": MapperTrainingSettings(
+        kind="style-relevant", steps=60, batch_size=8, learning_rate=1.0, decay=0.5, identity_weight=3.0,
+        l2_weight=0.2, effect=0.75, validate_every=20,
     ),
 })  # fmt: skip

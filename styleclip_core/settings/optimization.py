@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Literal
 
-from styleclip_core.bounds import Ge, Gt
-from styleclip_core.options import Says, check
+from styleclip_core.bounds import Ge, Gt, Lt
+from styleclip_core.options import NamedIfChanged, Says, check
 
-Space = Literal["w_plus", "s"]
+Space = Literal["w_plus", "s", "relevant"]
 Mode = Literal["edit", "free_generation"]
 AT_ONCE = 8  # pairs; more fit a GPU, and gain next to nothing on a CPU
 _FEW = 4  # pairs that cost less one by one than as a chunk of eight, half of which would be filling
@@ -29,7 +29,9 @@ class OptimizationSettings:
     by all pairs there are. Whoever divides these among several calls chooses once and says so in ``chunk``.
     """
 
-    space: Annotated[Space, Says("What moves: w_plus, or style space without toRGB")] = "w_plus"
+    space: Annotated[Space, Says(
+        "What moves: w_plus, style space without toRGB, or the relevant channels of it, in deviations"
+    )] = "w_plus"  # fmt: skip
     mode: Annotated[Mode, Says("free_generation has the CLIP term alone")] = "edit"
     steps: Annotated[int, Ge(1), Says("Evaluations of the loss, at most")] = 300
     learning_rate: Annotated[
@@ -38,10 +40,16 @@ class OptimizationSettings:
     epsilon: Annotated[float, Gt(0), Says("Adam's; larger ones hold elements without a gradient still")] = (
         1e-8
     )
-    l2_weight: Annotated[float, Ge(0), Says("Pull to the source, per squared unit, summed")] = 0.008
+    l2_weight: Annotated[float, Ge(0), Says(
+        "Pull to the source, per squared unit, summed; relevant channels are pulled to where they begin"
+    )] = 0.008  # fmt: skip
     identity_weight: Annotated[
         float, Ge(0), Says("Weight of the identity term; 0.005 in the published notebook")
     ] = 0.0
+    effect: Annotated[
+        float | None, Gt(0), Lt(1), NamedIfChanged(),
+        Says("CLIP's probability of the target against the neutral prompt that is enough; none for the most"),
+    ] = None  # fmt: skip
     patience: Annotated[
         int | None, Ge(1),
         Says("Steps without a gain of 0.1 % before a pair ends with its best code; none for all steps"),
@@ -57,6 +65,13 @@ class OptimizationSettings:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.space == "relevant" and self.effect is None:
+            raise ValueError("relevant channels begin where an effect is reached; give effect, e.g. 0.75")
+
+    @property
+    def needs_neutral(self) -> bool:
+        """Return whether a neutral prompt decides anything."""
+        return self.effect is not None
 
 
 def fitting_chunk(pairs: int) -> int:
@@ -68,4 +83,9 @@ PRESETS: Mapping[str, OptimizationSettings] = MappingProxyType({
     "published": OptimizationSettings(),
     # for small generators and small CLIPs, which the published rate takes where only CLIP sees the prompt
     "gentle": OptimizationSettings(space="s", steps=60, learning_rate=0.02, l2_weight=0.1),
+    # keeps the person: few steps in few channels, from where a matched edit has brought them
+    "faithful": OptimizationSettings(
+        space="relevant", steps=15, learning_rate=0.05, l2_weight=0.2, identity_weight=3.0,
+        effect=0.75,
+    ),
 })  # fmt: skip

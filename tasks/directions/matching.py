@@ -157,11 +157,16 @@ def compute_matched_direction(run: Run, variant: StepVariant, seen: SeenCodes) -
 
 def read_seen(run: Run, seen: SeenCodes, text: TextDirection) -> tuple[StyleCode, Tensor]:
     """Return the codes CLIP has looked at, on the CPU, and how likely each shows the target, ``[n]``."""
+    codes, embedded = read_looked_at(run, seen)
+    return codes, likelihood(embedded, text, run.clip.logit_scale)
+
+
+def read_looked_at(run: Run, seen: SeenCodes) -> tuple[StyleCode, Tensor]:
+    """Return the codes CLIP has looked at and its unit embeddings of them, ``[n, D]``, on the CPU."""
     with torch.no_grad():
         codes = _codes(run, seen, range(seen.codes)).to("cpu")
     parts = [to_matrix(read_table(seen.part(shard)), "embedding") for shard in range(seen.shards)]
-    embedded = torch.from_numpy(np.concatenate(parts))
-    return codes, likelihood(embedded, text, run.clip.logit_scale)
+    return codes, torch.from_numpy(np.concatenate(parts))
 
 
 def _codes(run: Run, planned: SeenCodes, ids: range) -> StyleCode:

@@ -47,9 +47,9 @@ class PreparedStep(BaseModel):
 
     Attributes:
         variant: The step.
-        uri: Where direction or mapper lies; empty for an optimization, which needs neither.
+        uri: Where direction or mapper lies, or the channels of an optimization; empty where it needs none.
         fingerprint: Names what decides the step, beside the latents.
-        content: Content hash of a mapper's weights.
+        content: Content hash of a mapper's weights, or the name of an optimization's channels.
         channels: Style channels that change, of a style direction or a mapper.
         layers: Layers they lie in.
         text_norm: Distance of the two prompts in CLIP space.

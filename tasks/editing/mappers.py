@@ -30,6 +30,9 @@ from styleclip.tasks.artifacts import (
     write_table,
 )
 from styleclip.tasks.artifacts.outcomes import OK
+from styleclip.tasks.directions.matching import SeenCodes
+from styleclip.tasks.directions.matching import plan as plan_looking
+from styleclip.tasks.directions.relevant import compute_channels, plan_channels, read_channels
 from styleclip.tasks.directions.style_directions import PreparedStep
 from styleclip.tasks.running import networks as models
 from styleclip.tasks.running.caching import unit_of_work
@@ -40,7 +43,7 @@ from styleclip.tasks.running.run import Run
 from styleclip.tasks.running.shown import code
 from styleclip.tasks.running.texts import prompt_distance, target_embedding
 from styleclip.tasks.settings import MapperTraining as Settings
-from styleclip.tasks.settings import SettingsError
+from styleclip.tasks.settings import Sampling, SettingsError
 from styleclip.tasks.settings.edits import StepVariant
 from styleclip.tasks.storage import exists, join, list_objects, read_bytes, write_bytes_atomic
 from styleclip_core.editing import EditedLatents
@@ -64,6 +67,7 @@ class MapperPlan(BaseModel):
     folder: str
     recipe: Recipe
     settings: Settings
+    seen: SeenCodes | None = None
 
     @property
     def state(self) -> str:
@@ -94,10 +98,14 @@ def plan(run: Run, target: str, settings: Settings) -> MapperPlan:
     if settings.settings().identity_weight > 0:
         inputs["identity"] = hashes.identity
 
+    # what CLIP looks at is what edits by default look at, so that one look does for both
+    seen = plan_looking(run, Sampling()) if settings.settings().kind == "style-relevant" else None
+    inputs |= {"seen": seen.fingerprint} if seen else {}
+
     parameters = {"target": target, **settings.parameters()}
     recipe = Recipe(STEP, VERSION, parameters, inputs, hashes.generator, hashes.clip)
     folder = recipe.folder(run.workspace, "mappers")
-    return MapperPlan(target=target, folder=folder, recipe=recipe, settings=settings)
+    return MapperPlan(target=target, folder=folder, recipe=recipe, settings=settings, seen=seen)
 
 
 @unit_of_work("train-mapper", "train-{planned.target}")
@@ -200,16 +208,26 @@ def _training(run: Run, planned: MapperPlan) -> MapperTraining:
             "train on: give more latents or a smaller validation"
         )
 
-    wanted = settings.settings()
-    weighted = wanted.identity_weight > 0
+    wanted, templates = settings.settings(), settings.chosen_templates
+    weighted, neutral, channels = wanted.identity_weight > 0, None, None
+    if wanted.needs_neutral:
+        neutral = target_embedding(run, settings.neutral, templates)
+    if planned.seen:
+        prompts = StepVariant(neutral=settings.neutral, target=planned.target, templates=templates)
+        name = plan_channels(run, prompts, planned.seen).fingerprint
+        channels = read_channels(compute_channels.fn(run, prompts, planned.seen), name)
+
     return MapperTraining(
         run.generator,
         published_embedding(run.clip) if wanted.reference_compat else run.clip.embed_whole,
-        target_embedding(run, planned.target, settings.templates),
+        target_embedding(run, planned.target, templates),
         codes[: -settings.validation],
         codes[-settings.validation :],
         wanted,
         embed_identity=run.identity.embed if run.identity and weighted else None,
+        neutral=neutral,
+        scale=run.clip.logit_scale,
+        channels=channels,
     )
 
 

@@ -68,7 +68,7 @@ def apply_step(
     """
     step, variant = steps[0], steps[0].variant
     if variant.method == "optimization":
-        optimized = optimize_batch(run, variant, generator, source, image_keys)
+        optimized = optimize_batch(run, step, generator, source, image_keys)
         return Applied(optimized.moved, optimized.errors, optimized)
 
     if variant.method == "mapper":

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from styleclip.tasks.artifacts import Recipe
 from styleclip.tasks.artifacts.outcomes import Row
+from styleclip.tasks.directions.matching import plan as plan_looking
+from styleclip.tasks.directions.relevant import channels_uri, plan_channels, read_channels
 from styleclip.tasks.directions.style_directions import PreparedStep
 from styleclip.tasks.editing.videos import check_encoder
 from styleclip.tasks.running.caching import unit_of_work
 from styleclip.tasks.running.run import Run
 from styleclip.tasks.running.texts import prompt_distance, target_embedding
-from styleclip.tasks.settings import SettingsError
+from styleclip.tasks.settings import Sampling, SettingsError
 from styleclip.tasks.settings.edits import StepVariant
 from styleclip_core.descent import Status
 from styleclip_core.editing import EditedLatents
@@ -57,7 +59,7 @@ class Optimized:
 
 
 @unit_of_work("prepare-optimization", "prepare-{variant.label}")
-def prepare_optimization(run: Run, variant: StepVariant) -> PreparedStep:
+def prepare_optimization(run: Run, variant: StepVariant, sampling: Sampling) -> PreparedStep:
     """Fail at once if CLIP cannot tell the prompts apart, or the identity term lacks its network."""
     parameters = variant.optimization_parameters()
     weighted = parameters["mode"] == "edit" and parameters["identity_weight"] > 0
@@ -75,15 +77,25 @@ def prepare_optimization(run: Run, variant: StepVariant) -> PreparedStep:
     if weighted:
         inputs["identity"] = run.hashes.identity
 
+    # the channels of its prompt are named here and found later: a run that only looks finds none
+    uri = content = ""
+    if variant.guided:
+        found = plan_channels(run, variant, plan_looking(run, sampling))
+        uri, content = channels_uri(run, found), found.fingerprint
+        inputs["channels"] = content
+
     recipe = Recipe(STEP, VERSION, parameters, inputs)
     distance = prompt_distance(run, variant)
-    return PreparedStep(variant=variant, uri="", fingerprint=recipe.fingerprint, text_norm=distance)
+    return PreparedStep(
+        variant=variant, uri=uri, content=content, fingerprint=recipe.fingerprint, text_norm=distance
+    )
 
 
 def optimize_batch(
-    run: Run, variant: StepVariant, generator: AnyGenerator, source: EditedLatents, image_keys: list[str]
+    run: Run, step: PreparedStep, generator: AnyGenerator, source: EditedLatents, image_keys: list[str]
 ) -> Optimized:
     """Optimize a batch of latents towards one prompt."""
+    variant = step.variant
     if variant.optimization is None:
         raise SettingsError(f"the edit towards {variant.target!r} has no settings of an optimization")
 
@@ -93,6 +105,9 @@ def optimize_batch(
 
     weighted = settings.mode == "edit" and settings.identity_weight > 0
     identity = run.identity.embed if run.identity and weighted else None
+
+    neutral = target_embedding(run, variant.neutral, variant.templates) if settings.needs_neutral else None
+    channels = read_channels(step.uri, step.content) if variant.guided else None
 
     trajectory: list[Row] = []
     frames: list[np.ndarray] = []
@@ -107,6 +122,9 @@ def optimize_batch(
             settings,
             embed_identity=identity,
             offset=source.offset,
+            neutral=None if neutral is None else neutral.expand(len(source.w_plus), -1),
+            scale=run.clip.logit_scale,
+            channels=channels,
         )
 
         for state in states:

@@ -103,7 +103,9 @@ class EditStep(Settings):
     )
     optimization: Optimization | None = Field(None, description="Settings of method optimization")
     templates: TemplateSet | None = Field(
-        None, description="Prompt templates; styleclip-79 for style directions, none for the other methods"
+        None,
+        description="Prompt templates; styleclip-79 where the two prompts are compared, as style directions "
+        "and faithful optimizations do, none elsewhere",
     )
 
     @model_validator(mode="before")
@@ -204,10 +206,13 @@ class EditStep(Settings):
                 f"alpha or beta towards {self.target!r} is auto; choose them first (`styleclip choose`)"
             )
 
-        # ensembles are the style directions' own; other methods take a prompt as it is
+        # ensembles are of prompts that are compared; what has no neutral one takes a prompt as it is
+        compared = self.method == "global" or (
+            self.method == "optimization" and (self.optimization or Optimization()).settings().needs_neutral
+        )
         shared: dict[str, Any] = {
             "neutral": self.neutral, "target": self.target, "method": self.method,
-            "templates": self.templates or ("styleclip-79" if self.method == "global" else "none"),
+            "templates": self.templates or ("styleclip-79" if compared else "none"),
         }  # fmt: skip
 
         if self.method == "mapper":

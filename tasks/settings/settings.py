@@ -325,8 +325,9 @@ class Inversion(RefinementSettings, _Naming):
 class Optimization(Settings):
     """How a latent is optimized; what is left out comes from the preset."""
 
-    preset: Literal["published", "gentle"] = Field(
-        "published", description="Named defaults: published, or gentle for small generators"
+    preset: Literal["published", "gentle", "faithful"] = Field(
+        "published",
+        description="Named defaults: published, gentle for small generators, or faithful to keep the person",
     )
     reference_compat: bool = Field(
         False, description="Show CLIP what the published losses do: box-filtered pixels, not normalized"
@@ -343,10 +344,14 @@ class Optimization(Settings):
 class MapperTraining(Settings):
     """How a latent mapper is trained; what is left out comes from the preset."""
 
-    preset: Literal["published", "small"] = Field(
-        "published", description="Named defaults: published, or small for small generators"
+    preset: Literal["published", "small", "faithful"] = Field(
+        "published",
+        description="Named defaults: published, small for small generators, or faithful to keep the person",
     )
-    templates: TemplateSet = Field("none", description="Prompt templates; the published training has none")
+    neutral: Prompt = Field("face", description="What the prompt is compared with, where an effect is wanted")
+    templates: TemplateSet | None = Field(
+        None, description="Prompt templates; styleclip-79 where prompts are compared, none elsewhere"
+    )
     latents: OptionalUri = Field(
         "", description="URI of a folder of latents to train on; empty to sample codes"
     )
@@ -361,7 +366,15 @@ class MapperTraining(Settings):
     def parameters(self) -> dict[str, Any]:
         """Return all that decides a mapper, with the preset filled in: equal settings, equal parameters."""
         theirs = annotated_fields(MapperTrainingSettings)
-        return parameters(self.settings()) | self.model_dump(exclude={"preset", *theirs})
+        # a neutral prompt names a mapper only where it decides anything
+        idle = set() if self.settings().needs_neutral else {"neutral"}
+        mine = self.model_dump(exclude={"preset", *idle, *theirs})
+        return parameters(self.settings()) | mine | {"templates": self.chosen_templates}
+
+    @property
+    def chosen_templates(self) -> TemplateSet:
+        """Return the prompt templates: as given, or what suits the other settings."""
+        return self.templates or ("styleclip-79" if self.settings().needs_neutral else "none")
 
 
 def describe(error: ValidationError) -> str:

@@ -67,6 +67,11 @@ class StepVariant(Settings):
         """Return the frames of a video of each image's way; 0 for none."""
         return self.optimization.frames if self.optimization else 0
 
+    @property
+    def guided(self) -> bool:
+        """Return whether it is an optimization of the channels that its prompt concerns."""
+        return self.optimization is not None and self.optimization.settings().space == "relevant"
+
     def optimization_parameters(self) -> dict[str, Any]:
         """Return the settings of an optimization, resolved.
 

@@ -25,6 +25,7 @@ from styleclip_core.models.stylegan2 import Generator, GeneratorConfig
 from styleclip_core.optimization import OptimizationSettings, optimize
 from styleclip_core.pivotal import PivotalSettings, tune
 from styleclip_core.relevance import RelevanceSettings, measure_channels
+from styleclip_core.relevant import RelevantChannels
 
 ITEMS, SIZES = 33, (1, 2, 5, 12, 33)
 DESCENDING = (3, (1, 3))  # items, and sizes of their batches
@@ -104,6 +105,7 @@ class World:
             "refined latents": self.refined,
             "optimized latents": lambda index: self.optimized(index, "w_plus"),
             "optimized style codes": lambda index: self.optimized(index, "s"),
+            "optimized relevant channels": self.faithful,
             "tunings": self.tuned,
             "relevance with a tolerance": lambda index: self.relevance(
                 index, RelevanceSettings(tolerance=0.3, minimum=3)
@@ -120,6 +122,26 @@ class World:
         text = self.text.expand(len(index), -1)
         *_, end = optimize(self.generator, self.clip, self.w_plus[index], text, settings)
         return end.latents.flatten(1)
+
+    def faithful(self, index: Tensor) -> Tensor:
+        settings = OptimizationSettings(
+            space="relevant",
+            effect=0.9,
+            identity_weight=3.0,
+            l2_weight=0.2,
+            learning_rate=0.05,
+            steps=4,
+            chunk=2,
+        )
+        count = self.generator.layout.num_editable
+        moving = (torch.arange(count) % 3 > 0).float()
+        channels = RelevantChannels(0.4 * moving, 0.3 * moving, 0 * moving, 0 * moving, 0.5 * moving)
+        text = self.text.expand(len(index), -1)
+        *_, end = optimize(
+            self.generator, self.clip, self.w_plus[index], text, settings, neutral=-text, scale=20.0,
+            embed_identity=self.networks["identity"].embed, channels=channels,
+        )  # fmt: skip
+        return end.latents
 
     def tuned(self, index: Tensor) -> Tensor:
         settings = PivotalSettings(steps=2, rank=1, chunk=2, patience=3)

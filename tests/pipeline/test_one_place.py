@@ -157,6 +157,7 @@ def _other(name, info, value):
     kinds = [each for each in get_args(info.annotation) if each is not type(None)] or [info.annotation]
     special = {
         "tolerance": 0.2, "truncation_psi": 0.5, "templates": "imagenet-80", "pivotal": {"steps": 3},
+        "kind": "style", "space": "s",  # relevant channels need an effect as well
         "levels": ("coarse",), "keep": ("hat",), "effect": 0.5, "latents": "l",
         "preset": {"published": "gentle"}.get(value), "optimizer": "radam",
     }  # fmt: skip
@@ -184,6 +185,7 @@ CASES = [
     for name in fields_of(form)
     if not (named is _measured and name in ("minimum", "derivatives"))  # nothing without a tolerance
     and not (named is _fast and name in ("tolerance", "reference_compat"))
+    and not (named is _trained and name == "neutral")  # nothing without an effect, see test_faithful.py
     and name != "eight_bit_by"  # nothing without 8 bits
     and name != "looked_at"  # of what CLIP looks at, see tests/pipeline/test_matching.py
 ]  # fmt: skip

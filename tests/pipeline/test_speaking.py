@@ -144,7 +144,9 @@ def test_every_default_and_every_sentence_is_shown_in_the_help(called, words, co
 
 def test_what_a_preset_decides_is_shown_for_each_preset(called):
     shown = " ".join(called("edit", "--help", **WIDE)[1].split())
-    assert "Evaluations of the loss, at most [default: (published 300, gentle 60); x>=1]" in shown
+    assert (
+        "Evaluations of the loss, at most [default: (published 300, gentle 60, faithful 15); x>=1]" in shown
+    )
     assert "[default: (edit)]" in shown
     shown = " ".join(called("train-mapper", "--help", **WIDE)[1].split())
     assert "[default: (coarse and medium and fine)]" in shown

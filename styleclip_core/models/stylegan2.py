@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from styleclip_core import winograd
 from styleclip_core.errors import CheckpointError, LayoutMismatchError
 from styleclip_core.models.network import Network, filled
 from styleclip_core.style_space import StyleCode, StyleLayer, StyleLayout
@@ -263,13 +264,21 @@ class SynthesisLayer(ModulatedConv):
             x = x if added is None else x + added
             x = fir_blur(x, self.resample_filter)
         else:
-            x = F.conv2d(x, self.weight, padding=1)
+            x = self._convolve(x)
             x = x if added is None else x + added
 
         # what scaling the weights and giving each output unit variance would be (2020, equation 3)
         factor = self.demodulation(style)[:, :, None, None]
         bias = self.bias if change is None else self.bias + change.bias
         return self._finish(x, factor, self._drawn(noise, x), bias)
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        # the other way pays for its transformed weights from a thousand pixels on, and keeps no gradient
+        height, width = x.shape[2:]
+        many = len(x) * height * width >= 1024 and x.dtype == torch.float32
+        if many and winograd.pays(self.weight, height, width) and not _differentiated(x, self.weight):
+            return winograd.convolve(x, winograd.transform(self.weight))
+        return F.conv2d(x, self.weight, padding=1)
 
     def _drawn(self, noise: Noise, x: Tensor) -> Tensor:
         """Return what every channel gets of the noise: ``[H, V]``, or ``[B, H, V]`` if it is random."""

@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from styleclip_core import winograd
+from styleclip_core.models.stylegan2 import Generator, GeneratorConfig
+from styleclip_core.style_space import StyleCode
 
 
 @pytest.mark.parametrize(
@@ -48,3 +50,20 @@ def test_an_image_has_the_same_bits_wherever_it_lies_in_a_batch_of_one_size():
     transformed = winograd.transform(torch.randn(96, 96, 3, 3, generator=source))
     order = torch.randperm(16, generator=source)
     assert torch.equal(winograd.convolve(x[order], transformed), winograd.convolve(x, transformed)[order])
+
+
+def test_a_wide_generator_draws_the_same_images_that_way_and_none_when_it_is_differentiated(monkeypatch):
+    torch.manual_seed(7)
+    wide = Generator(GeneratorConfig(16, z_dim=8, w_dim=8, channel_base=1536, channel_max=96)).eval()
+    wide.requires_grad_(False)
+    styles, used = wide.styles(wide.map(torch.randn(4, 8))), []
+    real = winograd.convolve
+    monkeypatch.setattr(winograd, "convolve", lambda *given: used.append(1) or real(*given))
+
+    image = wide.synthesize(styles)
+    assert len(used) == 1  # the convolution at 16 px: the others double, or have too few pixels
+    moving = StyleCode(wide.layout, {name: style.clone().requires_grad_() for name, style in styles.items()})
+    direct = wide.synthesize(moving)
+    assert direct.requires_grad
+    assert len(used) == 1
+    assert_close(image, direct.detach(), atol=1e-4, rtol=0)

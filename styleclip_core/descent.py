@@ -88,13 +88,14 @@ class Chunks(Batches):
     """Work on many problems, always exactly ``size`` at once, and half as many once memory was too small."""
 
     def over(self, count: int, device: torch.device, work: Callable[[Tensor], _T]) -> list[_T]:
-        """Return what ``work`` makes of each chunk of 0 to ``count - 1``; the last is filled up with 0.
+        """Return what ``work`` makes of each chunk of 0 to ``count - 1``, the last filled up with its first.
 
         Raises:
             torch.OutOfMemoryError: If a single problem does not fit.
         """
         index = torch.arange(-(-count // self.size) * self.size, device=device)
-        return [done for _, done in self.run(torch.where(index < count, index, 0), work)]
+        first = index // self.size * self.size
+        return [done for _, done in self.run(torch.where(index < count, index, first), work)]
 
 
 def in_chunks(items: Tensor, work: Callable[[Tensor], Tensor], *, size: int) -> Tensor:

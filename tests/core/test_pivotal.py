@@ -281,7 +281,8 @@ def test_optimization_draws_each_pair_with_its_own_tuning(generator, pivots, tun
         part = slice(index, index + 1)
         one = whole.take(torch.tensor([index]))
         *_, alone = optimize(one, embed, pivots[part], text[part], settings)
-        assert_close(alone.latents[0], states[-1].latents[index], atol=1e-5, rtol=0)
+        # what the second one follows are rounding errors, as it begins where it is to go
+        assert_close(alone.latents[0], states[-1].latents[index], atol=1e-4 if index == 1 else 1e-6, rtol=0)
 
 
 def test_a_mapper_moves_codes_of_a_tuned_generator(generator, pivots, tuned):

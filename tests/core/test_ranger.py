@@ -125,7 +125,9 @@ def test_the_published_preset_has_every_loss_of_the_published_training(clip_mode
         step = next(training.run())
         expected = published_losses(generator, clip_model, identity, mapper, batch, tokens)
         found = (step.losses.clip, step.losses.identity, step.losses.l2, step.losses.total)
-        assert found == pytest.approx([each.item() for each in expected], rel=1e-4, abs=1e-7)
+        assert found == pytest.approx(
+            [each.item() for each in expected], rel=1e-4, abs=1e-6
+        )  # one less a cosine
         mapper.zero_grad(set_to_none=True)
         expected[-1].backward()
         optimizer.step()

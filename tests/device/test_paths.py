@@ -29,7 +29,7 @@ from styleclip.tasks.running import networks
 from styleclip.tasks.running.run import Networks, Run, identify_models
 from styleclip.tasks.settings import DataSet, Inversion, Relevance, Sampling
 from styleclip.tasks.settings.edits import EditVariant, StepVariant
-from styleclip_core.descent import chunks
+from styleclip_core.descent import Chunks
 from styleclip_core.editing import EditedLatents
 from styleclip_core.inversion import RefinementSettings, refine
 from styleclip_core.mapper_training import MapperTraining, MapperTrainingSettings
@@ -112,8 +112,10 @@ def test_the_account_sees_what_a_gpu_would_refuse_or_wait_for():
 def test_synthesis_waits_for_nothing(run):
     w_plus = latents(run, 2)
     with accounting() as account, torch.no_grad():
-        for index in chunks(2, 1, w_plus.device):
-            run.clip.embed_whole(run.generator.synthesize(run.generator.styles(w_plus[index])))
+        Chunks(1).over(
+            2, w_plus.device,
+            lambda index: run.clip.embed_whole(run.generator.synthesize(run.generator.styles(w_plus[index]))),
+        )  # fmt: skip
     assert not account.found
 
 

@@ -117,7 +117,9 @@ def test_the_second_interrupt_ends_at_once_and_leaves_no_process(environment, in
         interrupt(process, number)
         assert process.wait(timeout=60) == 128 + number  # a shard alone would take an hour
         rest = process.stdout.read()  # until the server has closed its end, too
-    assert "Traceback" not in rest
+    # of the signal's own; a shard that had not begun may have left one in the log that --verbose shows
+    assert "KeyboardInterrupt" not in rest
+    assert "Interrupted" not in rest
 
 
 @pytest.mark.parametrize("number", SIGNALS)

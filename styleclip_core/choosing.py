@@ -295,7 +295,7 @@ class _Search:
     def trial(
         self, alpha: float, direction: StyleDirection, selection: ChannelSelection, stage: Stage
     ) -> Trial:
-        found = self._measure(alpha * direction.delta)
+        found = self._measure(direction.change(alpha))
         kept = Measured(found.effect[self.counted], found.movement[self.counted])
         self.trials.append(Trial(alpha, selection, direction.channels, kept, stage))
         return self.trials[-1]

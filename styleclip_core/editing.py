@@ -22,6 +22,7 @@ from torch import Tensor
 from styleclip_core.decisions import ranked
 from styleclip_core.errors import LayoutMismatchError, NoRelevantChannelError
 from styleclip_core.relevance import RelevanceTable
+from styleclip_core.settings.editing import END_OF_WAY
 from styleclip_core.settings.editing import ChannelSelection as ChannelSelection
 from styleclip_core.settings.editing import Weights as Weights
 from styleclip_core.settings.editing import allowed_layers as allowed_layers
@@ -44,6 +45,8 @@ class StyleDirection:
             ``delta`` is what happens at the centre; None where all images move alike. See
             ``styleclip_core.matching``.
         centre: ``[N]``; with ``pull``.
+        further: Change for each 1 of alpha beyond ``END_OF_WAY``, ``[N]``, in place of ``delta`` and
+            ``pull``; None where the way goes straight on.
     """
 
     delta: Tensor
@@ -52,6 +55,17 @@ class StyleDirection:
     layers: tuple[str, ...]
     pull: Tensor | None = None
     centre: Tensor | None = None
+    further: Tensor | None = None
+
+    def change(self, alpha: float, codes: StyleCode | None = None) -> Tensor:
+        """Return the change of the editable channels of some codes at an alpha, ``[N]`` or ``[B, N]``.
+
+        The codes may be left out where a direction does not depend on them.
+        """
+        step = self.delta if codes is None else self.step(codes)
+        if self.further is None or alpha <= END_OF_WAY:
+            return alpha * step
+        return END_OF_WAY * step + (alpha - END_OF_WAY) * self.further.to(step)
 
     def step(self, codes: StyleCode) -> Tensor:
         """Return the change of the editable channels of some codes at alpha = 1, ``[N]`` or ``[B, N]``."""

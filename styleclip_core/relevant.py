@@ -22,20 +22,17 @@ import torch
 from torch import Tensor
 
 from styleclip_core.batches import Batches
-from styleclip_core.editing import ChannelSelection, StyleDirection, select_channels
+from styleclip_core.editing import ChannelSelection, StyleDirection
 from styleclip_core.errors import NoEffectError, NoRelevantChannelError
-from styleclip_core.instant import instant_relevance
-from styleclip_core.matching import likelihood, matched_direction
+from styleclip_core.matching import derivative_direction, likelihood, matched_direction
 from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.prompts import TextDirection
 from styleclip_core.relevance import EmbedImages
+from styleclip_core.settings.editing import END_OF_WAY
 from styleclip_core.style_space import StyleCode
 
 BETA = 0.08  # on Hellinger's distance; chosen on prompts and portraits that judge nothing
-_GRADIENT_BETA, _GRADIENT_ALPHA = 0.15, 3.0  # threshold, and what a further way of 1 is, as edits have them
-_GRADIENT_CODES, _GRADIENT_PROBES = 16, 16
-_END = 1.5  # of the matched way
-SHARES = (0.25, 0.5, 0.75, 1.0, 1.25, _END)  # of the way, at which effects are looked at
+SHARES = (0.25, 0.5, 0.75, 1.0, 1.25, END_OF_WAY)  # of the way, at which effects are looked at
 FURTHER = (1.75, 2.0, 2.25, 2.5)  # the same, where there is a further way
 _LEAST = 0.5  # of the way, also where CLIP sees the target already: one look at one image is no proof
 _SEEN = 0.5  # mean probability of the target at the end of a way that is long enough
@@ -88,7 +85,7 @@ class RelevantChannels:
 
 def parts_of(share: Tensor) -> tuple[Tensor, Tensor]:
     """Return which parts of a share are of the way itself, and of the further one."""
-    return share.clamp(max=_END), (share - _END).clamp(min=0)
+    return share.clamp(max=END_OF_WAY), (share - END_OF_WAY).clamp(min=0)
 
 
 def relevant_channels(
@@ -131,7 +128,7 @@ def relevant_channels(
     if not few.batch_size:
         return found
     here = found.to(few.editable())
-    moved = few.add(here.width * here.begin(few.editable(), _END))
+    moved = few.add(here.width * here.begin(few.editable(), END_OF_WAY))
     there = likelihood(look_at(generator, embed_images, moved), text, scale).mean().item()
     if there >= _SEEN:
         return found
@@ -147,14 +144,9 @@ def _further(
     found: RelevantChannels,
 ) -> RelevantChannels:
     """Return channels with the further way that derivatives say."""
-    few = codes.select(slice(_GRADIENT_CODES)).to(generator.device)
-    probes = min(_GRADIENT_PROBES, len(text.direction))
-    told = instant_relevance(generator, embed_images, few, text.direction, deviations, probes=probes)
-    relevance = told.to(deviations)
-    beta = min(_GRADIENT_BETA, relevance.abs().max().item() / 2)
-    direction = select_channels(codes.layout, relevance, deviations, ChannelSelection(beta=beta))
+    direction = derivative_direction(generator, embed_images, codes, text, ChannelSelection(beta=0.0))
     width = torch.maximum(found.width, _width(direction, deviations))
-    return replace(found, further=_GRADIENT_ALPHA * direction.delta, width=width)
+    return replace(found, further=direction.delta, width=width)
 
 
 def _width(found: StyleDirection, deviations: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from styleclip_core.editing import (
 )
 from styleclip_core.errors import NoRelevantChannelError
 from styleclip_core.mapper_training import apply_mapper
+from styleclip_core.matching import going_further
 from styleclip_core.models.mapper import PUBLISHED_STRENGTH
 from styleclip_core.relevance import RelevanceTable
 from styleclip_core.style_space import StyleCode
@@ -134,17 +135,20 @@ def matched(world: QualityWorld, prompt: Prompt, start: Portraits) -> Iterator[C
     """Yield the ways to where codes that show the prompt have their channels; strength 1 is the whole way."""
     for beta in BETAS:
         try:
-            found = world.matched(prompt, ChannelSelection(beta=beta))
+            yield _matched(world, prompt, start, 0.7, beta)
         except NoRelevantChannelError:
             return
-        yield along(f"b{beta:g}", found.step(start.codes), start, first=0.7)
 
 
 def automatic_matched(world: QualityWorld, prompt: Prompt, start: Portraits) -> Iterator[Candidate]:
     """Yield the matched way whose alpha and beta are chosen without the truth."""
     alpha, beta = world.choice(prompt, "matched")
-    step = world.matched(prompt, ChannelSelection(beta=beta)).step(start.codes)
-    yield along(f"b{beta:g}", step, start, first=alpha)
+    yield _matched(world, prompt, start, alpha, beta)
+
+
+def _matched(world: QualityWorld, prompt: Prompt, start: Portraits, alpha: float, beta: float) -> Candidate:
+    way = going_further(world.matched(prompt, ChannelSelection(beta=beta)), world.beyond(prompt))
+    return Candidate(f"b{beta:g}", lambda each: start.codes.add(way.change(each, start.codes)), alpha)
 
 
 def default(world: QualityWorld, prompt: Prompt, start: Portraits) -> Iterator[Candidate]:

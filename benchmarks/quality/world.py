@@ -18,13 +18,13 @@ from benchmarks.quality.sweep import Portraits, portraits
 from styleclip.data.world import photographs
 from styleclip.data.world.quality import Prompt
 from styleclip.data.world.renderer import strengths
-from styleclip_core.choosing import ChoosingSettings, Direct, choose, measure_on
+from styleclip_core.choosing import ChoosingSettings, choose, measure_on
 from styleclip_core.editing import ChannelSelection, StyleDirection, Weights, style_direction
 from styleclip_core.instant import instant_relevance
 from styleclip_core.inversion import RefinementSettings, refine
 from styleclip_core.mapper_training import PRESETS as MAPPER_PRESETS
 from styleclip_core.mapper_training import MapperTraining, MapperTrainingSettings, new_mapper
-from styleclip_core.matching import at, likelihood, matched_direction, matching_settings
+from styleclip_core.matching import at, choose_matched, derivative_direction, likelihood, matched_direction
 from styleclip_core.models.mapper import Mapper
 from styleclip_core.optimization import PRESETS, OptimizationSettings, optimize
 from styleclip_core.prompts import embed_prompt, text_direction
@@ -113,6 +113,15 @@ class QualityWorld(World):
         text = text_direction(self.clip, neutral=prompt.neutral, target=prompt.target)
         return matched_direction(codes, likelihood(embedding, text, self.clip.logit_scale), selection)
 
+    def beyond(self, prompt: Prompt) -> StyleDirection:
+        """Return where derivatives lead, from the end of that way on."""
+        text = text_direction(self.clip, neutral=prompt.neutral, target=prompt.target)
+        allowed = ChannelSelection(beta=0.0)
+        with torch.enable_grad():
+            return derivative_direction(
+                self.generator, self.clip.embed_images, self.looked_at[0], text, allowed
+            )
+
     def _matched_here(self, prompt: Prompt, selection: ChannelSelection) -> StyleDirection:
         """Return that way of the portraits that settings are chosen on."""
         return at(self.matched(prompt, selection), self.chosen_on.codes)
@@ -197,15 +206,18 @@ class QualityWorld(World):
             text = text_direction(self.clip, neutral=prompt.neutral, target=prompt.target)
             scale = self.clip.logit_scale
             measure = measure_on(self.generator, self.clip.embed_images, self.chosen_on.codes, text, scale)
+            layout, settings = self.generator.layout, ChoosingSettings()
             if weights == "matched":
-                allowed, settings = ChannelSelection(beta=0.0), matching_settings(ChoosingSettings())
-                relevance = self.matched(prompt, allowed).relevance
-                direct: Direct = partial(self._matched_here, prompt)
+                allowed = ChannelSelection(beta=0.0)
+                found = choose_matched(
+                    measure, self.matched(prompt, allowed).relevance, partial(self._matched_here, prompt),
+                    partial(self.beyond, prompt), settings, layout=layout, allowed=allowed,
+                )  # fmt: skip
             else:
-                table, settings = self.exact_table, ChoosingSettings()
+                table = self.exact_table
                 allowed, relevance = ChannelSelection(0.0, weights=weights), table.relevance(text.direction)
                 direct = partial(style_direction, table, text.direction, self.deviations)
-            found = choose(measure, self.generator.layout, relevance, direct, settings, allowed=allowed)
+                found = choose(measure, layout, relevance, direct, settings, allowed=allowed)
             tried = [
                 (each.alpha, each.selection.beta or 0.0, each.effect, each.movement) for each in found.trials
             ]

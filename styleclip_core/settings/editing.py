@@ -10,6 +10,8 @@ from typing import Literal
 from styleclip_core.errors import LayoutMismatchError
 
 Weights = Literal["relevance", "least-squares"]
+END_OF_WAY = 1.5  # alpha of a matched way; where a channel loses most of its spread, more turns it round
+FURTHEST = 2.5  # the same, where derivatives show the rest
 
 
 @dataclass(frozen=True, slots=True)

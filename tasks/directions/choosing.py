@@ -21,7 +21,7 @@ from torch import Tensor
 from styleclip.tasks.artifacts import Recipe, is_complete, read_provenance, write_table
 from styleclip.tasks.artifacts.outcomes import OK, Row
 from styleclip.tasks.directions.instant import measure_instant
-from styleclip.tasks.directions.matching import SeenCodes, read_seen
+from styleclip.tasks.directions.matching import FURTHER_VERSION, SeenCodes, read_seen
 from styleclip.tasks.directions.relevance import read_relevance
 from styleclip.tasks.directions.sampling import SampledStyles, read_codes
 from styleclip.tasks.directions.style_directions import (
@@ -48,7 +48,7 @@ from styleclip_core.editing import (
     style_direction,
 )
 from styleclip_core.errors import StyleCLIPError
-from styleclip_core.matching import at, matched_direction, matching_settings
+from styleclip_core.matching import at, choose_matched, derivative_direction, matched_direction
 from styleclip_core.prompts import TextDirection, text_direction
 from styleclip_core.style_space import StyleCode
 from styleclip_core.tuned import AnyGenerator
@@ -177,6 +177,8 @@ def _recipe(run: Run, step: EditStep, planned: ChoicePlan, rows: list[Row]) -> R
         "weights": step.chosen_weights, "templates": step.templates or "styleclip-79",
         "instant": planned.instant.model_dump() if step.relevance == "instant" else None,
     }  # fmt: skip
+    if step.relevance == "matched":
+        parameters["further"] = FURTHER_VERSION
 
     hashes = run.hashes
     inputs = {"clip": hashes.clip, "generator": hashes.generator, **_inputs(step, planned, rows)}
@@ -286,8 +288,13 @@ def _choose(run: Run, step: EditStep, planned: ChoicePlan, rows: list[Row]) -> C
     )
     alpha = step.alpha if isinstance(step.alpha, float) else None
     settings: ChoosingSettings = planned.settings.aiming_at(step.effect)
-    if step.relevance == "matched":
-        settings = matching_settings(settings)
+    if step.relevance == "matched" and planned.seen:
+        sampled, _ = read_seen(run, planned.seen, text)
+        beyond = partial(derivative_direction, run.generator, clip.embed_whole, sampled, text, allowed)
+        return choose_matched(
+            measure, relevance, direct, beyond, settings, layout=generator.layout, allowed=allowed,
+            alpha=alpha, fixed=fixed,
+        )  # fmt: skip
     return choose(
         measure, generator.layout, relevance, direct, settings, allowed=allowed, alpha=alpha, fixed=fixed
     )

@@ -39,13 +39,14 @@ from styleclip.tasks.settings import Sampling
 from styleclip.tasks.settings.edits import StepVariant
 from styleclip.tasks.storage import join
 from styleclip_core.batches import Batches
-from styleclip_core.matching import likelihood, matched_direction
+from styleclip_core.matching import derivative_direction, going_further, likelihood, matched_direction
 from styleclip_core.prompts import TextDirection
 from styleclip_core.sampling import sample_styles
+from styleclip_core.settings.editing import END_OF_WAY
 from styleclip_core.style_space import StyleCode
 
 STEP, VERSION = "look-at-codes", "1"
-DIRECTION_STEP, DIRECTION_VERSION = "matched-direction", "1"
+DIRECTION_STEP, DIRECTION_VERSION, FURTHER_VERSION = "matched-direction", "1", "1"
 _SHARD, _BATCH = 500, 32  # codes
 
 
@@ -129,6 +130,8 @@ def look_at_codes(run: Run, planned: SeenCodes, shard: int) -> ShardResult:
 def plan_matched(run: Run, variant: StepVariant, seen: SeenCodes) -> Recipe:
     """Return what decides the direction of a step; nothing is computed."""
     parameters = {name: value for name, value in variant.parameters().items() if name != "alpha"}
+    if _goes_further(variant):
+        parameters["further"] = FURTHER_VERSION
     inputs = {"seen": seen.fingerprint}
     return direction_recipe(run, DIRECTION_STEP, DIRECTION_VERSION, parameters, inputs)
 
@@ -139,7 +142,8 @@ def compute_matched_direction(run: Run, variant: StepVariant, seen: SeenCodes) -
 
     Raises:
         NoEffectError: If CLIP sees the target in hardly any code.
-        NoRelevantChannelError: If no channel reaches the variant's beta.
+        NoRelevantChannelError: If no channel reaches the variant's beta, or has anything to do with a target
+            to which derivatives are to lead.
         PromptError: If CLIP cannot tell the prompts apart.
     """
     recipe = plan_matched(run, variant, seen)
@@ -151,8 +155,19 @@ def compute_matched_direction(run: Run, variant: StepVariant, seen: SeenCodes) -
             prompt_distance(run, variant),
         )  # fmt: skip
         codes, probability = read_seen(run, seen, text)
-        write_direction(run, recipe, variant, matched_direction(codes, probability, variant.selection()))
+        selection = variant.selection()
+        found = matched_direction(codes, probability, selection)
+
+        if _goes_further(variant):
+            with computing(run.device):
+                beyond = derivative_direction(run.generator, run.clip.embed_whole, codes, text, selection)
+            found = going_further(found, beyond)
+        write_direction(run, recipe, variant, found)
     return prepared(variant, uri)
+
+
+def _goes_further(variant: StepVariant) -> bool:
+    return (variant.alpha or 0.0) > END_OF_WAY
 
 
 def read_seen(run: Run, seen: SeenCodes, text: TextDirection) -> tuple[StyleCode, Tensor]:

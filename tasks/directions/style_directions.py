@@ -245,6 +245,8 @@ def _stored(
     }  # fmt: skip
     if found.pull is not None and found.centre is not None:
         columns |= {"pull": found.pull, "centre": found.centre}
+    if found.further is not None:
+        columns["further"] = found.further
     table = pa.table({name: vector_column(each[None].cpu().numpy()) for name, each in columns.items()})
 
     made = recipe.made(
@@ -288,7 +290,7 @@ def read_direction(uri: str, fingerprint: str) -> StyleDirection:
     table, about = read_table(uri, content=content), made.parameters
     vectors = {
         name: torch.tensor(table[name][0].as_py())
-        for name in ("delta", "relevance", "pull", "centre")
-        if name in table.column_names  # the last two are of those that depend on the image
+        for name in ("delta", "relevance", "pull", "centre", "further")
+        if name in table.column_names  # the last three are of matched ones
     }
     return StyleDirection(channels=about["channels"], layers=tuple(about["layers"]), **vectors)

@@ -92,16 +92,14 @@ def _moved(run: Run, step: PreparedStep, source: EditedLatents, generator: AnyGe
     direction = read_direction(step.uri, step.fingerprint)
 
     # most directions are one step for all images, and need not know where these are
-    if direction.pull is None:
-        moved = direction.delta.to(run.device)
-    else:
-        with torch.no_grad():
-            moved = direction.step(source.codes(generator))
+    with torch.no_grad():
+        codes = None if direction.pull is None else source.codes(generator)
+        moved = direction.change(step.variant.alpha or 0.0, codes).to(run.device)
 
     layout = generator.layout
     # a direction is of the editable channels; the others, toRGB's, stay as they are
     flat = torch.zeros(*moved.shape[:-1], layout.num_channels, device=run.device)
-    flat[..., layout.editable_index.to(run.device)] = (step.variant.alpha or 0.0) * moved
+    flat[..., layout.editable_index.to(run.device)] = moved
     return flat
 
 

@@ -41,12 +41,11 @@ from styleclip.tasks.settings.variants import EditVariant as EditVariant
 from styleclip.tasks.settings.variants import RelevanceSource as RelevanceSource
 from styleclip.tasks.settings.variants import StepVariant as StepVariant
 from styleclip_core.errors import LayoutMismatchError
-from styleclip_core.settings.editing import ChannelSelection, Weights, allowed_layers, layer_names
+from styleclip_core.settings.editing import FURTHEST, ChannelSelection, Weights, allowed_layers, layer_names
 from styleclip_core.settings.mapper_training import PUBLISHED_STRENGTH
 
 MOST_VARIANTS = 2000  # that a list of edits may stand for without a word
 _STRONGEST = 100.0
-_FURTHEST_MATCHED = 2.0
 Auto = Literal["auto"]
 # A column of the data set that says a number, image by image.
 Column = Annotated[str, StringConstraints(pattern=r"^\{[^{}]+\}$")]
@@ -95,7 +94,7 @@ class EditStep(Settings):
         "table",
         description="Where relevance comes from: the table; instant for gradients of this prompt; or "
         "matched, which brings channels to where images that show the target have them, alpha being the "
-        "share of the way",
+        "share of the way; beyond 1.5, and up to 2.5, along gradients",
     )
     mapper: UriOrNone = Field(None, description="URI of the mapper's weights, for method mapper")
     strength: _Strength | tuple[_Strength, ...] | Column = Field(
@@ -142,9 +141,9 @@ class EditStep(Settings):
             )
         if self.relevance == "matched" and self.alpha != "auto":
             for value in _as_tuple(self.alpha):
-                if not abs(value) <= _FURTHEST_MATCHED:
+                if not abs(value) <= FURTHEST:
                     raise ValueError(
-                        f"with matched relevance alpha is a share of the way, {_FURTHEST_MATCHED:g} at most, "
+                        f"with matched relevance alpha is a share of the way, {FURTHEST:g} at most, "
                         f"got {value:g}; give alpha 1 for the whole way, or auto"
                     )
         if self.automatic and any(isinstance(each, tuple) for each in (self.alpha, self.beta)):

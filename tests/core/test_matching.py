@@ -6,10 +6,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from styleclip_core.choosing import Measured
 from styleclip_core.editing import ChannelSelection, StyleDirection
 from styleclip_core.errors import NoEffectError, NoRelevantChannelError
-from styleclip_core.matching import at, likelihood, matched_direction
-from styleclip_core.prompts import TextDirection
+from styleclip_core.matching import (
+    at,
+    choose_matched,
+    derivative_direction,
+    going_further,
+    likelihood,
+    matched_direction,
+)
+from styleclip_core.prompts import TextDirection, text_direction
+from styleclip_core.settings.choosing import ChoosingSettings
 from styleclip_core.style_space import StyleCode, StyleLayer, StyleLayout
 
 LAYOUT = StyleLayout((
@@ -122,3 +131,91 @@ def test_a_channel_that_never_moves_stays():
     assert found.relevance[1] == 0
     assert found.delta[1] == 0
     assert found.step(codes(flat)).isfinite().all()
+
+
+# ---- the further way ------------------------------------------------------------------------------
+
+REST = StyleDirection(torch.tensor([0.0, 0.0, 0.0, 0.0, 2.0]), torch.ones(5), 1, ("b8.conv0",))
+
+
+def test_from_the_end_of_the_way_it_goes_on_by_derivatives():
+    drawn, seen = narrowed(1.0, 0.5)
+    short = matched_direction(drawn, seen, ChannelSelection(beta=0.15))
+    found, some = going_further(short, REST), drawn.select(slice(5))
+    assert (found.channels, found.layers) == (2, ("b4.conv1", "b8.conv0"))
+    for alpha in (-1.0, 0.4, 1.5):
+        assert torch.equal(found.change(alpha, some), alpha * short.step(some))
+        assert torch.equal(at(found, some).change(alpha), alpha * short.step(some))
+    assert_close(found.change(2.25, some), 1.5 * short.step(some) + 0.75 * REST.delta)
+    assert_close(at(found, some).change(2.25), found.change(2.25, some))
+    # without a further way it goes straight on
+    assert torch.equal(short.change(2.25, some), 2.25 * short.step(some))
+
+
+def seek(bringing, *, beyond=lambda: REST, **given):
+    """Choose a matched way: the target's logit is -3 and rises by ``bringing`` for each channel's move."""
+    drawn, seen = narrowed(2.0, 0.5)
+    here = drawn.select((seen == 0).nonzero()[:6, 0])
+
+    def measure(step):
+        logit = -3.0 + step.expand(6, -1) @ torch.tensor(bringing)
+        return Measured(torch.sigmoid(logit), step.expand(6, -1).norm(dim=1))
+
+    def direct(selection):
+        return at(matched_direction(drawn, seen, selection), here)
+
+    relevance = matched_direction(drawn, seen, ALL).relevance
+    return choose_matched(
+        measure, relevance, direct, beyond, ChoosingSettings(), layout=LAYOUT, allowed=ALL, **given
+    )
+
+
+def refused():
+    raise NoRelevantChannelError("no channel")
+
+
+def test_an_effect_that_the_way_reaches_needs_no_further_one():
+    found = seek([3.0, 0.0, 0.0, 0.0, 0.0], beyond=lambda: pytest.fail("asked for"))
+    assert found.reached
+    assert found.alpha <= 1.5
+
+
+def test_an_effect_beyond_the_end_is_sought_on_the_further_way():
+    found = seek([0.5, 0.0, 0.0, 0.0, 2.0])
+    assert found.reached
+    assert 1.5 < found.alpha <= 2.5
+    assert found.trials[-1].effect == pytest.approx(0.7, abs=0.06)
+    assert found.trials[-1].alpha == found.alpha
+    # what was tried on the way stays in sight
+    assert found.trials[0].alpha == 1.0
+
+
+@pytest.mark.parametrize("beyond", [lambda: REST, refused])
+def test_a_further_way_that_brings_nothing_is_left_out(beyond):
+    found = seek([0.5, 0.0, 0.0, 0.0, 0.0], beyond=beyond)
+    assert not found.reached
+    assert found.alpha <= 1.5
+
+
+@pytest.mark.parametrize(("alpha", "moved"), [(1.2, 0.0), (2.0, 1.0)])
+def test_a_fixed_strength_is_measured_as_the_edit_will_be(alpha, moved):
+    found = seek([1.0, 0.0, 0.0, 0.0, 1.0], alpha=alpha)
+    assert found.alpha == alpha
+    without = seek([1.0, 0.0, 0.0, 0.0, 0.0], alpha=alpha)
+    logits = [torch.logit(each.trials[-1].measured.effect).mean().item() for each in (found, without)]
+    assert logits[0] - logits[1] == pytest.approx(moved, abs=0.02)
+
+
+def test_derivatives_lead_where_layers_may_change(generator, codes, clip_model):
+    text = text_direction(clip_model, neutral="face", target="grey hair", templates="none")
+    first = generator.layout.editable[0].name
+    given = generator, clip_model.embed_images, codes, text
+    open_, some = (
+        derivative_direction(*given, each) for each in (ALL, ChannelSelection(0.0, None, (first,)))
+    )
+    assert some.layers == (first,)
+    assert len(open_.layers) > 1
+    # as edits by a table: what matters most moves by 3 deviations
+    deviations = codes.editable().std(dim=0, correction=0)
+    most = open_.relevance.abs().argmax()
+    assert abs(open_.delta[most] / deviations[most]).item() == pytest.approx(3.0, rel=1e-4)

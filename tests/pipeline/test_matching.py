@@ -18,7 +18,7 @@ from styleclip.tasks.settings.edits import Edit, EditStep
 from styleclip_core import load_clip, load_generator
 from styleclip_core.editing import ChannelSelection
 from styleclip_core.errors import NoEffectError
-from styleclip_core.matching import likelihood, matched_direction
+from styleclip_core.matching import derivative_direction, likelihood, matched_direction
 from styleclip_core.prompts import embed_prompt, text_direction
 from styleclip_core.sampling import sample_styles
 from tests.left import files_of
@@ -90,6 +90,28 @@ def test_what_clip_saw_serves_all_prompts_and_is_named_after_what_decides_it(mod
 
 
 @pytest.mark.usefixtures("prefect_server")
+def test_beyond_its_end_the_way_goes_on_by_derivatives(models, photos, tmp_path):
+    """Strengths on both sides of the end have directions of their own; the first keeps its name."""
+    edit = EDIT.model_copy(update={"alpha": (0.5, 2.0)})
+    result = run(models, photos, tmp_path / "out", [edit], sampling=WANTED)
+    rows = manifest_of(result)
+    assert set(rows.status) == {"ok"}
+    folder = tmp_path / "out" / "workspace" / "directions"
+    stored = [read_table(str(path)) for path in folder.glob("*/direction.parquet")]
+    further, short = sorted(stored, key=lambda table: "further" not in table.column_names)
+    assert "further" not in short.column_names
+    assert further["delta"][0] == short["delta"][0]
+
+    generator, clip = load_generator(models.generator), load_clip(models.clip)
+    ((_, _, codes),) = sample_styles(generator, seed=5, sample_ids=range(100), truncation_psi=0.7)
+    text = text_direction(clip, neutral="face", target="grey hair")
+    rest = derivative_direction(generator, clip.embed_whole, codes, text, ChannelSelection(beta=0.0))
+    assert further["further"][0].as_py() == pytest.approx(rest.delta.tolist(), abs=1e-4)
+    channels = rows.groupby("alpha").channels.first()
+    assert channels[2.0] >= channels[0.5]
+
+
+@pytest.mark.usefixtures("prefect_server")
 def test_alpha_and_beta_of_a_matched_edit_are_chosen(tmp_path):
     """In the embedded world, whose CLIP knows the prompt, on sampled codes and on photographs alike."""
     models = Models(generator=str(data.GENERATOR), clip=str(data.CLIP), encoder=str(data.ENCODER))
@@ -100,7 +122,7 @@ def test_alpha_and_beta_of_a_matched_edit_are_chosen(tmp_path):
     }  # fmt: skip
     result = choose_edits(models, [edit], str(tmp_path), **given)
     (choice,) = result.choices
-    assert 0 < choice.alpha <= 1.5
+    assert 0 < choice.alpha <= 2.5
     assert choice.weights == "relevance"
     made = read_provenance(choice.uri)
     assert made.parameters["alpha_unit"] == MATCHED_UNIT
@@ -149,8 +171,8 @@ def test_shards_hold_every_code_once(models, tmp_path):
 @pytest.mark.parametrize(
     ("given", "error"),
     [
-        ({"alpha": 3.0}, r"alpha is a share of the way, 2 at most, got 3; give alpha 1"),
-        ({"alpha": (1.0, -2.5)}, r"2 at most, got -2\.5"),
+        ({"alpha": 3.0}, r"alpha is a share of the way, 2\.5 at most, got 3; give alpha 1"),
+        ({"alpha": (1.0, -2.6)}, r"2\.5 at most, got -2\.6"),
         ({"alpha": 1.0, "weights": "least-squares"}, "matched relevance has none"),
     ],
 )

@@ -115,6 +115,8 @@ def sample_edits(run: Run, editing: Editing) -> Measuring:
             )
         if editing.styles:
             found += _sample_table(run, kinds, editing.styles, editing.relevance)
+        if "look" in kinds:
+            found += samples.looking(run, settings.sampling)
         if "instant direction" in kinds:
             found += samples.instant(run, editing.instants()[0], settings.sampling, settings.instant)
         return found
@@ -141,4 +143,9 @@ def _sample_table(
 def sample_training(run: Run, target: str, settings: MapperTraining) -> Measuring:
     """Return what measures the training of mappers."""
     planned = mappers.plan(run, target, settings)
-    return lambda _missing: samples.training(run, planned)
+
+    def measure(missing: list[Spent]) -> list[Spent]:
+        looked = samples.looking(run, Sampling()) if "look" in {each.kind for each in missing} else []
+        return samples.training(run, planned) + looked
+
+    return measure

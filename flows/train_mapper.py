@@ -12,9 +12,11 @@ from pydantic import Field
 
 from styleclip.flows.dry_run import foretell, only_told, sample_training, tell
 from styleclip.flows.estimates import Outlook
-from styleclip.flows.run import RunResult, begin, pipeline, summarize
+from styleclip.flows.run import RunResult, StepCounts, begin, counts, pipeline, summarize
 from styleclip.flows.steps import dry_runs
 from styleclip.flows.steps.editing import check_training, train
+from styleclip.flows.steps.table import look_at
+from styleclip.tasks.editing import mappers
 from styleclip.tasks.running.rates import Rates
 from styleclip.tasks.settings import Execution, MapperTraining, Models, OrUsual, Prompt, Uri
 
@@ -50,7 +52,13 @@ def train_mapper(
         return only_told(RunResult(forecast=forecast))
 
     foretell("train-mapper", run, f"trains {len(targets)} mappers", look, execution.price_per_hour)
-    trained = train(run, targets, training)
+    planned = [mappers.plan(run, target, training) for target in targets]
+    done = list[StepCounts]()
+    if seen := mappers.looked_at_first(planned):
+        _, looked = look_at(run, seen.sampling)
+        done.append(counts(looked))
+
+    trained = train(run, planned)
     places = {f"{each.target}, best loss {each.loss:.4f}": each.best for each in trained}
-    summarize("train-mapper", f"{len(trained)} mappers", [], places)
-    return RunResult(mappers=trained)
+    summarize("train-mapper", f"{len(trained)} mappers", done, places)
+    return RunResult(steps=done, mappers=trained)

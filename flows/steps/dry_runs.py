@@ -26,8 +26,8 @@ from styleclip.tasks.artifacts import is_complete
 from styleclip.tasks.directions import nights, refining, relevance, sampling
 from styleclip.tasks.directions.choosing import ChoicePlan, find_choice
 from styleclip.tasks.directions.instant import plan_instant
+from styleclip.tasks.directions.matching import SeenCodes, plan_matched
 from styleclip.tasks.directions.matching import plan as plan_looking
-from styleclip.tasks.directions.matching import plan_matched
 from styleclip.tasks.directions.relevance import RelevancePlan
 from styleclip.tasks.directions.sampling import SampledStyles
 from styleclip.tasks.directions.style_directions import (
@@ -149,6 +149,7 @@ class Editing:
         listed: The images.
         inversion: Where their latents lie.
         styles: Sampled codes, if some step needs them.
+        looked_at: Those that CLIP looks at, if some step needs that.
         table: The relevance table, if some step needs it; it may not be there yet.
         plans: The edits; one whose strength is still to be chosen stands in with other numbers.
     """
@@ -176,6 +177,7 @@ class Editing:
         self._run, self.listed, self.settings = run, listed, settings
         self.inversion: InversionPlan = inversion.plan(run, listed.photos, settings.inversion)
         self.styles: SampledStyles | None = None
+        self.looked_at: SeenCodes | None = None
         self.table: TableRef | None = None
         self._measured: RelevancePlan | None = None
         self._notes = [listed.passed_over] if listed.passed_over else []
@@ -201,6 +203,9 @@ class Editing:
         if needs(variants, "instant") and self.styles is None:
             self.styles = sampling.plan(run, codes)
 
+        if needs(variants, "matched"):
+            self.looked_at = plan_looking(run, settings.sampling)
+
         # plans of edits whose strengths nobody has chosen yet name nothing that could be there
         settled = True
         if automatic_steps(edits):
@@ -221,6 +226,7 @@ class Editing:
         planned = ChoicePlan(
             settings=self.settings.choosing, instant=self.settings.instant, table=self.table,
             styles=self.styles, inversion=self.inversion, shards=self.listed.shards,
+            seen=self.looked_at,
         )  # fmt: skip
         open_ = list[list[EditStep]]()
         numbered = list[Edit]()
@@ -249,9 +255,8 @@ class Editing:
 
     def _direction(self, step: StepVariant) -> PreparedStep:
         """Return a step under the name that its direction has, or will have."""
-        if step.relevance == "matched":
-            looked_at = plan_looking(self._run, self.settings.sampling)
-            recipe = plan_matched(self._run, step, looked_at)
+        if step.relevance == "matched" and self.looked_at:
+            recipe = plan_matched(self._run, step, self.looked_at)
         elif step.relevance == "table" and self.table:
             recipe = plan_direction(self._run, step, self.table)
         elif self.styles:
@@ -272,6 +277,10 @@ class Editing:
             steps, works = [*steps, *measured], [*works, *measuring]
             there = "is there" if is_complete(self._measured.table) else "is built first"
             notes.append(f"the relevance table {there}: {self._measured.table}")
+
+        if self.looked_at:
+            step, work = looking.looked_at(run, self.looked_at)
+            steps, works = [*steps, step], [*works, work]
 
         # directions from gradients and choices are tasks of their own, one after the other
         alone = [[instant_work(run, self.settings.instant)] for _ in self.instants()]

@@ -28,7 +28,7 @@ from styleclip.tasks.directions.style_directions import (
 from styleclip.tasks.editing import assignments, mappers
 from styleclip.tasks.editing import plans as planning
 from styleclip.tasks.editing import shards as editing
-from styleclip.tasks.editing.mappers import MapperRef, prepare_mapper
+from styleclip.tasks.editing.mappers import MapperPlan, MapperRef, prepare_mapper
 from styleclip.tasks.editing.methods import PreparedEdit
 from styleclip.tasks.editing.optimization import prepare_optimization
 from styleclip.tasks.editing.plans import Chosen
@@ -365,10 +365,9 @@ def check_training(run: Run, settings: MapperTraining) -> None:
         )
 
 
-def train(run: Run, targets: list[str], settings: MapperTraining) -> list[MapperRef]:
+def train(run: Run, planned: list[MapperPlan]) -> list[MapperRef]:
     """Prompts -> mappers, one after the other: each may take the whole machine."""
-    warn_of_languages(run, targets)
-    planned = [mappers.plan(run, target, settings) for target in targets]
+    warn_of_languages(run, [each.target for each in planned])
     trained = []
     for each in planned:
         trained.append(engine.run(mappers.train_mapper, run, each))

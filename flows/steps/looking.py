@@ -12,7 +12,8 @@ from styleclip.flows.estimates import Outlook, StepForecast, Work, size_of
 from styleclip.tasks.artifacts import is_complete, read_table
 from styleclip.tasks.artifacts.lineage import lineage_uri
 from styleclip.tasks.artifacts.outcomes import FAILED, OK
-from styleclip.tasks.directions import relevance, sampling
+from styleclip.tasks.directions import matching, relevance, sampling
+from styleclip.tasks.directions.matching import SeenCodes
 from styleclip.tasks.directions.relevance import ChannelShard, RelevancePlan
 from styleclip.tasks.directions.sampling import SampledStyles
 from styleclip.tasks.editing import accounts, mappers, shards
@@ -241,6 +242,18 @@ def sampled(run: Run, styles: SampledStyles) -> tuple[StepForecast, Work]:
     return _sampled(run, [(styles.codes, settings.codes), *((uri, len(ids)) for uri, ids in parts)])
 
 
+def looked_at(run: Run, seen: SeenCodes) -> tuple[StepForecast, Work]:
+    """Return which sampled codes CLIP is still to look at."""
+    sizes = [len(seen.ids(shard)) for shard in range(seen.shards)]
+    done = _done([seen.part(shard) for shard in range(seen.shards)])
+    todo = [size for size, there in zip(sizes, done, strict=True) if not there]
+    step = StepForecast(
+        step="look-at-codes", unit="style codes", task_runs=seen.shards, found=seen.codes - sum(todo),
+        computed=sum(todo),
+    )  # fmt: skip
+    return step, Work(("look-at-codes",), seen.shards, [[matching.work(run, size)] for size in todo])
+
+
 def more_codes(run: Run, styles: SampledStyles, first: int, last: int) -> tuple[StepForecast, Work]:
     """Return what is to be sampled to add to a table."""
     return _sampled(run, [(sampling.more_codes_uri(styles, first, last), last - first)])
@@ -319,4 +332,9 @@ def trained(run: Run, planned: Sequence[MapperPlan]) -> Outlook:
         step="train-mapper", unit="steps", task_runs=len(planned), found=found, computed=total - found
     )
     about = f"trains {len(planned)} mappers"
-    return Outlook(about, [step], [Work((), 0, [jobs])], notes=notes)
+    steps, works = [step], [Work((), 0, [jobs])]
+    # what CLIP sees in sampled codes serves all of them
+    if seen := mappers.looked_at_first(planned):
+        looking, work = looked_at(run, seen)
+        steps, works = [looking, *steps], [work, *works]
+    return Outlook(about, steps, works, notes=notes)

@@ -343,6 +343,13 @@ def _sampled(there: Run, settings: Sampling, codes: int) -> SampledStyles:
     return found
 
 
+def looking(run: Run, settings: Sampling) -> list[Spent]:
+    """Return what it takes CLIP to look at some sampled codes."""
+    with _elsewhere(run) as there:
+        few = matching.plan(there, settings.model_copy(update={"looked_at": _LOOKED_AT}))
+        return list(matching.look_at_codes.fn(there, few, 0).spent)
+
+
 def instant(run: Run, variant: StepVariant, settings: Sampling, how: Instant) -> list[Spent]:
     """Return what one direction from gradients takes."""
     with _elsewhere(run) as there, aside(there) as sample:

@@ -31,8 +31,9 @@ from styleclip.tasks.directions.style_directions import (
     write_direction,
 )
 from styleclip.tasks.running.caching import unit_of_work
-from styleclip.tasks.running.overlap import computing
+from styleclip.tasks.running.overlap import accounting, computing
 from styleclip.tasks.running.progress import ShardResult
+from styleclip.tasks.running.rates import Spent, device_name
 from styleclip.tasks.running.run import Run
 from styleclip.tasks.running.texts import prompt_distance, text_vector
 from styleclip.tasks.settings import Sampling
@@ -103,6 +104,12 @@ def plan(run: Run, sampling: Sampling) -> SeenCodes:
     )
 
 
+def work(run: Run, codes: int, seconds: float = 0.0) -> Spent:
+    """Return the drawing and looking at of sampled codes as it is measured and estimated."""
+    side = run.generator.image_size[0]
+    return Spent(kind="look", device=device_name(run.device), resolution=side, units=codes, seconds=seconds)
+
+
 @unit_of_work("look-at-codes", "look-at-codes-{shard}")
 def look_at_codes(run: Run, planned: SeenCodes, shard: int) -> ShardResult:
     """Draw one shard of sampled codes and store CLIP's embeddings of the images."""
@@ -111,7 +118,7 @@ def look_at_codes(run: Run, planned: SeenCodes, shard: int) -> ShardResult:
         return ShardResult(uri=uri, rows=len(ids), reused=True)
 
     generator, clip = run.generator, run.clip
-    with computing(run.device), torch.no_grad():
+    with accounting() as account, computing(run.device), torch.no_grad():
         codes = _codes(run, planned, ids)
 
         def embed(index: Tensor) -> Tensor:
@@ -124,7 +131,8 @@ def look_at_codes(run: Run, planned: SeenCodes, shard: int) -> ShardResult:
         "sample_id": pa.array(ids, pa.int64()), "embedding": vector_column(embedded.numpy()),
     })  # fmt: skip
     write_table(uri, table, planned.recipe.made("seen-codes"))
-    return ShardResult(uri=uri, rows=len(ids))
+    spent = work(run, len(ids), account.seconds)
+    return ShardResult(uri=uri, rows=len(ids), tried=len(ids), spent=(spent,))
 
 
 def plan_matched(run: Run, variant: StepVariant, seen: SeenCodes) -> Recipe:

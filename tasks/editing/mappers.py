@@ -6,6 +6,7 @@ import base64
 import io
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 from uuid import UUID
@@ -74,6 +75,11 @@ class MapperPlan(BaseModel):
         """Return where the training is stored between strides."""
         return join(self.folder, "training.safetensors")
 
+    @property
+    def curve(self) -> str:
+        """Return where the losses lie; they are written last, when the networks are there."""
+        return join(self.folder, "curve.parquet")
+
 
 class MapperRef(BaseModel):
     """A trained mapper."""
@@ -111,9 +117,8 @@ def plan(run: Run, target: str, settings: Settings) -> MapperPlan:
 @unit_of_work("train-mapper", "train-{planned.target}")
 def train_mapper(run: Run, planned: MapperPlan) -> MapperRef:
     """Train the mapper of one prompt, from where an earlier run was stopped if there was one."""
-    best, last, curve = (
-        join(planned.folder, name) for name in ("best.safetensors", "last.safetensors", "curve.parquet")
-    )
+    best, last = (join(planned.folder, name) for name in ("best.safetensors", "last.safetensors"))
+    curve = planned.curve
 
     done, spent = is_complete(curve), list[Spent]()
     if not done:
@@ -125,7 +130,7 @@ def train_mapper(run: Run, planned: MapperPlan) -> MapperRef:
         with computing(run.device):
             spent += _train(run, planned, training)
 
-        # the curve is written last: where it lies, the networks do too
+        # before the curve, which says that they are there
         for uri, mapper in ((best, training.best), (last, training.mapper)):
             write_bytes_atomic(uri, _mapper_bytes(mapper))
 
@@ -151,7 +156,7 @@ def train_mapper(run: Run, planned: MapperPlan) -> MapperRef:
 
 def steps_done(planned: MapperPlan) -> int:
     """Return how many steps of a training are done: all, those that are stored, or none."""
-    if is_complete(join(planned.folder, "curve.parquet")):
+    if is_complete(planned.curve):
         return planned.settings.settings().steps
     return stored_step(read_bytes(planned.state)) if exists(planned.state) else 0
 
@@ -197,6 +202,12 @@ def _train(run: Run, planned: MapperPlan, training: MapperTraining) -> list[Spen
     codes = len(validating) * planned.settings.validation
     spent = [work(run, planned.settings, "train", steps, step * steps)] if alone else []
     return spent + ([work(run, planned.settings, "validate", codes, rest)] if alone and codes else [])
+
+
+def looked_at_first(planned: Sequence[MapperPlan]) -> SeenCodes | None:
+    """Return the codes that CLIP looks at once before mappers are trained; None if none of these needs it."""
+    waiting = (each for each in planned if each.seen and not is_complete(each.curve))
+    return next((each.seen for each in waiting), None)
 
 
 def _training(run: Run, planned: MapperPlan) -> MapperTraining:

@@ -81,12 +81,18 @@ def test_shards_do_not_decide_what_a_faithful_optimization_makes(with_identity, 
 
 def test_a_dry_run_finds_no_channels_and_names_what_the_run_will(with_identity, photos, tmp_path):
     out = tmp_path / "out"
-    run(with_identity, photos, out, [EDIT], sampling=WANTED, dry_run=True)
+
+    def foreseen():
+        said = run(with_identity, photos, out, [EDIT], sampling=WANTED, dry_run=True).forecast
+        assert not said.unknown
+        return {each.step: (each.found, each.computed) for each in said.steps}
+
+    fresh = {"look-at-codes": (0, 100), "invert-images": (0, 3), "edit-images": (0, 3)}
+    assert foreseen() == fresh
     assert not list(tmp_path.glob("out/**/channels.parquet"))
-    run(with_identity, photos, out, [EDIT], sampling=WANTED)
-    said = run(with_identity, photos, out, [EDIT], sampling=WANTED, dry_run=True).forecast
-    edits = next(each for each in said.steps if each.step == "edit-images")
-    assert (edits.found, edits.computed) == (3, 0)
+    done = run(with_identity, photos, out, [EDIT], sampling=WANTED)
+    assert {each.step: (each.rows - each.tried, each.tried) for each in done.steps} == fresh
+    assert foreseen() == {name: (count, 0) for name, (_, count) in fresh.items()}
 
 
 def test_without_an_identity_network_it_is_said_at_once(models, photos, tmp_path):
@@ -113,7 +119,15 @@ def test_a_mapper_of_relevant_channels_is_trained_resumed_and_applied(
     with_identity, photos, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(mappers, "Sampling", lambda: WANTED)
-    (whole,) = train_mapper(with_identity, ["hat"], str(tmp_path / "one"), TRAINING).mappers
+    looking = {"look-at-codes": (0, 100), "train-mapper": (0, 4)}
+    given = with_identity, ["hat"], str(tmp_path / "one"), TRAINING
+    said = train_mapper(*given, dry_run=True).forecast
+    assert {each.step: (each.found, each.computed) for each in said.steps} == looking
+    trained = train_mapper(*given)
+    (whole,), (looked,) = trained.mappers, trained.steps
+    assert (looked.step, looked.rows, looked.tried) == ("look-at-codes", 100, 100)
+    # with the mapper there, nobody has to look at anything
+    assert train_mapper(*given).steps == []
     real, begun = Training.run, []
 
     def break_off(self):

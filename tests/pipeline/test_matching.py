@@ -147,6 +147,15 @@ def test_alpha_and_beta_of_a_matched_edit_are_chosen(tmp_path):
     assert set(rows.status) == {"ok"}
     assert (rows.alpha.unique().tolist(), rows.beta.unique().tolist()) == ([own.alpha], [own.beta])
 
+    # a dry run finds the choice, and with it all that was made of it
+    said = edit_images(
+        models, str(photos), str(tmp_path / "out"), [edit], str(tmp_path), inversion=Inversion(steps=0),
+        dry_run=True, **given,
+    ).forecast  # fmt: skip
+    assert {each.step: (each.found, each.computed) for each in said.steps} == {
+        "look-at-codes": (100, 0), "invert-images": (3, 0), "edit-images": (3, 0)
+    }  # fmt: skip
+
 
 @pytest.mark.usefixtures("prefect_server")
 def test_a_target_that_hardly_any_code_shows_ends_the_run_with_its_name(

@@ -51,6 +51,8 @@ def find_residuals(
     expected = [len(w_plus), 3, *generator.image_size]
     if list(target.shape) != expected:
         raise ValueError(f"target must be {expected} for these latents, got {list(target.shape)}")
+    if not len(target):
+        return []
 
     side = feature_side(generator, settings.resolution)
     rank = min(settings.rank, feature_shape(generator, side)[0])

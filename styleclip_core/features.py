@@ -91,6 +91,10 @@ class FeatureGenerator(PerImageGenerator):
     """A generator that adds residual b to the features of image b; in everything else it is the plain one.
 
     An image without a residual is drawn as by the generator itself, bit for bit.
+
+    Attributes:
+        before: Features of the latents that the residuals were found for, ``[B, C, H, V]``.
+        residual: What is added to these, ``[B, C, H, V]``; zeros for an image that has none.
     """
 
     @torch.no_grad()
@@ -122,9 +126,10 @@ class FeatureGenerator(PerImageGenerator):
 
         # where the photograph's own latent leads, to see how far from there an edit has brought the features
         before = features_at(generator, generator.styles(w_plus), self._side).features
-        self._before, self._size_of = before, before.square().mean(dim=(1, 2, 3), keepdim=True)
-        self._residual = torch.zeros_like(before)
-        for row, each in zip(self._residual, residuals, strict=True):
+        square = before.square().mean(dim=(1, 2, 3), keepdim=True)
+        self.before, self._square = before, square.clamp(min=1e-20)
+        self.residual = torch.zeros_like(before)
+        for row, each in zip(self.residual, residuals, strict=True):
             if each:
                 product = each.channels.to(before) @ each.places.to(before)
                 row.copy_(product.view_as(row))
@@ -142,19 +147,23 @@ class FeatureGenerator(PerImageGenerator):
         self.plain.expect(styles)
 
         state = features_at(self.plain, styles, self._side, noise=noise)
-        away = (state.features - self._before).square().mean(dim=1, keepdim=True) / self._size_of
-        features = state.features + (torch.exp(-away) * self._residual).to(state.features.dtype)
+        features = state.features + self.faded(state.features).to(state.features.dtype)
         return self.plain.resume(
             SynthesisState(state.next_layer, features, state.image), styles, noise=noise
         )  # fmt: skip
+
+    def faded(self, features: Tensor) -> Tensor:
+        """Return what is left of the residuals where an edit has brought the features, ``[B, C, H, V]``."""
+        away = (features - self.before).square().mean(dim=1, keepdim=True) / self._square
+        return torch.exp(-away) * self.residual
 
     def take(self, index: Tensor) -> Self:
         """Return the generator of some images of the batch, ``[n]`` int64; one may come several times."""
         # past the constructor: features before are known already
         taken = object.__new__(type(self))
         taken.plain, taken._size, taken._side = self.plain, len(index), self._side
-        taken._before, taken._residual = self._before[index], self._residual[index]
-        taken._size_of = self._size_of[index]
+        taken.before, taken.residual = self.before[index], self.residual[index]
+        taken._square = self._square[index]
         return taken
 
 

@@ -15,7 +15,8 @@ import copy
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from styleclip.data.world.renderer import INDEX, NUM_FACTORS, strengths
 from styleclip_core import load_clip, load_encoder, load_generator, load_identity
 from styleclip_core.editing import ChannelSelection, select_channels
 from styleclip_core.feature_inversion import feature_side, find_residuals
-from styleclip_core.features import FeatureGenerator, feature_shape
+from styleclip_core.features import FeatureGenerator, FeatureResidual, feature_shape
 from styleclip_core.images import decode_image, encode_png, fit, psnr
 from styleclip_core.instant import instant_relevance
 from styleclip_core.inversion import RefinementSettings, reconstruction_loss, refine
@@ -43,7 +44,7 @@ from styleclip_core.pivotal import PivotalSettings, tune
 from styleclip_core.prompts import text_direction
 from styleclip_core.sampling import sample_styles, sample_z
 from styleclip_core.settings.features import FeatureSettings
-from styleclip_core.tuned import TunedGenerator, TuningForm
+from styleclip_core.tuned import TunedGenerator, Tuning, TuningForm
 
 PHOTOGRAPHS, PUBLISHED = 16, 4
 STEPS, RATE = 350, 3e-4  # of the published code
@@ -80,6 +81,31 @@ class _Drawn:
     generator: AnyGenerator
 
 
+@dataclass(eq=False)
+class _Own:
+    """What photographs have beside their latents, and what finding it takes."""
+
+    items: list[Tuning | FeatureResidual | None] = field(default_factory=list)
+    spent: float = 0.0
+
+    @contextmanager
+    def timed(self) -> Iterator[list[Tuning | FeatureResidual | None]]:
+        """Let items be added, and take note of the time."""
+        started = time.process_time()
+        yield self.items
+        self.spent += time.process_time() - started
+
+    @property
+    def size(self) -> str:
+        """Return the KB of the largest file."""
+        return f"{max(len(each.to_bytes()) for each in self.items if each) / 1024:.1f}"
+
+    @property
+    def seconds(self) -> str:
+        """Return the seconds of one photograph."""
+        return f"{self.spent / len(self.items):.2f}"
+
+
 @dataclass(frozen=True, eq=False)
 class _Bench:
     generator: Generator
@@ -113,28 +139,30 @@ class _Bench:
         )  # fmt: skip
 
     @cached_property
-    def in_turns(self) -> tuple[TunedGenerator, dict[int, FeatureGenerator], dict[str, float], int]:
-        """Return tunings, residuals by the latents' steps, seconds per image, bytes of a residual."""
-        tunings, spent = [], defaultdict[str, float](float)
-        residuals = {steps: [] for steps in self.latents}  # type: ignore[var-annotated]
-        pivotal, features = PivotalSettings(), FeatureSettings()
+    def in_turns(self) -> dict[tuple[str, int], _Own]:
+        """Return tunings and residuals, by their kind and the refinement steps of the latents."""
+        found = defaultdict[tuple[str, int], _Own](_Own)
+        pivotal, features, refined = PivotalSettings(), FeatureSettings(), RefinementSettings().steps
         for part in torch.arange(PHOTOGRAPHS).split(pivotal.chunk):
-            started = time.process_time()
-            *_, end = tune(self.generator, self.target[part], self.w_plus[part], pivotal)
-            tunings += [end.tuning(index) for index in range(len(part))]
-            spent["tuning"] += time.process_time() - started
+            with found["tuning", refined].timed() as items:
+                *_, end = tune(self.generator, self.target[part], self.w_plus[part], pivotal)
+                items += [end.tuning(index) for index in range(len(part))]
             for steps, w_plus in self.latents.items():
-                started = time.process_time()
-                residuals[steps] += find_residuals(self.generator, self.target[part], w_plus[part], features)
-                spent[f"features {steps}"] += time.process_time() - started
+                with found["residual", steps].timed() as items:
+                    items += find_residuals(self.generator, self.target[part], w_plus[part], features)
+        return found
 
-        own = {
-            steps: FeatureGenerator(self.generator, residuals[steps], w_plus)
-            for steps, w_plus in self.latents.items()
-        }
-        seconds = {name: each / PHOTOGRAPHS for name, each in spent.items()}
-        size = max(len(each.to_bytes()) for each in residuals[0] if each)
-        return TunedGenerator(self.generator, tunings), own, seconds, size
+    def drawn(self, kind: str, steps: int) -> _Drawn:
+        """Return what draws the photographs from latents of some steps, and with what beside them."""
+        w_plus = self.latents[steps]
+        items = self.in_turns[kind, steps].items if kind != "nothing" else []
+        tunings = [each for each in items if isinstance(each, Tuning)]
+        residuals = [each for each in items if isinstance(each, FeatureResidual)]
+        if tunings:
+            return _Drawn(w_plus, TunedGenerator(self.generator, tunings))
+        if residuals:
+            return _Drawn(w_plus, FeatureGenerator(self.generator, residuals, w_plus))
+        return _Drawn(w_plus, self.generator)
 
 
 def measure(_options: Options) -> Iterator[Section]:
@@ -147,41 +175,37 @@ def measure(_options: Options) -> Iterator[Section]:
 
 
 def _rows(bench: _Bench, picture: Path) -> Iterator[tuple[str, ...]]:
-    generator = bench.generator
-    yield bench.row("nothing", _Drawn(bench.w_plus, generator), "0", "0", "")
+    generator, refined = bench.generator, RefinementSettings().steps
+    yield bench.row("nothing", bench.drawn("nothing", refined), "0", "0", "")
     chosen = PivotalSettings()
     ways = [(f"tuning, rank {rank}", replace(chosen, rank=rank)) for rank in (2, chosen.rank, 8)]
     ways.append((f"tuning, rank {chosen.rank}, no locality", replace(chosen, locality_weight=0.0)))
     for name, settings in ways:
-        if settings == chosen:
-            tuned, _, spent, _ = bench.in_turns
-            seconds = spent["tuning"]
-        else:
-            started = time.process_time()
-            *_, end = tune(generator, bench.target, bench.w_plus, settings)
-            seconds = (time.process_time() - started) / PHOTOGRAPHS
-            tuned = TunedGenerator(generator, [end.tuning(index) for index in range(PHOTOGRAPHS)])
-        size = f"{2 * TuningForm.of(generator, settings.rank).size / 1024:.1f}"
+        own = bench.in_turns["tuning", refined] if settings == chosen else _Own()
+        if settings != chosen:
+            with own.timed() as items:
+                *_, end = tune(generator, bench.target, bench.w_plus, settings)
+                items += [end.tuning(index) for index in range(PHOTOGRAPHS)]
+        tuned = TunedGenerator(generator, [each for each in own.items if isinstance(each, Tuning)])
         drawn = _Drawn(bench.w_plus, tuned)
-        yield bench.row(name, drawn, size, _large(settings.rank), f"{seconds:.2f}")
+        yield bench.row(name, drawn, own.size, _large(settings.rank), own.seconds)
         if settings == chosen:
             yield from _published(bench, tuned)
             _draw(bench, tuned, picture)
 
-    _, own, spent, size_of_one = bench.in_turns
-    for steps, w_plus in bench.latents.items():
-        name, drawn = f"residual, {steps} refinement steps", _Drawn(w_plus, own[steps])
-        seconds = spent[f"features {steps}"]
-        yield bench.row(name, drawn, f"{size_of_one / 1024:.1f}", _large_residual(), f"{seconds:.2f}")
+    for steps in bench.latents:
+        own, drawn = bench.in_turns["residual", steps], bench.drawn("residual", steps)
+        name = f"residual, {steps} refinement steps"
+        yield bench.row(name, drawn, own.size, _large_residual(), own.seconds)
 
 
 @torch.no_grad()
 def _against_truth(bench: _Bench) -> Iterator[tuple[str, ...]]:
     """Yield how far edits are from what they should have become, by what the photographs have beside it."""
-    tuned, own, _, _ = bench.in_turns
-    plain = {("nothing", steps): _Drawn(w, bench.generator) for steps, w in bench.latents.items()}
-    ways = plain | {("tuning", RefinementSettings().steps): _Drawn(bench.w_plus, tuned)}
-    ways |= {("residual", steps): _Drawn(w, own[steps]) for steps, w in bench.latents.items()}
+    refined = RefinementSettings().steps
+    kinds = [("nothing", steps) for steps in bench.latents] + [("tuning", refined)]
+    kinds += [("residual", steps) for steps in bench.latents]
+    ways = {each: bench.drawn(*each) for each in kinds}
 
     embed = load_identity(data.IDENTITY).embed
     shown = strengths(held_out_factors(PHOTOGRAPH_SEED, COUNT))[:PHOTOGRAPHS]

@@ -10,8 +10,8 @@ feature space, and that an edit's features are those of the edited latent plus w
 beside its own, is that of BDInvert (Kang et al. 2021), Barbershop (Zhu et al. 2021) and StyleFeatureEditor
 (Bobkov et al. 2024). The factor is ours: where an edit puts other things, say a hat over hair, features are
 no longer the photograph's, and its residual would draw a ghost. Its width, f_b, was chosen on portraits and
-prompts that judge nothing. |.|^2 is the mean over the channels at a place. Layers after that resolution decide
-most of a colour and do not enter: there an edit recolours what the residual draws.
+prompts that judge nothing. |.|^2 is the mean over the channels at a place. Layers after that resolution
+decide most of a colour and do not enter: there an edit recolours what the residual draws.
 
 A residual is kept as R outer products of channels and places, in float16: R (C + H V) numbers.
 

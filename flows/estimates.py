@@ -27,7 +27,7 @@ class StepForecast(BaseModel):
         again: Of those, the ones that failed before and are tried again.
         changed: Of those, the ones that were done in another version of their photograph. Where its content
             is the same after all they are found done, which only reading it tells.
-        files: Images, videos and tunings that would be written; tables and the page come on top.
+        files: Images, videos, tunings and residuals that would be written; tables and the page come on top.
         size: Bytes of those, as far as runs have measured how large they become.
     """
 
@@ -75,7 +75,7 @@ class Forecast(BaseModel):
 
     @property
     def files(self) -> int:
-        """Return the images, videos and tunings that would be written."""
+        """Return the images, videos, tunings and residuals that would be written."""
         return sum(step.files for step in self.steps)
 
     @property

@@ -23,8 +23,8 @@ PLACE = Path(__file__).parents[1] / "docs" / "options.md"
 _FORMS = (
     settings.Models, settings.Execution, settings.Sampling, settings.Relevance, settings.Nightly,
     settings.Instant, settings.Choosing, settings.Inversion, settings.PivotalTuning,
-    edits.Edit, edits.EditStep, settings.Optimization, settings.MapperTraining, settings.FaceSource,
-    settings.Alignment, settings.Pasting, settings.Judges, settings.Comparison,
+    settings.FeatureInversion, edits.Edit, edits.EditStep, settings.Optimization, settings.MapperTraining,
+    settings.FaceSource, settings.Alignment, settings.Pasting, settings.Judges, settings.Comparison,
 )  # fmt: skip
 _HEAD = """# Options
 

@@ -13,25 +13,23 @@ Shapes: B images, K numbers of a tuning, R rank. This module finds no tuning; se
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
-import safetensors
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from styleclip_core.errors import CheckpointError, LayoutMismatchError
 from styleclip_core.models.network import is_finite
-from styleclip_core.models.stylegan2 import Generator, GeneratorConfig, LayerChange, Noise
+from styleclip_core.models.stylegan2 import Generator, LayerChange, Noise
+from styleclip_core.per_image import AnyGenerator as AnyGenerator
+from styleclip_core.per_image import PerImageGenerator, damaged, of_another, read_own, write_own
 from styleclip_core.settings.pivotal import MAX_RANK
-from styleclip_core.style_space import StyleCode, StyleLayout
+from styleclip_core.style_space import StyleCode
 
-_FORMAT, _HEADER, _TENSOR = "styleclip-tuning-1", "styleclip", "values"
+_WHAT, _FORMAT, _TENSOR = "tuning of a generator", "styleclip-tuning-1", "values"
 _WEIGHT_GAIN, _BIAS_GAIN = 0.02, 0.1
 
 
@@ -128,9 +126,7 @@ class Tuning:
 
     def to_bytes(self) -> bytes:
         """Return the content of a safetensors file."""
-        header = {_HEADER: json.dumps(self.form.to_dict(), sort_keys=True)}
-        content: bytes = safetensors.torch.save({_TENSOR: self.values.cpu().contiguous()}, header)
-        return content
+        return write_own(self.form.to_dict(), {_TENSOR: self.values})
 
     @classmethod
     def from_bytes(cls, content: bytes, generator: Generator) -> Tuning:
@@ -140,32 +136,22 @@ class Tuning:
             CheckpointError: If the content is damaged, no tuning, or holds numbers that are not finite.
             LayoutMismatchError: If it is a tuning of another generator.
         """
-        header, tensors = _read(content)
-        if header.get("format") != _FORMAT:
-            raise CheckpointError(
-                f"this is no tuning of a generator (format {header.get('format')!r:.40}, expected "
-                f"{_FORMAT!r}); delete it, and the next inversion makes it again"
-            )
-
-        # the same sizes under other weights would draw something, and nobody would see that it is wrong
-        if header.get("generator") != generator.fingerprint:
-            raise _of_another(header.get("generator"), generator)
-
+        header, tensors = read_own(content, generator, what=_WHAT, expected=_FORMAT)
         rank = header.get("rank")
         if not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
-            raise _damaged(f"its rank is {rank!r:.40}")
+            raise damaged(_WHAT, f"its rank is {rank!r:.40}")
 
         form = TuningForm.of(generator, rank)
         values = tensors.get(_TENSOR)
         if header != form.to_dict() or values is None or len(tensors) != 1 or values.shape != (form.size,):
-            raise _damaged("its sizes are not those of its generator's layers")
+            raise damaged(_WHAT, "its sizes are not those of its generator's layers")
 
         if values.dtype != torch.float16 or not is_finite(values.float()):
-            raise _damaged(f"its numbers are {values.dtype} or not finite")
+            raise damaged(_WHAT, f"its numbers are {values.dtype} or not finite")
         return cls(form, values)
 
 
-class TunedGenerator:
+class TunedGenerator(PerImageGenerator):
     """A generator that draws image b of a batch with tuning b; in everything else it is the plain one.
 
     An image without a tuning is drawn as by the generator itself, bit for bit.
@@ -188,68 +174,14 @@ class TunedGenerator:
         rows = []
         for tuning in tunings:
             if tuning and tuning.form != TuningForm.of(generator, tuning.form.rank):
-                raise _of_another(tuning.form.generator, generator)
+                raise of_another(_WHAT, tuning.form.generator, generator)
             rows.append(_widened(tuning, rank) if tuning else torch.zeros(form.size, dtype=torch.float16))
 
         numbers = torch.stack(rows) if rows else torch.zeros(0, form.size)
         weight = generator.synthesis.block(4).const
 
-        self.plain = generator
+        super().__init__(generator, len(rows))
         self._changes = layer_changes(generator, form, numbers.to(weight))
-        self._size = len(rows)
-
-    def __len__(self) -> int:
-        return self._size
-
-    @property
-    def config(self) -> GeneratorConfig:
-        """Return the architecture."""
-        return self.plain.config
-
-    @property
-    def layout(self) -> StyleLayout:
-        """Return the style layers."""
-        return self.plain.layout
-
-    @property
-    def fingerprint(self) -> str:
-        """Return the content hash of the generator's weights file."""
-        return self.plain.fingerprint
-
-    @property
-    def num_ws(self) -> int:
-        """Return L, the number of rows of w_plus."""
-        return self.plain.num_ws
-
-    @property
-    def resolution(self) -> int:
-        """Return the height of the image in pixels."""
-        return self.plain.resolution
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Return height and width of the image in pixels."""
-        return self.plain.image_size
-
-    @property
-    def device(self) -> torch.device:
-        """Return where the weights are."""
-        return self.plain.device
-
-    def map(
-        self,
-        z: Tensor,
-        label: Tensor | None = None,
-        *,
-        truncation_psi: float = 1.0,
-        truncation_cutoff: int | None = None,
-    ) -> Tensor:
-        """Map z to w_plus; tunings have no part in it. See ``Generator.map``."""
-        return self.plain.map(z, label, truncation_psi=truncation_psi, truncation_cutoff=truncation_cutoff)
-
-    def styles(self, w_plus: Tensor) -> StyleCode:
-        """Map w_plus to style codes; tunings have no part in it. See ``Generator.styles``."""
-        return self.plain.styles(w_plus)
 
     def synthesize(self, styles: StyleCode, *, noise: Noise = "const") -> Tensor:
         """Draw image b of the batch with tuning b; see ``Generator.synthesize``.
@@ -257,23 +189,16 @@ class TunedGenerator:
         Raises:
             ValueError: If there are not as many codes as tunings.
         """
-        if styles.batch_size != self._size:
-            raise ValueError(
-                f"there are {styles.batch_size} style codes, but the tunings of {self._size} images; "
-                "take() those that are drawn"
-            )
+        self._expect(styles, "tunings")
         return self.plain.synthesize(styles, noise=noise, changes=self._changes)
 
-    def take(self, index: Tensor) -> TunedGenerator:
+    def take(self, index: Tensor) -> Self:
         """Return the generator of some images of the batch, ``[n]`` int64; one may come several times."""
         # past the constructor: the changes are made already, and picking rows of them is cheap
-        taken = object.__new__(TunedGenerator)
+        taken = object.__new__(type(self))
         taken.plain, taken._size = self.plain, len(index)
         taken._changes = take_changes(self._changes, index)
         return taken
-
-
-AnyGenerator = Generator | TunedGenerator
 
 
 def layer_changes(generator: Generator, form: TuningForm, values: Tensor) -> dict[str, LayerChange]:
@@ -312,30 +237,3 @@ def _widened(tuning: Tuning, rank: int) -> Tensor:
         ]
 
     return torch.cat([row.flatten() for row in rows])
-
-
-def _read(content: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    # a header can nest as deep as it likes: RecursionError is damage too
-    try:
-        tensors = safetensors.torch.load(content)
-        length = int.from_bytes(content[:8], "little")
-        header = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_HEADER])
-    except (safetensors.SafetensorError, LookupError, ValueError, TypeError, RecursionError) as error:
-        raise _damaged(" ".join(str(error).split())[:120]) from error
-
-    if not isinstance(header, dict):
-        raise _damaged("its header is no object")
-    return header, tensors
-
-
-def _of_another(found: object, generator: Generator) -> LayoutMismatchError:
-    return LayoutMismatchError(
-        f"the tuning is of generator {found!r:.14}, not of {generator.fingerprint!r:.14}; "
-        "invert the image with the generator that edits it"
-    )
-
-
-def _damaged(reason: str) -> CheckpointError:
-    return CheckpointError(
-        f"the tuning of a generator is damaged: {reason}; delete it, and the next inversion makes it again"
-    )

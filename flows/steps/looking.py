@@ -155,7 +155,7 @@ def photographs(
     again, changed = sum(each.again for each in seen), sum(each.changed for each in seen)
     restored = sum(each.restored for each in seen)
     size = size_of(rates, [inversion.work(run, planned, missing - again + restored)])
-    tunings = missing - again if planned.settings.pivotal else 0
+    tunings = missing - again if planned.settings.own else 0
     steps = [
         StepForecast(
             step="invert-images", unit="images", task_runs=len(seen), found=rows - missing, computed=missing,

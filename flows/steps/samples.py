@@ -170,7 +170,7 @@ class _Measured:
 
 def _steps_of(settings: Inversion, plans: Sequence[EditPlan]) -> list[int]:
     """Return the numbers of steps that descents have."""
-    mine = [settings.steps, *([settings.pivotal.steps] if settings.pivotal else [])]
+    mine = [settings.steps, *([settings.own.steps] if settings.own else [])]
     optimized = [step.variant for plan in plans for step in plan.prepared.steps if step.variant.optimization]
     return mine + [each.optimization_parameters()["steps"] for each in optimized]
 
@@ -244,6 +244,8 @@ def _shorten(there: Run, planned: InversionPlan, plans: Sequence[EditPlan], frac
     fewer = replace(settings, steps=part(settings.steps))
     if settings.pivotal:
         fewer = replace(fewer, pivotal=replace(settings.pivotal, steps=part(settings.pivotal.steps)))
+    if settings.features:
+        fewer = replace(fewer, features=replace(settings.features, steps=part(settings.features.steps)))
     inverted = inversion.plan(there, planned.photos, fewer)
     before, after = sum(_steps_of(settings, [])), sum(_steps_of(fewer, []))
     theirs, mine = (inversion.work(there, each, 1) for each in (planned, inverted))

@@ -479,13 +479,21 @@ class Generator(Network):
         Raises:
             LayoutMismatchError: If the codes belong to another generator.
         """
+        self.expect(styles)
+        return self.resume(self.begin(styles.batch_size), styles, noise=noise, changes=changes)
+
+    def expect(self, styles: StyleCode) -> None:
+        """Refuse style codes of another generator.
+
+        Raises:
+            LayoutMismatchError: If their layout is another one.
+        """
         if styles.layout != self.layout:
             raise LayoutMismatchError(
                 f"these style codes have {styles.layout.num_channels} channels in "
                 f"{len(styles.layout.layers)} layers, the generator {self.layout.num_channels} in "
                 f"{len(self.layout.layers)}"
             )
-        return self.resume(self.begin(styles.batch_size), styles, noise=noise, changes=changes)
 
     def begin(self, batch_size: int) -> SynthesisState:
         """Return the state before the first layer: the learnt constant, ``batch_size`` times."""

@@ -335,7 +335,8 @@ def _images(run: Run, planned: ChoicePlan, rows: list[Row]) -> tuple[AnyGenerato
     if planned.inversion:
         inversion = planned.inversion
         w_plus = latents_of(run, rows)
-        tuned = with_tunings(generator, [read_tuning(inversion, generator, row) for row in rows])
+        tunings = [read_tuning(inversion, generator, row) for row in rows]
+        tuned = with_tunings(generator, tunings, w_plus)
         with torch.no_grad():
             return tuned, tuned.styles(w_plus)
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from styleclip.tasks.artifacts.outcomes import Row, failure
 from styleclip.tasks.editing.scoring import Judge
-from styleclip.tasks.photographs.inversion import InversionPlan, latents_of, read_tuning, with_tunings
+from styleclip.tasks.photographs.inversion import InversionPlan, Own, latents_of, read_tuning, with_tunings
 from styleclip.tasks.photographs.seen import MEMORY, Seen
 from styleclip.tasks.running.overlap import read_ahead
 from styleclip.tasks.running.run import Run
 from styleclip_core.editing import EditedLatents
 from styleclip_core.errors import StyleCLIPError
-from styleclip_core.tuned import AnyGenerator, Tuning
+from styleclip_core.per_image import AnyGenerator
 
 _BATCH = 32  # tunings read ahead
 
@@ -39,13 +39,13 @@ class Sources:
     def __init__(self, run: Run, inversion: InversionPlan, latents: dict[str, Row]) -> None:
         self.run, self.generator, self.judge = run, run.generator, Judge(run)
         self._last: tuple[tuple[str, ...], Source] | None = None
-        self._tunings: dict[str, Tuning] = {}
+        self._tunings: dict[str, Own] = {}
         self.broken: dict[str, Row] = {}
         self.drawn, self.seconds = 0, 0.0
         self._read_tunings(inversion, [row for row in latents.values() if row.get("tuning")])
 
     def _read_tunings(self, inversion: InversionPlan, rows: list[Row]) -> None:
-        def read(row: Row) -> Tuning | Row | None:
+        def read(row: Row) -> Own | Row | None:
             try:
                 return read_tuning(inversion, self.generator, row)
             except StyleCLIPError as error:
@@ -53,10 +53,10 @@ class Sources:
                 return failure(error)
 
         for row, found in zip(rows, read_ahead(rows, read, ahead=_BATCH), strict=True):
-            if isinstance(found, Tuning):
-                self._tunings[row["image_key"]] = found
-            elif found is not None:
+            if isinstance(found, dict):
                 self.broken[row["image_key"]] = found
+            elif found is not None:
+                self._tunings[row["image_key"]] = found
 
     def get(self, rows: list[Row]) -> Source:
         """Return the source of a batch of latents."""
@@ -66,7 +66,7 @@ class Sources:
             started = time.monotonic()
             w_plus = latents_of(self.run, rows)
             tunings = [self._tunings.get(key) for key in keys]
-            generator = with_tunings(self.generator, tunings)
+            generator = with_tunings(self.generator, tunings, w_plus)
 
             # what was drawn a moment ago, to be inverted, is not drawn again
             seen = None if any(tunings) else MEMORY.take(self.run, w_plus)

@@ -30,13 +30,17 @@ from styleclip.tasks.storage import exists, join, output_key, read_item, write_b
 from styleclip_core.batches import Batches
 from styleclip_core.descent import in_chunks
 from styleclip_core.errors import CheckpointError, LayoutMismatchError, StyleCLIPError
+from styleclip_core.feature_inversion import find_residuals
+from styleclip_core.features import FeatureGenerator, FeatureResidual
 from styleclip_core.images import decode_image, encode_pixels, fit, psnr, to_uint8
 from styleclip_core.inversion import PerceptualLoss, refine
 from styleclip_core.models.stylegan2 import Generator
+from styleclip_core.per_image import AnyGenerator
 from styleclip_core.pivotal import tune
-from styleclip_core.tuned import AnyGenerator, TunedGenerator, Tuning
+from styleclip_core.tuned import TunedGenerator, Tuning
 
 STEP, VERSION = "invert-images", "4"
+Own = Tuning | FeatureResidual  # what an image may have beside its latent; one kind in a folder of latents
 
 
 class DivergedError(StyleCLIPError):
@@ -77,7 +81,7 @@ class InversionPlan(BaseModel):
         return join(self.reconstructions, self.reconstruction_key(row))
 
     def tuning_key(self, row: Row) -> str:
-        """Return where the tuning of a photograph's generator lies, relative to the folder."""
+        """Return where a photograph's tuning or residual lies, relative to the folder."""
         name = output_key(row["image_key"], suffix=".safetensors", version=row["content_hash"])
         return f"tunings/{name}"
 
@@ -227,9 +231,11 @@ def _draw(run: Run, planned: InversionPlan, rows: Sequence[Row]) -> None:
 
     def draw(batch: list[Row]) -> np.ndarray:
         generator = run.generator
-        tuned = with_tunings(generator, [read_tuning(planned, generator, row) for row in batch])
+        tunings = [read_tuning(planned, generator, row) for row in batch]
         with computing(run.device):
-            return to_uint8(tuned.synthesize(tuned.styles(latents_of(run, batch))))
+            w_plus = latents_of(run, batch)
+            tuned = with_tunings(generator, tunings, w_plus)
+            return to_uint8(tuned.synthesize(tuned.styles(w_plus)))
 
     for batch, images in Batches(planned.settings.batch_size).run(list(rows), draw):
         for row, pixels in zip(batch, images, strict=True):
@@ -257,11 +263,11 @@ def _inverted(
     distance = perceptual.distance if perceptual else None
     target = torch.stack([photo.image for photo in batch]).to(run.device)
 
-    # encoder or average, refined, and where that is wanted the generator itself bent to the photograph
+    # encoder or average, refined, and where that is wanted what the latent leaves out of the photograph
     start = _first_guess(run, planned, target)
     *_, end = refine(generator, target, start, planned.settings, perceptual=distance)
     tunings = _tune(planned, generator, target, end.w_plus, distance)
-    tuned = with_tunings(generator, tunings)
+    tuned = with_tunings(generator, tunings, end.w_plus)
 
     with torch.no_grad():
         image = tuned.synthesize(tuned.styles(end.w_plus))
@@ -288,8 +294,10 @@ def _inverted(
         if not finite[index]:
             rows.append(row | failure(DivergedError("the latent is not finite; lower the learning rate")))
             continue
-        if planned.settings.pivotal and not contents[index]:
+        if planned.settings.own and not contents[index]:
             message = "the tuning of the generator is not finite; lower the learning rate of pivotal"
+            if planned.settings.features:
+                message = "the residual of the features is not finite; give features fewer steps"
             rows.append(row | failure(DivergedError(message)))
             continue
 
@@ -322,8 +330,10 @@ def _tune(
     target: Tensor,
     w_plus: Tensor,
     perceptual: PerceptualLoss | None,
-) -> list[Tuning | None]:
+) -> list[Own | None]:
     """Return what makes the generator draw each photograph; None for all if that is not wanted."""
+    if planned.settings.features:
+        return list(find_residuals(generator, target, w_plus, planned.settings.features))
     if not planned.settings.pivotal:
         return [None] * len(target)
 
@@ -331,13 +341,20 @@ def _tune(
     return [end.tuning(index) for index in range(len(target))]
 
 
-def with_tunings(generator: Generator, tunings: list[Tuning | None]) -> AnyGenerator:
-    """Return the generator that draws image b with tuning b, or the plain one if there are none."""
-    return TunedGenerator(generator, tunings) if any(tunings) else generator
+def with_tunings(generator: Generator, tunings: Sequence[Own | None], w_plus: Tensor) -> AnyGenerator:
+    """Return the generator that draws image b with tuning or residual b, or the plain one if there are none.
+
+    ``w_plus`` are the latents as they were inverted.
+    """
+    if any(isinstance(each, FeatureResidual) for each in tunings):
+        residuals = [each if isinstance(each, FeatureResidual) else None for each in tunings]
+        return FeatureGenerator(generator, residuals, w_plus)
+    tuned = [each if isinstance(each, Tuning) else None for each in tunings]
+    return TunedGenerator(generator, tuned) if any(tuned) else generator
 
 
-def read_tuning(planned: InversionPlan, generator: Generator, row: Row) -> Tuning | None:
-    """Return the tuning that a row of latents names, or None if it names none.
+def read_tuning(planned: InversionPlan, generator: Generator, row: Row) -> Own | None:
+    """Return the tuning or the residual that a row of latents names, or None if it names none.
 
     Raises:
         ChangedInputError: If its file is not the one that was stored with the latent.
@@ -353,21 +370,25 @@ def read_tuning(planned: InversionPlan, generator: Generator, row: Row) -> Tunin
     uri = join(planned.folder, key)
     content = read_item(planned.folder, key)
     if hashlib.sha256(content).hexdigest() != row["tuning_hash"]:
+        what = "residual" if planned.settings.features else "tuning"
         raise ChangedInputError(
-            f"{uri} is not the tuning that was stored with its latent; put that back, or delete this one, "
+            f"{uri} is not the {what} that was stored with its latent; put that back, or delete this one, "
             "and edit again"
         )
     try:
-        return Tuning.from_bytes(content, generator)
+        kind = FeatureResidual if planned.settings.features else Tuning
+        return kind.from_bytes(content, generator)
     except (CheckpointError, LayoutMismatchError) as error:
         raise type(error)(f"{uri}: {error}") from error
 
 
 def _method(run: Run, planned: InversionPlan) -> str:
-    steps, pivotal = planned.settings.steps, planned.settings.pivotal
+    settings = planned.settings
     parts = ["encoder" if run.models.encoder else "average"]
-    parts += [str(steps)] if steps else []
-    return "+".join([*parts, f"pivotal-{pivotal.steps}"] if pivotal else parts)
+    parts += [str(settings.steps)] if settings.steps else []
+    parts += [f"pivotal-{settings.pivotal.steps}"] if settings.pivotal else []
+    parts += [f"features-{settings.features.steps}"] if settings.features else []
+    return "+".join(parts)
 
 
 def _empty_row(key: str, etag: str) -> Row:

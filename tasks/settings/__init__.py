@@ -15,6 +15,7 @@ from styleclip.tasks.settings.saving import Saving as Saving
 from styleclip.tasks.settings.settings import Choosing as Choosing
 from styleclip.tasks.settings.settings import Comparison as Comparison
 from styleclip.tasks.settings.settings import Execution as Execution
+from styleclip.tasks.settings.settings import FeatureInversion as FeatureInversion
 from styleclip.tasks.settings.settings import Instant as Instant
 from styleclip.tasks.settings.settings import Inversion as Inversion
 from styleclip.tasks.settings.settings import Judges as Judges

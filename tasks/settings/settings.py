@@ -32,6 +32,7 @@ from styleclip_core.options import (
 )
 from styleclip_core.settings import mapper_training, optimization
 from styleclip_core.settings.choosing import ChoosingSettings
+from styleclip_core.settings.features import FeatureSettings
 from styleclip_core.settings.inversion import RefinementSettings
 from styleclip_core.settings.mapper_training import MapperTrainingSettings
 from styleclip_core.settings.optimization import OptimizationSettings
@@ -308,6 +309,11 @@ class PivotalTuning(PivotalSettings):
 
 
 @dataclass(frozen=True, config=_REFUSING)
+class FeatureInversion(FeatureSettings):
+    """What of each photograph's features its latent does not say, once that is found."""
+
+
+@dataclass(frozen=True, config=_REFUSING)
 class Inversion(RefinementSettings, _Naming):
     """How photographs become latents."""
 
@@ -319,6 +325,20 @@ class Inversion(RefinementSettings, _Naming):
         PivotalTuning | None, NamedIfChanged(),
         Says("Tune the generator to each photograph, a few KB for each; none leaves it as it is"),
     ] = None  # fmt: skip
+    features: Annotated[
+        FeatureInversion | None, NamedIfChanged(),
+        Says("Keep what a photograph's features have beside its latent, some KB for each; none does not"),
+    ] = None  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pivotal and self.features:
+            raise ValueError("a photograph has a tuning (pivotal) or a residual (features), not both")
+
+    @property
+    def own(self) -> PivotalTuning | FeatureInversion | None:
+        """Return how is found what each image has beside its latent; None where it has nothing."""
+        return self.pivotal or self.features
 
 
 @_with_presets(optimization.PRESETS)

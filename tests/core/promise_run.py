@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from styleclip_core.descent import in_chunks
+from styleclip_core.feature_inversion import FeatureSettings, find_residuals
 from styleclip_core.images import psnr
 from styleclip_core.inversion import RefinementSettings, refine
 from styleclip_core.metrics import clip_similarity, directional_similarity
@@ -107,6 +108,7 @@ class World:
             "optimized style codes": lambda index: self.optimized(index, "s"),
             "optimized relevant channels": self.faithful,
             "tunings": self.tuned,
+            "residuals": self.residuals,
             "relevance with a tolerance": lambda index: self.relevance(
                 index, RelevanceSettings(tolerance=0.3, minimum=3)
             ),
@@ -147,6 +149,11 @@ class World:
         settings = PivotalSettings(steps=2, rank=1, chunk=2, patience=3)
         *_, end = tune(self.generator, self.images[index].flip(3), self.w_plus[index], settings)
         return end.values
+
+    def residuals(self, index: Tensor) -> Tensor:
+        settings = FeatureSettings(steps=2, rank=2, chunk=2)
+        found = find_residuals(self.generator, self.images[index].flip(3), self.w_plus[index], settings)
+        return torch.stack([(each.channels.float() @ each.places.float()).flatten() for each in found])
 
     def scores(self, index: Tensor) -> Tensor:
         image = self.edited(self.w_plus[index])

@@ -76,7 +76,7 @@ def between_kernels(mine, others):
 @pytest.mark.parametrize("kernels", [HERE, *KERNELS])
 def test_what_descends_or_decides_has_the_same_bits_in_every_batch(found, kernels):
     computed = found[kernels]["descents"]
-    assert len(computed) == 7
+    assert len(computed) == 8
     for name, batches in computed.items():
         assert all(torch.equal(each, batches[1]) for each in batches.values()), name
 

@@ -31,6 +31,7 @@ from styleclip.tasks.settings import DataSet, Inversion, Relevance, Sampling
 from styleclip.tasks.settings.edits import EditVariant, StepVariant
 from styleclip_core.descent import Chunks
 from styleclip_core.editing import EditedLatents
+from styleclip_core.feature_inversion import FeatureSettings, find_residuals
 from styleclip_core.inversion import RefinementSettings, refine
 from styleclip_core.mapper_training import MapperTraining, MapperTrainingSettings
 from styleclip_core.optimization import OptimizationSettings, optimize
@@ -151,6 +152,16 @@ def test_a_step_of_pivotal_tuning_waits_once(run):
     assert per_more(tuned, 2, 5, "sync") == {"styleclip_core/descent.py:judge": 1}
     # random codes that hold the generator elsewhere, drawn by the host so that a seed means the same anywhere
     assert per_more(tuned, 2, 5, "upload") == {"styleclip_core/pivotal.py:_codes": 1}
+
+
+def test_a_step_towards_a_residual_never_waits(run):
+    target = run.generator.synthesize(run.generator.styles(latents(run, 2))).detach()
+
+    def found(steps: int) -> None:
+        find_residuals(run.generator, target, latents(run, 2), FeatureSettings(steps=steps))
+
+    assert per_more(found, 2, 5, "sync") == {}
+    assert per_more(found, 2, 5, "upload") == {}
 
 
 def test_a_step_of_a_mapper_s_training_waits_once(run):

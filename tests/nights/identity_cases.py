@@ -30,6 +30,7 @@ from styleclip.tasks.settings import (
     Comparison,
     Execution,
     FaceSource,
+    FeatureInversion,
     Instant,
     Inversion,
     Judges,
@@ -156,7 +157,10 @@ def cases(place: Place) -> Iterator[tuple[str, Callable[[], Case]]]:
     for file, column in (("relevance.parquet", "direction"), ("statistics.parquet", "std")):
         yield f"edit: {file}", partial(_edit_table, place, file, column)
     yield "edit: mapper", partial(_edit_mapper, place)
-    yield "edit: tuning", partial(_edit_tuning, place)
+    tuning = Inversion(steps=1, pivotal=PivotalTuning(steps=1))
+    residual = Inversion(steps=1, features=FeatureInversion(steps=1, rank=2))
+    for name, own in (("tuning", tuning), ("residual", residual)):
+        yield f"edit: {name}", partial(_edit_own, place, name, own)
     for kind in ("generator", "clip"):
         yield f"relevance: {kind}", partial(_relevance, place, kind)
     for kind in ("generator", "clip", "identity"):
@@ -219,12 +223,11 @@ def _edit_mapper(place: Place) -> Case:
     return _edit(place, "mapper", file, scaled, named, EDIT, edits=[edit])
 
 
-def _edit_tuning(place: Place) -> Case:
-    settings = Inversion(steps=1, pivotal=PivotalTuning(steps=1))
-    case = _edit(place, "tuning", Path(), scaled, INDEX, EDIT, inversion=settings)
+def _edit_own(place: Place, name: str, settings: Inversion) -> Case:
+    case = _edit(place, name, Path(), scaled, INDEX, EDIT, inversion=settings)
     case.flow(**case.parameters)
     (file,) = case.out.rglob("tunings/*b.png*.safetensors")
-    found = _edit(place, "tuning", file, scaled, INDEX, EDIT, inversion=settings)
+    found = _edit(place, name, file, scaled, INDEX, EDIT, inversion=settings)
     return replace(found, made=True)
 
 

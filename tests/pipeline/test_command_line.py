@@ -115,6 +115,8 @@ def test_every_command_has_help_with_units(called):
         (["build-relevance", "--workspace", "y", "--fast", "--centre", "mean"], "use centre 'sample'"),
         (["build-relevance", "--workspace", "y", "--reference-compat", "--eight-bit"], "eight_bit itself"),
         (["invert", "--photos", "x", "--workspace", "y", "--pivotal-locality", "1"], "give --pivotal-steps too"),
+        (["invert", "--photos", "x", "--workspace", "y", "--features-rank", "2"], "give --features-steps too"),
+        (["invert", "--photos", "x", "--workspace", "y", "--features-steps", "2", "--pivotal-steps", "2"], "not both"),
         (["evaluate", "--manifest", "none.parquet"], "none.parquet: there is no such object"),
         (["score", "--images", "x", "--out", "y"], "say what to look for: --prompts with a file, or --prompt"),
         (["prune", "y"], "say which batches go: older than an age, by name, or all but the last ones"),
@@ -151,10 +153,13 @@ def test_the_last_line_says_where_the_result_is(environment, job, tmp_path):
     assert "edit-images: 20 rows" in result.stderr
 
 
-def test_inversion_tunes_the_generator_where_it_is_asked_to(environment, job, network_files, tmp_path):
+@pytest.mark.parametrize("option", ["--pivotal-steps", "--features-steps"])
+def test_inversion_keeps_what_is_an_image_s_own_where_it_is_asked_to(
+    option, environment, job, network_files, tmp_path
+):
     networks = [part for name, uri in network_files.items() if name != "clip" for part in (f"--{name}", uri)]
     place = ("invert", "--photos", job[2], "--workspace", tmp_path / "w", "--steps", "2")
-    result = styleclip(environment, *place, "--pivotal-steps", "2", *networks)
+    result = styleclip(environment, *place, option, "2", *networks)
     assert result.returncode == 0, result.stderr
     latents = Path(result.stdout.strip().splitlines()[-1])
     assert len(list(latents.glob("tunings/*.safetensors"))) == 10

@@ -26,6 +26,7 @@ from styleclip.tasks.settings import (
     Choosing,
     Execution,
     FaceSource,
+    FeatureInversion,
     Inversion,
     MapperTraining,
     Models,
@@ -54,14 +55,15 @@ from styleclip_core.pivotal import PivotalSettings
 from styleclip_core.prompts import text_direction
 from styleclip_core.relevance import RelevanceSettings, measure_channels
 from styleclip_core.sampling import sample_styles
+from styleclip_core.settings.features import FeatureSettings
 from styleclip_core.settings.saving import SavingSettings
 
 ROOT = Path(__file__).parents[2]
 HASHES = ModelHashes(generator="g", clip="c", encoder="e", identity="i", perceptual="p")
 RUN = Run(hashes=HASHES, workspace="ws", out="out")
 CORE = [
-    ChoosingSettings, MapperTrainingSettings, OptimizationSettings, PivotalSettings, RefinementSettings,
-    RelevanceSettings, SavingSettings,
+    ChoosingSettings, FeatureSettings, MapperTrainingSettings, OptimizationSettings, PivotalSettings,
+    RefinementSettings, RelevanceSettings, SavingSettings,
 ]  # fmt: skip
 
 
@@ -74,6 +76,10 @@ def _inverted(**settings):
 
 def _tuned(**settings):
     return _inverted(pivotal=PivotalTuning(**settings))
+
+
+def _featured(**settings):
+    return _inverted(features=FeatureInversion(**settings))
 
 
 def _sampled(**settings):
@@ -157,6 +163,7 @@ def _other(name, info, value):
     kinds = [each for each in get_args(info.annotation) if each is not type(None)] or [info.annotation]
     special = {
         "tolerance": 0.2, "truncation_psi": 0.5, "templates": "imagenet-80", "pivotal": {"steps": 3},
+        "features": {"steps": 3},
         "kind": "style", "space": "s",  # relevant channels need an effect as well
         "levels": ("coarse",), "keep": ("hat",), "effect": 0.5, "latents": "l",
         "preset": {"published": "gentle"}.get(value), "optimizer": "radam",
@@ -178,7 +185,8 @@ def _other(name, info, value):
 CASES = [
     (named, form, name)
     for named, form in (
-        (_inverted, Inversion), (_tuned, PivotalTuning), (_sampled, Sampling), (_measured, Relevance),
+        (_inverted, Inversion), (_tuned, PivotalTuning), (_featured, FeatureInversion), (_sampled, Sampling),
+        (_measured, Relevance),
         (_fast, Relevance), (_trained, MapperTraining), (_optimized, Optimization), (_chosen, Choosing),
         (_aligned, Alignment), (_saved, Saving),
     )
@@ -407,8 +415,9 @@ def test_every_field_of_an_inversion_is_an_option_of_invert_and_of_edit():
     for command in (edit.invert, edit.edit):
         options = inspect.signature(with_options(command)).parameters
         for name, info in fields_of(Inversion).items():
-            if name == "pivotal":
-                assert {f"inversion__pivotal__{inner}" for inner in fields_of(PivotalTuning)} <= set(options)
+            nested = {"pivotal": PivotalTuning, "features": FeatureInversion}.get(name)
+            if nested:
+                assert {f"inversion__{name}__{inner}" for inner in fields_of(nested)} <= set(options)
                 continue
             (mark,) = get_args(options[f"inversion__{name}"].annotation)[1:]
             assert mark.help.startswith(sentence(info))

@@ -60,7 +60,8 @@ def plan_of(models, photos, tmp_path, settings=TUNED):
 def tuned_generator(models, planned, rows):
     """The generator that draws these rows, read as an edit reads it."""
     generator = load_generator(models.generator)
-    return with_tunings(generator, [read_tuning(planned, generator, row) for row in rows])
+    # where w_plus counts, see test_features.py
+    return with_tunings(generator, [read_tuning(planned, generator, row) for row in rows], torch.zeros(0))
 
 
 def codes_of(generator, rows):

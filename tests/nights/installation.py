@@ -151,8 +151,9 @@ class Nights:
         account.nights += 1
         lost = [key for key in calm if key not in found]
         wrong = [key for key in calm if key in found and not alike(key, calm[key], found[key])]
-        # a page of a part has drawn thumbnails too, and the whole one adds to them
-        left = [key for key in found if key not in calm and not (parts and "/thumbnails/" in key)]
+        # a page of a part has a list of what it shows, and thumbnails, to which the whole one adds
+        shown = ("/pages/", "/thumbnails/") if parts else ()
+        left = [key for key in found if key not in calm and not any(each in key for each in shown)]
         there = pd.concat(
             pd.read_parquet(io.BytesIO(each))
             for key, each in found.items()

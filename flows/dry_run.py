@@ -49,10 +49,12 @@ def tell(flow: str, run: Run, look: Looking, sample: Measuring, price_per_hour: 
     rates, measured = read_rates(run.workspace), list[Spent]()
     seen = look(rates)
     if (missing := unknown(run, seen, rates)) and not engine.has_cluster():
-        get_run_logger().info("measured on a sample: %s", ", ".join(each.name for each in missing))
         measured = sample(missing)
         # what runs have measured goes before what a sample says
         rates = rates.adding(each for each in measured if rates.of(each) is None)
+        # a choice has no sample: it is as long as its prompt is hard
+        missing = [each for each in missing if rates.of(each) is not None]
+        get_run_logger().info("measured on a sample: %s", ", ".join(each.name for each in missing))
         seen = look(rates)
 
     if rates.of(ending(flow)) is None and not engine.has_cluster():

@@ -41,7 +41,7 @@ def train_mapper(
         dry_run: Say what would be trained and found done, and what it would cost; do nothing.
     """
     run = begin(models, execution, workspace, dry=dry_run)
-    check_training(run, training)
+    check_training(run, targets, training)
 
     def look(_rates: Rates) -> Outlook:
         return dry_runs.training(run, targets, training)

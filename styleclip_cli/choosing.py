@@ -39,8 +39,8 @@ from styleclip_cli.options import (
 )
 
 
-def numbers_or_auto(name: str, given: tuple[str, ...]) -> tuple[float, ...] | str:
-    """Return the values of a repeated option, or auto.
+def numbers_or_auto(name: str, given: tuple[str, ...]) -> float | tuple[float, ...] | str:
+    """Return the values of a repeated option, or auto; one value is no list, as it may stand beside auto.
 
     Raises:
         SettingsError: If one is neither a number nor auto, or auto is not alone.
@@ -49,9 +49,10 @@ def numbers_or_auto(name: str, given: tuple[str, ...]) -> tuple[float, ...] | st
         return "auto"
 
     try:
-        return tuple(float(each) for each in given)
+        found = tuple(float(each) for each in given)
     except ValueError as error:
         raise SettingsError(f"--{name} takes numbers, or auto alone; got {', '.join(given)}") from error
+    return found[0] if len(found) == 1 else found
 
 
 def choose(

@@ -355,14 +355,15 @@ def compare(run: Run, plans: Sequence[planning.EditPlan], listed: ImageIndex) ->
     return engine.run(step_similarity.compare_steps, run, chosen, listed) if chosen else ""
 
 
-def check_training(run: Run, settings: MapperTraining) -> None:
-    """Refuse a training that weighs identity without a network for it."""
+def check_training(run: Run, targets: list[str], settings: MapperTraining) -> None:
+    """Refuse prompts that cannot work, and a training that weighs identity without a network for it."""
     weight = settings.settings().identity_weight
     if weight > 0 and not run.models.identity:
         raise SettingsError(
             f"identity_weight is {weight:g}, but there is no identity network; "
             "give --identity or set --identity-weight 0"
         )
+    engine.run(mappers.check_targets, run, targets, settings)
 
 
 def train(run: Run, planned: list[MapperPlan]) -> list[MapperRef]:

@@ -310,14 +310,14 @@ def table(run: Run, planned: RelevancePlan) -> list[Spent]:
         each = max(1, min(_CHANNELS, int(affordable / codes)))
 
         planned_here = relevance.plan(there, found, short)
-        derivatives = _derivatives(there, planned_here)
         cut = [
             ChannelShard(
                 number=number, total=len(layers), layer=layer.name, first=0, last=min(each, layer.channels)
             )
             for number, layer in enumerate(layers)
         ]
-        sample.measured.clear()
+        sample.measured.clear()  # codes are fewer than a table's; what follows is as it is there
+        derivatives = _derivatives(there, planned_here)
         futures = [relevance.measure_shard.submit(there, planned_here, shard, derivatives) for shard in cut]
         wait_for({"build-relevance": futures})
         return [_settled(run, spent) for spent in sample.measured]

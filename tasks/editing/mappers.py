@@ -43,6 +43,7 @@ from styleclip.tasks.running.rates import Spent, device_name
 from styleclip.tasks.running.run import Run
 from styleclip.tasks.running.shown import code
 from styleclip.tasks.running.texts import prompt_distance, target_embedding
+from styleclip.tasks.running.together import each_of
 from styleclip.tasks.settings import MapperTraining as Settings
 from styleclip.tasks.settings import Sampling, SettingsError
 from styleclip.tasks.settings.edits import StepVariant
@@ -112,6 +113,25 @@ def plan(run: Run, target: str, settings: Settings) -> MapperPlan:
     recipe = Recipe(STEP, VERSION, parameters, inputs, hashes.generator, hashes.clip)
     folder = recipe.folder(run.workspace, "mappers")
     return MapperPlan(target=target, folder=folder, recipe=recipe, settings=settings, seen=seen)
+
+
+@unit_of_work("check-targets")
+def check_targets(run: Run, targets: list[str], settings: Settings) -> int:
+    """Fail at once if CLIP cannot read a prompt, or cannot tell it from the neutral one; count the prompts.
+
+    Raises:
+        StyleCLIPError: If some cannot work; it names each.
+    """
+    templates = settings.chosen_templates
+
+    def check(target: str) -> object:
+        # called for what it raises: the networks of the first mapper take hours, and may be in vain for the next
+        if settings.settings().needs_neutral:
+            prompts = StepVariant(neutral=settings.neutral, target=target, templates=templates)
+            return prompt_distance(run, prompts)
+        return target_embedding(run, target, templates)
+
+    return len(each_of(targets, "mapper of {!r}".format, check))
 
 
 @unit_of_work("train-mapper", "train-{planned.target}")

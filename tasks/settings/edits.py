@@ -270,13 +270,15 @@ def _as_tuple(value: float | tuple[float, ...] | str | None) -> tuple[float, ...
     return value if isinstance(value, tuple) else (value,)
 
 
+_WHOLE_WAY = 1.0  # of a matched edit, which takes no gradients; few of those that are chosen need more
 _STANDINS = {"alpha": 3.0, "beta": 0.15, "strength": PUBLISHED_STRENGTH}
 
 
 def stand_in(step: EditStep) -> EditStep:
     """Return a step with numbers where it says auto or a column, by which it can be checked early."""
+    numbers = _STANDINS | ({"alpha": _WHOLE_WAY} if step.relevance == "matched" else {})
     return step.model_copy(
-        update={name: value for name, value in _STANDINS.items() if isinstance(getattr(step, name), str)}
+        update={name: value for name, value in numbers.items() if isinstance(getattr(step, name), str)}
     )
 
 

@@ -6,7 +6,8 @@ not go well on that way is asked for again through s3fs, which says whose fault 
 and how long a store is waited for are the same on both ways, and during an outage s3fs alone asks.
 
 Where a request is made in some special way (encryption, a requester who pays, an address book of its own, a
-proxy, certificates, FIPS), s3fs makes it.
+proxy, certificates, FIPS), s3fs makes it. ``obstore`` reads variables of the environment too, some of which
+s3fs has never heard of or takes for less than what it is told: none of them decides anything here.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ _T = TypeVar("_T")
 MOST_BYTES = 2**23
 _TIMEOUT = timedelta(seconds=20)
 _FAILURES = 8  # in a row, each with an answer through s3fs: this store wants to be asked otherwise
+# what the environment tells obstore alone, and no option takes back
+_ENCRYPTION = ("AWS_SERVER_SIDE_ENCRYPTION", "AWS_SSE_")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _lock = threading.Lock()
 
@@ -55,11 +58,11 @@ def directly(
         return slow()
 
     bucket, key, _ = fs.split_path(path)
-    found = way.ask(bucket, key, quick)
+    found, doubted = way.ask(bucket, key, quick)
     if found is not None:
         return found
     done = slow()
-    way.open()
+    way.open(doubted)
     return done
 
 
@@ -120,40 +123,64 @@ class _Way:
     def __init__(self, fs: fsspec.AbstractFileSystem) -> None:
         self._fs, self._process = fs, os.getpid()
         self._open, self._failures = False, 0
+        self._opened = 0  # times
         self._stores: dict[str, S3Store] = {}
         self._credentials: Any = None
 
-    def open(self) -> None:
-        """Take it from now on: the store answers."""
-        self._open = self._failures < _FAILURES
+    def open(self, doubted: int | None = None) -> None:
+        """Take it from now on: the store has answered s3fs.
 
-    def ask(self, bucket: str, key: str, work: Callable[[S3Store, str], _T | None]) -> _T | None:
-        """Return what work does; None where it has not gone well, or the way is not open to a key."""
+        Args:
+            doubted: The opening in which this way did not lead to that answer; None if it was not tried.
+        """
+        with _lock:
+            if self._failures >= _FAILURES:
+                return
+            # an outage fails many requests at once, and says as much as one of them
+            if doubted == self._opened:
+                self._failures += 1
+            elif self._open:
+                return
+            self._open = self._failures < _FAILURES
+            self._opened += 1
+
+    def ask(
+        self, bucket: str, key: str, work: Callable[[S3Store, str], _T | None]
+    ) -> tuple[_T | None, int | None]:
+        """Return what work does; None where it has not gone well, or the way is not open to a key.
+
+        Beside it stands the opening in which it failed, if s3fs has to tell whether the store is to blame.
+        """
+        opened = self._opened
         if not self._open or not _BUCKET.fullmatch(bucket) or not _is_plain(key):
-            return None
+            return None, None
         # threads of the other library do not follow a fork
         if self._process != os.getpid():
-            return None
+            return None, None
+
+        from obstore.exceptions import PreconditionError
 
         try:
             store = self._store(bucket)
             found = work(store, key) if store else None
-        except FileNotFoundError:  # an answer, which s3fs tells better
-            return None
+        except (FileNotFoundError, PreconditionError):  # an answer, which s3fs tells better
+            return None, None
         except PermissionError:
             # as well, unless credentials have been renewed meanwhile: those in use then are taken next time
             self._stores.clear()
-            return None
+            return None, opened
         except _SpecialError:
             self._open, self._failures = False, _FAILURES
-            return None
+            return None, None
         except Exception:
-            # what is wrong s3fs finds out
-            self._open, self._failures = False, self._failures + 1
+            # what is wrong s3fs finds out; another thread may have done so, and opened the way again
+            if opened == self._opened:
+                self._open = False
             self._stores.clear()
-            return None
-        self._failures = 0
-        return found
+            return None, opened
+        if found is not None:
+            self._failures = 0
+        return found, None
 
     def _store(self, bucket: str) -> S3Store | None:
         # credentials that run out soon are renewed by s3fs, when it asks
@@ -177,12 +204,18 @@ class _Way:
         signed: dict[str, Any] = {"skip_signature": True}
         if self._credentials is not None:
             frozen = fsspec.asyn.sync(self._fs.loop, _frozen, self._credentials)
-            signed = {"access_key_id": frozen.access_key, "secret_access_key": frozen.secret_key}
-            signed |= {"session_token": frozen.token} if frozen.token else {}
+            known = {"access_key_id": frozen.access_key, "secret_access_key": frozen.secret_key}
+            # called for, as to keys that are given obstore adds the environment's token
+            signed = {
+                "credential_provider": lambda: {**known, "token": frozen.token, "expires_at": None},
+                "skip_signature": False,
+            }
 
         endpoint, region = client.meta.endpoint_url, client.meta.region_name
         return S3Store(
             bucket, endpoint=endpoint, virtual_hosted_style_request=False,
+            # said for the environment, which may say otherwise
+            config={"aws_endpoint_url_s3": endpoint}, s3_express=False, request_payer=False,
             region=region if region not in (None, "aws-global") else "us-east-1",
             client_options={
                 "allow_http": endpoint.startswith("http://"), "timeout": _TIMEOUT, "connect_timeout": "5s",
@@ -218,8 +251,11 @@ async def _client_of(fs: fsspec.AbstractFileSystem) -> tuple[Any, Any]:
     """Return the client of s3fs and its credentials; None for the latter where requests are not signed.
 
     Raises:
-        _SpecialError: If environment or configuration files make its requests special.
+        _SpecialError: If environment or configuration files make its requests special, or would make those
+            of obstore so.
     """
+    if any(name.startswith(_ENCRYPTION) for name in os.environ):
+        raise _SpecialError
     client = await fs.set_session()
     config, endpoint = client.meta.config, client.meta.endpoint_url
     trusted = endpoint.startswith("https://") and fs.session.get_config_variable("ca_bundle")

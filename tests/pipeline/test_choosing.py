@@ -66,6 +66,13 @@ def test_auto_is_no_number():
     assert (variant.steps[0].alpha, variant.steps[0].beta) == (3.0, 0.15)
 
 
+@pytest.mark.parametrize("alpha", ["auto", "{strength}"])
+def test_a_matched_edit_is_checked_along_its_way_and_not_beyond_it(alpha):
+    # gradients take long, and a prompt for which there are none may be chosen to need none
+    step = stand_in(Edit(target="grey hair", relevance="matched", alpha=alpha))
+    assert step.step_variants()[0].alpha == 1.0
+
+
 def test_a_choice_replaces_auto_alone_in_every_step():
     edit = Edit(target="a", alpha=2.0, then=(EditStep(target="b", alpha="auto", beta=0.2),))
     chosen = ChosenStrength(

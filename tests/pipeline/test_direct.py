@@ -1,7 +1,10 @@
 """The short way to S3: taken once the store answers, not for what it would change, and left if it fails."""
 
+import json
 import os
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import obstore
 import pytest
@@ -31,7 +34,11 @@ def asked(s3_identities, monkeypatch) -> Counter[str]:
     def counted(name: str, real):
         def call(*given, **options):
             found[name] += 1
-            return real(*given, **options)
+            try:
+                return real(*given, **options)
+            except Exception:
+                found[f"{name} in vain"] += 1
+                raise
 
         return call
 
@@ -52,7 +59,7 @@ def test_the_first_request_is_made_by_s3fs_and_the_others_are_not(asked):
     assert read_version(f"{PLACE}/a.png", etag, slice(10, 200)) == content[10:200]
     assert exists(f"{PLACE}/a.png")
     assert not exists(f"{PLACE}/b.png")
-    assert asked == {"put": 1, "get": 3, "head": 2}
+    assert asked == {"put": 1, "get": 3, "head": 2, "head in vain": 1}
     assert s3fs.S3FileSystem(profile="admin").info(f"{PLACE}/a.png")["ContentType"] == "image/png"
 
 
@@ -71,7 +78,7 @@ def test_errors_are_those_of_s3fs(asked):
     assert not exists("s3://photographs/direct.bin")
     with pytest.raises(AccessDeniedError, match="access denied"):
         write_bytes_atomic("s3://photographs/direct.bin", b"")
-    assert asked == {"put": 2, "get": 3, "head": 1}
+    assert asked == {"put": 2, "put in vain": 1, "get": 3, "get in vain": 2, "head": 1, "head in vain": 1}
 
 
 # obstore would ask for "a/b" instead, or refuse to
@@ -125,6 +132,88 @@ def test_a_way_that_never_leads_anywhere_is_given_up(asked, monkeypatch):
     assert "get" not in asked
 
 
+def test_an_outage_that_many_requests_meet_at_once_does_not_close_the_way_for_good(asked, monkeypatch):
+    # a request of the short way waits here for all others, so that every one of them meets the outage
+    together = threading.Barrier(2 * direct._FAILURES)
+    put = obstore.put
+
+    def lost(*_given, **_options):
+        together.wait(60)
+        raise OSError("injected: the connection was reset")
+
+    write_bytes_atomic(f"{PLACE}/open", b"")
+    monkeypatch.setattr(obstore, "put", lost)
+    with ThreadPoolExecutor(together.parties) as threads:
+        list(
+            threads.map(lambda number: write_bytes_atomic(f"{PLACE}/{number}", b"x"), range(together.parties))
+        )
+
+    monkeypatch.setattr(obstore, "put", put)
+    write_bytes_atomic(f"{PLACE}/after", b"x")
+    assert asked["put"] == 1
+
+
+def test_objects_that_have_changed_do_not_close_the_way(asked):
+    write_bytes_atomic(f"{PLACE}/a.bin", b"one")
+    for _ in range(2 * direct._FAILURES):
+        with pytest.raises(ChangedObjectError):
+            read_version(f"{PLACE}/a.bin", "of another time")
+    assert asked["get"] == 2 * direct._FAILURES
+    assert read_bytes(f"{PLACE}/a.bin") == b"one"
+    assert asked["get"] == 2 * direct._FAILURES + 1
+
+
+def test_a_way_that_is_refused_what_s3fs_is_not_is_given_up(asked, monkeypatch):
+    def refused(*_given, **_options):
+        asked["refused"] += 1
+        raise PermissionError("injected")
+
+    monkeypatch.setattr(obstore, "get", refused)
+    write_bytes_atomic(f"{PLACE}/a.bin", b"one")
+    assert all(read_bytes(f"{PLACE}/a.bin") == b"one" for _ in range(2 * direct._FAILURES))
+    assert asked["refused"] == direct._FAILURES
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("AWS_SESSION_TOKEN", "of another identity"),
+        ("AWS_TOKEN", "of another identity"),
+        ("AWS_ACCESS_KEY_ID", "of-another-identity"),
+        ("AWS_SKIP_SIGNATURE", "true"),
+        ("AWS_S3_EXPRESS", "true"),
+        ("AWS_REQUEST_PAYER", "true"),
+        ("AWS_ENDPOINT", "http://127.0.0.1:9"),
+        ("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9"),
+        ("AWS_REGION", "eu-west-9"),
+    ],
+)
+def test_the_environment_does_not_lead_the_short_way_elsewhere(
+    asked, s3, tmp_path, monkeypatch, variable, value
+):
+    # the place has an endpoint and an identity of its own, which go before any variable
+    own = {"profile": "writer", "client_kwargs": {"endpoint_url": s3.endpoint}}
+    (tmp_path / "options.json").write_text(json.dumps({"s3://results/": own}))
+    monkeypatch.setenv("STYLECLIP_STORAGE_OPTIONS", str(tmp_path / "options.json"))
+    monkeypatch.setenv(variable, value)
+
+    for content in (b"one", b"two"):
+        write_bytes_atomic(f"{PLACE}/a.bin", content)
+    assert read_bytes(f"{PLACE}/a.bin") == b"two"
+    assert asked == {"put": 1, "get": 1}  # none of them in vain
+
+
+@pytest.mark.parametrize("variable", ["AWS_SERVER_SIDE_ENCRYPTION", "AWS_SSE_KMS_KEY_ID"])
+def test_encryption_that_the_environment_asks_of_obstore_alone_leaves_requests_to_s3fs(
+    asked, monkeypatch, variable
+):
+    monkeypatch.setenv(variable, "aws:kms")
+    for content in (b"one", b"two"):
+        write_bytes_atomic(f"{PLACE}/a.bin", content)
+    assert read_bytes(f"{PLACE}/a.bin") == b"two"
+    assert not asked
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -151,6 +240,6 @@ def test_special_surroundings_leave_requests_to_s3fs(s3_identities, monkeypatch,
     fs = s3fs.S3FileSystem(profile="writer", skip_instance_cache=True)
     way = direct._way(fs, "results/key")
     way.open()
-    assert way.ask("results", "key", lambda store, key: "asked") is None
+    assert way.ask("results", "key", lambda store, key: "asked") == (None, None)
     way.open()
     assert not way._open

@@ -174,6 +174,16 @@ def test_a_table_is_found_where_it_was_built_and_parts_of_it_are_counted(network
     assert not (Path(workspace) / "nights").exists()
 
 
+def test_a_sample_says_what_a_fast_table_takes_too(network_files, tmp_path):
+    fast = Relevance(samples=4, derivatives=4, tolerance=0.15, minimum=2)
+    seen = build_relevance(
+        Models(**network_files), str(tmp_path / "w"), sampling=CODES, relevance=fast, dry_run=True
+    ).forecast
+    assert seen.unknown == []
+    assert seen.seconds is not None
+    assert {"derivatives", "measure"} <= set(seen.sampled)
+
+
 def test_an_edit_by_a_table_that_is_not_built_yet_says_that_it_is_built_first(network_files, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").write_bytes(photograph(1))
@@ -204,6 +214,9 @@ def test_a_strength_that_is_still_to_be_chosen_leaves_its_edits_open_until_it_is
     seen = edit_images(*given, edits, **SMALL, dry_run=True).forecast
     assert numbers(seen)["edit-images"] == (0, 3)
     assert "1 strengths are still to be chosen" in " ".join(seen.notes)
+    # said to be unknown, and not at once to have been measured
+    assert seen.unknown == ["choose strength (24 images)"]
+    assert "choose strength" not in seen.sampled
 
     edit_images(*given, edits, **SMALL)
     done = edit_images(*given, edits, **SMALL, dry_run=True).forecast

@@ -13,6 +13,7 @@ from styleclip.tasks.editing import mappers
 from styleclip.tasks.settings import Execution, MapperTraining, Optimization, Sampling, SettingsError
 from styleclip.tasks.settings.edits import Edit
 from styleclip_core import load_generator, load_mapper
+from styleclip_core.errors import StyleCLIPError
 from styleclip_core.mapper_training import MapperTraining as Training
 from tests.left import files_of
 from tests.pipeline.test_flows import manifest_of, run
@@ -157,3 +158,15 @@ def test_channels_that_were_replaced_are_refused(with_identity, photos, tmp_path
     (path,) = (out / "workspace").glob("directions/*/channels.parquet")
     with pytest.raises(relevant.ChangedInputError, match="delete it, and the next run finds them again"):
         relevant.read_channels(str(path), "0" * 32)
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_prompts_of_mappers_that_cannot_work_are_told_before_anything_is_drawn(
+    with_identity, tmp_path, dry_run
+):
+    with pytest.raises(StyleCLIPError, match="2 edits cannot work: mapper of 'face': CLIP cannot tell .*; ") as told:
+        train_mapper(
+            with_identity, ["hat", "face", "hat " * 100], str(tmp_path / "w"), TRAINING, dry_run=dry_run
+        )
+    assert "mapper of 'hat hat" in str(told.value)
+    assert not list(tmp_path.glob("w/seen")) + list(tmp_path.glob("w/mappers"))

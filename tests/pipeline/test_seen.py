@@ -55,6 +55,13 @@ def test_images_that_a_perceptual_network_would_need_are_not_kept():
     assert memory.take(run, batch(1.0)[0]) is None
 
 
+def test_a_run_with_a_perceptual_network_takes_nothing_that_an_earlier_one_without_left_behind():
+    memory, run = Memory(), run_of()
+    memory.keep(run, *batch(1.0))
+    run.perceptual = object()
+    assert memory.take(run, batch(1.0)[0]) is None
+
+
 @pytest.mark.usefixtures("prefect_server")
 def test_edits_draw_no_inversion_again_and_write_what_they_would_if_they_did(
     network_files, tmp_path, monkeypatch

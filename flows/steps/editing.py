@@ -217,7 +217,6 @@ def diagnose(run: Run, prepared: list[PreparedEdit]) -> tuple[DiagnosisRef, str]
 
 def choose(run: Run, edits: list[Edit], planned: ChoicePlan) -> tuple[list[Edit], list[ChosenStrength]]:
     """Edits of which some say auto -> the same edits in numbers, and the choices made."""
-
     names = {
         bare(step): f"edit {edit.name or step.target!r} ({step.neutral!r} to {step.target!r})"
         for edit in reversed(edits)

@@ -135,10 +135,9 @@ def summarize(result: Any) -> None:  # noqa: ANN401 - flows are imported late
     """Say what each step of a run did, and what under its prefix it did not read."""
     for step in result.steps:
         _said.steps.append(step.model_dump(mode="json"))
-        rate = step.rows / step.seconds if step.seconds else 0.0
         tell(
             f"{step.step}: {step.rows} rows in {step.shards} shards, {step.computed} computed now, "
-            f"{step.failed} items failed, {step.seconds:.1f} s, {rate:.1f} rows/s"
+            f"{step.failed} items failed, {step.seconds:.1f} s, {step.rate:.1f} rows/s"
         )
     if passed_over := getattr(result, "passed_over", ""):
         _said.passed_over = passed_over

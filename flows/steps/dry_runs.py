@@ -64,6 +64,7 @@ from styleclip.tasks.settings.edits import (
     StepVariant,
     all_variants,
     automatic_steps,
+    bare,
     replace_steps,
     stand_in,
 )
@@ -284,11 +285,13 @@ class Editing:
 
         # directions from gradients and choices are tasks of their own, one after the other
         alone = [[instant_work(run, self.settings.instant)] for _ in self.instants()]
-        alone += [[choosing_work(run, self.settings.choosing)] for choices in self._open for _ in choices]
+        waiting = {bare(step) for choices in self._open for step in choices}
+        alone += [[choosing_work(run, self.settings.choosing)] for _ in waiting]
         works += [Work((), 0, [job]) for job in alone]
-        if any(self._open):
-            count = sum(map(len, self._open))
-            notes.append(f"{count} strengths are still to be chosen, so of these edits nothing is found done")
+        if waiting:
+            notes.append(
+                f"{len(waiting)} strengths are still to be chosen, so of these edits nothing is found done"
+            )
 
         images, work, files, size = looking.photographs(run, self.inversion, self.plans, self._seen, rates)
         works.append(looking.page(images, self.listed.rows))

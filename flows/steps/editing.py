@@ -62,6 +62,7 @@ from styleclip.tasks.settings.edits import (
     RelevanceSource,
     StepVariant,
     automatic_steps,
+    bare,
     replace_steps,
     stand_in,
 )
@@ -216,11 +217,6 @@ def diagnose(run: Run, prepared: list[PreparedEdit]) -> tuple[DiagnosisRef, str]
 
 def choose(run: Run, edits: list[Edit], planned: ChoicePlan) -> tuple[list[Edit], list[ChosenStrength]]:
     """Edits of which some say auto -> the same edits in numbers, and the choices made."""
-
-    def bare(step: EditStep) -> EditStep:
-        """Return a step without what an edit adds to it: equal steps share one choice."""
-        return EditStep(**{name: getattr(step, name) for name in EditStep.model_fields})
-
     names = {
         bare(step): f"edit {edit.name or step.target!r} ({step.neutral!r} to {step.target!r})"
         for edit in reversed(edits)

@@ -125,7 +125,7 @@ def check_targets(run: Run, targets: list[str], settings: Settings) -> int:
     templates = settings.chosen_templates
 
     def check(target: str) -> object:
-        # called for what it raises: the networks of the first mapper take hours, and may be in vain for the next
+        # called for what it raises, as a training takes hours and the next prompt would end the run after it
         if settings.settings().needs_neutral:
             prompts = StepVariant(neutral=settings.neutral, target=target, templates=templates)
             return prompt_distance(run, prompts)

@@ -79,7 +79,7 @@ class Memory:
 
     def take(self, run: Run, w_plus: Tensor) -> Seen | None:
         """Return what was seen of a batch of latents, and forget it; None if nothing is known."""
-        # an earlier run of this process, without such a network, may have left the same latents without images
+        # an earlier run of this process, without such a network, may have left these latents without images
         if run.perceptual:
             return None
         name = _name(run, w_plus)

@@ -206,6 +206,7 @@ def _watch(step: str, futures: list[PrefectFuture[_R]], artifact: UUID, begun: f
     """
     logger, observer = get_run_logger(), _observer.get()
     started, total, rows, failed, computed, waiting = time.monotonic(), len(futures), 0, 0, 0, 0
+    made = 0  # rows of shards that were computed
     if observer:
         observer(step, 0, total)
 
@@ -216,11 +217,9 @@ def _watch(step: str, futures: list[PrefectFuture[_R]], artifact: UUID, begun: f
         left = ""
         if future.state.is_completed():
             result = _seen(future.result(), future)
-            rows, failed, computed = (
-                rows + result.rows,
-                failed + result.failed,
-                computed + (not result.reused),
-            )
+            rows, failed = rows + result.rows, failed + result.failed
+            if not result.reused:
+                computed, made = computed + 1, made + result.rows
             left = time_left(total - done, computed, time.monotonic() - begun)
             logger.info("%s %d/%d: %s%s", step, done, total, _line(result), left)
         elif _was_not_begun(future):
@@ -230,7 +229,7 @@ def _watch(step: str, futures: list[PrefectFuture[_R]], artifact: UUID, begun: f
 
         # every update is a request to the server
         if done * 10 // total != (done - 1) * 10 // total:
-            rate = rows / max(time.monotonic() - started, 1e-6)
+            rate = made / max(time.monotonic() - started, 1e-6)
             counted = f"{done} of {total} shards, {rows} rows, {failed} items failed, {rate:.1f} rows/s{left}"
             update_progress_artifact(
                 artifact, progress=100.0 * done / total, description=f"{step}: {counted}"

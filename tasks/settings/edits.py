@@ -298,6 +298,11 @@ def all_steps(edits: list[Edit]) -> list[EditStep]:
     return [step for edit in edits for step in (edit, *edit.then)]
 
 
+def bare(step: EditStep) -> EditStep:
+    """Return a step without what an edit adds to it: equal steps share one choice."""
+    return EditStep(**{name: getattr(step, name) for name in EditStep.model_fields})
+
+
 def automatic_steps(edits: list[Edit]) -> list[EditStep]:
     """Return every step whose alpha or beta is to be chosen."""
     return [step for step in all_steps(edits) if step.automatic]

@@ -21,6 +21,7 @@ from styleclip.tasks.settings.edits import (
     replace_steps,
     stand_in,
 )
+from styleclip_cli.edit import _edit
 
 SAMPLING, RELEVANCE = Sampling(statistics=40, codes=6), Relevance(samples=4)
 # two prompts of a CLIP that was never trained: the effect is near one half whatever is done
@@ -57,6 +58,12 @@ def photos(tmp_path_factory) -> str:
 def test_what_auto_cannot_mean_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         Edit.model_validate({"target": "grey hair", **given})
+
+
+def test_one_number_of_the_command_line_stands_beside_auto():
+    edit = _edit("grey hair", {"alpha": ("2",), "beta": ("auto",)}, {}, {})
+    assert (edit.alpha, edit.beta) == (2.0, "auto")
+    assert _edit("grey hair", {"alpha": ("2", "3")}, {}, {}).alpha == (2.0, 3.0)
 
 
 def test_auto_is_no_number():

@@ -210,17 +210,18 @@ def test_a_strength_that_is_still_to_be_chosen_leaves_its_edits_open_until_it_is
     for number in range(3):
         (tmp_path / "photos" / f"{number}.png").write_bytes(photograph(number))
     given = (Models(**network_files), str(tmp_path / "photos"), str(tmp_path / "out"))
-    edits = [Edit(target="a face with a hat", relevance="instant", alpha="auto", top_k=5)]
+    hat = {"target": "a face with a hat", "relevance": "instant", "alpha": "auto", "top_k": 5}
+    edits = [Edit(**hat), Edit(**hat, name="again")]  # which share one choice
     seen = edit_images(*given, edits, **SMALL, dry_run=True).forecast
-    assert numbers(seen)["edit-images"] == (0, 3)
+    assert numbers(seen)["edit-images"] == (0, 6)
     assert "1 strengths are still to be chosen" in " ".join(seen.notes)
     # said to be unknown, and not at once to have been measured
     assert seen.unknown == ["choose strength (24 images)"]
     assert "choose strength" not in seen.sampled
 
-    edit_images(*given, edits, **SMALL)
+    assert len(edit_images(*given, edits, **SMALL).choices) == 1
     done = edit_images(*given, edits, **SMALL, dry_run=True).forecast
-    assert numbers(done)["edit-images"] == (3, 0)
+    assert numbers(done)["edit-images"] == (6, 0)
 
 
 def test_edits_that_hang_on_columns_are_counted_for_the_images_that_they_are_for(

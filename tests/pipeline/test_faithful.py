@@ -164,7 +164,9 @@ def test_channels_that_were_replaced_are_refused(with_identity, photos, tmp_path
 def test_prompts_of_mappers_that_cannot_work_are_told_before_anything_is_drawn(
     with_identity, tmp_path, dry_run
 ):
-    with pytest.raises(StyleCLIPError, match="2 edits cannot work: mapper of 'face': CLIP cannot tell .*; ") as told:
+    with pytest.raises(
+        StyleCLIPError, match=r"2 edits cannot work: mapper of 'face': CLIP cannot tell .*; "
+    ) as told:
         train_mapper(
             with_identity, ["hat", "face", "hat " * 100], str(tmp_path / "w"), TRAINING, dry_run=dry_run
         )

@@ -258,6 +258,11 @@ def test_results_steps_and_errors_are_never_wrapped(called, network_files, prefe
     assert any(line.startswith("sample-styles: 0 of ") for line in lines)
     assert [line for line in lines if " rows in " in line and line.endswith("rows/s")]
 
+    # what is found done was made at no pace
+    (again,) = [line for line in called(*arguments)[2].splitlines() if " rows in " in line]
+    assert " 0 computed now" in again
+    assert again.endswith(" 0.0 rows/s")
+
     found = said(called(*arguments, "--json", "-q")[1])
     assert found["result"] == {"statistics": place}
     (step,) = [each for each in found["steps"] if each["step"] == "sample-styles"]

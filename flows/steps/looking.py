@@ -274,10 +274,15 @@ def _sampled(run: Run, parts: Sequence[tuple[str, int]]) -> tuple[StepForecast, 
 def measured(run: Run, planned: RelevancePlan) -> tuple[list[StepForecast], list[Work]]:
     """Return what is to be measured of a relevance table: derivatives if it is a fast one, then channels."""
     layout, settings = engine.generator(run).layout, planned.settings
-    steps, works = [], []
+    steps, works, built = [], [], is_complete(planned.table)
+
+    # a table that is there is found whole, however its parts were cut
+    def done_of(uris: Sequence[str]) -> list[bool]:
+        return [True] * len(uris) if built else _done(uris)
+
     if ranges := relevance.derivative_shards(settings):
         last_layer = layout.editable[-1].name
-        done = _done([relevance.derivatives_uri(planned, last_layer, *each) for each in ranges])
+        done = done_of([relevance.derivatives_uri(planned, last_layer, *each) for each in ranges])
         todo = [last - first for (first, last), there in zip(ranges, done, strict=True) if not there]
         found = settings.samples - sum(todo)
         steps.append(StepForecast(
@@ -287,7 +292,7 @@ def measured(run: Run, planned: RelevancePlan) -> tuple[list[StepForecast], list
         works.append(Work(("derivatives",), len(ranges), jobs))
 
     cut = relevance.shards(layout, settings, run.device)
-    done = _done([relevance.part_uri(planned, shard) for shard in cut])
+    done = done_of([relevance.part_uri(planned, shard) for shard in cut])
     missing = [shard for shard, there in zip(cut, done, strict=True) if not there]
     computed = sum(shard.last - shard.first for shard in missing)
     total = sum(shard.last - shard.first for shard in cut)

@@ -11,7 +11,7 @@ from prefect.logging import get_run_logger
 from styleclip.flows import engine
 from styleclip.flows.course import wait_for
 from styleclip.flows.run import RunResult, StepCounts, counts, summarize
-from styleclip.tasks.artifacts import read_provenance, read_table
+from styleclip.tasks.artifacts import is_complete, read_provenance, read_table
 from styleclip.tasks.directions import matching, nights, refining, relevance, sampling
 from styleclip.tasks.directions.matching import SeenCodes
 from styleclip.tasks.directions.relevance import RelevancePlan
@@ -81,14 +81,18 @@ def described(
 def measure(run: Run, planned: RelevancePlan) -> tuple[TableRef, StepSummary[ShardResult]]:
     """Channel shards -> one relevance table."""
     shards = relevance.shards(engine.generator(run).layout, planned.settings, run.device)
+    statistics = planned.styles.statistics
+    table = TableRef(relevance=planned.table, statistics=statistics, fingerprint=planned.fingerprint)
+
+    # its parts need not be those of this cut: another version, device or setting may have cut it otherwise
+    if is_complete(planned.table):
+        found = [ShardResult(uri=planned.table, rows=each.last - each.first, reused=True) for each in shards]
+        return table, StepSummary[ShardResult](step="build-relevance", results=found, seconds=0.0)
 
     derivatives = _derivatives(run, planned)
     futures = [relevance.measure_shard.submit(run, planned, shard, derivatives) for shard in shards]
     (summary,) = wait_for({"build-relevance": futures})
-
     engine.run(relevance.merge_relevance, run, planned, [result.uri for result in summary.results])
-    statistics = planned.styles.statistics
-    table = TableRef(relevance=planned.table, statistics=statistics, fingerprint=planned.fingerprint)
     return table, summary
 
 

@@ -38,6 +38,7 @@ from styleclip.tasks.storage import (
     list_objects,
     write_bytes_atomic,
 )
+from tests.left import files_of
 from tests.pipeline.test_by_image import BY_COLOUR, SMILE
 from tests.pipeline.test_by_image import photos as photos  # a fixture
 from tests.pipeline.test_changed_objects import Place
@@ -157,12 +158,25 @@ def test_a_table_is_found_where_it_was_built_and_parts_of_it_are_counted(network
     assert [step.computed for step in done.steps] == [0, 0]
     assert f"is there: {built.table.relevance}" in " ".join(done.notes)
 
-    parts = sorted((Path(built.table.relevance).parent / "parts").glob("*.parquet"))
-    content = parts[0].read_bytes()
-    parts[0].unlink()
+    # however its parts were cut, and by which device, or whether they are there
+    left = files_of(Path(workspace))
+    otherwise = {**TABLE, "relevance": Relevance(samples=2)}
+    again = build_relevance(models, workspace, **otherwise)
+    assert (again.table, [step.computed for step in again.steps]) == (built.table, [0, 0])
+    seen = build_relevance(models, workspace, **otherwise, dry_run=True).forecast
+    assert [step.computed for step in seen.steps] == [0, 0]
+    assert files_of(Path(workspace)) == left
+
+    # a table that was begun is gone on with
+    table = Path(built.table.relevance)
+    part = min((table.parent / "parts").glob("*.parquet"))
+    contents = {each: each.read_bytes() for each in (table, part)}
+    for each in contents:
+        each.unlink()
     half = build_relevance(models, workspace, **TABLE, dry_run=True).forecast
     assert half.steps[1].computed == 6  # channels of its layer
-    parts[0].write_bytes(content)
+    for each, content in contents.items():
+        each.write_bytes(content)
 
     # adding to it, by number and by night, decides nothing
     more = build_relevance(models, workspace, **TABLE, add_samples=3, dry_run=True).forecast

@@ -50,7 +50,7 @@ from styleclip.tasks.settings.edits import StepVariant
 from styleclip.tasks.storage import exists, join, list_objects, read_bytes, write_bytes_atomic
 from styleclip_core.editing import EditedLatents
 from styleclip_core.mapper_training import CURVE_COLUMNS, MapperTraining, apply_mapper, stored_step
-from styleclip_core.models.mapper import Mapper, save_mapper
+from styleclip_core.models.mapper import PUBLISHED_STRENGTH, Mapper, save_mapper
 from styleclip_core.models.stylegan2 import Generator
 from styleclip_core.optimization import published_embedding
 from styleclip_core.sampling import sample_z
@@ -158,6 +158,11 @@ def train_mapper(run: Run, planned: MapperPlan) -> MapperRef:
         made = planned.recipe.made("mapper", inputs, strength_unit=STRENGTH_UNIT)
         write_table(curve, _curve_table(training.curve), made)
         _show_curve(planned, training.curve)
+
+    # a mapper's file does not say it, and edits take the published one if nothing is said
+    if (strength := planned.settings.settings().strength) != PUBLISHED_STRENGTH:
+        said = "%s: trained at strength %g; give edits by it the same, their default is %g"
+        get_run_logger().warning(said, planned.target, strength, PUBLISHED_STRENGTH)
 
     rows = read_table(curve)
     losses = rows.filter(rows["validation"])["loss"]

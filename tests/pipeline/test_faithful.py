@@ -152,6 +152,16 @@ def test_a_mapper_of_relevant_channels_is_trained_resumed_and_applied(
     assert 0 < rows.channels[0] <= (one["way.width"] > 0).sum()
 
 
+def test_a_strength_that_edits_do_not_have_by_default_is_told(models, tmp_path, caplog):
+    wanted = MapperTraining(
+        preset="small", steps=1, validate_every=1, batch_size=2, codes=6, validation=2, strength=0.2
+    )
+    for _ in range(2):  # a mapper that is found is told of as well
+        caplog.clear()
+        train_mapper(models, ["hat"], str(tmp_path), wanted)
+        assert "hat: trained at strength 0.2; give edits by it the same" in caplog.text
+
+
 def test_channels_that_were_replaced_are_refused(with_identity, photos, tmp_path):
     out = tmp_path / "out"
     run(with_identity, photos, out, [EDIT], sampling=WANTED)

@@ -32,7 +32,8 @@ from styleclip.tasks.directions.style_directions import (
     read_deviations,
 )
 from styleclip.tasks.photographs.images import ImageShard
-from styleclip.tasks.photographs.inversion import InversionPlan, latents_of, read_tuning, with_tunings
+from styleclip.tasks.photographs.inversion import InversionPlan, latents_of, read_tuning
+from styleclip.tasks.photographs.own import with_tunings
 from styleclip.tasks.running.caching import unit_of_work
 from styleclip.tasks.running.overlap import computing
 from styleclip.tasks.running.run import Run

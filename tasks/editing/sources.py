@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from styleclip.tasks.artifacts.outcomes import Row, failure
 from styleclip.tasks.editing.scoring import Judge
-from styleclip.tasks.photographs.inversion import InversionPlan, Own, latents_of, read_tuning, with_tunings
+from styleclip.tasks.photographs.inversion import InversionPlan, latents_of, read_tuning
+from styleclip.tasks.photographs.own import Own, with_tunings
 from styleclip.tasks.photographs.seen import MEMORY, Seen
 from styleclip.tasks.running.overlap import read_ahead
 from styleclip.tasks.running.run import Run

@@ -17,6 +17,7 @@ from torch import Tensor
 from styleclip.tasks.artifacts import ChangedInputError, Recipe
 from styleclip.tasks.artifacts.outcomes import OK, STATUS_FIELDS, OutcomeLog, Row, failure, success
 from styleclip.tasks.photographs.images import ImageShard, read_shard
+from styleclip.tasks.photographs.own import Own, parse_own, with_tunings
 from styleclip.tasks.photographs.reading import ShardReader
 from styleclip.tasks.photographs.seen import MEMORY, likeness
 from styleclip.tasks.running.caching import unit_of_work
@@ -29,18 +30,16 @@ from styleclip.tasks.settings import Inversion
 from styleclip.tasks.storage import exists, join, output_key, read_item, write_bytes_atomic
 from styleclip_core.batches import Batches
 from styleclip_core.descent import in_chunks
-from styleclip_core.errors import CheckpointError, LayoutMismatchError, StyleCLIPError
+from styleclip_core.errors import StyleCLIPError
 from styleclip_core.feature_inversion import find_residuals
-from styleclip_core.features import FeatureGenerator, FeatureResidual
+from styleclip_core.features import FeatureResidual
 from styleclip_core.images import decode_image, encode_pixels, fit, psnr, to_uint8
 from styleclip_core.inversion import PerceptualLoss, refine
 from styleclip_core.models.stylegan2 import Generator
-from styleclip_core.per_image import AnyGenerator
 from styleclip_core.pivotal import tune
-from styleclip_core.tuned import TunedGenerator, Tuning
+from styleclip_core.tuned import Tuning
 
 STEP, VERSION = "invert-images", "4"
-Own = Tuning | FeatureResidual  # what an image may have beside its latent; one kind in a folder of latents
 
 
 class DivergedError(StyleCLIPError):
@@ -341,18 +340,6 @@ def _tune(
     return [end.tuning(index) for index in range(len(target))]
 
 
-def with_tunings(generator: Generator, tunings: Sequence[Own | None], w_plus: Tensor) -> AnyGenerator:
-    """Return the generator that draws image b with tuning or residual b, or the plain one if there are none.
-
-    ``w_plus`` are the latents as they were inverted.
-    """
-    if any(isinstance(each, FeatureResidual) for each in tunings):
-        residuals = [each if isinstance(each, FeatureResidual) else None for each in tunings]
-        return FeatureGenerator(generator, residuals, w_plus)
-    tuned = [each if isinstance(each, Tuning) else None for each in tunings]
-    return TunedGenerator(generator, tuned) if any(tuned) else generator
-
-
 def read_tuning(planned: InversionPlan, generator: Generator, row: Row) -> Own | None:
     """Return the tuning or the residual that a row of latents names, or None if it names none.
 
@@ -375,11 +362,7 @@ def read_tuning(planned: InversionPlan, generator: Generator, row: Row) -> Own |
             f"{uri} is not the {what} that was stored with its latent; put that back, or delete this one, "
             "and edit again"
         )
-    try:
-        kind = FeatureResidual if planned.settings.features else Tuning
-        return kind.from_bytes(content, generator)
-    except (CheckpointError, LayoutMismatchError) as error:
-        raise type(error)(f"{uri}: {error}") from error
+    return parse_own(content, generator, uri, FeatureResidual if planned.settings.features else Tuning)
 
 
 def _method(run: Run, planned: InversionPlan) -> str:
@@ -392,20 +375,11 @@ def _method(run: Run, planned: InversionPlan) -> str:
 
 
 def _empty_row(key: str, etag: str) -> Row:
-    return {"image_key": key, "etag": etag} | dict.fromkeys(
-        (
-            "content_hash",
-            "w_plus",
-            "mse",
-            "psnr",
-            "lpips",
-            "identity",
-            "method",
-            "tuning",
-            "tuning_bytes",
-            "tuning_hash",
-        )
-    )
+    columns = (
+        "content_hash", "w_plus", "mse", "psnr", "lpips", "identity", "method", "tuning", "tuning_bytes",
+        "tuning_hash",
+    )  # fmt: skip
+    return {"image_key": key, "etag": etag} | dict.fromkeys(columns)
 
 
 def latents_schema(width: int, *, tunings: bool = True) -> pa.Schema:

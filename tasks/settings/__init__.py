@@ -11,6 +11,7 @@ from styleclip.tasks.settings.datasets import DataSet as DataSet
 from styleclip.tasks.settings.faces import Alignment as Alignment
 from styleclip.tasks.settings.faces import FaceSource as FaceSource
 from styleclip.tasks.settings.faces import Pasting as Pasting
+from styleclip.tasks.settings.nightly import Nightly as Nightly
 from styleclip.tasks.settings.saving import Saving as Saving
 from styleclip.tasks.settings.settings import Choosing as Choosing
 from styleclip.tasks.settings.settings import Comparison as Comparison
@@ -21,7 +22,6 @@ from styleclip.tasks.settings.settings import Inversion as Inversion
 from styleclip.tasks.settings.settings import Judges as Judges
 from styleclip.tasks.settings.settings import MapperTraining as MapperTraining
 from styleclip.tasks.settings.settings import Models as Models
-from styleclip.tasks.settings.settings import Nightly as Nightly
 from styleclip.tasks.settings.settings import Optimization as Optimization
 from styleclip.tasks.settings.settings import PivotalTuning as PivotalTuning
 from styleclip.tasks.settings.settings import Relevance as Relevance

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import date, datetime, timedelta
 from typing import Annotated, Any, Literal, Self, TypeVar
-from zoneinfo import ZoneInfo
 
 from annotated_types import Ge
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
-from styleclip.tasks.settings.uris import Clip, OptionalUri, Prompt, TemplateSet, TimeZone, Uri, UriOrNone
+from styleclip.tasks.settings.uris import Clip, OptionalUri, Prompt, TemplateSet, Uri, UriOrNone
 from styleclip_core.errors import StyleCLIPError
 from styleclip_core.options import (
     LARGEST,
@@ -240,35 +238,6 @@ def fast_relevance(said: Mapping[str, Any]) -> Relevance:
         ValidationError: If something is said that fast mode cannot do.
     """
     return Relevance(**({"derivatives": 64, "tolerance": 0.15, "minimum": 4} | dict(said)))
-
-
-class Nightly(Settings):
-    """What each night of a scheduled build does: start the table, or add samples to the last night's."""
-
-    samples: int = Field(100, ge=1, description="Style codes per channel that a night adds")
-    most: int = Field(1000, ge=1, description="Style codes per channel from which on nights add nothing")
-    time_zone: TimeZone = Field("UTC", description="Where the date of a night is read")
-    night: str = Field(
-        "",
-        pattern=r"^(\d{4}-\d{2}-\d{2})?$",
-        description="Date of a night's morning, as 2031-05-17; empty for the night when the run was due",
-    )
-
-    def date_of(self, due: datetime) -> str:
-        """Return the date of the night that a run which was due then belongs to.
-
-        A night reaches from noon to noon and has the date of its morning. Midnight would not do: where the
-        clock skips it, Prefect starts a run of 0:00 at 23:00, on the date before, which has had its run.
-        """
-        here = due.astimezone(ZoneInfo(self.time_zone))
-        # the clock's own hours are counted, as no clock is changed about noon
-        return self.night or (here.replace(tzinfo=None) + timedelta(hours=12)).date().isoformat()
-
-    @model_validator(mode="after")
-    def _check(self) -> Nightly:
-        if self.night:
-            date.fromisoformat(self.night)
-        return self
 
 
 class Instant(Settings):

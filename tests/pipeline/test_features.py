@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from torch.testing import assert_close
 
 from styleclip.tasks.photographs import inversion as inversion_task
-from styleclip.tasks.photographs.inversion import plan, read_tuning, with_tunings
+from styleclip.tasks.photographs.inversion import plan, read_tuning
+from styleclip.tasks.photographs.own import with_tunings
 from styleclip.tasks.running.run import ModelHashes, Run
 from styleclip.tasks.settings import FeatureInversion, Inversion, Models, Optimization, PivotalTuning
 from styleclip.tasks.settings.edits import Edit

@@ -13,7 +13,8 @@ from torch.testing import assert_close
 from styleclip.flows.invert_images import invert_images
 from styleclip.tasks.artifacts import ChangedInputError
 from styleclip.tasks.photographs import inversion as inversion_task
-from styleclip.tasks.photographs.inversion import plan, read_tuning, with_tunings
+from styleclip.tasks.photographs.inversion import plan, read_tuning
+from styleclip.tasks.photographs.own import with_tunings
 from styleclip.tasks.running.run import ModelHashes, Run, run_here
 from styleclip.tasks.settings import Execution, Inversion, Models, Optimization, PivotalTuning
 from styleclip.tasks.settings.edits import Edit

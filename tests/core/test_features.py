@@ -16,33 +16,12 @@ from styleclip_core.features import FeatureGenerator, FeatureResidual, features_
 from styleclip_core.images import psnr
 from styleclip_core.models.stylegan2 import Generator, GeneratorConfig, SynthesisState
 from styleclip_core.settings.features import FeatureSettings
+from tests.core.test_pivotal import one_thread as one_thread  # a fixture, as are the next two
+from tests.core.test_pivotal import pivots as pivots
+from tests.core.test_pivotal import targets as targets
 
 SIDE, CHANNELS = 8, 12  # of the features of the generator of 16 px
 QUICK = FeatureSettings(steps=6, rank=CHANNELS, chunk=2)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small gain nothing from several threads, and lose much on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def pivots(generator):
-    z = torch.randn(3, 8, generator=torch.Generator().manual_seed(5))
-    return generator.map(z)
-
-
-@pytest.fixture(scope="module")
-def targets(generator, pivots):
-    """The pivots' own images, each with a disc that the generator does not draw."""
-    image = generator.synthesize(generator.styles(pivots)).clamp(-1, 1)
-    y, x = torch.meshgrid(torch.arange(16), torch.arange(16), indexing="ij")
-    disc = ((y - 6) ** 2 + (x - 9) ** 2 < 12).float()
-    return image * (1 - disc) + disc * torch.tensor([0.9, -0.7, 0.2])[:, None, None]
 
 
 @pytest.fixture(scope="module")

@@ -13,33 +13,19 @@ from styleclip.tasks.photographs import inversion as inversion_task
 from styleclip.tasks.photographs.inversion import plan, read_tuning
 from styleclip.tasks.photographs.own import with_tunings
 from styleclip.tasks.running.run import ModelHashes, Run
-from styleclip.tasks.settings import FeatureInversion, Inversion, Models, Optimization, PivotalTuning
-from styleclip.tasks.settings.edits import Edit
-from styleclip.tasks.storage import output_key, read_bytes
+from styleclip.tasks.settings import FeatureInversion, Inversion, PivotalTuning
 from styleclip_core import load_generator
 from styleclip_core.errors import CheckpointError
 from styleclip_core.features import FeatureGenerator
 from styleclip_core.images import decode_image, fit, from_uint8, psnr
 from tests.left import files_of
-from tests.pipeline.test_flows import encoded, manifest_of, portrait, run
-from tests.pipeline.test_pivotal import codes_of, invert, plan_of, rows_of
+from tests.pipeline.test_flows import manifest_of, run
+from tests.pipeline.test_pivotal import codes_of, drawn_with_their_own, invert, plan_of, rows_of
+from tests.pipeline.test_pivotal import models as models  # a fixture, as is the next
+from tests.pipeline.test_pivotal import photos as photos
 
 PLAIN = Inversion(steps=0)
 FEATURES = Inversion(steps=0, features=FeatureInversion(steps=5, rank=4, chunk=2))
-
-
-@pytest.fixture
-def models(network_files) -> Models:
-    return Models(**network_files)
-
-
-@pytest.fixture
-def photos(tmp_path) -> Path:
-    folder = tmp_path / "photos"
-    (folder / "Sub").mkdir(parents=True)
-    for index, name in enumerate(("p0.png", "p1.png", "Sub/p2.png")):
-        (folder / name).write_bytes(encoded(portrait(index)))
-    return folder
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -125,25 +111,7 @@ def test_a_photograph_has_a_tuning_or_a_residual():
 @pytest.mark.usefixtures("prefect_server")
 def test_every_later_edit_is_drawn_with_the_image_s_own_residual(models, photos, tmp_path):
     out, changes = tmp_path / "out", {"inversion": FEATURES}
-    edits = [
-        Edit(name="still", target="hat", alpha=0.0, beta=0.0),
-        Edit(
-            name="way", target="hat", method="optimization",
-            optimization=Optimization(steps=2, learning_rate=1e-6, chunk=2),
-        ),
-    ]  # fmt: skip
-    result = run(models, photos, out, edits, **changes)
-    rows = manifest_of(result)
-    assert set(rows.status) == {"ok"}
-    for row in rows.itertuples():  # edits that move nothing draw the photograph as it was inverted
-        name = output_key(row.image_key, suffix=".png", version=row.content_hash)
-        stored = next((out / "workspace").rglob(f"reconstructions/{name}"))
-        image = np.asarray(decode_image(read_bytes(str(out / row.output_key)))).astype(int)
-        assert np.abs(image - np.asarray(decode_image(stored.read_bytes()))).max() <= 1
-    again = manifest_of(run(models, photos, tmp_path / "plain", edits, inversion=PLAIN))
-    plain = decode_image(read_bytes(str(tmp_path / "plain" / again.output_key[0])))
-    own = decode_image(read_bytes(str(out / rows.output_key[0])))
-    assert np.abs(np.asarray(plain).astype(int) - np.asarray(own)).max() > 1
+    edits = drawn_with_their_own(models, photos, tmp_path, FEATURES, PLAIN)
 
     # a residual that was replaced is that image's error, even by one that is whole; the others are edited
     replaced, other = (

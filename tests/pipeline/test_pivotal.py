@@ -174,9 +174,9 @@ def test_settings_without_tuning_name_the_same_latents_as_ever():
     assert batched.fingerprint == tuned.fingerprint
 
 
-@pytest.mark.usefixtures("prefect_server")
-def test_every_later_edit_is_drawn_with_the_image_s_own_generator(models, photos, tmp_path):
-    out, changes = tmp_path / "out", {"inversion": TUNED}
+def drawn_with_their_own(models, photos, tmp_path, settings, plain):
+    """Check that edits draw images with what they have beside their latents, and return the edits."""
+    out = tmp_path / "out"
     edits = [
         Edit(name="still", target="hat", alpha=0.0, beta=0.0),
         Edit(
@@ -184,18 +184,25 @@ def test_every_later_edit_is_drawn_with_the_image_s_own_generator(models, photos
             optimization=Optimization(steps=2, learning_rate=1e-6, chunk=2),
         ),
     ]  # fmt: skip
-    result = run(models, photos, out, edits, **changes)
-    rows = manifest_of(result)
+    rows = manifest_of(run(models, photos, out, edits, inversion=settings))
     assert set(rows.status) == {"ok"}
-    for row in rows.itertuples():  # edits that move nothing draw the tuned reconstruction
+    for row in rows.itertuples():  # edits that move nothing draw the photograph as it was inverted
         name = output_key(row.image_key, suffix=".png", version=row.content_hash)
         stored = next((out / "workspace").rglob(f"reconstructions/{name}"))
         image = np.asarray(decode_image(read_bytes(str(out / row.output_key)))).astype(int)
         assert np.abs(image - np.asarray(decode_image(stored.read_bytes()))).max() <= 1
-    again = manifest_of(run(models, photos, tmp_path / "plain", edits, inversion=Inversion(steps=3)))
-    plain = decode_image(read_bytes(str(tmp_path / "plain" / again.output_key[0])))
-    tuned = decode_image(read_bytes(str(out / rows.output_key[0])))
-    assert np.abs(np.asarray(plain).astype(int) - np.asarray(tuned)).max() > 1
+
+    without = manifest_of(run(models, photos, tmp_path / "plain", edits, inversion=plain))
+    unlike = decode_image(read_bytes(str(tmp_path / "plain" / without.output_key[0])))
+    own = decode_image(read_bytes(str(out / rows.output_key[0])))
+    assert np.abs(np.asarray(unlike).astype(int) - np.asarray(own)).max() > 1
+    return edits
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_every_later_edit_is_drawn_with_the_image_s_own_generator(models, photos, tmp_path):
+    out, changes = tmp_path / "out", {"inversion": TUNED}
+    edits = drawn_with_their_own(models, photos, tmp_path, TUNED, Inversion(steps=3))
 
     # a damaged tuning is that image's error, and the others are edited
     damaged = next((out / "workspace").rglob("tunings/p0.png~*.safetensors"))

@@ -147,7 +147,9 @@ def sample_training(run: Run, target: str, settings: MapperTraining) -> Measurin
     planned = mappers.plan(run, target, settings)
 
     def measure(missing: list[Spent]) -> list[Spent]:
-        looked = samples.looking(run, Sampling()) if "look" in {each.kind for each in missing} else []
-        return samples.training(run, planned) + looked
+        found = samples.training(run, planned)
+        if planned.seen and "look" in {each.kind for each in missing}:
+            found += samples.looking(run, planned.seen.sampling)
+        return found
 
     return measure

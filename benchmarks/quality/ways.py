@@ -133,9 +133,10 @@ def automatic(weights: Weights) -> Way:
 
 def matched(world: QualityWorld, prompt: Prompt, start: Portraits) -> Iterator[Candidate]:
     """Yield the ways to where codes that show the prompt have their channels; strength 1 is the whole way."""
+    rest = world.beyond(prompt)
     for beta in BETAS:
         try:
-            yield _matched(world, prompt, start, 0.7, beta)
+            yield _matched(world, prompt, start, rest, 0.7, beta)
         except NoRelevantChannelError:
             return
 
@@ -143,11 +144,13 @@ def matched(world: QualityWorld, prompt: Prompt, start: Portraits) -> Iterator[C
 def automatic_matched(world: QualityWorld, prompt: Prompt, start: Portraits) -> Iterator[Candidate]:
     """Yield the matched way whose alpha and beta are chosen without the truth."""
     alpha, beta = world.choice(prompt, "matched")
-    yield _matched(world, prompt, start, alpha, beta)
+    yield _matched(world, prompt, start, world.beyond(prompt), alpha, beta)
 
 
-def _matched(world: QualityWorld, prompt: Prompt, start: Portraits, alpha: float, beta: float) -> Candidate:
-    way = going_further(world.matched(prompt, ChannelSelection(beta=beta)), world.beyond(prompt))
+def _matched(
+    world: QualityWorld, prompt: Prompt, start: Portraits, rest: StyleDirection, alpha: float, beta: float
+) -> Candidate:
+    way = going_further(world.matched(prompt, ChannelSelection(beta=beta)), rest)
     return Candidate(f"b{beta:g}", lambda each: start.codes.add(way.change(each, start.codes)), alpha)
 
 

@@ -261,7 +261,7 @@ def _choose(run: Run, step: EditStep, planned: ChoicePlan, rows: list[Row]) -> C
     )
 
     generator, codes = _images(run, planned, rows)
-    relevance, direct = _channels(run, step, planned, text, codes)
+    relevance, direct, beyond = _channels(run, step, planned, text, codes)
 
     # what has to stay is a direction of its own, from the same neutral prompt
     kept = [
@@ -289,12 +289,10 @@ def _choose(run: Run, step: EditStep, planned: ChoicePlan, rows: list[Row]) -> C
     )
     alpha = step.alpha if isinstance(step.alpha, float) else None
     settings: ChoosingSettings = planned.settings.aiming_at(step.effect)
-    if step.relevance == "matched" and planned.seen:
-        sampled, _ = read_seen(run, planned.seen, text)
-        beyond = partial(derivative_direction, run.generator, clip.embed_whole, sampled, text, allowed)
+    if beyond:
         return choose_matched(
-            measure, relevance, direct, beyond, settings, layout=generator.layout, allowed=allowed,
-            alpha=alpha, fixed=fixed,
+            measure, relevance, direct, partial(beyond, allowed), settings, layout=generator.layout,
+            allowed=allowed, alpha=alpha, fixed=fixed,
         )  # fmt: skip
     return choose(
         measure, generator.layout, relevance, direct, settings, allowed=allowed, alpha=alpha, fixed=fixed
@@ -303,10 +301,11 @@ def _choose(run: Run, step: EditStep, planned: ChoicePlan, rows: list[Row]) -> C
 
 def _channels(
     run: Run, step: EditStep, planned: ChoicePlan, text: TextDirection, codes: StyleCode
-) -> tuple[Tensor, Direct]:
+) -> tuple[Tensor, Direct, Direct | None]:
     """Return the relevance of every channel, ``[N]``, and what makes a style direction of a selection.
 
-    A direction that depends on the image is made for ``codes``, which are chosen on.
+    A direction that depends on the image is made for ``codes``, which are chosen on. Beside it stands what
+    makes its further way; None of others, which have none.
     """
     if step.relevance == "matched" and planned.seen:
         seen, probability = read_seen(run, planned.seen, text)
@@ -314,7 +313,8 @@ def _channels(
         def direct(selection: ChannelSelection) -> StyleDirection:
             return at(matched_direction(seen, probability, selection), codes.to("cpu"))
 
-        return matched_direction(seen, probability, _ALL).relevance, direct
+        further = partial(derivative_direction, run.generator, run.clip.embed_whole, seen, text)
+        return matched_direction(seen, probability, _ALL).relevance, direct, further
 
     layout = run.generator.layout
     std = read_deviations(planned.statistics, layout)
@@ -323,10 +323,10 @@ def _channels(
         check_table(planned.table)
         table = read_relevance(run, planned.table.relevance)
         text_vector = text.direction.cpu()
-        return table.relevance(text_vector), partial(style_direction, table, text_vector, std)
+        return table.relevance(text_vector), partial(style_direction, table, text_vector, std), None
     if planned.styles:
         relevance = measure_instant(run, text.direction, planned.styles, planned.instant).cpu()
-        return relevance, partial(select_channels, layout, relevance, std)
+        return relevance, partial(select_channels, layout, relevance, std), None
     raise StyleCLIPError(f"there is neither a table nor codes to find channels for {step.target!r} with")
 
 

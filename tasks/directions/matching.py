@@ -35,7 +35,7 @@ from styleclip.tasks.running.overlap import accounting, computing
 from styleclip.tasks.running.progress import ShardResult
 from styleclip.tasks.running.rates import Spent, device_name
 from styleclip.tasks.running.run import Run
-from styleclip.tasks.running.texts import prompt_distance, text_vector
+from styleclip.tasks.running.texts import text_direction
 from styleclip.tasks.settings import Sampling
 from styleclip.tasks.settings.edits import StepVariant
 from styleclip.tasks.storage import join
@@ -158,10 +158,7 @@ def compute_matched_direction(run: Run, variant: StepVariant, seen: SeenCodes) -
     uri = direction_uri(run, recipe)
 
     if not is_complete(uri):
-        text = TextDirection(
-            variant.neutral, variant.target, variant.templates, text_vector(run, variant).cpu(),
-            prompt_distance(run, variant),
-        )  # fmt: skip
+        text = text_direction(run, variant)
         codes, probability = read_seen(run, seen, text)
         selection = variant.selection()
         found = matched_direction(codes, probability, selection)

@@ -27,10 +27,9 @@ from styleclip.tasks.directions.style_directions import direction_recipe
 from styleclip.tasks.running.caching import unit_of_work
 from styleclip.tasks.running.overlap import computing
 from styleclip.tasks.running.run import Run
-from styleclip.tasks.running.texts import prompt_distance, text_vector
+from styleclip.tasks.running.texts import text_direction
 from styleclip.tasks.settings.edits import StepVariant
 from styleclip.tasks.storage import join, read_bytes
-from styleclip_core.prompts import TextDirection
 from styleclip_core.relevant import RelevantChannels, relevant_channels
 
 STEP, VERSION = "relevant-channels", "1"
@@ -67,10 +66,7 @@ def compute_channels(run: Run, variant: StepVariant, seen: SeenCodes) -> str:
 
 
 def _found(run: Run, variant: StepVariant, seen: SeenCodes) -> RelevantChannels:
-    text = TextDirection(
-        variant.neutral, variant.target, variant.templates, text_vector(run, variant).cpu(),
-        prompt_distance(run, variant),
-    )  # fmt: skip
+    text = text_direction(run, variant)
     codes, embedded = read_looked_at(run, seen)
     with computing(run.device):
         found = relevant_channels(

@@ -22,7 +22,7 @@ def prompt_distance(run: Run, variant: StepVariant) -> float:
     Raises:
         PromptError: If it cannot tell them apart.
     """
-    return _direction(run, variant.neutral, variant.target, variant.templates).norm
+    return text_direction(run, variant).norm
 
 
 def text_vector(run: Run, variant: StepVariant) -> Tensor:
@@ -31,7 +31,16 @@ def text_vector(run: Run, variant: StepVariant) -> Tensor:
     Raises:
         PromptError: If CLIP cannot tell its prompts apart.
     """
-    return _direction(run, variant.neutral, variant.target, variant.templates).direction.to(run.device)
+    return text_direction(run, variant).direction.to(run.device)
+
+
+def text_direction(run: Run, variant: StepVariant) -> TextDirection:
+    """Return the text direction of an edit with what it was made of, on the CPU.
+
+    Raises:
+        PromptError: If CLIP cannot tell its prompts apart.
+    """
+    return _direction(run, variant.neutral, variant.target, variant.templates)
 
 
 def target_embedding(run: Run, target: str, templates: str) -> Tensor:

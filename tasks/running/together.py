@@ -39,6 +39,6 @@ def each_of(
     if not problems:
         return made
     (first, *others), kinds = problems.values(), {type(error) for error in problems.values()}
-    count = f"{len(problems)} edits cannot work: " if others else ""
+    count = f"{len(problems)} cannot work: " if others else ""
     kind = SettingsError if len(kinds) > 1 else type(first)
     raise kind(count + "; ".join(problems)) from first

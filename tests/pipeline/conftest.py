@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
-from prefect.context import refresh_global_settings_context
-from prefect.events.worker import EventsWorker
-from prefect.logging.handlers import APILogWorker
 
 from tests.object_store import S3, object_store
-from tests.prefect_server import server_in
+from tests.prefect_server import migrated_home, used_server
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "core"))  # writers of published files
 
 
 @pytest.fixture(scope="session")
-def prefect_server(tmp_path_factory) -> Iterator[str]:
+def server_folder(tmp_path_factory) -> Path:
+    """Where the one Prefect server has its files."""
+    return tmp_path_factory.mktemp("server")
+
+
+@pytest.fixture(scope="session")
+def prefect_server(server_folder, tmp_path_factory) -> Iterator[str]:
     """The address of one Prefect server with a database of its own, for all tests and what they start."""
-    with server_in(tmp_path_factory.mktemp("server")) as address, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PREFECT_API_URL", address)
-        patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))  # where results are kept
-        refresh_global_settings_context()
-        yield os.environ["PREFECT_API_URL"]
-        # what is still to be sent would be tried for a minute, to a server that has gone
-        for worker in (APILogWorker, EventsWorker):
-            worker.drain_all(timeout=30)
-    refresh_global_settings_context()
+    with used_server(server_folder, tmp_path_factory.mktemp("prefect")) as address:
+        yield address
+
+
+@pytest.fixture
+def migrated(prefect_server, server_folder) -> Callable[[Path], Path]:
+    """Make a new PREFECT_HOME in which a temporary server is quick to start."""
+    return partial(migrated_home, server_folder)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -18,18 +17,18 @@ from unittest import mock
 import pytest
 
 from styleclip_cli import main
+from tests.forked import completed, started
 from tests.left import files_of
 from tests.pipeline.test_flows import encoded, portrait
 
-STYLECLIP = [sys.executable, "-W", "ignore", "-m", "styleclip_cli.main"]
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def environment(prefect_server, tmp_path):
+def environment(prefect_server, migrated, tmp_path):
     return {
         **os.environ,
-        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "PREFECT_HOME": str(migrated(tmp_path / "prefect")),
         "PREFECT_API_URL": prefect_server,
         "OMP_NUM_THREADS": "1",
         "COLUMNS": "200",
@@ -53,11 +52,8 @@ def called(prefect_server, monkeypatch, capsys):
     return call
 
 
-def styleclip(environment, *arguments, timeout=300) -> subprocess.CompletedProcess[str]:
-    command = [*STYLECLIP, *map(str, arguments)]
-    return subprocess.run(
-        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False
-    )
+def styleclip(environment, *arguments) -> subprocess.CompletedProcess[str]:
+    return completed(arguments, environment)
 
 
 @pytest.fixture
@@ -169,16 +165,11 @@ def test_inversion_keeps_what_is_an_image_s_own_where_it_is_asked_to(
 def test_five_kills_at_random_leave_no_trace(environment, job, tmp_path):
     rng, out = random.Random(2024), tmp_path / "out"
     for _ in range(5):
-        process = subprocess.Popen(
-            [*STYLECLIP, *map(str, job), "--out", str(out)], env=environment, cwd=ROOT,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
-        deadline = time.monotonic() + 120
-        while not out.exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)  # importing torch is no moment worth killing
-        time.sleep(rng.uniform(0, 4))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        with started([*job, "--out", out], environment) as (process, _):
+            deadline = time.monotonic() + 120
+            while not out.exists() and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.05)  # before there is anything is no moment worth killing
+            time.sleep(rng.uniform(0, 4))
     sixth = styleclip(environment, *job, "--out", out)
     assert sixth.returncode == 0, sixth.stderr
     ours = files_of(out)
@@ -203,20 +194,15 @@ def test_a_mapper_s_training_survives_three_kills_bit_for_bit(environment, netwo
     assert undisturbed.returncode == 0, undisturbed.stderr
     place, stored, kills = tmp_path / "b", [], 0
     while kills < 3:
-        process = subprocess.Popen(
-            [*STYLECLIP, *map(str, [*train, place])], env=environment, cwd=ROOT,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
-        deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:
-            states = [path.read_bytes() for path in place.rglob("training.safetensors")]
-            if states and states not in stored:  # it has come further than the one before
-                stored.append(states)
-                break
-            time.sleep(0.01)
-        assert process.poll() is None
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        with started([*train, place], environment) as (process, _):
+            deadline = time.monotonic() + 120
+            while process.poll() is None and time.monotonic() < deadline:
+                states = [path.read_bytes() for path in place.rglob("training.safetensors")]
+                if states and states not in stored:  # it has come further than the one before
+                    stored.append(states)
+                    break
+                time.sleep(0.01)
+            assert process.poll() is None
         kills += 1
     assert not list(place.rglob("curve.parquet"))
     resumed = styleclip(environment, *train, place)

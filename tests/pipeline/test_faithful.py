@@ -175,7 +175,7 @@ def test_prompts_of_mappers_that_cannot_work_are_told_before_anything_is_drawn(
     with_identity, tmp_path, dry_run
 ):
     with pytest.raises(
-        StyleCLIPError, match=r"2 edits cannot work: mapper of 'face': CLIP cannot tell .*; "
+        StyleCLIPError, match=r"2 cannot work: mapper of 'face': CLIP cannot tell .*; "
     ) as told:
         train_mapper(
             with_identity, ["hat", "face", "hat " * 100], str(tmp_path / "w"), TRAINING, dry_run=dry_run

@@ -7,26 +7,21 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from styleclip import data
+from tests.forked import completed, started
 from tests.object_store import free_ports
 
-STYLECLIP = [sys.executable, "-W", "ignore", "-m", "styleclip_cli.main"]
-ROOT = Path(__file__).parents[2]
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @pytest.fixture
-def environment(tmp_path):
+def environment(migrated, tmp_path):
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    home = {"PREFECT_HOME": str(tmp_path / "prefect")}
+    home = {"PREFECT_HOME": str(migrated(tmp_path / "prefect"))}
     return kept | home | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "STYLECLIP_WORKERS": "1"}
 
 
@@ -43,27 +38,10 @@ def invert(tmp_path):
     ]  # fmt: skip
 
 
-@contextmanager
-def started(environment, arguments) -> Iterator[subprocess.Popen[str]]:
-    """Start the command in a group of its own; ended by its pid, with all of the group, whatever happens."""
-    process = subprocess.Popen(
-        [*STYLECLIP, *map(str, arguments)], env=environment, cwd=ROOT, text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        preexec_fn=lambda: [signal.signal(each, signal.SIG_DFL) for each in SIGNALS],
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-
-
-def read_until(process, text: str) -> list[str]:
+def read_until(printed, text: str) -> list[str]:
     """Return what a process prints, up to a line with some text in it."""
     lines = []
-    for line in process.stdout:
+    for line in printed:
         lines.append(line)
         if text in line:
             return lines
@@ -82,13 +60,13 @@ def latents(out: Path) -> int:
 def test_the_first_interrupt_lets_shards_end_and_the_same_command_goes_on(
     environment, invert, number, prefect_server, tmp_path
 ):
-    with started(environment, invert) as process:
-        read_until(process, "invert-images 1/8")
+    with started(invert, environment) as (process, printed):
+        read_until(printed, "invert-images 1/8")
         interrupt(process, number)  # reaches the temporary server too, which must not end
-        (told,) = [line for line in read_until(process, "again to stop now") if "stopping" in line]
+        (told,) = [line for line in read_until(printed, "again to stop now") if "stopping" in line]
         assert told.startswith("stopping after the shards under way (")
         under_way = int(told.partition("(")[2].partition(")")[0])
-        rest = process.stdout.read()
+        rest = printed.read()
         assert process.wait() == 128 + number, rest
     (last,) = [line for line in rest.splitlines() if line.startswith("error: ")]
     done = latents(tmp_path / "out")
@@ -100,23 +78,20 @@ def test_the_first_interrupt_lets_shards_end_and_the_same_command_goes_on(
     assert 2 <= done < 8  # what was under way has ended, and nothing has begun since
 
     # work is found by its files, whatever server it was done with
-    again = subprocess.run(
-        [*STYLECLIP, *map(str, invert)], env=environment | {"PREFECT_API_URL": prefect_server},
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    again = completed(invert, environment | {"PREFECT_API_URL": prefect_server})
     assert again.returncode == 0, again.stderr
     assert f"8 rows in 8 shards, {8 - done} computed now" in again.stderr
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_the_second_interrupt_ends_at_once_and_leaves_no_process(environment, invert, number):
-    with started(environment, [*invert, "--steps", "1000000", "--patience", "1000000"]) as process:
-        read_until(process, "generator ")  # the networks are loaded, and inversion begins
+    with started([*invert, "--steps", "1000000", "--patience", "1000000"], environment) as (process, printed):
+        read_until(printed, "generator ")  # the networks are loaded, and inversion begins
         interrupt(process, number)
-        read_until(process, "again to stop now")
+        read_until(printed, "again to stop now")
         interrupt(process, number)
         assert process.wait(timeout=60) == 128 + number  # a shard alone would take an hour
-        rest = process.stdout.read()  # until the server has closed its end, too
+        rest = printed.read()  # until the server has closed its end, too
     # of the signal's own; a shard that had not begun may have left one in the log that --verbose shows
     assert "KeyboardInterrupt" not in rest
     assert "Interrupted" not in rest
@@ -126,10 +101,10 @@ def test_the_second_interrupt_ends_at_once_and_leaves_no_process(environment, in
 def test_an_interrupt_before_there_is_a_run_ends_the_command(environment, invert, number):
     with socket.create_server(("127.0.0.1", 0)) as silent:  # a server that takes calls and answers none
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
-        with started(environment | {"PREFECT_API_URL": address}, invert) as process:
+        with started(invert, environment | {"PREFECT_API_URL": address}) as (process, printed):
             asked, _ = silent.accept()
             interrupt(process, number)
-            rest = process.stdout.read()
+            rest = printed.read()
             assert process.wait() == 128 + number
             asked.close()
     assert rest.splitlines() == ["stopped"]
@@ -137,14 +112,7 @@ def test_an_interrupt_before_there_is_a_run_ends_the_command(environment, invert
 
 def failing(environment, arguments) -> str:
     """Return the one line that a command ends with."""
-    done = subprocess.run(
-        [*STYLECLIP, *map(str, arguments)],
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = completed(arguments, environment)
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
     return done.stderr
@@ -179,8 +147,8 @@ def test_patience_is_the_user_s_where_there_is_one(monkeypatch):
 
 
 def test_the_temporary_server_ends_with_its_command_however_that_ends(environment, invert):
-    with started(environment, [*invert, "--steps", "1000000", "--patience", "1000000"]) as process:
-        read_until(process, "generator ")
+    with started([*invert, "--steps", "1000000", "--patience", "1000000"], environment) as (process, printed):
+        read_until(printed, "generator ")
         process.kill()  # this process alone, as a machine that is short of memory does
-        process.stdout.read()  # until the server has closed its end, too
+        printed.read()  # until the server has closed its end, too
         assert process.wait() == -signal.SIGKILL

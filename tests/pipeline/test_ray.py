@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -35,6 +36,7 @@ from styleclip.tasks.settings import Execution, Models, Relevance, Sampling, Set
 from styleclip_core.errors import PromptError
 from tests.left import files_of
 from tests.pipeline.test_retry import press_retry
+from tests.prefect_server import used_server
 from tests.ray_cluster import ROOT, Cluster, ray_cluster
 
 pytest.importorskip("prefect_ray", reason="the extra 'ray' is not installed: pip install '.[ray]'")
@@ -49,6 +51,14 @@ pytestmark = [
 ON_CPU = Run(workspace="nowhere", device="cpu")
 CANARY = "canary-0a55c0de"
 _measure = relevance.measure_channels
+
+
+@pytest.fixture(scope="module")
+def prefect_server(tmp_path_factory) -> Iterator[str]:
+    """The address of a server that these tests ask for task runs."""
+    folders = (tmp_path_factory.mktemp(name) for name in ("server", "prefect"))
+    with used_server(*folders, task_runs=True) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

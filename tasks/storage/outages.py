@@ -176,9 +176,9 @@ def _explanation(kind: type[StorageError], reason: str) -> str:
         MissingObjectError: "there is no such object or bucket",
         AccessDeniedError: "access denied; check the credentials or the AWS profile in use",
         CredentialsError: f"the credentials are refused ({reason}); renew them, then press Retry",
-        MissingCredentialsError: f"there are no credentials ({reason}); set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
-        'AWS_SECRET_ACCESS_KEY, or for a public bucket {"anon": true} in STYLECLIP_STORAGE_OPTIONS, then '
-        "press Retry",
+        MissingCredentialsError: f"there are no credentials ({reason}); set AWS_PROFILE, or "
+        'AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or for a public bucket {"anon": true} in '
+        "STYLECLIP_STORAGE_OPTIONS, then press Retry",
         StoreSetupError: f"this machine is not set up for the store ({reason}); check AWS_ENDPOINT_URL, the "
         "region, AWS_CA_BUNDLE, the AWS config file and STYLECLIP_STORAGE_OPTIONS, then press Retry",
         StoreFullError: f"no space is left there ({reason}); free some, then press Retry",

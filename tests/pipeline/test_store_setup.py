@@ -51,7 +51,7 @@ def machine(tmp_path, monkeypatch):
 
 
 def refused(kind: type[StoreError], said: str) -> None:
-    """Check what listing and reading raise: its kind, its text with the place, and that no row is made of it."""
+    """Check what listing and reading raise: kind, place and remedy, and that no row is made of it."""
     for work in (first_page, read_bytes):
         with pytest.raises(StoreError) as caught:
             work("s3://bucket/in")

@@ -242,7 +242,7 @@ def _is_usual(fs: fsspec.AbstractFileSystem) -> bool:
     said = {
         "kwargs": {"profile"},
         "client_kwargs": {"endpoint_url", "region_name"},
-        "config_kwargs": {"retries"},
+        "config_kwargs": {"retries", "s3"},
     }
     return not any(special) and not any(set(getattr(fs, name) or {}) - usual for name, usual in said.items())
 
@@ -260,7 +260,9 @@ async def _client_of(fs: fsspec.AbstractFileSystem) -> tuple[Any, Any]:
     config, endpoint = client.meta.config, client.meta.endpoint_url
     trusted = endpoint.startswith("https://") and fs.session.get_config_variable("ca_bundle")
     fips, dual = (getattr(config, f"use_{name}_endpoint", None) for name in ("fips", "dualstack"))
-    if any((config.s3, config.proxies, get_environ_proxies(endpoint), trusted, fips, dual)):
+    # buckets in the path of the address, as obstore asks here too
+    shaped = config.s3 and config.s3 != {"addressing_style": "path"}
+    if any((shaped, config.proxies, get_environ_proxies(endpoint), trusted, fips, dual)):
         raise _SpecialError
     if config.signature_version is UNSIGNED:
         return client, None

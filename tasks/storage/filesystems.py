@@ -13,7 +13,13 @@ from typing import Any, TypeVar
 
 import fsspec
 
-from styleclip.tasks.storage.outages import CredentialsError, StorageError, explained, patiently
+from styleclip.tasks.storage.outages import (
+    CredentialsError,
+    StorageError,
+    StoreSetupError,
+    explained,
+    patiently,
+)
 from styleclip.tasks.storage.places import (
     PlaceError,
     canonical_prefix,
@@ -109,7 +115,7 @@ def ask(
     protocol, bucket = scheme_of(uri), uri.partition("://")[2].split("/", 1)[0]
     try:
         return patiently(f"{protocol}://{bucket}", uri, action, lambda: work(*filesystem(uri)))
-    except CredentialsError:
+    except (CredentialsError, StoreSetupError):
         fsspec.get_filesystem_class(protocol).clear_instance_cache()  # who asks again reads them anew
         raise
 

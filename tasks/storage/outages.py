@@ -17,6 +17,7 @@ import errno
 import logging
 import math
 import os
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,15 +27,25 @@ from typing import TypeVar
 import aiohttp
 from botocore.exceptions import (
     BotoCoreError,
+    CapacityNotAvailableError,
+    ChecksumError,
     ClientError,
     CredentialRetrievalError,
+    FlexibleChecksumError,
+    HTTPClientError,
+    IncompleteReadError,
+    LoginError,
+    MetadataRetrievalError,
     NoAuthTokenError,
     NoCredentialsError,
+    PaginationError,
     ParamValidationError,
     PartialCredentialsError,
     ProfileNotFound,
+    SSOError,
     TokenRetrievalError,
 )
+from botocore.exceptions import ConnectionError as BotoConnectionError
 from botocore.parsers import ResponseParserError
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
@@ -73,6 +84,14 @@ class CredentialsError(StoreError, AccessDeniedError):
     """The store refuses the credentials as such: they are unknown, wrong or expired."""
 
 
+class MissingCredentialsError(CredentialsError):
+    """This machine has no credentials for the store, or half of them."""
+
+
+class StoreSetupError(StoreError):
+    """This machine is not set up for the store: an endpoint, a region, certificates or options are wrong."""
+
+
 class StoreFullError(StoreError):
     """There is no space left, or nothing may be written there."""
 
@@ -96,10 +115,16 @@ _PASSING_CODES = {
     # what the store says of a request whose body was damaged on its way
     "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch",
 }  # fmt: skip
-_CREDENTIALS_ERRORS = (
-    NoCredentialsError, PartialCredentialsError, CredentialRetrievalError, TokenRetrievalError,
-    NoAuthTokenError, ProfileNotFound,
+_NO_CREDENTIALS = (NoCredentialsError, PartialCredentialsError, ProfileNotFound)
+_CREDENTIALS_ERRORS = (CredentialRetrievalError, TokenRetrievalError, NoAuthTokenError, SSOError, LoginError)
+# those of botocore that come of a request under way; its others come of settings, and no waiting mends them
+_SENDING_ERRORS = (
+    HTTPClientError, BotoConnectionError, IncompleteReadError, ChecksumError, FlexibleChecksumError,
+    MetadataRetrievalError, PaginationError, CapacityNotAvailableError, ResponseParserError,
+    aiohttp.ClientError, TimeoutError,
 )  # fmt: skip
+# a file of certificates that is not there, or is none
+_CERTIFICATES = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, ssl.SSLError)
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _PASSING = {
     errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.ETIMEDOUT,
@@ -117,12 +142,8 @@ def explained(uri: str, action: str) -> Iterator[None]:
     """Turn what storage libraries raise into one error that names object, cause and remedy."""
     try:
         yield
-    except TypeError as error:  # s3fs passes an option it does not know on to botocore
-        raise StorageError(
-            f"cannot {action} {uri}: {error}; check the options in STYLECLIP_STORAGE_OPTIONS"
-        ) from error
     except Exception as error:
-        if not isinstance(error, _FOREIGN) and not _is_of_a_client(error):
+        if not isinstance(error, _FOREIGN) and not _is_of_a_client(error) and not _is_of_options(error):
             raise
         kind = classify(error)
         reason = " ".join((str(error) or type(error).__name__).split())[:300]
@@ -133,6 +154,12 @@ def explained(uri: str, action: str) -> Iterator[None]:
 def _is_of_a_client(error: Exception) -> bool:
     """Return whether an error comes from a package that speaks HTTP for some kind of storage."""
     return any(each.__module__.partition(".")[0] in _CLIENTS for each in type(error).__mro__)
+
+
+def _is_of_options(error: Exception) -> bool:
+    """Return whether an error is what botocore raises of an option or an endpoint that it cannot use."""
+    # s3fs passes an option it does not know on
+    return isinstance(error, TypeError) or (type(error) is ValueError and "Invalid endpoint" in str(error))
 
 
 def _whose_path(uri: str) -> str:
@@ -149,6 +176,11 @@ def _explanation(kind: type[StorageError], reason: str) -> str:
         MissingObjectError: "there is no such object or bucket",
         AccessDeniedError: "access denied; check the credentials or the AWS profile in use",
         CredentialsError: f"the credentials are refused ({reason}); renew them, then press Retry",
+        MissingCredentialsError: f"there are no credentials ({reason}); set AWS_PROFILE, or "
+        'AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or for a public bucket {"anon": true} in '
+        "STYLECLIP_STORAGE_OPTIONS, then press Retry",
+        StoreSetupError: f"this machine is not set up for the store ({reason}); check AWS_ENDPOINT_URL, the "
+        "region, AWS_CA_BUNDLE, the AWS config file and STYLECLIP_STORAGE_OPTIONS, then press Retry",
         StoreFullError: f"no space is left there ({reason}); free some, then press Retry",
         StoreUnavailableError: f"the store does not answer ({reason}); check the endpoint and the network, "
         "then press Retry",
@@ -173,19 +205,32 @@ def classify(error: Exception) -> type[StorageError]:
         return MissingObjectError
     if isinstance(error, PermissionError):
         return AccessDeniedError
+    if isinstance(error, _NO_CREDENTIALS):
+        return MissingCredentialsError
     if isinstance(error, _CREDENTIALS_ERRORS):
         return CredentialsError
-    # a request that was never sent; botocore's other errors, below, are those of sending
+    # what is asked for is at fault, say a key, and was never asked for
     if isinstance(error, ParamValidationError):
         return StorageError
-    if isinstance(error, (BotoCoreError, ResponseParserError, aiohttp.ClientError, TimeoutError)):
-        return StoreUnavailableError
+    if isinstance(error, _SENDING_ERRORS):
+        return StoreSetupError if _distrusts(error) else StoreUnavailableError
+    if isinstance(error, BotoCoreError) or _is_of_options(error):
+        return StoreSetupError
 
     # what is left are the disk's and the network's errors, told apart by number alone
     number = error.errno if isinstance(error, OSError) else None
     if number in _FULL:
         return StoreFullError
     return StoreUnavailableError if number in _PASSING or isinstance(error, ConnectionError) else StorageError
+
+
+def _distrusts(error: Exception) -> bool:
+    """Return whether a request failed for the certificates: the store's, or those to hold it against."""
+    inner = getattr(error, "kwargs", {}).get("error")
+    if isinstance(inner, ssl.CertificateError):
+        return True
+    # a handshake that breaks off may do so once, and is another error of botocore
+    return type(error) is HTTPClientError and isinstance(inner, _CERTIFICATES)
 
 
 def _by_status(status: int | None) -> type[StorageError]:

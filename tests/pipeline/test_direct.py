@@ -221,7 +221,7 @@ def test_encryption_that_the_environment_asks_of_obstore_alone_leaves_requests_t
         {"requester_pays": True},
         {"version_aware": True},
         {"client_kwargs": {"verify": False}},
-        {"config_kwargs": {"s3": {"addressing_style": "virtual"}}},
+        {"config_kwargs": {"signature_version": "s3"}},
     ],
     ids=str,
 )
@@ -243,3 +243,17 @@ def test_special_surroundings_leave_requests_to_s3fs(s3_identities, monkeypatch,
     assert way.ask("results", "key", lambda store, key: "asked") == (None, None)
     way.open()
     assert not way._open
+
+
+@pytest.mark.parametrize(("style", "found"), [("path", "asked"), ("virtual", None), ("auto", None)])
+def test_an_addressing_style_is_usual_where_it_is_that_of_the_short_way(
+    s3_identities, tmp_path, monkeypatch, style, found
+):
+    (tmp_path / "config").write_text(f"[profile writer]\ns3 =\n  addressing_style = {style}\n")
+    of_options = {"config_kwargs": {"s3": {"addressing_style": style}}}
+    for number, options in enumerate(({}, of_options)):
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / ("none" if number else "config")))
+        fs = s3fs.S3FileSystem(profile="writer", skip_instance_cache=True, **options)
+        way = direct._way(fs, "results/key")
+        way.open()
+        assert way.ask("results", "key", lambda store, key: "asked") == (found, None)

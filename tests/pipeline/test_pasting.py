@@ -1,5 +1,6 @@
 """Faces that a batch edited go back wherever they lie: in files, in tars, in tables, as its manifest says."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -13,7 +14,9 @@ from styleclip.flows.align_faces import align_faces
 from styleclip.flows.edit_images import edit_images
 from styleclip.flows.paste_faces import paste_faces
 from styleclip.tasks.photographs import pasting
+from styleclip.tasks.photographs.edited_faces import EditedFaces
 from styleclip.tasks.photographs.reading import object_of
+from styleclip.tasks.running.run import Run
 from styleclip.tasks.settings import (
     Alignment,
     Execution,
@@ -110,6 +113,15 @@ def test_files_tars_and_tables_give_the_same_pixels_as_the_folder_of_an_edit(bat
             content = decode_image(read_bytes(join(loose.photographs, row.output_key))).tobytes()
             assert content == mine["images"][row.image_key, variant.rpartition("_")[0]]
     assert "variant" not in rows_of(loose.table)
+
+
+def test_what_names_a_result_without_a_manifest_is_what_it_always_was():
+    run, table = Run(workspace="w", out="o"), pasting.FaceTable(uri="t", digest="d", photos="p")
+    found = pasting.plan(run, table, EditedFaces(prefix="e"), Pasting())
+    assert found.recipe.parameters == {"photos": "p", "edited": "e", "out": "o", "feather": 0.08}
+    face = {"face_index": 0, "content_hash": "c", "quad": [1.0], "output_key": "k"}
+    said = hashlib.sha256(b"0\0c\0[1.0]\0etag").hexdigest()[:32]
+    assert pasting._version(found.edited, [face], {"k": "etag"}) == said
 
 
 def test_rows_say_their_variant_lie_below_it_and_nobody_is_skipped_in_each(batches, tmp_path):

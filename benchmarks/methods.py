@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -44,10 +45,7 @@ from styleclip_core.files.checkpoint import read_state, write_state
 from styleclip_core.images import psnr
 from styleclip_core.inversion import RefinementSettings, refine
 from styleclip_core.mapper_training import PRESETS as MAPPER_PRESETS
-from styleclip_core.mapper_training import (
-    MapperTraining,
-    apply_mapper,
-)
+from styleclip_core.mapper_training import MapperTraining, MapperTrainingSettings, apply_mapper
 from styleclip_core.models.mapper import PUBLISHED_STRENGTH, Mapper
 from styleclip_core.optimization import (
     PRESETS,
@@ -55,13 +53,15 @@ from styleclip_core.optimization import (
     optimize,
     published_embedding,
 )
-from styleclip_core.prompts import embed_prompt
+from styleclip_core.prompts import embed_prompt, text_direction
 from styleclip_core.relevance import RelevanceSettings, RelevanceTable, measure_channels
+from styleclip_core.relevant import RelevantChannels, relevant_channels
 from styleclip_core.sampling import measure_statistics, sample_styles
 from styleclip_core.style_space import StyleCode
 
 _FAST = RelevanceSettings(batch_size=32, tolerance=0.15, minimum=4)
 _DERIVATIVES, _SEED, _TRAINING_SEED = 64, 5, 7003
+_LOOKED_AT_SEED = 6  # no other codes are sampled from it
 _TRAINING_CODES, _VALIDATION_CODES = 500, 32  # of portraits that are no photographs, for mappers
 
 
@@ -75,8 +75,9 @@ class Sizes:
         validation: Other portraits, by which alpha and beta are chosen.
         codes: Style codes of the relevance tables.
         statistics: Style codes behind mean and deviation.
+        looked_at: Style codes by which presets that keep the person find their channels.
         steps: Steps of an optimization; 0 for those of its preset.
-        mapper_steps: Steps of a mapper's training; 0 for those of the preset ``small``.
+        mapper_steps: Steps of a mapper's training; 0 for those of its preset.
     """
 
     photographs: int = photographs.COUNT
@@ -84,6 +85,7 @@ class Sizes:
     validation: int = 32
     codes: int = 32
     statistics: int = 20_000
+    looked_at: int = 2000
     steps: int = 0
     mapper_steps: int = 0
 
@@ -104,6 +106,7 @@ class Edited:
 
 
 Method = Callable[[Prompt], Edited]
+Settings = TypeVar("Settings", OptimizationSettings, MapperTrainingSettings)
 
 
 class World:
@@ -138,6 +141,12 @@ class World:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_state(path, made, {})
         return read_state(path)[0]
+
+    def kept(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Return tensors that an earlier call kept under a name, or make and keep them."""
+        found = self._kept(name, make)
+        found.pop("seconds")
+        return found
 
     def _table(self, name: str, make: Callable[[], RelevanceTable]) -> tuple[RelevanceTable, float]:
         def measure() -> dict[str, Tensor]:
@@ -189,6 +198,59 @@ class World:
         return codes
 
     @cached_property
+    def looked_at(self) -> tuple[StyleCode, Tensor]:
+        """Return other sampled codes and CLIP's embeddings of what they draw, ``[n, D]``."""
+
+        def embed() -> dict[str, Tensor]:
+            ids = range(self.sizes.looked_at)
+            batches = sample_styles(self.generator, seed=_LOOKED_AT_SEED, sample_ids=ids, truncation_psi=1.0)
+            found = [(codes.flat(), self.clip.embed_images(self.draw(codes))) for _, _, codes in batches]
+            return {"codes": torch.cat([c for c, _ in found]), "embedding": torch.cat([e for _, e in found])}
+
+        kept = self.kept("looked-at", embed)
+        return StyleCode.from_flat(self.generator.layout, kept["codes"]), kept["embedding"]
+
+    def relevant(self, prompt: Prompt) -> RelevantChannels:
+        """Return the channels that the prompt concerns."""
+        codes, embedding = self.looked_at
+        text = text_direction(self.clip, neutral=prompt.neutral, target=prompt.target)
+        embed, scale = self.clip.embed_images, self.clip.logit_scale
+        return relevant_channels(self.generator, embed, codes, embedding, text, scale)
+
+    def guides(
+        self, prompt: Prompt, settings: OptimizationSettings | MapperTrainingSettings
+    ) -> dict[str, Any]:
+        """Return what optimization and training are given where two prompts are compared."""
+        if not settings.needs_neutral:
+            return {}
+        neutral = embed_prompt(self.clip, prompt.neutral)
+        return {
+            "embed_identity": self.identity.embed, "neutral": neutral, "scale": self.clip.logit_scale,
+            "channels": self.relevant(prompt),
+        }  # fmt: skip
+
+    def mapper_training(
+        self, prompt: Prompt, settings: MapperTrainingSettings, guides: dict[str, Any]
+    ) -> MapperTraining:
+        """Return the training of a mapper for a prompt, before its first step."""
+        text, codes = embed_prompt(self.clip, prompt.target), self.training
+        return MapperTraining(
+            self.generator, self.clip.embed_images, text, codes[:_TRAINING_CODES], codes[_TRAINING_CODES:],
+            settings, **guides,
+        )  # fmt: skip
+
+    def optimize(
+        self, w_plus: Tensor, prompt: Prompt, settings: OptimizationSettings, guides: dict[str, Any]
+    ) -> Tensor:
+        """Return codes optimized for a prompt, ``[B, L, W]`` in W+ and ``[B, M]`` in style space."""
+        count = len(w_plus)
+        text = embed_prompt(self.clip, prompt.target).expand(count, -1)
+        if guides:
+            guides = guides | {"neutral": guides["neutral"].expand(count, -1)}
+        states = optimize(self.generator, self.clip.embed_images, w_plus, text, settings, **guides)
+        return deque(states, maxlen=1)[0].latents
+
+    @cached_property
     def fast_table(self) -> tuple[RelevanceTable, float]:
         """The relevance table of the fast mode, and the time it takes."""
         return self._table("relevance-fast", self._fast_table)
@@ -224,7 +286,10 @@ class World:
 def methods(world: World) -> dict[str, tuple[int, Method]]:
     """Return every row of the table: how many photographs it edits, and how."""
     sizes = world.sizes
-    gentle, published = (_steps(PRESETS[name], sizes.steps) for name in ("gentle", "published"))
+    gentle, published, kept = (
+        _steps(PRESETS[name], sizes.steps) for name in ("gentle", "published", "faithful")
+    )
+    small, keeping = (_steps(MAPPER_PRESETS[name], sizes.mapper_steps) for name in ("small", "faithful"))
     every, few = sizes.photographs, min(sizes.slow, sizes.photographs)
     raw = published_embedding(world.clip)
     return {
@@ -232,9 +297,11 @@ def methods(world: World) -> dict[str, tuple[int, Method]]:
         "global directions, reference": (
             every, lambda prompt: _global(world, prompt, *world.reference_table),
         ),
-        "mapper": (every, lambda prompt: _mapper(world, prompt)),
+        "mapper": (every, lambda prompt: _mapper(world, prompt, small)),
+        "mapper, faithful": (every, lambda prompt: _mapper(world, prompt, keeping)),
         "mapper, reference": (every, lambda prompt: _mapper_of_reference(world, prompt)),
         "optimization": (every, lambda prompt: _optimize(world, prompt, gentle)),
+        "optimization, faithful": (every, lambda prompt: _optimize(world, prompt, kept)),
         "optimization, reference's loop, our settings": (
             few, lambda prompt: _one_by_one(world, prompt, few, gentle, world.clip.embed_images),
         ),
@@ -244,7 +311,7 @@ def methods(world: World) -> dict[str, tuple[int, Method]]:
     }  # fmt: skip
 
 
-def _steps(settings: OptimizationSettings, steps: int) -> OptimizationSettings:
+def _steps(settings: Settings, steps: int) -> Settings:
     return replace(settings, steps=steps) if steps else settings
 
 
@@ -272,16 +339,25 @@ def _global(world: World, prompt: Prompt, table: RelevanceTable, prepared: float
 
 
 def _optimize(world: World, prompt: Prompt, settings: OptimizationSettings) -> Edited:
-    text = embed_prompt(world.clip, prompt.target).expand(len(world.w_plus), -1)
+    guides, prepared = _guided(world, prompt, settings)
 
     def run() -> StyleCode:
-        states = optimize(world.generator, world.clip.embed_images, world.w_plus, text, settings)
-        latents = deque(states, maxlen=1)[0].latents
-        if settings.space == "s":
-            return StyleCode.from_flat(world.generator.layout, latents)
-        return world.generator.styles(latents)
+        latents = world.optimize(world.w_plus, prompt, settings, guides)
+        if settings.space == "w_plus":
+            return world.generator.styles(latents)
+        return StyleCode.from_flat(world.generator.layout, latents)
 
-    return _timed(run, 0.0)
+    return _timed(run, prepared)
+
+
+def _guided(
+    world: World, prompt: Prompt, settings: OptimizationSettings | MapperTrainingSettings
+) -> tuple[dict[str, Any], float]:
+    """Return what settings are given beside their prompt, and the time it took to find that."""
+    if settings.needs_neutral:
+        _ = world.looked_at  # once for all prompts, so it is no prompt's time
+    started = time.process_time()
+    return world.guides(prompt, settings), time.process_time() - started
 
 
 def _one_by_one(
@@ -303,18 +379,12 @@ def _one_by_one(
     return _timed(run, 0.0)
 
 
-def _mapper(world: World, prompt: Prompt) -> Edited:
-    settings = MAPPER_PRESETS["small"]
-    if world.sizes.mapper_steps:
-        settings = replace(settings, steps=world.sizes.mapper_steps)
-    text, codes = embed_prompt(world.clip, prompt.target), world.training
-    training = MapperTraining(
-        world.generator, world.clip.embed_images, text, codes[:_TRAINING_CODES], codes[_TRAINING_CODES:],
-        settings,
-    )  # fmt: skip
+def _mapper(world: World, prompt: Prompt, settings: MapperTrainingSettings) -> Edited:
+    guides, found = _guided(world, prompt, settings)
+    training = world.mapper_training(prompt, settings, guides)
     started = time.process_time()
     deque(training.run(), maxlen=0)
-    return _apply(world, training.best, time.process_time() - started)
+    return _apply(world, training.best, found + time.process_time() - started)
 
 
 def _mapper_of_reference(world: World, prompt: Prompt) -> Edited:

@@ -95,10 +95,15 @@ def _targets(edits: Sequence[Any]) -> list[str]:
     return [" then ".join(step.target for step in (edit, *edit.then)) for edit in edits]
 
 
-def _batch(given: Parameters) -> str:
+def _batch(manifest: object) -> str:
     """Return the batch of a manifest: its folder, and the place that it belongs to."""
-    folders = place(given["manifest"], 4).split("/")[:-1]
+    folders = place(manifest, 4).split("/")[:-1]
     return "/".join(folder for folder in folders if folder != _BATCH)
+
+
+def _edited(uri: object) -> str:
+    """Return where edited faces lie: a folder of them, or the batch of a manifest."""
+    return _batch(uri) if str(uri).endswith(".parquet") else place(uri)
 
 
 def _relevance(given: Parameters) -> str:
@@ -137,15 +142,15 @@ _DESCRIBED: dict[str, Callable[[Parameters], str]] = {
     "sample-styles": lambda given: f"sample style codes of {_generator(given)}",
     "train-mapper": lambda given: listed("train mappers", given["targets"]),
     "align-faces": lambda given: f"cut faces out of {place(given['photos'])}",
-    "paste-faces": lambda given: f"put faces of {place(given['edited'])} back",
-    "evaluate-edits": lambda given: f"score edits of {_batch(given)}",
+    "paste-faces": lambda given: f"put faces of {_edited(given['edited'])} back",
+    "evaluate-edits": lambda given: f"score edits of {_batch(given['manifest'])}",
     "score-images": lambda given: listed(
         f"score {place(given['images'])}", [each.label for each in given["prompts"]]
     ),
     "inspect-prompts": lambda given: listed("check prompts", _targets(given["edits"])),
     "explore-channels": _explore,
-    "export-pairs": lambda given: f"pairs of {_batch(given)}",
-    "report-batch": lambda given: f"page of {_batch(given)}",
+    "export-pairs": lambda given: f"pairs of {_batch(given['manifest'])}",
+    "report-batch": lambda given: f"page of {_batch(given['manifest'])}",
     "report-partial": lambda given: f"partial pages of {place(given['out'])}",
     "account-storage": lambda given: f"account of {place(given['out'])}",
     "prune": _prune,

@@ -65,7 +65,12 @@ def align(
 
 def paste(
     faces: Annotated[str, typer.Option(help="URI of the table that align wrote")],
-    edited: Annotated[str, typer.Option(help="URI of the edited faces' prefix: one folder of OUT/images")],
+    edited: Annotated[
+        str,
+        typer.Option(
+            help="URI of the edited faces: the manifest.parquet of their batch, or one folder of OUT/images"
+        ),
+    ],
     out: Out,
     photos: Annotated[str, typer.Option(help="URI of the photographs' prefix, if they have moved")] = "",
     pasting: Annotated[Pasting, Shown()] = Pasting(),

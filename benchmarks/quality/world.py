@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,19 +22,15 @@ from styleclip_core.editing import ChannelSelection, StyleDirection, Weights, st
 from styleclip_core.instant import instant_relevance
 from styleclip_core.inversion import RefinementSettings, refine
 from styleclip_core.mapper_training import PRESETS as MAPPER_PRESETS
-from styleclip_core.mapper_training import MapperTraining, MapperTrainingSettings, new_mapper
+from styleclip_core.mapper_training import new_mapper
 from styleclip_core.matching import at, choose_matched, derivative_direction, likelihood, matched_direction
 from styleclip_core.models.mapper import Mapper
-from styleclip_core.optimization import PRESETS, OptimizationSettings, optimize
+from styleclip_core.optimization import PRESETS
 from styleclip_core.prompts import embed_prompt, text_direction
 from styleclip_core.relevance import RelevanceSettings, RelevanceTable, measure_channels
-from styleclip_core.relevant import RelevantChannels, relevant_channels
-from styleclip_core.sampling import sample_styles
 from styleclip_core.style_space import StyleCode
 
-_TRAINING_CODES = 500
 _INSTANT_CODES, _INSTANT_PROBES = 16, 16  # the defaults of the pipeline
-_LOOKED_AT, _LOOKED_AT_SEED = 2000, 6  # the pipeline's number; no other codes are sampled from that seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +54,6 @@ class QualityWorld(World):
     def __init__(self, counts: Counts, folder: Path) -> None:
         super().__init__(Sizes(), folder)
         self.counts = counts
-
-    def kept(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Return tensors that an earlier call kept under a name, or make and keep them."""
-        found = self._kept(name, make)
-        found.pop("seconds")
-        return found
 
     @cached_property
     def judged(self) -> Portraits:
@@ -92,20 +81,6 @@ class QualityWorld(World):
         with torch.enable_grad():
             *_, end = refine(self.generator, images, w_plus, RefinementSettings(steps=steps))
         return end.w_plus.detach()
-
-    @cached_property
-    def looked_at(self) -> tuple[StyleCode, Tensor]:
-        """Return other sampled codes and CLIP's embeddings of what they draw, ``[n, D]``."""
-
-        def embed() -> dict[str, Tensor]:
-            batches = sample_styles(
-                self.generator, seed=_LOOKED_AT_SEED, sample_ids=range(_LOOKED_AT), truncation_psi=1.0
-            )
-            found = [(codes.flat(), self.clip.embed_images(self.draw(codes))) for _, _, codes in batches]
-            return {"codes": torch.cat([c for c, _ in found]), "embedding": torch.cat([e for _, e in found])}
-
-        kept = self.kept("looked-at", embed)
-        return StyleCode.from_flat(self.generator.layout, kept["codes"]), kept["embedding"]
 
     def matched(self, prompt: Prompt, selection: ChannelSelection) -> StyleDirection:
         """Return the way to where codes that show the prompt have their channels."""
@@ -226,23 +201,12 @@ class QualityWorld(World):
         alpha, beta, *_ = self.kept(f"choices/{weights}/{prompt.name}", run)["trials"][-1].tolist()
         return alpha, beta
 
-    def relevant(self, prompt: Prompt) -> RelevantChannels:
-        """Return the channels that the prompt concerns."""
-        codes, embedding = self.looked_at
-        text = text_direction(self.clip, neutral=prompt.neutral, target=prompt.target)
-        embed, scale = self.clip.embed_images, self.clip.logit_scale
-        return relevant_channels(self.generator, embed, codes, embedding, text, scale)
-
     def mapper(self, prompt: Prompt, preset: str = "small") -> Mapper:
         """Return the prompt's mapper of a preset, trained once."""
         settings = MAPPER_PRESETS[preset]
 
         def train() -> dict[str, Tensor]:
-            codes = self.training
-            training = MapperTraining(
-                self.generator, self.clip.embed_images, embed_prompt(self.clip, prompt.target),
-                codes[:_TRAINING_CODES], codes[_TRAINING_CODES:], settings, **self._guides(prompt, settings),
-            )  # fmt: skip
+            training = self.mapper_training(prompt, settings, self.guides(prompt, settings))
             with torch.enable_grad():
                 deque(training.run(), maxlen=0)
             return {name: value.detach().clone() for name, value in training.best.state_dict().items()}
@@ -253,32 +217,14 @@ class QualityWorld(World):
 
     def optimized(self, prompt: Prompt, start: Portraits, preset: str = "gentle") -> Tensor:
         """Return flat style codes optimized for the prompt by a preset, ``[B, M]``."""
-        settings, count = PRESETS[preset], len(start.w_plus)
+        settings = PRESETS[preset]
 
         def run() -> dict[str, Tensor]:
-            text = embed_prompt(self.clip, prompt.target).expand(count, -1)
-            guides = self._guides(prompt, settings)
-            if guides:
-                guides["neutral"] = guides["neutral"].expand(count, -1)
+            guides = self.guides(prompt, settings)
             with torch.enable_grad():
-                states = optimize(
-                    self.generator, self.clip.embed_images, start.w_plus, text, settings, **guides
-                )
-                return {"codes": deque(states, maxlen=1)[0].latents}
+                return {"codes": self.optimize(start.w_plus, prompt, settings, guides)}
 
         return self.kept(f"optimized{_of(preset, 'gentle')}/{start.name}/{prompt.name}", run)["codes"]
-
-    def _guides(
-        self, prompt: Prompt, settings: OptimizationSettings | MapperTrainingSettings
-    ) -> dict[str, Any]:
-        """Return what optimization and training are given where two prompts are compared."""
-        if not settings.needs_neutral:
-            return {}
-        neutral = embed_prompt(self.clip, prompt.neutral)
-        return {
-            "embed_identity": self.identity.embed, "neutral": neutral, "scale": self.clip.logit_scale,
-            "channels": self.relevant(prompt),
-        }  # fmt: skip
 
 
 def _of(preset: str, first: str) -> str:

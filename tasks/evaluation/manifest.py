@@ -59,7 +59,8 @@ _READ = [
     "image_key", "content_hash", "edit", "method", "neutral", "target", "alpha", "beta", "top_k", "strength",
     "settings", "output_key", "steps", "place", *(name for name, _ in STATUS_FIELDS),
 ]  # fmt: skip
-_LATER = ("variant", "content_hash", "place")  # columns that not every manifest has
+_LATER = ("variant", "content_hash", "place", "width", "height")  # columns that not every manifest has
+_NULL = {"content_hash": pa.string(), "width": pa.int32(), "height": pa.int32()}  # where it lacks them
 _SAME = ("edit", "method", "neutral", "target", "alpha", "beta", "top_k", "strength", "settings")
 
 
@@ -157,7 +158,7 @@ def index_edits(run: Run, manifest: str, out: str, shard_size: int) -> EditsInde
 def iter_rows(manifest: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """Yield some columns of a manifest and ``variant``, a row group at a time.
 
-    ``content_hash`` is null in manifests that were written before there was the column.
+    ``content_hash``, ``width`` and ``height`` are null in manifests that were written before they were there.
 
     Raises:
         DamagedArtifactError: If it lacks a column, or is no readable table.
@@ -171,8 +172,9 @@ def iter_rows(manifest: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]
         if "variant" not in there:
             mine = list(islice(names, part.num_rows))
             part = part.append_column("variant", pa.array(mine, pa.string()))
-        if "content_hash" in columns and "content_hash" not in there:
-            part = part.append_column("content_hash", pa.nulls(part.num_rows, pa.string()))
+        for name, kind in _NULL.items():
+            if name in columns and name not in there:
+                part = part.append_column(name, pa.nulls(part.num_rows, kind))
         yield part
 
 

@@ -3,13 +3,14 @@
 The table of faces says which face belongs where. A photograph is written when all its faces are
 there; one that lacks a face is a row that names it, and is tried again when the face has come. One
 that has no face, or one that could not be aligned, is skipped.
+
+Of a batch's manifest every variant has shards of its own, so that another one leaves their work as it is.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Container, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
 
 import pyarrow as pa
 from PIL import Image
@@ -35,6 +36,13 @@ from styleclip.tasks.artifacts.outcomes import (
     failure,
     success,
 )
+from styleclip.tasks.photographs.edited_faces import (
+    EditedFaces,
+    FailedEditError,
+    Pictures,
+    pictures,
+    versions,
+)
 from styleclip.tasks.photographs.faces import read_faces
 from styleclip.tasks.photographs.images import ImageIndex, ImageShard, read_shard, write_index
 from styleclip.tasks.photographs.reading import read_image
@@ -46,24 +54,17 @@ from styleclip.tasks.running.shards import Files, Outcomes, finish_shard
 from styleclip.tasks.settings import Pasting, SettingsError
 from styleclip.tasks.storage import (
     ChangedObjectError,
-    MissingObjectError,
     ObjectInfo,
     canonical,
-    item_under,
     join,
-    list_objects,
     output_key,
     read_bytes,
-    read_version,
-    readable_key,
-    version,
     write_bytes_atomic,
 )
 from styleclip_core.colours import from_srgb, rgb_profile
 from styleclip_core.errors import ArtifactConflictError, FaceError, NoFaceError, StyleCLIPError
 from styleclip_core.faces import FaceQuad, paste_faces
 from styleclip_core.images import decode_image, encode_photograph
-from styleclip_core.settings.saving import ENDINGS
 
 STEP, VERSION = "paste-faces", "3"
 _KIND = "pasted-photographs"
@@ -74,8 +75,8 @@ PASTED_SCHEMA = pa.schema([
 ])  # fmt: skip
 
 
-class MissingFaceError(FaceError):
-    """A face of a photograph has not been edited, so the photograph cannot be put together."""
+class NotEditedError(FaceError):
+    """No face of a photograph was to be edited."""
 
 
 class NotAlignedError(FaceError):
@@ -98,7 +99,7 @@ class PastingPlan(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     table: FaceTable
-    edited: str
+    edited: EditedFaces
     out: str
     folder: str
     recipe: Recipe
@@ -108,6 +109,11 @@ class PastingPlan(BaseModel):
     def photographs(self) -> str:
         """Return the prefix of the photographs with their edited faces."""
         return join(self.out, f"photographs_{self.recipe.fingerprint[:8]}")
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Return the columns of rows; of a manifest, they say of which edit a row is."""
+        return pa.schema([*PASTED_SCHEMA, *([("variant", pa.string())] if self.edited.variant else [])])
 
     def made(self) -> Provenance:
         """Return what the metadata of rows says."""
@@ -130,10 +136,13 @@ class PastedRef(BaseModel):
     failed: int
 
 
-def plan(run: Run, table: FaceTable, edited: str, settings: Pasting) -> PastingPlan:
+def plan(run: Run, table: FaceTable, edited: EditedFaces, settings: Pasting) -> PastingPlan:
     """Return where the photographs of these settings lie; nothing is computed."""
-    parameters = {"photos": table.photos, "edited": edited, "out": run.out, **settings.model_dump()}
-    # not named by the table: what it says of a photograph is a part of that photograph's version
+    parameters = {
+        "photos": table.photos, "edited": edited.prefix, "out": run.out,
+        **settings.model_dump(exclude={"variant"}), **({"by": "manifest"} if edited.manifest else {}),
+    }  # fmt: skip
+    # not named by either table: what they say of a photograph is a part of that photograph's version
     recipe = Recipe(STEP, VERSION, parameters, {})
     folder = recipe.folder(run.workspace, "pasted")
     return PastingPlan(
@@ -157,61 +166,34 @@ def identify_faces(uri: str, photos: str) -> FaceTable:
 
 
 @unit_of_work("index-edited-faces")
-def index_edited(run: Run, table: FaceTable, edited: str, shard_size: int) -> ImageIndex:
+def index_edited(run: Run, table: FaceTable, edited: EditedFaces, shard_size: int) -> ImageIndex:
     """Cut the photographs of a table into shards; a photograph's version is that of its edited faces.
 
     Raises:
         MissingObjectError: If there is no edited face at all.
-        SettingsError: If the edited faces are packed.
+        SettingsError: If the manifest is of other images, or the faces are packed and there is none.
     """
-    versions = {item.key: item.etag for item in list_objects(edited)}
     by_image = read_faces(table.uri, table.digest)
+    found = versions(edited, [row for rows in by_image.values() for row in rows if row["status"] == OK])
 
-    # that every single face is missing is a wrong prefix, which should not become a row for each photograph
-    expected = [row for rows in by_image.values() for row in rows if row["status"] == OK]
-    if expected and not any(_edited_key(row, versions) for row in expected):
-        if packed := next((key for key in versions if key.endswith((".tar", ".parquet"))), ""):
-            raise SettingsError(
-                f"the images under {edited} lie in tars or tables ({packed}), where no face is pasted from; "
-                "edit the faces into files (to: images)"
-            )
-        raise MissingObjectError(
-            f"none of the {len(expected)} faces of {table.uri} lies under {edited} (looked for "
-            f"{expected[0]['output_key']} and the others); give the prefix of one edit, not of all"
-        )
-
-    objects = [ObjectInfo(key, _version(rows, versions), len(rows)) for key, rows in sorted(by_image.items())]
-    return write_index(objects, table.photos, run.workspace, shard_size, {"edited": edited})
+    objects = [
+        ObjectInfo(key, _version(edited, rows, found), len(rows)) for key, rows in sorted(by_image.items())
+    ]
+    about = {"edited": edited.prefix} | ({"variant": edited.variant} if edited.variant else {})
+    return write_index(objects, table.photos, run.workspace, shard_size, about)
 
 
-def _version(rows: list[Row], versions: Mapping[str, str]) -> str:
-    parts = []
+def _version(edited: EditedFaces, rows: Sequence[Row], found: Mapping[str, str]) -> str:
+    """Return the version of a photograph, by those of its edited faces that are there."""
+    parts = [edited.variant] if edited.variant else []  # no two variants share shards
     for row in rows:
-        key = _edited_key(row, versions) if row["status"] == OK else None
         # with its place in the photograph, since alignment may have found it elsewhere
         place = f"{row['face_index']}\0{row['content_hash']}\0{row['quad']}"
-        parts.append(f"{place}\0{versions[key] if key else ''}")
+        parts.append(f"{place}\0{found.get(row['output_key'], '')}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
-def _edited_key(face: Row, there: Container[str]) -> str | None:
-    """Return the key of an edited face, if it is there."""
-    return next((name for name in _names(face) if name in there), None)
-
-
-def _names(face: Row) -> list[str]:
-    """Return what an edited face may be called: as edit-images names it, as the face, or as it once was."""
-    key, version = face["output_key"], face["face_hash"]
-    # of whichever format the edit was written in
-    named = [
-        name(key, suffix=ending, version=version)
-        for ending in dict.fromkeys(ENDINGS.values())
-        for name in (readable_key, output_key)
-    ]
-    return [*dict.fromkeys([*named, key, output_key(key, suffix=".png")])]
-
-
-@unit_of_work("paste-shard", "paste-shard-{shard.number}")
+@unit_of_work("paste-shard", "paste-shard-{planned.edited.folder}{shard.number}")
 def paste_shard(planned: PastingPlan, shard: ImageShard) -> ShardResult:
     """Put the faces of one shard of photographs back, where that has not been done yet."""
     images = read_shard(shard)
@@ -221,37 +203,51 @@ def paste_shard(planned: PastingPlan, shard: ImageShard) -> ShardResult:
         return [(key, etag) for key, etag in images if key not in done]
 
     def paste(photographs: Iterable[tuple[str, str]]) -> Iterable[Row]:
-        faces = read_faces(planned.table.uri, planned.table.digest)
-        return (_paste(planned, key, etag, faces[key]) for key, etag in photographs)
+        by_image, todo = read_faces(planned.table.uri, planned.table.digest), list(photographs)
+        aligned = [face for key, _ in todo for face in by_image[key] if face["status"] == OK]
+        edited = pictures(planned.edited, aligned)
+        return (_paste(planned, edited, key, etag, by_image[key]) for key, etag in todo)
 
     return finish_shard(
-        planned.log(shard), to_do, paste, planned.made(), lambda: PASTED_SCHEMA, versions=dict(images),
+        planned.log(shard), to_do, paste, planned.made(), lambda: planned.schema, versions=dict(images),
         files=[Files(planned.photographs, lambda row: row["output_key"])], failing={FAILED},
     )  # fmt: skip
 
 
-def _paste(planned: PastingPlan, key: str, etag: str, faces: list[Row]) -> Row:
-    row = dict.fromkeys(PASTED_SCHEMA.names) | {"image_key": key, "etag": etag}
+def _paste(planned: PastingPlan, edited: Pictures, key: str, etag: str, faces: list[Row]) -> Row:
+    row = dict.fromkeys(planned.schema.names) | {"image_key": key, "etag": etag}
+    if planned.edited.variant:
+        row["variant"] = planned.edited.variant
     try:
         photograph = _photograph(planned, key, faces)
-        aligned = [face for face in faces if face["status"] == OK]  # others are left as they are
-        edited = _edited_faces(planned, key, etag, faces)
-        quads = [FaceQuad.from_list(face["quad"]) for face in aligned]
-        edited = [from_srgb(face, rgb_profile(photograph)) for face in edited]
+        # others are left as they are
+        mine = [face for face in faces if face["status"] == OK and edited.concern(face)]
+        if not mine:
+            raise NotEditedError(
+                f"no face of {key} is among the images that {planned.edited.manifest} has of "
+                f"{planned.edited.variant}"
+            )
+        found = _edited_faces(planned, edited, key, etag, faces, mine)
+        quads = [FaceQuad.from_list(face["quad"]) for face in mine]
+        found = [from_srgb(face, rgb_profile(photograph)) for face in found]
         pasted = paste_faces(
-            photograph, list(zip(edited, quads, strict=True)), feather=planned.settings.feather
+            photograph, list(zip(found, quads, strict=True)), feather=planned.settings.feather
         )
         content = encode_photograph(pasted, colours_of=photograph)
     except (NoFaceError, NotAlignedError) as error:
         causes = [face["error_type"] for face in faces if face["status"] == FAILED]
         return row | failure(error, status=SKIPPED) | {"error_type": (causes or [faces[0]["error_type"]])[0]}
+    except NotEditedError as error:
+        return row | failure(error, status=SKIPPED)
+    except FailedEditError as error:
+        return row | failure(error) | {"error_type": error.error_type}
     except (StyleCLIPError, OSError) as error:
         return row | failure(error)
 
     # outside of the block above: if this cannot be written, no photograph is to blame
-    name = output_key(key, suffix=".png", version=etag)
+    name = f"{planned.edited.folder}{output_key(key, suffix='.png', version=etag)}"
     write_bytes_atomic(join(planned.photographs, name), content)
-    return row | {"faces": len(aligned), "output_key": name} | success()
+    return row | {"faces": len(mine), "output_key": name} | success()
 
 
 def _photograph(planned: PastingPlan, key: str, faces: list[Row]) -> Image.Image:
@@ -279,72 +275,62 @@ def _photograph(planned: PastingPlan, key: str, faces: list[Row]) -> Image.Image
     return decode_image(data, own_colours=True)
 
 
-def _edited_faces(planned: PastingPlan, key: str, etag: str, faces: list[Row]) -> list[Image.Image]:
-    """Read the edited faces of a photograph, as they were listed.
+def _edited_faces(
+    planned: PastingPlan, edited: Pictures, key: str, etag: str, faces: list[Row], mine: list[Row]
+) -> list[Image.Image]:
+    """Read those faces of a photograph that are edited, as they were listed.
 
     Raises:
+        FailedEditError: If one could not be edited.
         MissingFaceError: If one is not there.
         ChangedObjectError: If one is another version by now.
     """
-    found = [_edited_face(planned, face) for face in faces if face["status"] == OK]
+    read = {face["output_key"]: edited.read(face) for face in mine}
 
     # the index has one version for all faces of a photograph, so it is asked of all together
-    if _version(faces, {name: version for name, version, _ in found}) != etag:
+    if _version(planned.edited, faces, {name: version for name, (version, _) in read.items()}) != etag:
         raise ChangedObjectError(
             f"an edited face of {key} has changed since it was listed; a new run takes the new version"
         )
-    return [decode_image(content) for _, _, content in found]
-
-
-def _edited_face(planned: PastingPlan, face: Row) -> tuple[str, str, bytes]:
-    """Return name, version and content of an edited face.
-
-    Raises:
-        MissingFaceError: If it is not there, though others are.
-    """
-    *others, last = _names(face)
-    try:
-        with item_under(planned.edited, last):
-            for name in others:
-                with suppress(MissingObjectError):
-                    return _current(planned.edited, name)
-            return _current(planned.edited, last)
-    except MissingObjectError as error:
-        where = join(planned.edited, _names(face)[0])
-        raise MissingFaceError(
-            f"face {face['face_index']} of {face['image_key']} is not at {where}; edit it, then paste again"
-        ) from error
-
-
-def _current(prefix: str, name: str) -> tuple[str, str, bytes]:
-    uri = join(prefix, name)
-    now = version(uri)
-    return name, now, read_version(uri, now)
+    return [picture for _, picture in read.values()]
 
 
 @unit_of_work("write-pasted")
-def write_pasted(planned: PastingPlan, index: ImageIndex) -> PastedRef:
-    """Gather the rows of all shards into one table."""
+def write_pasted(planned: list[PastingPlan], indexes: list[ImageIndex]) -> PastedRef:
+    """Gather the rows of all shards into one table; of a manifest, those of one variant after the other's."""
+    first, shards = planned[0], shards_of(planned, indexes)
     # a table is named after the attempts in it, so that one more of them makes another table
-    attempts = [uri for shard in index.shards for uri in planned.log(shard).attempts()]
-    name = fingerprint(STEP, VERSION, {"attempts": attempts}, {"index": index.fingerprint})[:16]
-    uri = join(planned.out, "batches", name, "pasted.parquet")
+    attempts = [uri for each, shard in shards for uri in each.log(shard).attempts()]
+    inputs = {
+        f"index/{each.edited.variant}".rstrip("/"): index.fingerprint
+        for each, index in zip(planned, indexes, strict=True)
+    }
+    name = fingerprint(STEP, VERSION, {"attempts": attempts}, inputs)[:16]
+    uri = join(first.out, "batches", name, "pasted.parquet")
     if not is_complete(uri):
-        tables = (planned.log(shard).table(PASTED_SCHEMA) for shard in index.shards)
-        write_tables(uri, PASTED_SCHEMA, tables, planned.made())
-    supersede(planned.out, {STEP: planned.recipe.fingerprint}, by=uri)
+        tables = (each.log(shard).table(each.schema) for each, shard in shards)
+        write_tables(uri, first.schema, tables, first.made())
+    supersede(first.out, {STEP: first.recipe.fingerprint}, by=uri)
 
     found = read_table(uri, columns=["status"])
     counts = {status: count(found, "status", status) for status in (OK, SKIPPED, FAILED)}
     return PastedRef(
-        table=uri, photographs=planned.photographs, pasted=counts[OK], skipped=counts[SKIPPED],
+        table=uri, photographs=first.photographs, pasted=counts[OK], skipped=counts[SKIPPED],
         failed=counts[FAILED],
     )  # fmt: skip
 
 
-def write_partial_pasted(planned: PastingPlan, index: ImageIndex, why: str) -> str:
+def shards_of(
+    planned: Sequence[PastingPlan], indexes: Sequence[ImageIndex]
+) -> list[tuple[PastingPlan, ImageShard]]:
+    """Return every shard of every plan."""
+    return [(each, shard) for each, index in zip(planned, indexes, strict=True) for shard in index.shards]
+
+
+def write_partial_pasted(planned: list[PastingPlan], indexes: list[ImageIndex], why: str) -> str:
     """Write the table of the photographs of the shards that are done; see ``write_partial_table``."""
-    made = planned.recipe.made(_KIND)
+    first, shards = planned[0], shards_of(planned, indexes)
+    made = first.recipe.made(_KIND)
     return write_partial_table(
-        "pasted.parquet", planned.out, PASTED_SCHEMA, made, index.shards, planned.log, why
+        "pasted.parquet", first.out, first.schema, made, shards, lambda each: each[0].log(each[1]), why
     )

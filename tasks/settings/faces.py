@@ -47,3 +47,7 @@ class Pasting(Settings):
     feather: float = Field(
         0.08, gt=0, le=0.5, description="Width of the fade at the edge of a face, as a fraction of its side"
     )
+    variant: tuple[str, ...] = Field(
+        (),
+        description="Of a batch's manifest, a variant or an edit to put back; all of them if none is given",
+    )

@@ -27,6 +27,7 @@ from styleclip.tasks.photographs import faces as faces_task
 from styleclip.tasks.photographs import images, reading
 from styleclip.tasks.photographs import pasting as pasting_task
 from styleclip.tasks.photographs.datasets.front import locate
+from styleclip.tasks.photographs.edited_faces import EditedFaces
 from styleclip.tasks.photographs.faces import face_key
 from styleclip.tasks.photographs.landmarks import read_landmarks
 from styleclip.tasks.running import networks as models
@@ -457,8 +458,9 @@ def test_a_table_of_faces_replaced_before_its_shard_is_refused(photos, landmarks
     aligned = align(photos, landmarks, tmp_path / "out").faces
     run = Run(workspace=str(tmp_path / "workspace"), out=str(tmp_path / "pasted"))
     found = pasting_task.identify_faces.fn(aligned.table, "")
-    (shard,) = pasting_task.index_edited.fn(run, found, aligned.faces, 1000).shards
-    planned = pasting_task.plan(run, found, aligned.faces, Pasting())
+    edited = EditedFaces(prefix=aligned.faces)
+    (shard,) = pasting_task.index_edited.fn(run, found, edited, 1000).shards
+    planned = pasting_task.plan(run, found, edited, Pasting())
     other = align(photos, landmarks, tmp_path / "out", Alignment(output_size=64)).faces
     shutil.copy(other.table, aligned.table)
     faces_task.read_faces.cache_clear()  # as in the process of a Retry

@@ -7,15 +7,19 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from benchmarks import methods as benchmark
 from benchmarks.gpu import relevance as gpu_relevance
-from benchmarks.methods import summary
+from benchmarks.methods import Sizes, World, methods, summary
 from benchmarks.published import PublishedScript
 from benchmarks.reference import reference_mapper, reference_optimization, reference_table
+from styleclip.data.world.quality import PROMPTS
 from styleclip.tasks.settings import fast_relevance
 from styleclip_core import load_clip, load_generator
+from styleclip_core.inversion import RefinementSettings
 from styleclip_core.mapper_training import PRESETS as MAPPER_PRESETS
 from styleclip_core.mapper_training import new_mapper
 from styleclip_core.optimization import PRESETS, optimize, published_embedding
+from styleclip_core.prompts import embed_prompt
 from styleclip_core.reference_compat import measure_as_published
 from styleclip_core.relevance import RelevanceSettings, RelevanceTable
 from styleclip_core.sampling import measure_statistics, sample_styles
@@ -84,6 +88,52 @@ def test_mapper_lowers_the_published_loss(networks, w_plus):
 
     trained = reference_mapper(generator, clip.embed_images, w_plus, text, 40, levels)
     assert loss(trained) < loss(new_mapper(generator, levels)) - 1e-4
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """The embedded world, with two photographs hardly refined and mappers of a handful of codes."""
+    sizes = Sizes(photographs=2, slow=1, looked_at=100, steps=4, mapper_steps=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark, "RefinementSettings", lambda: RefinementSettings(steps=1))
+        patch.setattr(benchmark, "_TRAINING_CODES", 8)
+        patch.setattr(benchmark, "_VALIDATION_CODES", 2)
+        yield World(sizes, tmp_path_factory.mktemp("methods"))
+
+
+@pytest.mark.parametrize("name", ["optimization", "mapper"])
+def test_faithful_rows_move_what_the_prompt_concerns_and_other_rows_more(world, name):
+    prompt, rows = PROMPTS[0], methods(world)
+    before = world.generator.styles(world.w_plus).editable()
+    concerned = world.relevant(prompt).width > 0
+    assert 0 < concerned.sum() < len(concerned)
+
+    count, edit = rows[f"{name}, faithful"]
+    edited = edit(prompt)
+    moved = _moved(before, edited)
+    assert count == edited.codes.batch_size == 2
+    assert moved.any()
+    assert not moved[~concerned].any()
+    assert edited.prepared > 0  # of the channels, which no other row looks for
+
+    assert _moved(before, rows[name][1](prompt))[~concerned].any()
+
+
+def _moved(before, edited):
+    # what only rounding tells apart, as other batches do, has not moved
+    return ((edited.codes.editable() - before).abs() > 1e-5).any(dim=0)
+
+
+def test_a_faithful_optimization_of_the_table_is_the_preset_of_the_core(world):
+    prompt, settings = PROMPTS[1], replace(PRESETS["faithful"], steps=4)
+    *_, ours = optimize(
+        world.generator, world.clip.embed_images, world.w_plus,
+        embed_prompt(world.clip, prompt.target).expand(2, -1), settings,
+        embed_identity=world.identity.embed, neutral=embed_prompt(world.clip, prompt.neutral).expand(2, -1),
+        scale=world.clip.logit_scale, channels=world.relevant(prompt),
+    )  # fmt: skip
+    edited = methods(world)["optimization, faithful"][1](prompt)
+    assert torch.equal(edited.codes.flat(), ours.latents)
 
 
 def test_summary_by_hand():

@@ -32,6 +32,7 @@ from styleclip.tasks.editing import saving as packing
 from styleclip.tasks.keeping.accounts import account
 from styleclip.tasks.keeping.pruning import Choice, prune
 from styleclip.tasks.photographs import pasting, reading
+from styleclip.tasks.photographs.edited_faces import EditedFaces, names
 from styleclip.tasks.photographs.reading import object_of, read_stored
 from styleclip.tasks.reports.page.thumbnails import plan_page, thumbnail_chunk
 from styleclip.tasks.running.run import Run, run_here
@@ -428,17 +429,17 @@ def test_a_format_that_pillow_lacks_ends_the_run_at_once(network_files, photos, 
 def test_faces_are_pasted_from_files_of_any_format(form):
     for key in ("p.png.face0.png", "_/img-0001-jpg~" + "0" * 32 + ".png", "con/p.png.face0.png"):
         named = readable_key(key, suffix=Saving(format=form).ending, version="ab" * 32)
-        assert named in pasting._names({"output_key": key, "face_hash": "ab" * 32})
+        assert named in names({"output_key": key, "face_hash": "ab" * 32})
 
 
-def test_faces_in_tars_are_refused_by_name(tmp_path, monkeypatch):
+def test_faces_in_tars_want_the_manifest_of_their_batch(tmp_path, monkeypatch):
     edited = str(tmp_path / "images/grey_1a2b3c4d")
     write_bytes_atomic(join(edited, "0123-4567.tar"), b"...")
     face = {"output_key": "p.png.face0.png", "face_hash": "ab" * 32, "status": "ok"}
     monkeypatch.setattr(pasting, "read_faces", lambda *_: {"p.png": [face]})
     table = pasting.FaceTable(uri="faces.parquet", digest="0", photos="photos")
-    with pytest.raises(SettingsError, match=r"lie in tars or tables \(0123-4567.tar\).*to: images"):
-        pasting.index_edited.fn(Run(workspace=str(tmp_path)), table, edited, 4)
+    with pytest.raises(SettingsError, match=r"lie in tars or tables \(0123-4567.tar\).*manifest.parquet"):
+        pasting.index_edited.fn(Run(workspace=str(tmp_path)), table, EditedFaces(prefix=edited), 4)
 
 
 # ---- kills ---------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from styleclip.tasks.evaluation.attributes import AttributePrompts
 from styleclip.tasks.evaluation.labels import LabelPrompt
 from styleclip.tasks.evaluation.manifest import index_edits
 from styleclip.tasks.photographs import faces, images, inversion, pasting
+from styleclip.tasks.photographs.edited_faces import EditedFaces
 from styleclip.tasks.reports.page import thumbnails
 from styleclip.tasks.running.progress import ShardResult
 from styleclip.tasks.running.run import Run
@@ -161,8 +162,9 @@ def evaluate(batch: Batch, folder: str, before: str = "photos") -> tuple[Callabl
 def paste(batch: Batch, folder: str) -> tuple[Callable[[], ShardResult], Rows]:
     run = batch.run.model_copy(update={"workspace": folder, "out": folder})
     table = pasting.identify_faces.fn(batch.table, "")
-    planned = pasting.plan(run, table, batch.aligned.faces, Pasting())
-    (shard,) = pasting.index_edited.fn(run, table, batch.aligned.faces, 100).shards
+    edited = EditedFaces(prefix=batch.aligned.faces)
+    planned = pasting.plan(run, table, edited, Pasting())
+    (shard,) = pasting.index_edited.fn(run, table, edited, 100).shards
     return lambda: pasting.paste_shard.fn(planned, shard), rows_of(planned.log(shard))
 
 

@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import tarfile
 import threading
@@ -60,6 +59,7 @@ from styleclip_cli.serving import Pages
 from styleclip_core import images
 from styleclip_core.errors import ImageFormatError
 from styleclip_core.images import decode_image
+from tests.forked import completed
 from tests.left import files_of
 from tests.pipeline.test_flows import encoded, portrait
 
@@ -444,27 +444,23 @@ def test_faces_in_tars_want_the_manifest_of_their_batch(tmp_path, monkeypatch):
 
 # ---- kills ---------------------------------------------------------------------------------------------
 
-KILLED = """
-import os, signal, sys, threading
-from styleclip.tasks.editing import plans as planning
-from styleclip.tasks.editing import saving as packing
-from styleclip.tasks.settings import Execution, Inversion, Models, Relevance, Sampling, Saving, SettingsError
-from tests.pipeline.test_saving import edit
 
-real, begun, moment, turn = packing.copy_from_local, [], sys.argv[4], threading.Lock()
+def edit_and_be_killed() -> None:
+    """Edit in a process that kills itself when the second file of a shard is put in its place."""
+    photos, out, to, moment, *files = sys.argv[1:]
+    real, begun, turn = packing.copy_from_local, [], threading.Lock()
 
-def copy(path, uri):
-    with turn:
-        begun.append(uri)
-        if moment == "after" or len(begun) < 2:
-            real(path, uri)
-        if len(begun) == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
+    def copy(path, uri):
+        with turn:
+            begun.append(uri)
+            if moment == "after" or len(begun) < 2:
+                real(path, uri)
+            if len(begun) == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
 
-packing.copy_from_local = copy
-names = ("generator", "clip", "encoder")
-edit(dict(zip(names, sys.argv[5:8])), sys.argv[1], sys.argv[2], saving=Saving(to=sys.argv[3]))
-"""
+    packing.copy_from_local = copy
+    networks = dict(zip(("generator", "clip", "encoder"), files, strict=True))
+    edit(networks, photos, out, saving=Saving(to=to))
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
@@ -474,10 +470,7 @@ def test_a_kill_amid_a_shard_leaves_nothing_that_the_next_run_does_not_make_whol
 ):
     out = tmp_path / "out"
     files = [network_files[name] for name in ("generator", "clip", "encoder")]
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, photos, str(out), saving.to, moment, *files],
-        env={**os.environ, "STYLECLIP_COMMIT": "tested"}, capture_output=True, timeout=240,
-    )  # fmt: skip
+    killed = completed([photos, out, saving.to, moment, *files], os.environ, edit_and_be_killed)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     left = {key: content for key, content in files_of(out).items() if key.startswith("images/")}
     assert len(left) == (1 if moment == "before" else 2)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -40,7 +41,9 @@ class Forked:
         begun, told = _FORKS.Pipe(duplex=False)
         streams = [Connection(os.dup(each.fileno()), readable=False) for each in (stdout, stderr)]
         texts = [str(each) for each in arguments]
-        self._process = _FORKS.Process(target=_run, args=(work, texts, dict(environment), streams, told))
+        # by its name: its module is imported when the environment is the command's
+        name = f"{work.__module__}:{work.__qualname__}"
+        self._process = _FORKS.Process(target=_run, args=(name, texts, dict(environment), streams, told))
         self._process.start()
 
         # with its group, to which a signal can be sent
@@ -121,10 +124,10 @@ def completed(
 
 
 def _run(
-    work: Callable[[], object], arguments: list[str], environment: dict[str, str],
+    name: str, arguments: list[str], environment: dict[str, str],
     streams: list[Connection], told: Connection,
 ) -> None:  # fmt: skip
-    """Become what a process would be that had just been started, and work."""
+    """Become what a process would be that had just been started, and call what is named."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -143,7 +146,7 @@ def _run(
         torch.set_num_threads(int(count))
 
     # multiprocessing ends a process without what Python does at an end
-    status = _status(work)
+    status = _status(name)
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for each in (sys.stdout, sys.stderr):
@@ -151,9 +154,9 @@ def _run(
     os._exit(status)
 
 
-def _status(work: Callable[[], object]) -> int:
+def _status(name: str) -> int:
     try:
-        work()
+        pkgutil.resolve_name(name)()
     except SystemExit as ended:
         if isinstance(ended.code, str):
             sys.stderr.write(f"{ended.code}\n")

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from styleclip_core.errors import ArtifactConflictError, CheckpointError, Traini
 from styleclip_core.mapper_training import MapperTraining, MapperTrainingSettings, apply_mapper, new_mapper
 from styleclip_core.models.mapper import save_mapper
 from styleclip_core.models.stylegan2 import Generator, GeneratorConfig
+from tests.forked import completed, started
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"steps": 12, "identity_weight": 0.0, "validate_every": 4, "learning_rate": 0.2}
@@ -114,36 +114,31 @@ def test_a_training_stopped_at_any_step_resumes_to_the_same_bits(stop):
     assert second.best_loss == undisturbed.best_loss
 
 
-_CHILD = """
-import sys
-from pathlib import Path
-sys.path[:0] = [{root!r}, {here!r}]
-from test_mapper_training import small_training
-training, path = small_training(steps=60), Path(sys.argv[1])
-if path.exists():
-    training.restore(path.read_bytes())
-for done in training.run():
-    aside = path.with_suffix(".aside")
-    aside.write_bytes(training.to_bytes())
-    aside.replace(path)
-    print(done.step, flush=True)
-"""
+def train_on() -> None:
+    """Train in a process of its own, from where the file that it is given has come, and say each step."""
+    training, path = small_training(steps=60), Path(sys.argv[1])
+    if path.exists():
+        training.restore(path.read_bytes())
+    for done in training.run():
+        aside = path.with_suffix(".aside")
+        aside.write_bytes(training.to_bytes())
+        aside.replace(path)
+        sys.stdout.write(f"{done.step}\n")
+        sys.stdout.flush()
 
 
 def test_a_killed_training_resumes_to_the_same_bits(tmp_path):
-    path, here = tmp_path / "training.safetensors", Path(__file__).parent
-    command = [sys.executable, "-W", "ignore", "-c", _CHILD.format(root=str(ROOT), here=str(here)), str(path)]
+    path = tmp_path / "training.safetensors"
     begun = []
     for wanted in (5, 21):
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        for line in child.stdout:
-            begun.append(int(line))
-            if begun[-1] >= wanted:
-                os.kill(child.pid, signal.SIGKILL)
-                break
-        child.stdout.close()
-        assert child.wait() == -signal.SIGKILL
-    subprocess.run(command, check=True, capture_output=True)
+        with started([path], os.environ, train_on) as (child, printed):
+            for line in printed:
+                begun.append(int(line))
+                if begun[-1] >= wanted:
+                    break
+            child.kill()
+            assert child.wait() == -signal.SIGKILL
+    assert completed([path], os.environ, train_on).returncode == 0
     resumed, undisturbed = small_training(steps=60), small_training(steps=60)
     resumed.restore(path.read_bytes())
     list(undisturbed.run())

@@ -1,7 +1,6 @@
 """The setting that chooses where tasks are executed, and what it says when it cannot be followed."""
 
 import os
-import subprocess
 import sys
 
 import pytest
@@ -9,6 +8,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from styleclip.flows import engine
 from styleclip.tasks.settings import SettingsError
+from tests.forked import completed
 
 
 def test_threads_are_the_default(monkeypatch):
@@ -34,13 +34,14 @@ def test_ray_without_its_extra_says_what_to_install(monkeypatch):
 
 def test_ray_is_imported_only_where_it_is_chosen():
     """With the setting the same lines do import it, so the check can fail."""
-    program = (
-        "import sys, styleclip.flows.run; styleclip.flows.run.task_runner(); print('ray' in sys.modules)"
-    )
     pytest.importorskip("prefect_ray", reason="the extra 'ray' is not installed: pip install '.[ray]'")
     for chosen, imported in (("threads", "False"), ("ray", "True")):
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True,
-            env={**os.environ, "STYLECLIP_ENGINE": chosen},
-        )  # fmt: skip
-        assert done.stdout.strip() == imported
+        done = completed([], os.environ | {"STYLECLIP_ENGINE": chosen}, say_whether_ray_is_imported)
+        assert (done.stdout.strip(), done.returncode) == (imported, 0), done.stderr
+
+
+def say_whether_ray_is_imported() -> None:
+    from styleclip.flows.run import task_runner
+
+    task_runner()
+    sys.stdout.write(str("ray" in sys.modules))

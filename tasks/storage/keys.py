@@ -10,7 +10,7 @@ _PLAIN_FOLDER = re.compile(r"[a-z0-9][a-z0-9_ +-]*")
 _PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9._ +-]*")
 _MAX_PART, _MAX_KEY = 180, 800
 _VERSION_DIGITS, _APART_DIGITS = 12, 16
-_FORBIDDEN = frozenset('\\:*?"<>|#%')  # by Windows, by links, by the names of places
+_FORBIDDEN = frozenset('\\:*?"<>|#%')  # by Windows (SeaweedFS takes \ for /), links, names of places
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)  # by Windows
 
 

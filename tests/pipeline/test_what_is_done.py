@@ -204,7 +204,7 @@ def test_faces_and_pasted_photographs_follow_their_photographs(place, monkeypatc
 
     asked: list[tuple[str, str]] = []
     count_calls(monkeypatch, faces, "_align_photograph", asked, 3)
-    count_calls(monkeypatch, pasting, "_paste", asked, 1)
+    count_calls(monkeypatch, pasting, "_paste", asked, 2)
 
     first = align()
     pasted = paste(first)

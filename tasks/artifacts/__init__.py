@@ -23,6 +23,7 @@ from styleclip.tasks.artifacts.tables import count as count
 from styleclip.tasks.artifacts.tables import is_complete as is_complete
 from styleclip.tasks.artifacts.tables import iter_batches as iter_batches
 from styleclip.tasks.artifacts.tables import read_expected as read_expected
+from styleclip.tasks.artifacts.tables import read_identified as read_identified
 from styleclip.tasks.artifacts.tables import read_provenance as read_provenance
 from styleclip.tasks.artifacts.tables import read_table as read_table
 from styleclip.tasks.artifacts.tables import to_matrix as to_matrix

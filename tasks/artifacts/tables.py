@@ -179,6 +179,16 @@ def _short(value: object) -> str:
     return re.sub(r"^([0-9a-f]{16})[0-9a-f]{16,}$", r"\1", str(value))
 
 
+def read_identified(uri: str) -> tuple[bytes, str]:
+    """Return the content of an object and its SHA-256, by which ``read_expected`` knows it again.
+
+    Raises:
+        StorageError: If it cannot be read.
+    """
+    content = read_bytes(uri)
+    return content, hashlib.sha256(content).hexdigest()
+
+
 def read_expected(uri: str, digest: str) -> bytes:
     """Return the content of an object that results are named after.
 
@@ -190,9 +200,8 @@ def read_expected(uri: str, digest: str) -> bytes:
         ChangedInputError: If it has been replaced since.
         StorageError: If it cannot be read.
     """
-    content = read_bytes(uri)
     # of the bytes that are used: between a look and a read it could change
-    found = hashlib.sha256(content).hexdigest()
+    content, found = read_identified(uri)
     if found != digest:
         raise ChangedInputError(
             f"{uri} has changed since this run began: it is {found[:16]}, results are named after "

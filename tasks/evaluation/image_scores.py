@@ -19,7 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from styleclip.tasks.artifacts import Recipe, write_table
+from styleclip.tasks.artifacts import Recipe, read_identified, write_table
 from styleclip.tasks.artifacts.outcomes import OK, STATUS_FIELDS, OutcomeLog, Row, failure, success
 from styleclip.tasks.evaluation.labels import LabelPrompt, load_truth
 from styleclip.tasks.photographs.images import ImageIndex, ImageShard, read_shard
@@ -32,7 +32,7 @@ from styleclip.tasks.running.run import Run
 from styleclip.tasks.running.shards import finish_shard, without_result
 from styleclip.tasks.running.texts import target_embedding
 from styleclip.tasks.settings import SettingsError, TemplateSet
-from styleclip.tasks.storage import join, read_bytes
+from styleclip.tasks.storage import join
 from styleclip_core.errors import StyleCLIPError
 from styleclip_core.images import centre_square, decode_image
 from styleclip_core.metrics import area_under_curve
@@ -206,7 +206,7 @@ def gather_scores(run: Run, planned: ScorePlan, index: ImageIndex, labels: str) 
 
     # outcomes are part of the name: a Retry that mends images makes another table
     scored = {"index": index.fingerprint, "outcomes": _digest(rows)}
-    given = {"labels": hashlib.sha256(read_bytes(labels)).hexdigest()} if labels else {}
+    given = {"labels": read_identified(labels)[1]} if labels else {}
     inputs = {**scored, **given, **planned.recipe.inputs}
     whole = replace(
         planned.recipe, parameters={**planned.recipe.parameters, "labels": labels}, inputs=inputs

@@ -23,6 +23,7 @@ from styleclip.tasks.artifacts import (
     fingerprint,
     is_complete,
     read_expected,
+    read_identified,
     read_table,
     write_tables,
 )
@@ -53,7 +54,6 @@ from styleclip.tasks.storage import (
     join,
     list_objects,
     output_key,
-    read_bytes,
     version,
     write_bytes_atomic,
 )
@@ -151,7 +151,7 @@ def identify_source(run: Run, source: FaceSource) -> str:
         wanted = models.Wanted("detector", source.detector, run.device, min_score=source.min_score)
         return models.current(wanted).fingerprint
 
-    digest = hashlib.sha256(read_bytes(str(source.landmarks))).hexdigest()
+    _, digest = read_identified(str(source.landmarks))
     read_landmarks(str(source.landmarks), digest)  # a table of another form must stop the run here
     return digest
 

@@ -22,6 +22,7 @@ from styleclip.tasks.artifacts import (
     count,
     fingerprint,
     is_complete,
+    read_identified,
     read_provenance,
     read_table,
     write_tables,
@@ -58,7 +59,6 @@ from styleclip.tasks.storage import (
     canonical,
     join,
     output_key,
-    read_bytes,
     write_bytes_atomic,
 )
 from styleclip_core.colours import from_srgb, rgb_profile
@@ -157,11 +157,11 @@ def identify_faces(uri: str, photos: str) -> FaceTable:
     Raises:
         SettingsError: If it is a table of something else.
     """
-    made = read_provenance(uri)
+    content, digest = read_identified(uri)
+    made = read_provenance(uri, content=content)
     if made.kind != "faces":
         raise SettingsError(f"{uri} is a table of {made.kind}, not of faces; give the one align-faces wrote")
 
-    digest = hashlib.sha256(read_bytes(uri)).hexdigest()
     return FaceTable(uri=uri, digest=digest, photos=photos or canonical(str(made.parameters["photos"])))
 
 

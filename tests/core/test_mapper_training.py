@@ -18,7 +18,6 @@ from styleclip_core.models.mapper import save_mapper
 from styleclip_core.models.stylegan2 import Generator, GeneratorConfig
 from tests.forked import completed, started
 
-ROOT = Path(__file__).parents[2]
 SMALL = {"steps": 12, "identity_weight": 0.0, "validate_every": 4, "learning_rate": 0.2}
 
 
